@@ -1,0 +1,150 @@
+"""Reading and writing of weights: the only `torch.load`, which never executes code; writes are atomic.
+
+State dicts are plain `{name: tensor}`. Torch pickles (`.ckpt`, `.pth`, `.pt`) and `.safetensors` files are read alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ldm.util import atomic_write
+
+
+class _CallbackKey:
+    """Stands in for the callback classes that Lightning 1.x used as dictionary keys in its checkpoints."""
+
+
+CALLBACK_CLASSES = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+)
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Return everything in a checkpoint file, on the CPU, without running any code stored in it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds something other than tensors and plain containers, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; check the path (model.params.ckpt_path, pretrained_path)")
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safe_globals = getattr(torch.serialization, "safe_globals", None)
+    known = safe_globals([(_CallbackKey, name) for name in CALLBACK_CLASSES]) if safe_globals else nullcontext()
+    try:
+        with known:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).split("\n")[0][:300]
+        raise ValueError(
+            f"{path} was refused: expected tensors and plain containers only (code in a checkpoint is never run), or "
+            f"the file is damaged: {reason}. Save it again as a state dict of tensors"
+        ) from error
+
+
+def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Return the `{name: tensor}` of a file; a Lightning checkpoint's `state_dict` is unwrapped."""
+    content = load_checkpoint(path)
+    state = content.get("state_dict", content)
+    bad = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if bad:
+        raise ValueError(f"{path} is not a state dict: these entries are no tensors: {', '.join(bad[:8])}")
+    return dict(state)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """True if `name` equals a pattern, starts with one (as latent-diffusion's `ignore_keys`), or fits its wildcards."""
+    return any(name.startswith(pattern) or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = ()) -> None:
+    """Copy `state` into `module`; every key must match but those under a name or pattern in `ignore`.
+
+    Raises:
+        ValueError: listing every missing, unknown or differently shaped key that the caller did not name.
+    """
+    ignore = tuple(ignore)
+    own = module.state_dict()
+    given = {name: value for name, value in state.items() if not (matches(name, ignore) and name not in own)}
+    missing = sorted(name for name in own.keys() - given.keys() if not matches(name, ignore))
+    unknown = sorted(given.keys() - own.keys())
+    shapes = [
+        f"{name}: file {tuple(value.shape)}, model {tuple(own[name].shape)}"
+        for name, value in given.items()
+        if name in own and own[name].shape != value.shape and not matches(name, ignore)
+    ]
+    if missing or unknown or shapes:
+        lines = [
+            f"{what}: {', '.join(names)}"
+            for what, names in (
+                ("missing from the file", missing),
+                ("unknown to the model", unknown),
+                ("other shape", shapes),
+            )
+            if names
+        ]
+        raise ValueError(
+            f"state dict does not fit {type(module).__name__} "
+            f"({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of another shape)\n" + "\n".join(lines)
+        )
+    fitting = {name: value for name, value in given.items() if own[name].shape == value.shape}
+    module.load_state_dict(fitting, strict=False)
+
+
+def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with latent-diffusion's EMA copies (`model_ema.*`) in place of the weights they average.
+
+    The copies' names are those of `model.*` without dots; a state dict without copies comes back as it is.
+    """
+    copies = {name.removeprefix("model_ema."): value for name, value in state.items() if name.startswith("model_ema.")}
+    kept = {name: value for name, value in state.items() if not name.startswith("model_ema.")}
+    return {
+        name: copies.get(name.removeprefix("model.").replace(".", ""), value) if name.startswith("model.") else value
+        for name, value in kept.items()
+    }
+
+
+def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write plain containers and tensors with `torch.save`, whole or not at all."""
+    with atomic_write(path, overwrite) as partial:
+        torch.save(dict(content), partial)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None, overwrite=False
+) -> None:
+    """Write `{name: tensor}` and string metadata as safetensors, whole or not at all."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_write(path, overwrite) as partial:
+        save_file(plain, partial, metadata=dict(metadata or {}))
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Return the string metadata of a safetensors file."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return dict(file.metadata() or {})
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,218 @@
+"""Which images each member of an ensemble sees: budgets per class, classes hidden from members, bootstraps.
+
+`plan_binned` and `plan_masked` draw a plan; `ldm.data.subsets` keeps plans on disk and trains on them.
+All draws come from generators named by (seed, class, component): nothing depends on the order of the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.util import generator
+
+Budget = int | str  # images of a class, or "all"
+
+ALL = "all"
+BINNED, MASKED = DATASET_NAMES = ("binned_classes", "masked_classes")
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """A plan: which classes have which budget, which member sees which classes, and the lists drawn from it.
+
+    Attributes:
+        dataset_name: "binned_classes" or "masked_classes".
+        class_names: names of the data set's classes.
+        images: number of images of the full data set.
+        components: number of members.
+        bins: {class: budget}; every class at "all" in a masked plan.
+        sees: {component: its classes}; every class in a binned plan.
+        record: how it was drawn (seed, rotation, bootstrap, ...) and from which data set, as kept on disk.
+        positions: {component: positions in the full data set}, None standing for the subset without bootstrap;
+            empty for a plan read from disk.
+    """
+
+    dataset_name: str
+    class_names: list[str]
+    images: int
+    components: int
+    bins: dict[int, Budget]
+    sees: dict[int, list[int]]
+    record: dict[str, Any] = field(default_factory=dict)
+    positions: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def seen_by(self, label: int) -> list[int]:
+        """Return the components that see class `label`."""
+        return [component for component, classes in self.sees.items() if label in classes]
+
+
+def budget_order(budget: Budget) -> float:
+    """Sort key of budgets: numbers first, "all" last."""
+    return float("inf") if budget == ALL else float(budget)
+
+
+def default_classes_per_bin(n_classes: int) -> dict[Budget, int]:
+    """Return {budget: number of classes}: 3/2/2/3 at 1/10/50/all for ten classes, else 10/10/10/70 % at 1/10/100/all.
+
+    Raises:
+        ValueError: for fewer than 100 classes that are not ten, for which there is no convention.
+    """
+    if n_classes == 10:
+        return {1: 3, 10: 2, 50: 2, ALL: 3}
+    if n_classes < 100:
+        raise ValueError(
+            f"no default bins for {n_classes} classes (there are for 10, and for 100 or more): "
+            "say how many classes each budget has, for example --classes_per_bin 1:3 10:2 all:3"
+        )
+    tenth = n_classes // 10
+    return {1: tenth, 10: tenth, 100: tenth, ALL: n_classes - 3 * tenth}
+
+
+def assign_bins(
+    n_classes: int, classes_per_bin: Mapping[Budget, int], seed: int, rotation: int = 0
+) -> dict[int, Budget]:
+    """Return {class: budget}: a seeded order of the classes is cut into the bins.
+
+    Each `rotation` moves every class on by the size of the smallest bin, round the end. So no class jumps over a bin,
+    and ceil(n_classes / smallest bin) rotations show every class at every budget.
+
+    Raises:
+        ValueError: unless the counts add up to `n_classes` and the budgets are positive or "all".
+    """
+    for budget, count in classes_per_bin.items():
+        if not (budget == ALL or (isinstance(budget, int) and budget > 0)) or count < 1:
+            raise ValueError(
+                f"a bin needs a budget of 1 or more, or 'all', and 1 or more classes; got {budget}:{count}"
+            )
+    total = sum(classes_per_bin.values())
+    if total != n_classes:
+        raise ValueError(f"the bins must hold all {n_classes} classes, got {total}: {dict(classes_per_bin)}")
+    slots = [budget for budget in sorted(classes_per_bin, key=budget_order) for _ in range(classes_per_bin[budget])]
+    shift = rotation * min(classes_per_bin.values())
+    order = torch.randperm(n_classes, generator=generator("bins", seed)).tolist()
+    return {label: slots[(place + shift) % n_classes] for place, label in sorted(enumerate(order), key=lambda x: x[1])}
+
+
+def binned_indices(labels: Tensor, budgets: Mapping[int, Budget], seed: int) -> Tensor:
+    """Return the positions of the images within budget, class after class.
+
+    Nested: the order of a class's images depends on (seed, class) only, and a budget takes the first of them.
+
+    Args:
+        labels: class of each image, [N].
+        budgets: {class: budget}; classes that are not named have no images.
+        seed: seed of the order.
+
+    Raises:
+        ValueError: if a class has fewer images than its budget.
+    """
+    chosen = []
+    for label in sorted(budgets):
+        members = (labels == label).nonzero()[:, 0]
+        wanted = len(members) if budgets[label] == ALL else int(budgets[label])
+        if not 0 < wanted <= len(members):
+            raise ValueError(
+                f"class {label} has {len(members)} images, its budget is {budgets[label]}: "
+                "choose a smaller budget, or 'all' for a class that has images"
+            )
+        order = torch.randperm(len(members), generator=generator("images", seed, label))
+        chosen.append(members[order[:wanted]])
+    return torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
+
+
+def bootstrap(indices: Tensor, labels: Tensor, seed: int, component: int) -> Tensor:
+    """Draw from `indices` with replacement within each class, so that every class keeps its number of images.
+
+    Args:
+        indices: positions to draw from, [K].
+        labels: class of each image of the full data set, [N].
+        seed: seed of the draw, with `component` and the class.
+        component: the member.
+    """
+    drawn = indices.clone()
+    classes = labels[indices]
+    for label in classes.unique().tolist():
+        places = (classes == label).nonzero()[:, 0]
+        source = generator("bootstrap", seed, component, label)
+        drawn[places] = indices[places[torch.randint(len(places), (len(places),), generator=source)]]
+    return drawn
+
+
+def assign_masks(n_classes: int, components: int, hidden_from: int, seed: int) -> dict[int, list[int]]:
+    """Return {component: classes it sees}: each class is hidden from `hidden_from` members, drawn at random.
+
+    Balanced: the numbers of classes hidden from two members differ by at most one.
+
+    Raises:
+        ValueError: unless 1 <= hidden_from < components.
+    """
+    if not 1 <= hidden_from < components:
+        raise ValueError(
+            f"hidden_from must lie between 1 and {components - 1} for {components} components, got {hidden_from}"
+        )
+    source = generator("masks", seed)
+    hidden: dict[int, list[int]] = {component: [] for component in range(components)}
+    for label in torch.randperm(n_classes, generator=source).tolist():
+        order = torch.randperm(components, generator=source).tolist()
+        for component in sorted(order, key=lambda one: len(hidden[one]))[:hidden_from]:
+            hidden[component].append(label)
+    return {one: [label for label in range(n_classes) if label not in set(missing)] for one, missing in hidden.items()}
+
+
+def plan_binned(
+    labels: Tensor,
+    class_names: Sequence[str],
+    classes_per_bin: Mapping[Budget, int] | None = None,
+    components: int = 5,
+    seed: int = 0,
+    rotation: int = 0,
+    resample: bool = True,
+) -> Subsets:
+    """Plan binned classes: the budgets of `assign_bins`, and per member a bootstrap (or, not resampled, all of it)."""
+    counts = dict(classes_per_bin or default_classes_per_bin(len(class_names)))
+    bins = assign_bins(len(class_names), counts, seed, rotation)
+    kept = binned_indices(labels, bins, seed)
+    lists = {one: bootstrap(kept, labels, seed, one) if resample else kept for one in range(components)}
+    everything = list(range(len(class_names)))
+    return Subsets(
+        dataset_name=BINNED,
+        class_names=list(class_names),
+        images=len(labels),
+        components=components,
+        bins=bins,
+        sees=dict.fromkeys(range(components), everything),
+        record={"seed": seed, "rotation": rotation, "bootstrap": resample},
+        positions={None: kept, **lists},
+    )
+
+
+def plan_masked(
+    labels: Tensor,
+    class_names: Sequence[str],
+    hidden_from: int,
+    components: int = 5,
+    seed: int = 0,
+    resample: bool = True,
+) -> Subsets:
+    """Plan masked classes: each member sees all images of the classes of `assign_masks`, bootstrapped unless told."""
+    bins: dict[int, Budget] = dict.fromkeys(range(len(class_names)), ALL)
+    sees = assign_masks(len(class_names), components, hidden_from, seed)
+    lists: dict[int | None, Tensor] = {None: binned_indices(labels, bins, seed)}
+    for one, classes in sees.items():
+        kept = binned_indices(labels, dict.fromkeys(classes, ALL), seed)
+        lists[one] = bootstrap(kept, labels, seed, one) if resample else kept
+    return Subsets(
+        dataset_name=MASKED,
+        class_names=list(class_names),
+        images=len(labels),
+        components=components,
+        bins=bins,
+        sees=sees,
+        record={"seed": seed, "hidden_from": hidden_from, "bootstrap": resample},
+        positions=lists,
+    )

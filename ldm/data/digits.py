@@ -1,0 +1,88 @@
+"""The handwritten digits that scikit-learn carries: 1,797 grey images of 8x8 pixels, 10 classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from ldm.data.base import LabelledImages, Transform, check_choice, split_positions, with_channels
+from ldm.data.subsets import Budget, read_component
+
+SIDE = 8  # pixels
+LEVELS = 16  # the brightest of the 17 grey levels 0..16
+
+
+class Digits(LabelledImages):
+    """Scikit-learn's digits as images [image_size, image_size, channels] in [-1, 1].
+
+    The split is stratified and fixed: it depends on `test_fraction` only. `index` counts within the split.
+
+    Args:
+        split: "train", "test" or "all".
+        image_size: side in pixels, 8 or more.
+        resize: how sizes above 8 are made, "bilinear" or "nearest".
+        test_fraction: share of each class held out as "test".
+        channels: 1, or 3 equal ones.
+        subset: folder of `scripts/make_bins.py` that says which images to keep; all where not given.
+        component: which member's bootstrap of the subset; the subset without bootstrap where not given.
+        dataset_name: "binned_classes" or "masked_classes", which of the folder's lists.
+        transform: see `LabelledImages`.
+        seed: seed of the transform's draws.
+
+    Attributes:
+        bins: {class: budget} of the subset, empty without one.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        image_size: int = SIDE,
+        resize: str = "bilinear",
+        test_fraction: float = 0.2,
+        channels: int = 1,
+        subset: str | None = None,
+        component: int | None = None,
+        dataset_name: str = "binned_classes",
+        transform: Transform | Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ):
+        check_choice("resize", resize, ("bilinear", "nearest"))
+        if image_size < SIDE:
+            raise ValueError(f"image_size must be at least {SIDE}, got {image_size}")
+        if component is not None and subset is None:
+            raise ValueError(f"component {component} needs subset, the folder scripts/make_bins.py wrote; got none")
+        pixels, digits = load_digits(return_X_y=True)
+        labels = torch.as_tensor(digits, dtype=torch.int64)
+        kept = split_positions(labels, split, test_fraction, "digits")
+        images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, SIDE, SIDE, 1)[kept] / (LEVELS / 2) - 1
+        super().__init__(
+            labels[kept],
+            [str(digit) for digit in range(10)],
+            (image_size, image_size, channels),
+            transform=transform,
+            seed=seed,
+        )
+        self.images = with_channels(enlarge(images, image_size, resize), channels)
+        self.bins: dict[int, Budget] = {}
+        if subset is not None:
+            config = {"target": "ldm.data.digits.Digits", "params": {"split": split, "test_fraction": test_fraction}}
+            plan, positions = read_component(subset, dataset_name, component, self, config)
+            self.bins = plan.bins
+            self.select(positions)
+
+    def read(self, index: int) -> Tensor:
+        """Return image `index` of the split, [H, W, C] in [-1, 1]."""
+        return self.images[index]
+
+
+def enlarge(images: Tensor, size: int, mode: str) -> Tensor:
+    """Resize images [N, H, W, C] to [N, size, size, C]; `mode` is "bilinear" or "nearest"."""
+    if images.shape[1:3] == (size, size):
+        return images
+    corners = {"align_corners": False} if mode == "bilinear" else {}
+    return F.interpolate(images.movedim(-1, 1), (size, size), mode=mode, **corners).movedim(1, -1).contiguous()

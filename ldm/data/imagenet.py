@@ -1,0 +1,205 @@
+"""ImageNet (ILSVRC2012) in the layout of latent-diffusion and DECU, with their file lists and label files.
+
+    <root>/data_train/data/<synset>/*.JPEG        <root>/data_val/data/<synset>/*.JPEG
+    filelist.txt                    one "<synset>/<name>.JPEG" a line; the folders are listed where it is absent
+    filelist_comp{N}_binned_classes.txt           what member N sees
+    index_synset.yaml               {class: synset}; the sorted synsets where it is absent
+    synset_human.txt                "n01440764 tench, Tinca tinca" a line; else imagenet1000_clsidx_to_labels.txt
+
+Source: github.com/CompVis/latent-diffusion ldm/data/imagenet.py; github.com/nwaftp23/DECU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from ldm.data.bins import ALL, BINNED, Budget
+from ldm.data.folder import FileImages, class_numbers
+from ldm.data.pictures import Files
+from ldm.data.safe_pickle import load_plain
+from ldm.data.subsets import list_file, read_list, read_subsets, subsets_file
+
+N_CLASSES = 1000
+IGNORED_NAME = "n06596364_9591.JPEG"  # not a JPEG file; left out by latent-diffusion as well
+ALL_IMAGES = 1300  # the bin of the published subsets that stands for all images (732 to 1300 a class)
+CONFIG_KEYS = ("size", "random_crop", "flip", "broken", "seed")
+LABEL_LINE = re.compile(r"^\W*(\d+)\s*:\s*(['\"])(.*)\2\W*$")
+
+
+class ImageNetPart(FileImages):
+    """One part of ImageNet as images [size, size, 3] in [-1, 1]: shortest side scaled to `size`, then cropped.
+
+    Items also hold `relpath`, `synsets` (the image's synset) and `file_path_`, as published.
+
+    Args:
+        part: "data_train" or "data_val".
+        process_images: whether items hold `image`; without it only labels and paths.
+        data_root: folder that holds the parts.
+        overwrite_root: another such folder, used instead where given (`--overwrite_data_root`).
+        random_crop: crop at random rather than in the centre, unless `config` says.
+        config: any of `size` (pixels, 256), `random_crop`, `flip`, `broken` ("error" or "skip"), `seed`.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        process_images: bool,
+        data_root: str | None,
+        overwrite_root: str,
+        random_crop: bool,
+        config: Mapping[str, Any] | None,
+    ):
+        options = dict(config or {})
+        if set(options) - set(CONFIG_KEYS):
+            raise ValueError(f"config may hold {', '.join(CONFIG_KEYS)}, got {', '.join(sorted(map(str, options)))}")
+        if not (overwrite_root or data_root):
+            raise ValueError("ImageNet needs data_root, the folder that holds data_train and data_val; got none")
+        self.root = Path(overwrite_root or data_root) / part
+        if not (self.root / "data").is_dir():
+            raise ValueError(
+                f"{self.root / 'data'} does not exist; set data_root or --overwrite_data_root, or prepare it with\n"
+                f"  python scripts/prep_data.py --dataset imagenet --root {self.root.parent.parent}"
+            )
+        files = Files(self.root / "data")
+        listed = self.root / "filelist.txt"
+        relpaths = listed.read_text().split() if listed.exists() else files.images()
+        relpaths = [path for path in relpaths if PurePosixPath(path).name != IGNORED_NAME]
+        owners = [path.partition("/")[0] for path in relpaths]
+        synsets = read_synsets(self.root / "index_synset.yaml") or sorted(set(owners))
+        super().__init__(
+            files,
+            relpaths,
+            class_numbers(owners, synsets),
+            synsets,
+            human_names=read_human_names(self.root, synsets),
+            image_size=options.get("size", 256),
+            crop="random" if options.get("random_crop", random_crop) else "center",
+            flip=options.get("flip", False),
+            broken=options.get("broken", "error"),
+            seed=options.get("seed", 0),
+        )
+        self.process_images = process_images
+
+    def item(self, index: int, draw: int = 0) -> dict[str, Any]:
+        """Return image `index` of the full data set, or only its description where images are not processed."""
+        return super().item(index, draw) if self.process_images else self.describe(index)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Return everything of an item but its image."""
+        facts = super().describe(index)
+        path = self.root / "data" / facts["relpath"]
+        return {**facts, "synsets": self.class_names[facts["class_label"]], "file_path_": str(path)}
+
+
+class ImageNetTrain(ImageNetPart):
+    """ImageNet's training images, or one member's list of them; random crops unless `config` says otherwise.
+
+    Args:
+        process_images: see `ImageNetPart`, like the others not named here.
+        comp_numb: the member, whose `filelist_comp{N}_{dataset_name}.txt` is used; all images where not given.
+        synset_bins: without a member, use the subset `filelist_{dataset_name}.txt` rather than all images.
+        dataset_name: "binned_classes" or "masked_classes".
+
+    Attributes:
+        bins: {class: budget}, from the folder's plan (YAML, or the published pickle); empty where there is none.
+    """
+
+    def __init__(
+        self,
+        process_images: bool = True,
+        data_root: str | None = None,
+        overwrite_root: str = "",
+        comp_numb: int | None = None,
+        synset_bins: bool = False,
+        config: Mapping[str, Any] | None = None,
+        dataset_name: str = BINNED,
+    ):
+        super().__init__("data_train", process_images, data_root, overwrite_root, True, config)
+        self.bins: dict[int, Budget] = {}
+        if comp_numb is None and not synset_bins:
+            return
+        path = list_file(self.root, dataset_name, comp_numb)
+        if not path.exists():
+            raise ValueError(
+                f"{path} does not exist; make it with\n  python scripts/make_bins.py --target "
+                f"ldm.data.imagenet.ImageNetTrain --params data_root={self.root.parent} --out {self.root} "
+                f"--dataset {dataset_name} --components {max(5, (comp_numb or 0) + 1)}"
+            )
+        ignored = [f"{IGNORED_NAME.partition('_')[0]}/{IGNORED_NAME}"]
+        self.select(read_list(path, self, ignored))
+        pickled = self.root / f"subsets_{dataset_name}.pkl"
+        if subsets_file(self.root, dataset_name).exists():
+            self.bins = read_subsets(self.root, dataset_name).bins
+        elif dataset_name == BINNED and pickled.exists():
+            self.bins = bins_of(subsets_from_pickle(pickled), self.class_names)
+
+
+class ImageNetValidation(ImageNetPart):
+    """ImageNet's 50,000 validation images; centre crops unless `config` says otherwise. Arguments: `ImageNetPart`."""
+
+    def __init__(
+        self,
+        process_images: bool = True,
+        data_root: str | None = None,
+        overwrite_root: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__("data_val", process_images, data_root, overwrite_root, False, config)
+
+
+def read_synsets(path: Path) -> list[str] | None:
+    """Return the synsets in the order of their classes from `index_synset.yaml`, None where it is absent.
+
+    Raises:
+        ValueError: unless it maps 0..n-1 to different synsets.
+    """
+    if not path.exists():
+        return None
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or sorted(content) != list(range(len(content))):
+        raise ValueError(f"{path} must map the classes 0, 1, ... to synsets, got {type(content).__name__}")
+    synsets = [str(content[label]) for label in range(len(content))]
+    if len(set(synsets)) < len(synsets):
+        raise ValueError(f"{path} names a synset twice; each class needs its own")
+    return synsets
+
+
+def read_human_names(root: Path, synsets: list[str]) -> list[str]:
+    """Return a readable name for each synset, from the published label files where they are present."""
+    human = root / "synset_human.txt"
+    numbered = root / "imagenet1000_clsidx_to_labels.txt"
+    if human.exists():
+        names = dict(line.split(maxsplit=1) for line in human.read_text().splitlines() if len(line.split()) > 1)
+        return [names.get(synset, synset) for synset in synsets]
+    if numbered.exists() and len(synsets) == N_CLASSES:
+        found = [LABEL_LINE.match(line) for line in numbered.read_text().splitlines()]
+        names = {int(match[1]): match[3] for match in found if match}
+        return [names.get(label, synset) for label, synset in enumerate(synsets)]
+    return list(synsets)
+
+
+def subsets_from_pickle(path: str | Path) -> dict[int, list[str]]:
+    """Read a published subsets pickle, {bin or component: [synset, ...]}, without running anything it names.
+
+    Raises:
+        ValueError: if it holds anything but a dict of integers to lists of strings.
+    """
+    content = load_plain(path)
+    plain = isinstance(content, dict) and all(
+        isinstance(key, int) and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        for key, value in content.items()
+    )
+    if not plain:
+        raise ValueError(f"{path} must hold {{integer: [synset, ...]}}, got {type(content).__name__} of something else")
+    return content
+
+
+def bins_of(subsets: Mapping[int, list[str]], synsets: list[str]) -> dict[int, Budget]:
+    """Return {class: budget} of published bins; the bin 1300 means all images."""
+    budgets = {name: ALL if budget == ALL_IMAGES else budget for budget, names in subsets.items() for name in names}
+    return {label: budgets[synset] for label, synset in enumerate(synsets) if synset in budgets}

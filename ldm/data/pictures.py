@@ -1,0 +1,126 @@
+"""Image files: listing and reading them in folders or zip files, decoding and resizing with Pillow."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MODES = {1: "L", 3: "RGB"}
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
+
+
+class Files:
+    """The files of one or more roots, each a folder or a .zip, by their path below the root ("/" between parts).
+
+    A zip file is opened when first read, once in each process, so that loader workers do not share a file position.
+
+    Raises:
+        ValueError: if a root is neither a folder nor a zip file.
+    """
+
+    def __init__(self, roots: str | Path | Sequence[str | Path]):
+        self.roots = [Path(root) for root in ([roots] if isinstance(roots, str | Path) else roots)]
+        self._owners: dict[str, int] = {}
+        self._zips: dict[tuple[int, int], zipfile.ZipFile] = {}
+        for root in self.roots:
+            if not (root.is_dir() or (root.is_file() and zipfile.is_zipfile(root))):
+                raise ValueError(
+                    f"expected a folder or a .zip file, got '{root}'" + ("" if root.exists() else ", absent")
+                )
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_zips": {}}
+
+    def images(self, folder: str = "") -> list[str]:
+        """Return the sorted paths of the image files below `folder` of all roots.
+
+        Raises:
+            ValueError: if two roots hold the same path, or there are no images.
+        """
+        prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
+        found = []
+        for owner in range(len(self.roots)):
+            for name in self._names(owner, prefix):
+                if name.startswith(prefix) and name.lower().endswith(SUFFIXES) and not hidden(name):
+                    if self._owners.setdefault(name, owner) != owner:
+                        raise ValueError(f"'{name}' is in {self.roots[self._owners[name]]} and in {self.roots[owner]}")
+                    found.append(name)
+        if not found:
+            places = ", ".join(str(root / prefix) for root in self.roots)
+            raise ValueError(f"no image files ({' '.join(SUFFIXES)}) in {places}")
+        return sorted(found)
+
+    def has(self, name: str) -> bool:
+        """Tell whether the first root holds a file `name`."""
+        if self.roots[0].is_dir():
+            return (self.roots[0] / name).is_file()
+        return name in self._zip(0).NameToInfo
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file."""
+        owner = self._owners.get(name, 0)
+        if self.roots[owner].is_dir():
+            return (self.roots[owner] / name).read_bytes()
+        try:
+            return self._zip(owner).read(name)
+        except KeyError as error:
+            raise FileNotFoundError(f"{self.roots[owner]} holds no '{name}'") from error
+
+    def _names(self, owner: int, prefix: str) -> list[str]:
+        root = self.roots[owner]
+        if root.is_dir():
+            walk = os.walk(root / prefix, followlinks=True)
+            return [(Path(top) / file).relative_to(root).as_posix() for top, _, files in walk for file in files]
+        return self._zip(owner).namelist()
+
+    def _zip(self, owner: int) -> zipfile.ZipFile:
+        key = (os.getpid(), owner)
+        if key not in self._zips:
+            self._zips[key] = zipfile.ZipFile(self.roots[owner])
+        return self._zips[key]
+
+
+def hidden(name: str) -> bool:
+    """Tell whether a path is an operating system's by-product (`.DS_Store`, `__MACOSX/...`)."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def decode(content: bytes, channels: int, shortest: int | None = None, square: bool = False) -> Tensor:
+    """Decode an image file to uint8 [H, W, channels].
+
+    Args:
+        content: the file's bytes, in any format Pillow reads.
+        channels: 1 (grey) or 3 (RGB); transparency is dropped.
+        shortest: scale so that the shortest side has this many pixels; as it is where not given.
+        square: scale both sides to `shortest`, changing the proportions.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = np.array(image.convert(MODES[channels]))
+    tensor = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels))
+    if shortest is None:
+        return tensor
+    height, width = tensor.shape[:2]
+    scale = shortest / min(height, width)
+    # Rounded, and never below the shortest side by a rounding error.
+    size = (shortest, shortest) if square else tuple(max(shortest, round(scale * side)) for side in (height, width))
+    return resize_pixels(tensor, size)
+
+
+def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize uint8 [H, W, C] to [*size, C] by Pillow's bicubic filter, antialiased when shrinking."""
+    if tuple(pixels.shape[:2]) == tuple(size):
+        return pixels
+    channels = pixels.shape[-1]
+    image = Image.fromarray(pixels[:, :, 0].numpy() if channels == 1 else pixels.numpy(), MODES[channels])
+    resized = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return torch.from_numpy(resized.reshape(*size, channels))

@@ -1,0 +1,161 @@
+"""Does an uncertainty find what it should? Rank correlation, detection, selective risk, and their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata, spearmanr
+
+from ldm.util import generator
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation in [-1, 1], ties at their mean rank; NaN where x or y is constant.
+
+    Raises:
+        ValueError: if the vectors differ in length, have fewer than 2 entries or hold values that are not finite.
+    """
+    x, y = _vectors(2, x=x, y=y)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(spearmanr(x, y).statistic)
+
+
+def spearman_ceiling(budgets: ArrayLike) -> float:
+    """The largest |Spearman| any scores without ties can reach against budgets with ties.
+
+        rho_max = sqrt( 1 - sum_k (t_k^3 - t_k) / (n^3 - n) ),    t_k entries share the k-th budget
+
+    Bins of 3, 2, 2 and 3 classes give 0.969. The value of scores that order the bins perfectly and break ties at will:
+    quote it beside a measured correlation. NaN where all budgets are equal.
+
+    Raises:
+        ValueError: as for `spearman`.
+    """
+    (budgets,) = _vectors(2, budgets=budgets)
+    return spearman(budgets, rankdata(budgets, method="ordinal"))
+
+
+def auroc(scores: ArrayLike, positives: ArrayLike) -> float:
+    """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal)/2; NaN if one side is empty.
+
+    From the rank sum of the positives (Mann & Whitney 1947), fast enough for thousands of resamples.
+
+    Args:
+        scores: [N], larger means "more likely positive".
+        positives: [N], booleans or 0/1.
+
+    Raises:
+        ValueError: if lengths differ, a score is not finite, or `positives` holds other values than 0 and 1.
+    """
+    scores, positives = _vectors(1, scores=scores, positives=positives)
+    if not np.isin(positives, (0, 1)).all():
+        raise ValueError(f"positives must be booleans or 0/1, got values {np.unique(positives)[:5].tolist()}")
+    if positives.all() or not positives.any():
+        return float("nan")
+    count = int(positives.sum())
+    wins = rankdata(scores)[positives == 1].sum() - count * (count + 1) / 2
+    return float(wins / (count * (len(scores) - count)))
+
+
+class Interval(NamedTuple):
+    """A statistic and the ends of its bootstrap interval; `resamples` is how many gave a value."""
+
+    estimate: float
+    low: float
+    high: float
+    resamples: int
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *arrays: Any,
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+    strata: ArrayLike | None = None,
+) -> Interval:
+    """Percentile bootstrap of `statistic(*arrays)`, resampling the first axis of all arrays jointly (Efron 1979).
+
+    Args:
+        statistic: function of the resampled arrays. Resamples where it is NaN (one class only) are left out.
+        arrays: equal first axes; this axis is the independent unit (classes, not the noises within a class).
+        seed: the resamples are functions of it alone.
+        level: share between the ends, by quantiles of (1 - level)/2 on both sides.
+        strata: [N] labels; given, each stratum keeps its size (for AUROC: `strata=positives`).
+
+    Raises:
+        ValueError: if arrays differ in length or are empty, or more than half of the resamples give NaN.
+    """
+    columns = [np.asarray(array) for array in arrays]
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1 or not 0 < level < 1 or resamples < 1 or 0 in lengths:
+        raise ValueError(
+            f"bootstrap needs arrays of one length above 0, 0 < level < 1 and resamples >= 1; got lengths "
+            f"{sorted(lengths)}, level {level}, resamples {resamples}"
+        )
+    labels = np.zeros(lengths.pop()) if strata is None else np.asarray(strata)
+    if labels.shape != (len(columns[0]),):
+        raise ValueError(f"strata must be [{len(columns[0])}], one label for each entry, got {labels.shape}")
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    source = generator("bootstrap", seed)
+    picks = [group[torch.randint(len(group), (resamples, len(group)), generator=source).numpy()] for group in groups]
+    rows = np.concatenate(picks, axis=1)
+    values = np.array([statistic(*(column[row] for column in columns)) for row in rows], dtype=float)
+    values = values[~np.isnan(values)]
+    if len(values) * 2 < resamples:
+        raise ValueError(
+            f"the statistic is undefined on {resamples - len(values)} of {resamples} resamples; use more data, or "
+            "strata= to keep every class in each resample"
+        )
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(*columns)), float(low), float(high), len(values))
+
+
+class RiskCoverage(NamedTuple):
+    """Mean loss `risk` [N] of the most certain share `coverage` [N] of the samples, and the curve's mean `aurc`."""
+
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    aurc: float
+
+
+def risk_coverage(uncertainty: ArrayLike, losses: ArrayLike) -> RiskCoverage:
+    """Selective risk: keep the k most certain of N samples, for k = 1 .. N.
+
+        risk(k/N) = (1/k) sum of the k kept losses,    AURC = (1/N) sum_k risk(k/N)
+
+    (Geifman & El-Yaniv, arXiv 1805.08206.) Samples of equal uncertainty count with their mean loss: the expectation
+    over the ways to break the tie. `risk_coverage(losses, losses).aurc` is the best AURC an ordering can reach.
+
+    Args:
+        uncertainty, losses: [N], in any units; the risk has the units of the losses.
+
+    Raises:
+        ValueError: if lengths differ, are 0, or a value is not finite.
+    """
+    uncertainty, losses = _vectors(1, uncertainty=uncertainty, losses=losses)
+    _, group, sizes = np.unique(uncertainty, return_inverse=True, return_counts=True)
+    expected = np.repeat(np.bincount(group, weights=losses) / sizes, sizes)
+    kept = np.arange(1, len(losses) + 1)
+    risk = np.cumsum(expected) / kept
+    return RiskCoverage(kept / len(losses), risk, float(risk.mean()))
+
+
+def _vectors(least: int, **named: ArrayLike) -> list[NDArray[np.float64]]:
+    """Check that the named arrays are finite vectors of one length, at least `least`, and return them in float64."""
+    vectors = [np.asarray(values, dtype=np.float64) for values in named.values()]
+    shapes = {name: vector.shape for name, vector in zip(named, vectors, strict=True)}
+    if len(set(shapes.values())) != 1 or vectors[0].ndim != 1 or len(vectors[0]) < least:
+        raise ValueError(f"expected vectors of one length, at least {least}; got shapes {shapes}")
+    for name, vector in zip(named, vectors, strict=True):
+        if not np.isfinite(vector).all():
+            raise ValueError(
+                f"{name} has {np.count_nonzero(~np.isfinite(vector))} values that are not finite, the first at index "
+                f"{np.flatnonzero(~np.isfinite(vector))[0]}; remove those samples or find out why they diverged"
+            )
+    return vectors

@@ -1,0 +1,292 @@
+"""DDPM: the LightningModule of a diffusion model: schedule, network, loss, optimiser, components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm.checkpoint import averaged, load_into, load_state_dict
+from ldm.heads import Component
+from ldm.models.diffusion import components
+from ldm.models.diffusion.denoiser import Target
+from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
+from ldm.models.diffusion.noise import TrainingDraws
+from ldm.models.diffusion.objective import elbo_weights, elementwise_error
+from ldm.models.diffusion.path import VPPath, beta_schedule
+from ldm.models.diffusion.schedule import schedule_tables
+from ldm.modules.ema import LitEma
+from ldm.util import instantiate_from_config
+
+EMA_KEYS = ("model_ema.*",)
+
+
+class DDPM(pl.LightningModule):
+    """Diffusion on what `get_input` returns; arguments are latent-diffusion's.
+
+    Ours: `weight_decay` (0; the published AdamW default is 0.01) and, for training components of an ensemble,
+    `pretrained_path` and `heads` (see `start_from_pretrained`).
+    """
+
+    head_patterns: Mapping[str, Sequence[str]] = {
+        "class_embedding": ("cond_stage_model.embedding.*",),
+        "output": ("model.diffusion_model.out.*",),
+        "time_embedding": ("model.diffusion_model.time_embed.*",),
+    }
+
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        loss_type: str = "l2",
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        load_only_unet: bool = False,
+        monitor: str | None = "val/loss",
+        use_ema: bool = True,
+        first_stage_key: str = "image",
+        image_size: int = 256,
+        channels: int = 3,
+        log_every_t: int = 100,
+        clip_denoised: bool = True,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+        given_betas: Sequence[float] | None = None,
+        original_elbo_weight: float = 0.0,
+        v_posterior: float = 0.0,
+        l_simple_weight: float = 1.0,
+        conditioning_key: str | None = None,
+        parameterization: str = "eps",
+        scheduler_config: Mapping[str, Any] | None = None,
+        use_positional_encodings: bool = False,
+        learn_logvar: bool = False,
+        logvar_init: float = 0.0,
+        weight_decay: float = 0.0,
+        pretrained_path: str | None = None,
+        heads: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.target, self.parameterization, self.loss_type = Target(parameterization), parameterization, loss_type
+        self.original_elbo_weight, self.l_simple_weight = original_elbo_weight, l_simple_weight
+        self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
+        self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
+        self.use_positional_encodings, self.v_posterior, self.monitor = use_positional_encodings, v_posterior, monitor
+        self.scheduler_config, self.weight_decay, self.learning_rate = scheduler_config, weight_decay, None
+        self.pretrained_path, self.head_options = pretrained_path, dict(heads or {})
+        self.component: Component | None = None
+        self.draws, self.validation_draws = TrainingDraws(0), TrainingDraws(0, purpose="validation")
+
+        self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.use_ema = use_ema
+        if use_ema:
+            self.model_ema = LitEma(self.model)
+        self.register_schedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+        self._register_logvar(learn_logvar, logvar_init)
+        self._pending_checkpoint = (ckpt_path, tuple(ignore_keys), load_only_unet) if ckpt_path else None
+        if type(self) is DDPM:
+            self._load_pending()
+
+    # Schedule
+
+    def register_schedule(
+        self,
+        given_betas: Sequence[float] | None = None,
+        schedule: str = "linear",
+        timesteps: int = 1000,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+    ) -> None:
+        """Build the path and its 12 buffers; a list of betas goes before a named schedule."""
+        if given_betas is None:
+            betas = beta_schedule(schedule, timesteps, linear_start, linear_end, cosine_s)
+        else:
+            betas = torch.as_tensor(given_betas, dtype=torch.float64)
+        self.path, self.num_timesteps = VPPath(betas), len(betas)
+        tables = schedule_tables(self.path, self.v_posterior)
+        for name, table in tables.items():
+            self.register_buffer(name, table)
+        weights = elbo_weights(self.path, self.parameterization, tables["posterior_variance"].double())
+        self.register_buffer("lvlb_weights", weights.float(), persistent=False)
+
+    def _register_logvar(self, learn: bool, value: float) -> None:
+        self.learn_logvar = learn
+        logvar = torch.full((self.num_timesteps,), float(value))
+        if learn:
+            self.logvar = nn.Parameter(logvar)
+        else:
+            self.register_buffer("logvar", logvar, persistent=False)
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; t [B] counts table entries from 0."""
+        alpha, sigma = self.sqrt_alphas_cumprod[t], self.sqrt_one_minus_alphas_cumprod[t]
+        return alpha.reshape(-1, 1, 1, 1) * x_start + sigma.reshape(-1, 1, 1, 1) * noise
+
+    # Weights
+
+    def _load_pending(self) -> None:
+        if self._pending_checkpoint is not None:
+            self.init_from_ckpt(*self._pending_checkpoint)
+            self._pending_checkpoint = None
+
+    def init_from_ckpt(
+        self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False, use_averaged: bool = False
+    ) -> None:
+        """Load a checkpoint strictly; `use_averaged` takes EMA copies, where the file has them, as the weights.
+
+        Otherwise EMA copies are read where the model keeps them and left out where it does not.
+        """
+        state = averaged(load_state_dict(path)) if use_averaged else load_state_dict(path)
+        state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore_keys) or ("\0",))}
+        has_copies = any(name.startswith("model_ema.") for name in state)
+        ignore = tuple(ignore_keys) + (() if self.use_ema and has_copies else EMA_KEYS)
+        if only_model:
+            state = {name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")}
+            load_into(self.model, state)
+        else:
+            load_into(self, state, ignore)
+
+    @contextmanager
+    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+        """Use the averaged weights inside the block, where the model keeps them (`context` names the block in logs)."""
+        if self.use_ema:
+            parameters = list(self.model.parameters())
+            self.model_ema.store(parameters)
+            self.model_ema.copy_to(self.model)
+        try:
+            yield
+        finally:
+            if self.use_ema:
+                self.model_ema.restore(parameters)
+
+    @property
+    def network(self) -> ConditionedNetwork:
+        """The network of (x, t, condition), sharing this model's parameters under the same names."""
+        return ConditionedNetwork(self.model)
+
+    # Components of an ensemble
+
+    def start_from_pretrained(self, component: int, seed: int) -> Component:
+        """Load and freeze the trunk of `pretrained_path`, start this member's heads; see `components.start`."""
+        if not self.pretrained_path:
+            raise ValueError("--start_from_pretrained needs model.params.pretrained_path: the trunk's checkpoint")
+        self.component = components.start(self, self.pretrained_path, component, seed, self.head_options)
+        return self.component
+
+    def shared_rows(self) -> dict[str, int]:
+        """Rows of embedding tables that all members share: the null class of classifier-free guidance."""
+        return {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.component is not None:
+            components.keep_heads(checkpoint, self.component)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "component" in checkpoint:
+            components.merge_heads(checkpoint, self.component, self.state_dict())
+
+    # Loss
+
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
+        """batch[k] [B, H, W, C] (or [B, H, W]) as float [B, C, H, W]."""
+        x = batch[k]
+        x = x[..., None] if x.ndim == 3 else x
+        return rearrange(x, "b h w c -> b c h w").contiguous().float()
+
+    def get_loss(self, pred: Tensor, target: Tensor, mean: bool = True) -> Tensor:
+        """Error of the network's output, reduced to its mean or unreduced."""
+        error = elementwise_error(pred, target, self.loss_type)
+        return error.mean() if mean else error
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """The network's output for an embedded condition: a tensor [B, L, D], a list, or DiffusionWrapper's dict."""
+        if cond is None:
+            return self.model(x_noisy, t)
+        if not isinstance(cond, Mapping):
+            key = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
+            cond = {key: list(cond) if isinstance(cond, (list, tuple)) else [cond]}
+        return self.model(x_noisy, t, **cond)
+
+    def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss and its parts (latent-diffusion): l_simple / exp(logvar) + logvar, plus the weighted bound.
+
+        Args:
+            x_start: clean states [B, C, H, W]; t: table entries [B] from 0; noise: like x_start.
+        """
+        output = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
+        alpha = self.sqrt_alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        sigma = self.sqrt_one_minus_alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        simple = self.get_loss(output, self.target.of(x_start, noise, alpha, sigma), mean=False).mean(dim=(1, 2, 3))
+        prefix = "train" if self.training else "val"
+        parts = {f"{prefix}/loss_simple": simple.mean().detach()}
+        logvar = self.logvar[t]
+        loss = simple / logvar.exp() + logvar
+        if self.learn_logvar:
+            parts.update({f"{prefix}/loss_gamma": loss.mean().detach(), "logvar": self.logvar.mean().detach()})
+        bound = (self.lvlb_weights[t] * simple).mean()
+        loss = self.l_simple_weight * loss.mean() + self.original_elbo_weight * bound
+        parts.update({f"{prefix}/loss_vlb": bound.detach(), f"{prefix}/loss": loss.detach()})
+        return loss, parts
+
+    def seed_draws(self, seed: int, member: int = 0) -> None:
+        """Choose the streams of times, noises and label dropout."""
+        self.draws = TrainingDraws(seed, member)
+        self.validation_draws = TrainingDraws(seed, member, purpose="validation")
+
+    def condition_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Any:
+        """The embedded condition of a batch; `uniform` [B] decides label dropout. None for unconditional models."""
+        return None
+
+    def shared_step(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):
+        """Loss of a batch at the draws that belong to (step, samples)."""
+        x = self.get_input(batch, self.first_stage_key)
+        t, noise, uniform = draws(step, samples, x.shape[1:], self.num_timesteps)
+        t, noise, uniform = t.to(x.device), noise.to(x), uniform.to(x)
+        return self.p_losses(x, self.condition_of(batch, uniform), t, noise)
+
+    def _samples(self, batch: Mapping[str, Any], part: int) -> range:
+        size = len(batch[self.first_stage_key])
+        first = (part * self.trainer.world_size + self.trainer.global_rank) * size
+        return range(first, first + size)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        loss, parts = self.shared_step(batch, self.draws, self.global_step, self._samples(batch, part))
+        self.log_dict(parts, logger=True, on_step=True, on_epoch=False)
+        self.log("loss", parts["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        size, draws, samples = len(batch[self.first_stage_key]), self.validation_draws, self._samples(batch, 0)
+        _, parts = self.shared_step(batch, draws, batch_idx, samples)
+        self.log_dict(parts, logger=True, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        if self.use_ema:
+            with self.ema_scope():
+                _, averaged = self.shared_step(batch, draws, batch_idx, samples)
+            averaged = {f"{name}_ema": value for name, value in averaged.items()}
+            self.log_dict(averaged, logger=True, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    # Optimiser
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over everything that trains, with the configured warm-up rule per step."""
+        if self.learning_rate is None:
+            raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        if self.scheduler_config is None:
+            return optimizer
+        schedule = instantiate_from_config(self.scheduler_config)
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, schedule.schedule), "interval": "step", "frequency": 1}]

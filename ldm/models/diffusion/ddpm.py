@@ -1,0 +1,183 @@
+"""LatentDiffusion: a DDPM in the latent space of a first stage, with a condition embedder (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.models.autoencoder import IdentityFirstStage
+from ldm.models.diffusion.base import DDPM
+from ldm.models.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, guided
+from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import ddim, make_grid, run
+from ldm.util import instantiate_from_config
+
+__all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
+
+
+class LatentDiffusion(DDPM):
+    """Diffusion of z = scale_factor * encode(image), conditioned through `cond_stage_config`.
+
+    Attribute names fix the checkpoint: `model.diffusion_model`, `first_stage_model`, `cond_stage_model`, `model_ema`
+    and the 12 schedule buffers. Keyword arguments beyond these are DDPM's.
+    """
+
+    def __init__(
+        self,
+        first_stage_config: Mapping[str, Any],
+        cond_stage_config: Mapping[str, Any] | str,
+        num_timesteps_cond: int | None = None,
+        cond_stage_key: str = "image",
+        cond_stage_trainable: bool = False,
+        concat_mode: bool = True,
+        cond_stage_forward: str | None = None,
+        conditioning_key: str | None = None,
+        scale_factor: float = 1.0,
+        scale_by_std: bool = False,
+        guidance_scale: float = 1.0,
+        **ddpm: Any,
+    ):
+        if num_timesteps_cond not in (None, 1):
+            raise ValueError(f"num_timesteps_cond must be 1 (no noise on the condition), got {num_timesteps_cond}")
+        unconditional = cond_stage_config == "__is_unconditional__"
+        if conditioning_key is None and not unconditional:
+            conditioning_key = "concat" if concat_mode else "crossattn"
+        super().__init__(conditioning_key=None if unconditional else conditioning_key, **ddpm)
+        self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
+        self.cond_stage_forward, self.guidance_scale, self.scale_by_std = (
+            cond_stage_forward,
+            guidance_scale,
+            scale_by_std,
+        )
+        if scale_by_std:
+            self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
+        else:
+            self.scale_factor = scale_factor
+        self.first_stage_model = (instantiate_from_config(first_stage_config) or IdentityFirstStage()).eval()
+        self.first_stage_model.requires_grad_(False)
+        self.cond_stage_model = self._condition_stage(cond_stage_config)
+        self._load_pending()
+
+    def _condition_stage(self, config: Mapping[str, Any] | str) -> torch.nn.Module | None:
+        if config == "__is_first_stage__":
+            return self.first_stage_model
+        stage = instantiate_from_config(config)
+        if stage is not None and not self.cond_stage_trainable:
+            stage = stage.eval().requires_grad_(False)
+        return stage
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """Training mode for all but the frozen stages."""
+        super().train(mode)
+        if hasattr(self, "first_stage_model"):
+            self.first_stage_model.eval()
+        if not self.cond_stage_trainable and getattr(self, "cond_stage_model", None) is not None:
+            self.cond_stage_model.eval()
+        return self
+
+    # Stages
+
+    @torch.no_grad()
+    def encode_first_stage(self, x: Tensor) -> Any:
+        """What the first stage's encoder gives for images [B, C, H, W] in [-1, 1]: a latent, or a distribution."""
+        return self.first_stage_model.encode(x)
+
+    def get_first_stage_encoding(self, encoder_posterior: Any, generator: torch.Generator | None = None) -> Tensor:
+        """Scaled latent [B, c, h, w]; a distribution gives its mode, or a sample where a generator is passed."""
+        z = encoder_posterior
+        if not isinstance(z, Tensor):
+            z = z.mode() if generator is None else z.sample(generator)
+        return self.scale_factor * z
+
+    def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
+        """Images [B, C, H, W] of scaled latents [B, c, h, w]; with `predict_cids`, z are codebook indices [B, h, w]."""
+        if predict_cids:
+            z = self.first_stage_model.quantize.get_codebook_entry(z, (*z.shape, self.first_stage_model.embed_dim))
+        z = z / self.scale_factor
+        if force_not_quantize:
+            return self.first_stage_model.decode(z, force_not_quantize=True)
+        return self.first_stage_model.decode(z)
+
+    def get_learned_conditioning(self, c: Any) -> Tensor:
+        """Embed a condition: labels [B], or the mapping that holds them under `cond_stage_key`."""
+        if self.cond_stage_model is None:
+            raise ValueError("this model is unconditional; it takes no condition")
+        if not isinstance(c, Mapping):
+            return self.cond_stage_model.embed(c)
+        return self.cond_stage_model({self.cond_stage_key: c[self.cond_stage_key]}, self.cond_stage_key)
+
+    @torch.no_grad()
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
+        """Scaled latents [B, c, h, w] of batch[k]."""
+        return self.get_first_stage_encoding(self.encode_first_stage(super().get_input(batch, k))).detach()
+
+    def condition_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+        if self.cond_stage_model is None:
+            return None
+        labels = batch[self.cond_stage_key]
+        if self.training and (self.component is None or self.component.null_class == "trained"):
+            labels = self.cond_stage_model.drop_labels(labels, uniform)
+        return labels if self.model.conditioning_key == "adm" else self.cond_stage_model.embed(labels)
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """With `scale_by_std`, the first batch of a fresh run sets scale_factor = 1 / standard deviation."""
+        if self.scale_by_std and self.global_step == 0 and batch_idx == 0:
+            if float(self.scale_factor) != 1:
+                raise ValueError(
+                    f"scale_by_std measures the scale; it cannot start from scale_factor {self.scale_factor}"
+                )
+            z = self.get_input(batch, self.first_stage_key)
+            moments = self.trainer.strategy.reduce(torch.stack([z.mean(), z.square().mean()]), reduce_op="mean")
+            self.scale_factor.copy_(1 / (moments[1] - moments[0] ** 2).sqrt())
+
+    def shared_rows(self) -> dict[str, int]:
+        null = self.null_class
+        return {} if null is None else {"cond_stage_model.embedding.weight": null}
+
+    # The model as a denoiser
+
+    @property
+    def network(self) -> ConditionedNetwork:
+        return ConditionedNetwork(self.model, self.cond_stage_model)
+
+    @property
+    def null_class(self) -> int | None:
+        """Label of classifier-free guidance's null class: the embedder's last row."""
+        return getattr(self.cond_stage_model, "null_class", None)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.image_size, self.image_size)
+
+    def denoiser(self, cond: Tensor | None = None, scale: float = 1.0, network: Network | None = None) -> Denoiser:
+        """Denoiser for class labels [B] under guidance `scale`; `network` replaces ours (members of a posterior)."""
+        network = self.network if network is None else network
+        null = None if cond is None or self.null_class is None else torch.full_like(cond, self.null_class)
+        return guided(NetworkDenoiser(network, self.path, self.target, cond), null, scale)
+
+    def grid(self, steps: int | str, spacing: str = "auto") -> Tensor:
+        """Times of a sampler, see `ldm.models.diffusion.sampler.grids.vp_grid`."""
+        return make_grid(self.path, steps, spacing)
+
+    @torch.no_grad()
+    def log_images(
+        self, batch: Mapping[str, Any], N: int = 8, ddim_steps: int = 50, ddim_eta: float = 0.0, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Images in [-1, 1] for a logger: inputs, their reconstruction, and samples of the same classes."""
+        images = super().get_input(batch, self.first_stage_key)[:N]
+        labels = None if self.cond_stage_model is None else batch[self.cond_stage_key][:N]
+        noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
+        z = self.get_first_stage_encoding(self.encode_first_stage(images))
+        with self.ema_scope("samples"):
+            denoiser = self.denoiser(labels, self.guidance_scale if labels is not None else 1.0)
+            x = noise.initial(z.shape) * self.path.prior_std
+            samples = run(ddim(denoiser, self.path, x, self.grid(ddim_steps), eta=ddim_eta, noise=noise))
+        return {
+            "inputs": images,
+            "reconstruction": self.decode_first_stage(z),
+            "samples": self.decode_first_stage(samples),
+        }

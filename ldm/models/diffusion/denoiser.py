@@ -1,0 +1,180 @@
+"""Denoisers: `denoiser(x, u) -> Prediction`, from what a network regresses, by one 2x2 solve.
+
+    net(c_in x_u, t, c)  ~  a eps + b x_0          together with          x_u = alpha x_0 + sigma eps
+
+A wrapper is Denoiser -> Denoiser and is applied exactly once. Leading axes broadcast: x may be [B, C, H, W] or, with
+members, [M, B, C, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.path import Path
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser knows of a state x = alpha x_0 + sigma eps: both parts [..., B, C, H, W].
+
+    `var_fraction` in [0, 1] places the log-variance of an ancestral step between its two bounds (Nichol and Dhariwal
+    2021, eq. 15); None where the network does not learn it.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    var_fraction: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """Coefficients of what is regressed, a eps + b x_0, and of the input scaling, as functions of (alpha, sigma)."""
+
+    name: str
+    sigma_data: float = 0.5
+
+    def __post_init__(self):
+        if self.name not in TARGETS:
+            raise ValueError(f"parameterization must be one of {sorted(TARGETS)}, got '{self.name}'")
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, c_in), each of the shape of alpha."""
+        return TARGETS[self.name](alpha, sigma, self.sigma_data)
+
+    def of(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The regression target a eps + b x_0."""
+        a, b, _ = self.coefficients(alpha, sigma)
+        return a * eps + b * x0
+
+    def solve(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_0, eps) from the network's output and the state it was given."""
+        a, b, _ = self.coefficients(alpha, sigma)
+        determinant = alpha * a - sigma * b
+        x0 = (a / determinant) * x - (sigma / determinant) * output
+        eps = (alpha / determinant) * output - (b / determinant) * x
+        return x0, eps
+
+
+def _edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Preconditioning of Karras et al. 2022, table 1, as one row of the table: F = (D - c_skip x) / c_out."""
+    norm = (sigma**2 + sigma_data**2 * alpha**2).sqrt()
+    return -sigma_data * alpha / norm, sigma / (sigma_data * norm), 1 / norm
+
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]] = {
+    "eps": lambda alpha, sigma, _: (torch.ones_like(alpha), torch.zeros_like(alpha), torch.ones_like(alpha)),
+    "x0": lambda alpha, sigma, _: (torch.zeros_like(alpha), torch.ones_like(alpha), torch.ones_like(alpha)),
+    "v": lambda alpha, sigma, _: (alpha, -sigma, torch.ones_like(alpha)),
+    "velocity": lambda alpha, sigma, _: (torch.ones_like(alpha), -torch.ones_like(alpha), torch.ones_like(alpha)),
+    "edm": _edm,
+}
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network `network(x, t, cond)` as a Denoiser: `cond` is a tensor with the batch axis first, or None.
+
+    With `learned_range` the network's output holds a second half along channels, the variance fraction in [-1, 1].
+    The solve happens in float64 coefficients and the state's own dtype.
+    """
+
+    network: Network
+    path: Path
+    target: Target
+    cond: Tensor | None = None
+    learned_range: bool = False
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        batch = x.shape[-4]
+        alpha, sigma = self.path.alpha(u), self.path.sigma(u)
+        a_in = self.target.coefficients(alpha, sigma)[2]
+        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32)
+        per_image = (-1, 1, 1, 1) if alpha.ndim else ()
+        alpha, sigma, a_in = (value.reshape(per_image).to(x) for value in (alpha, sigma, a_in))
+        output = self.network(a_in * x, time.expand(batch), self.cond)
+        fraction = None
+        if self.learned_range:
+            output, fraction = output.chunk(2, dim=-3)
+            fraction = (fraction + 1) / 2
+        if output.ndim > x.ndim:
+            x = x.expand(output.shape)
+        x0, eps = self.target.solve(output, x, alpha, sigma)
+        return Prediction(x0, eps, fraction)
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """Classifier-free guidance (Ho and Salimans 2022): eps = e_u + s (e_c - e_u), in one batch of [null; cond].
+
+    Guidance is linear, so it acts on x_0 alike; `var_fraction` is the conditional half's. s = 1 is off.
+    """
+
+    denoiser: NetworkDenoiser
+    null: Tensor
+    scale: float
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        both = NetworkDenoiser(
+            self.denoiser.network,
+            self.denoiser.path,
+            self.denoiser.target,
+            torch.cat([self.null, self.denoiser.cond]),
+            self.denoiser.learned_range,
+        )
+        u = torch.as_tensor(u)
+        prediction = both(torch.cat([x, x], dim=-4), torch.cat([u, u]) if u.ndim else u)
+        (x0_null, x0), (eps_null, eps) = prediction.x0.chunk(2, dim=-4), prediction.eps.chunk(2, dim=-4)
+        fraction = None if prediction.var_fraction is None else prediction.var_fraction.chunk(2, dim=-4)[1]
+        return Prediction(torch.lerp(x0_null, x0, self.scale), torch.lerp(eps_null, eps, self.scale), fraction)
+
+
+def guided(denoiser: NetworkDenoiser, null: Tensor | None, scale: float) -> Denoiser:
+    """`denoiser` under classifier-free guidance; scale 1 returns it unchanged.
+
+    Raises:
+        ValueError: if guidance is asked for without a condition or a null condition.
+    """
+    if scale == 1:
+        return denoiser
+    if denoiser.cond is None or null is None:
+        raise ValueError(f"guidance scale {scale} needs a conditional model and its null class; use scale 1")
+    return GuidedDenoiser(denoiser, null, scale)
+
+
+@dataclass(frozen=True)
+class MappedDenoiser:
+    """Apply `function` to the predicted x_0 (clipping, quantisation) and, by default, re-derive eps from it.
+
+    With `rederive=False` eps stays as predicted: CompVis' quantised x_0, which breaks x = alpha x_0 + sigma eps.
+    """
+
+    denoiser: Denoiser
+    path: Path
+    function: Callable[[Tensor], Tensor]
+    rederive: bool = True
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        prediction = self.denoiser(x, u)
+        x0 = self.function(prediction.x0)
+        eps = prediction.eps
+        if self.rederive:
+            alpha, sigma = self.path.alpha(u), self.path.sigma(u)
+            shape = (-1, 1, 1, 1) if alpha.ndim else ()
+            eps = (x - alpha.reshape(shape).to(x) * x0) / sigma.reshape(shape).to(x)
+        return Prediction(x0, eps, prediction.var_fraction)
+
+
+def clipped(denoiser: Denoiser, path: Path, bound: float = 1.0) -> Denoiser:
+    """Clamp x_0 to [-bound, bound], as pixel models do (`clip_denoised`)."""
+    return MappedDenoiser(denoiser, path, lambda x0: x0.clamp(-bound, bound))

@@ -1,0 +1,86 @@
+"""The network as a function of (x, t, condition), in three stages, so that members of an ensemble share what they can.
+
+condition(t, cond) -> state         per-member heads at the input: class embedding, time embedding
+trunk(x, *state)   -> features      frozen
+readout(features)  -> output        per-member heads at the output
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.util import instantiate_from_config
+
+CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
+
+
+class DiffusionWrapper(nn.Module):
+    """Hands a condition to the UNet the way `conditioning_key` says (latent-diffusion, `ddpm.py`)."""
+
+    def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: str | None = None):
+        super().__init__()
+        if conditioning_key not in CONDITIONING_KEYS:
+            raise ValueError(f"conditioning_key must be one of {CONDITIONING_KEYS}, got '{conditioning_key}'")
+        self.diffusion_model = instantiate_from_config(diff_model_config)
+        self.conditioning_key = conditioning_key
+
+    def forward(
+        self, x: Tensor, t: Tensor, c_concat: list[Tensor] | None = None, c_crossattn: list[Tensor] | None = None
+    ) -> Tensor:
+        key = self.conditioning_key
+        if key in ("concat", "hybrid"):
+            x = torch.cat([x, *(c_concat or [])], dim=1)
+        if key in ("crossattn", "hybrid"):
+            return self.diffusion_model(x, t, context=torch.cat(c_crossattn or [], 1))
+        if key == "adm":
+            return self.diffusion_model(x, t, y=(c_crossattn or [None])[0])
+        return self.diffusion_model(x, t)
+
+
+class ConditionedNetwork(nn.Module):
+    """UNet and condition embedder under the names they have in LatentDiffusion, as one network of raw conditions.
+
+    `network(x, t, cond)`: x [B, C, H, W], t [B], cond class labels [B] (or what the embedder takes), or None. Keys
+    equal the base model's, so a posterior's overrides apply through `torch.func.functional_call` as they are.
+    """
+
+    input_patterns = ("cond_stage_model.*", "model.diffusion_model.time_embed.*", "model.diffusion_model.label_emb.*")
+    output_patterns = ("model.diffusion_model.out.*",)
+
+    def __init__(self, model: DiffusionWrapper, cond_stage_model: nn.Module | None = None):
+        super().__init__()
+        if model.conditioning_key in ("concat", "hybrid"):
+            raise ValueError(
+                f"conditioning_key '{model.conditioning_key}' joins the condition to the input; class-conditional and "
+                "unconditional models are supported here: crossattn, adm or none"
+            )
+        self.model = model
+        self.cond_stage_model = cond_stage_model
+
+    def condition(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Time (and label) embedding [B, E] and context [B, L, D] or None."""
+        key = self.model.conditioning_key
+        embedding = self.model.diffusion_model.condition(t, cond if key == "adm" else None)
+        context = None
+        if key == "crossattn":
+            context = cond if self.cond_stage_model is None else self.cond_stage_model.embed(cond)
+        return embedding, context
+
+    def trunk(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+        """Features [B, F, H, W], the input of the output block."""
+        return self.model.diffusion_model.features(x, embedding, context)
+
+    def readout(self, features: Tensor) -> Tensor:
+        """Output [B, C', H, W]."""
+        return self.model.diffusion_model.out(features)
+
+    def forward(self, *args: Any, stage: str = "whole") -> Any:
+        """`network(x, t, cond)`, or one stage by name with its own arguments (for `functional_call`)."""
+        if stage != "whole":
+            return getattr(self, stage)(*args)
+        x, t, cond = args
+        return self.readout(self.trunk(x, *self.condition(t, cond)))

@@ -1,0 +1,153 @@
+"""Paths: how much data and how much noise a state holds, x_u = alpha(u) x_0 + sigma(u) eps, and the time grids.
+
+Time u is real, 0 = clean .. `path.end` = noise. `time_to_net(u)` gives what a network was trained with. Every table is
+float64 and serves training and sampling alike.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Path(ABC):
+    """alpha(u), sigma(u) and the conversions of time; all take and return float64 tensors of any shape."""
+
+    end: float
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the states that sampling starts from."""
+        return 1.0
+
+    @abstractmethod
+    def alpha(self, u: Tensor | float) -> Tensor:
+        """Share of the data in x_u."""
+
+    @abstractmethod
+    def sigma(self, u: Tensor | float) -> Tensor:
+        """Standard deviation of the noise in x_u."""
+
+    @abstractmethod
+    def time_to_net(self, u: Tensor | float) -> Tensor:
+        """The time that the network takes as input."""
+
+    def coefficients(self, u: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(u) and sigma(u) in the dtype of `like` [B, C, H, W], shaped [B, 1, 1, 1] where u is [B]."""
+        alpha, sigma = self.alpha(u), self.sigma(u)
+        shape = (*alpha.shape, *[1] * (like.ndim - alpha.ndim)) if alpha.ndim else ()
+        return alpha.reshape(shape).to(like), sigma.reshape(shape).to(like)
+
+    def noised(self, x0: Tensor, eps: Tensor, u: Tensor | float) -> Tensor:
+        """x_u = alpha(u) x_0 + sigma(u) eps."""
+        alpha, sigma = self.coefficients(u, x0)
+        return alpha * x0 + sigma * eps
+
+
+def beta_schedule(
+    schedule: str, timesteps: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
+) -> Tensor:
+    """beta_1 .. beta_T as float64 [T] (latent-diffusion's names: "linear" is linear in sqrt(beta)).
+
+    `cosine` follows Nichol and Dhariwal 2021, eq. 17: abar(t) = cos^2((t/T + s)/(1 + s) pi/2), beta at most 0.999.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if schedule == "linear":
+        return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64) ** 2
+    if schedule == "sqrt_linear":
+        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64)
+    if schedule == "sqrt":
+        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64) ** 0.5
+    if schedule == "cosine":
+        ramp = (torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + cosine_s) / (1 + cosine_s)
+        abar = torch.cos(ramp * math.pi / 2) ** 2
+        return (1 - abar[1:] / abar[:-1]).clamp(0, 0.999)
+    raise ValueError(f"beta_schedule must be linear, sqrt_linear, sqrt or cosine, got '{schedule}'")
+
+
+class VPPath(Path):
+    """Variance preserving: alpha^2 + sigma^2 = 1, from a table of betas (DDPM, Ho et al. 2020; LDM, ADM).
+
+    u = 0 is clean data, u = n the n-th entry of the table; between entries log alpha-bar is linear. The network's
+    time is u - 1 (LDM, ADM), or u / T with `unit_time` (DDAE).
+    """
+
+    def __init__(self, betas: Tensor, unit_time: bool = False):
+        betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        if betas.ndim != 1 or not bool(((betas >= 0) & (betas < 1)).all()):
+            raise ValueError(f"betas must be a vector of values in [0, 1), got shape {tuple(betas.shape)}")
+        self.betas = betas
+        self.end = len(betas)
+        self.unit_time = unit_time
+        self.log_abar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumprod(1 - betas, 0).log()])
+
+    def _log_abar(self, u: Tensor | float) -> Tensor:
+        u = torch.as_tensor(u, dtype=torch.float64).cpu()
+        if bool(((u < 0) | (u > self.end)).any()):
+            raise ValueError(f"time must lie in [0, {self.end}], got {u.min():.4g} .. {u.max():.4g}")
+        below = u.floor().clamp(max=self.end - 1)
+        index = below.long()
+        left, right = self.log_abar[index], self.log_abar[index + 1]
+        return torch.where(u == below, left, left + (u - below) * (right - left))
+
+    def alpha(self, u: Tensor | float) -> Tensor:
+        return (0.5 * self._log_abar(u)).exp()
+
+    def sigma(self, u: Tensor | float) -> Tensor:
+        return (-torch.expm1(self._log_abar(u))).sqrt()
+
+    def time_to_net(self, u: Tensor | float) -> Tensor:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        return u / self.end if self.unit_time else u - 1
+
+
+@dataclass(frozen=True)
+class EDMPath(Path):
+    """Variance exploding with u = sigma: x = x_0 + u eps (Karras et al. 2022); the network's time is ln(u) / 4."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    @property
+    def end(self) -> float:
+        return self.sigma_max
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, u: Tensor | float) -> Tensor:
+        return torch.ones_like(torch.as_tensor(u, dtype=torch.float64))
+
+    def sigma(self, u: Tensor | float) -> Tensor:
+        return torch.as_tensor(u, dtype=torch.float64)
+
+    def time_to_net(self, u: Tensor | float) -> Tensor:
+        return torch.as_tensor(u, dtype=torch.float64).log() / 4
+
+
+@dataclass(frozen=True)
+class FlowPath(Path):
+    """Straight path x = (1 - u) x_0 + u eps (rectified flow, CondOT).
+
+    The network's time is u, or 1 - u with `reversed_time`, where a flow counts from noise (flow_matching's users).
+    """
+
+    reversed_time: bool = False
+    end: float = 1.0
+
+    def alpha(self, u: Tensor | float) -> Tensor:
+        return 1 - torch.as_tensor(u, dtype=torch.float64)
+
+    def sigma(self, u: Tensor | float) -> Tensor:
+        return torch.as_tensor(u, dtype=torch.float64)
+
+    def time_to_net(self, u: Tensor | float) -> Tensor:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        return 1 - u if self.reversed_time else u

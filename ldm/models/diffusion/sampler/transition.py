@@ -1,0 +1,87 @@
+"""Line 2, how one steps: x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v) eps_hat + sqrt(w) z, and what a step reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ldm.models.diffusion.path import Path
+from ldm.modules.distributions.gaussian import Gaussian
+
+Noise = Callable[[int, Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """Coefficients of line 2 from time `u` to time `s`; `w` may be a tensor where a network learns it."""
+
+    u: float
+    s: float
+    alpha: Tensor
+    sigma: Tensor
+    v: Tensor
+    w: Tensor
+
+    def mean(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """alpha_s x0_hat + sqrt(sigma_s^2 - v) eps_hat, of the shape of the parts."""
+        direction = (self.sigma**2 - self.v).clamp(min=0).sqrt()
+        return _like(self.alpha, x0) * x0 + _like(direction, eps) * eps
+
+
+def _like(value: Tensor, tensor: Tensor) -> Tensor:
+    return value.to(tensor) if value.ndim else value.to(dtype=tensor.dtype, device=tensor.device)
+
+
+def posterior_variance(path: Path, u: float, s: float) -> Tensor:
+    """Variance of q(x_s | x_u, x_0): sigma_s^2 (1 - (alpha_u sigma_s / (alpha_s sigma_u))^2), float64 scalar."""
+    alpha_s, sigma_s, alpha_u, sigma_u = path.alpha(s), path.sigma(s), path.alpha(u), path.sigma(u)
+    return (sigma_s**2 * (1 - (alpha_u * sigma_s / (alpha_s * sigma_u)) ** 2)).clamp(min=0)
+
+
+def forward_variance(path: Path, u: float, s: float) -> Tensor:
+    """Variance of q(x_u | x_s): sigma_u^2 - (alpha_u sigma_s / alpha_s)^2, float64 scalar (beta of a VP step)."""
+    return (path.sigma(u) ** 2 - (path.alpha(u) * path.sigma(s) / path.alpha(s)) ** 2).clamp(min=0)
+
+
+def ddim_transition(path: Path, u: float, s: float, eta: float = 0.0, temperature: float = 1.0) -> Transition:
+    """v = eta^2 times the posterior variance (Song et al. 2021, eq. 16), w = temperature^2 v."""
+    v = eta**2 * posterior_variance(path, u, s)
+    return Transition(u, s, path.alpha(s), path.sigma(s), v, temperature**2 * v)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a sampler: where it was, what was predicted there, how it moved, where it is.
+
+    `index` counts grid steps from the noisiest (0); `x` is the state at time `u`; `x0` and `eps` the parts that line 2
+    used; `x_next` the state at `transition.s`. Shapes [..., B, C, H, W].
+    """
+
+    index: int
+    u: float
+    x: Tensor
+    x0: Tensor
+    eps: Tensor
+    transition: Transition
+    x_next: Tensor
+
+    @property
+    def distribution(self) -> Gaussian:
+        """N(mean, w): the state at `transition.s` given `x`."""
+        return Gaussian(self.transition.mean(self.x0, self.eps), self.transition.w)
+
+
+def advance(index: int, x: Tensor, x0: Tensor, eps: Tensor, transition: Transition, noise: Noise | None) -> Step:
+    """Apply line 2; the draw has the shape of the state before the step, so a first branched draw is shared.
+
+    Raises:
+        ValueError: if the step is stochastic and no noise was given.
+    """
+    x_next = transition.mean(x0, eps)
+    if bool((transition.w > 0).any()):
+        if noise is None:
+            raise ValueError("this sampler draws noise: pass noise=ImageNoise(seed, images), or use eta = 0")
+        x_next = x_next + _like(transition.w.sqrt(), x) * noise(index, x.shape).to(x)
+    return Step(index, transition.u, x, x0, eps, transition, x_next)

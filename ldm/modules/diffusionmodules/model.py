@@ -1,0 +1,226 @@
+"""Encoder and decoder of the first stages; key names as published with latent-diffusion (after VQGAN, Esser 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.modules.attention import attend
+from ldm.modules.diffusionmodules.blocks import Upsample
+from ldm.modules.diffusionmodules.util import normalization
+
+ATTENTION_TYPES = ("vanilla", "none")
+
+
+class ResnetBlock(nn.Module):
+    """Residual block without an embedding."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = normalization(in_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = normalization(out_channels, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))  # [B, out, H, W]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))  # [B, out, H, W]
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)  # [B, out, H, W]
+
+
+class AttnBlock(nn.Module):
+    """Self-attention of one head over all positions."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = normalization(channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)  # [B, C, H, W]
+        query, key, value = (layer(h).flatten(2).mT[:, None] for layer in (self.q, self.k, self.v))  # [B, 1, N, C]
+        h = attend(query, key, value)[:, 0].mT.reshape(x.shape)  # [B, C, H, W]
+        return x + self.proj_out(h)  # [B, C, H, W]
+
+
+class Downsample(nn.Module):
+    """Halve the size by a convolution padded on the right and below, or by averaging."""
+
+    def __init__(self, channels: int, with_conv: bool = True):
+        super().__init__()
+        if with_conv:
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "conv"):
+            return self.conv(F.pad(x, (0, 1, 0, 1)))  # [B, C, H / 2, W / 2]
+        return F.avg_pool2d(x, 2)  # [B, C, H / 2, W / 2]
+
+
+def make_attn(channels: int, attn_type: str) -> nn.Module:
+    """An attention block, or nothing in its place for "none"."""
+    if attn_type not in ATTENTION_TYPES:
+        raise ValueError(f"attn_type must be one of {ATTENTION_TYPES}, got '{attn_type}'")
+    return AttnBlock(channels) if attn_type == "vanilla" else nn.Identity()
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the smallest size."""
+
+    def __init__(self, channels: int, dropout: float, attn_type: str):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = make_attn(channels, attn_type)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))  # [B, C, H, W]
+
+
+class Level(nn.Module):
+    """Residual blocks of one size, each with or without attention, then a change of size (`resample` names it)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, dropout: float, attention: bool, attn_type: str
+    ):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * blocks
+        self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(make_attn(out_channels, attn_type) for _ in range(blocks if attention else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)  # [B, out, H, W]
+            if len(self.attn):
+                x = self.attn[index](x)  # [B, out, H, W]
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)  # [B, out, H', W']
+        return x
+
+
+class Encoder(nn.Module):
+    """Images to latents, or to the mean and log-variance of latents.
+
+    Args:
+        ch: width of the first level, a multiple of 32.
+        out_ch: channels of a reconstruction (of the decoder; accepted so that both take one config).
+        ch_mult: width of each level, over `ch`; there is one halving fewer than levels.
+        num_res_blocks: residual blocks a level.
+        attn_resolutions: sizes that have attention (for images of `resolution`).
+        in_channels, resolution: channels and size of an image.
+        z_channels: channels Z of a latent.
+        dropout: in residual blocks.
+        resamp_with_conv: halve with convolutions.
+        double_z: predict 2 Z channels.
+        attn_type: "vanilla" or "none".
+        tanh_out, give_pre_end: of the decoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        double_z: bool = True,
+        attn_type: str = "vanilla",
+        tanh_out: bool = False,
+        give_pre_end: bool = False,
+    ):
+        super().__init__()
+        self.in_channels, self.factor = in_channels, 2 ** (len(ch_mult) - 1)
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        widths = [ch] + [ch * mult for mult in ch_mult]
+        self.down = nn.ModuleList()
+        for index in range(len(ch_mult)):
+            attention = resolution // 2**index in attn_resolutions
+            level = Level(widths[index], widths[index + 1], num_res_blocks, dropout, attention, attn_type)
+            if index < len(ch_mult) - 1:
+                level.downsample = Downsample(widths[index + 1], resamp_with_conv)
+            self.down.append(level)
+        self.mid = Middle(widths[-1], dropout, attn_type)
+        self.norm_out = normalization(widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * z_channels if double_z else z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `[B, in_channels, H, W]` to `[B, Z, H / f, W / f]` (2 Z with `double_z`)."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels or any(size % self.factor for size in x.shape[2:]):
+            raise ValueError(
+                f"images must be [B, {self.in_channels}, H, W] with H and W multiples of {self.factor}, "
+                f"got {list(x.shape)}"
+            )
+        h = self.conv_in(x)  # [B, ch, H, W]
+        for level in self.down:
+            h = level(h)  # [B, C_i, H / 2^i, W / 2^i]
+        h = self.mid(h)  # [B, C, H / f, W / f]
+        return self.conv_out(F.silu(self.norm_out(h)))  # [B, Z, H / f, W / f]
+
+
+class Decoder(nn.Module):
+    """Latents to images; arguments of `Encoder`.
+
+    Args:
+        tanh_out: end with a hyperbolic tangent.
+        give_pre_end: return the input of the last norm instead.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        double_z: bool = True,
+        attn_type: str = "vanilla",
+        tanh_out: bool = False,
+        give_pre_end: bool = False,
+    ):
+        super().__init__()
+        self.tanh_out, self.give_pre_end = tanh_out, give_pre_end
+        widths = [ch * mult for mult in ch_mult] + [ch * ch_mult[-1]]
+        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], dropout, attn_type)
+        self.up = nn.ModuleList()
+        for index in range(len(ch_mult)):
+            attention = resolution // 2**index in attn_resolutions
+            level = Level(widths[index + 1], widths[index], num_res_blocks + 1, dropout, attention, attn_type)
+            if index > 0:
+                level.upsample = Upsample(widths[index], resamp_with_conv)
+            self.up.append(level)
+        self.norm_out = normalization(widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents `[B, Z, h, w]` to images `[B, out_ch, f h, f w]`."""
+        h = self.mid(self.conv_in(z))  # [B, C, h, w]
+        for level in reversed(self.up):
+            h = level(h)  # [B, C_i, f h / 2^i, f w / 2^i]
+        if self.give_pre_end:
+            return h
+        h = self.conv_out(F.silu(self.norm_out(h)))  # [B, out_ch, f h, f w]
+        return torch.tanh(h) if self.tanh_out else h

@@ -1,0 +1,56 @@
+"""The diagonal Gaussian that a KL autoencoder's encoder predicts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class DiagonalGaussianDistribution:
+    """Normal distribution over latents from its mean and log-variance (clamped to [-30, 20]).
+
+    Args:
+        parameters: mean and log-variance stacked, `[B, 2 C, H, W]`.
+        deterministic: take the variance as zero.
+
+    Source: Kingma & Welling 2014 (appendix B), as published in latent-diffusion.
+    """
+
+    def __init__(self, parameters: Tensor, deterministic: bool = False):
+        if parameters.shape[1] % 2:
+            raise ValueError(f"parameters must have shape [B, 2 C, H, W], got {list(parameters.shape)}")
+        self.parameters = parameters
+        self.deterministic = deterministic
+        self.mean, logvar = parameters.chunk(2, dim=1)  # 2 x [B, C, H, W]
+        self.logvar = logvar.clamp(-30.0, 20.0)
+        self.var = torch.zeros_like(self.mean) if deterministic else self.logvar.exp()
+        self.std = self.var.sqrt()
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw `[B, C, H, W]`; the generator may live on another device."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def mode(self) -> Tensor:
+        """The mean `[B, C, H, W]`."""
+        return self.mean
+
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
+        """KL divergence to another Gaussian, or to the standard normal, in nats, `[B]`; 0 if deterministic."""
+        if self.deterministic:
+            return self.mean.new_zeros(len(self.mean))
+        if other is None:
+            terms = self.mean.square() + self.var - 1.0 - self.logvar  # [B, C, H, W]
+        else:
+            distance = (self.mean - other.mean).square()  # [B, C, H, W]
+            terms = (distance + self.var) / other.var - 1.0 - self.logvar + other.logvar
+        return 0.5 * terms.flatten(1).sum(1)
+
+    def nll(self, sample: Tensor) -> Tensor:
+        """Negative log density of a sample `[B, C, H, W]`, in nats, `[B]`; 0 if deterministic."""
+        if self.deterministic:
+            return self.mean.new_zeros(len(self.mean))
+        terms = math.log(2 * math.pi) + self.logvar + (sample - self.mean).square() / self.var  # [B, C, H, W]
+        return 0.5 * terms.flatten(1).sum(1)

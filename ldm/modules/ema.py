@@ -1,0 +1,83 @@
+"""Exponential moving average of a model's parameters, under the published state-dict keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class LitEma(nn.Module):
+    """Averages of the parameters that require gradients when it is built.
+
+    Update n: `shadow -= (1 - d) (shadow - parameter)` with `d = min(decay, (1 + n) / (10 + n))`.
+
+    State dict: `decay` (float32), `num_updates` (int32; -1: no warm-up) and each parameter's name without its dots.
+
+    Args:
+        model: whose parameters are averaged.
+        decay: limit of d, in [0, 1].
+        use_num_updates: begin with a smaller d, as above; otherwise d = decay.
+
+    Source: the rule of TensorFlow's ExponentialMovingAverage; keys of latent-diffusion.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, use_num_updates: bool = True):
+        super().__init__()
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {decay}")
+        self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
+        self.register_buffer("num_updates", torch.tensor(0 if use_num_updates else -1, dtype=torch.int32))
+        self.shadow_names: dict[str, str] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                shadow_name = name.replace(".", "")
+                if shadow_name in self.shadow_names.values():
+                    raise ValueError(
+                        f"two parameters are called '{shadow_name}' once dots are removed; rename '{name}'"
+                    )
+                self.shadow_names[name] = shadow_name
+                self.register_buffer(shadow_name, parameter.detach().clone())
+        self._stored: list[Tensor] | None = None
+
+    def forward(self, model: nn.Module) -> None:
+        """Move the averages towards the parameters of `model`."""
+        self.update(model)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the averages towards the parameters of `model`."""
+        decay = self.decay
+        if self.num_updates >= 0:
+            self.num_updates += 1
+            decay = torch.minimum(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        for shadow, parameter in self._pairs(model):
+            shadow.sub_((1 - decay) * (shadow - parameter))
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Write the averages into the parameters of `model`."""
+        for shadow, parameter in self._pairs(model):
+            parameter.copy_(shadow)
+
+    def store(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Keep a copy of parameters, to be put back by `restore`."""
+        self._stored = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Put back what `store` kept, in the same order, and forget it."""
+        if self._stored is None:
+            raise ValueError("nothing to restore; call store first")
+        for stored, parameter in zip(self._stored, parameters, strict=True):
+            parameter.copy_(stored)
+        self._stored = None
+
+    def _pairs(self, model: nn.Module) -> list[tuple[Tensor, nn.Parameter]]:
+        parameters = dict(model.named_parameters())
+        missing = [name for name in self.shadow_names if name not in parameters]
+        if missing:
+            raise ValueError(f"the model lacks {len(missing)} averaged parameters, e.g. '{missing[0]}'")
+        buffers = dict(self.named_buffers())
+        return [(buffers[shadow], parameters[name]) for name, shadow in self.shadow_names.items()]

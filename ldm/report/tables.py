@@ -1,0 +1,105 @@
+"""Result tables: CSV with a commented header that round-trips exactly, and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import dropwhile, takewhile
+from numbers import Real
+
+from ldm.util import atomic_write
+
+Value = str | int | float | bool | None
+WORDS: dict[str, Value] = {"": None, "True": True, "False": False, "nan": float("nan"), "inf": float("inf")}
+INTEGER = re.compile(r"-?(0|[1-9]\d*)")
+DECIMAL = re.compile(r"-?(inf|(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?)")
+
+
+def write_csv(
+    path: str | os.PathLike, rows: Iterable[Mapping[str, Value]], comments: Sequence[str] = (), overwrite: bool = False
+) -> None:
+    """Write rows of one set of columns atomically, below `# ` comment lines; `read_csv` returns them bit for bit.
+
+    Args:
+        path: the file.
+        rows: at least one; the first gives the order of the columns.
+        comments: what the numbers are: units, config, seed, revision.
+        overwrite: replace an existing file.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+        ValueError: if there is no row, columns differ, or a value is no text, number, bool or None (e.g. a tensor).
+    """
+    rows = list(rows)
+    columns = _columns(rows)
+    with atomic_write(path, overwrite) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        for line in (line for comment in comments for line in comment.splitlines()):
+            file.write(f"# {line}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([row[column] for column in columns] for row in rows)
+
+
+def read_csv(path: str | os.PathLike) -> list[dict[str, Value]]:
+    """Read a table of `write_csv`: numbers, booleans and empty fields (None) come back as such, `007` stays text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = dropwhile(lambda line: line.startswith("#"), file)
+        return [{name: _parse(text) for name, text in row.items()} for row in csv.DictReader(lines)]
+
+
+def read_comments(path: str | os.PathLike) -> list[str]:
+    """The comment lines above a table, without their `# `."""
+    with open(path, encoding="utf-8") as file:
+        return [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), file)]
+
+
+def markdown_table(rows: Iterable[Mapping[str, Value]], digits: int = 4) -> str:
+    """The rows as a Markdown table: numbers to `digits` significant digits and right-aligned, None as an empty cell.
+
+    Raises:
+        ValueError: as `write_csv`.
+    """
+    rows = list(rows)
+    columns = _columns(rows)
+    numeric = [all(row[column] is None or isinstance(row[column], Real) for row in rows) for column in columns]
+    lines = [[_escape(column) for column in columns], ["---:" if right else "---" for right in numeric]]
+    lines += [[_escape(_format(row[column], digits)) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _columns(rows: Sequence[Mapping[str, Value]]) -> list[str]:
+    """Check the rows and return their columns."""
+    if not rows:
+        raise ValueError("a table needs at least one row; nothing was measured")
+    columns = list(rows[0])
+    for number, row in enumerate(rows):
+        if set(row) != set(columns):
+            raise ValueError(f"row {number} has columns {sorted(row)}, the first row has {sorted(columns)}")
+        for column, value in row.items():
+            if value is not None and not isinstance(value, (str, Real)):
+                raise ValueError(
+                    f"row {number}, column '{column}' is a {type(value).__name__}; expected text, a number, a bool or "
+                    "None (of a tensor use .item())"
+                )
+    return columns
+
+
+def _parse(text: str) -> Value:
+    if text in WORDS:
+        return WORDS[text]
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if DECIMAL.fullmatch(text) else text
+
+
+def _format(value: Value, digits: int) -> str:
+    if value is None:
+        return ""
+    is_float = isinstance(value, Real) and not isinstance(value, int)
+    return f"{float(value):.{digits}g}" if is_float else str(value)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

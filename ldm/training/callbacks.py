@@ -1,0 +1,169 @@
+"""What happens beside the training step: run records, pictures, EMA, memory and time, saving when a run is stopped."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_only
+
+from ldm.images import make_grid, save_image
+from ldm.training.runs import RunDirectory
+from ldm.util import derive_seed
+
+log = logging.getLogger(__name__)
+
+
+class SetupCallback(Callback):
+    """Write the run's configs when training starts."""
+
+    def __init__(self, run: RunDirectory, config: DictConfig, lightning_config: DictConfig):
+        self.run, self.config, self.lightning_config = run, config, lightning_config
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.run.write_config(self.config, "project")
+        self.run.write_config(self.lightning_config, "lightning")
+
+
+class EMACallback(Callback):
+    """Step the model's averaged weights after every optimiser step."""
+
+    def __init__(self) -> None:
+        self.stepped = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stepped = trainer.global_step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if getattr(pl_module, "use_ema", False) and trainer.global_step != self.stepped:
+            pl_module.model_ema(pl_module.model)
+            self.stepped = trainer.global_step
+
+
+class SeededSteps(Callback):
+    """Seed torch's own generator before every batch by (seed, member, batch): dropout repeats when a run resumes."""
+
+    def __init__(self, seed: int, member: int = 0):
+        self.seed, self.member = seed, member
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        torch.manual_seed(derive_seed("step", self.seed, self.member, done, trainer.global_rank))
+
+
+class ImageLogger(Callback):
+    """Write grids of `log_images` under `images/{split}` and to TensorBoard, every `batch_frequency` batches.
+
+    With `increase_log_steps`, also at the powers of two below it.
+    """
+
+    def __init__(
+        self,
+        batch_frequency: int = 1000,
+        max_images: int = 8,
+        clamp: bool = True,
+        increase_log_steps: bool = True,
+        rescale: bool = True,
+        disabled: bool = False,
+        log_first_step: bool = False,
+        log_images_kwargs: Mapping[str, Any] | None = None,
+    ):
+        self.batch_frequency, self.max_images = batch_frequency, max_images
+        self.clamp, self.rescale, self.disabled, self.log_first_step = clamp, rescale, disabled, log_first_step
+        early = [2**n for n in range(batch_frequency.bit_length())] if increase_log_steps else []
+        self.early = frozenset(step for step in early if step < batch_frequency)
+        self.options = dict(log_images_kwargs or {})
+
+    def _due(self, step: int) -> bool:
+        if self.disabled or (step == 0 and not self.log_first_step):
+            return False
+        return step % self.batch_frequency == 0 or step in self.early
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self._due(trainer.global_step) and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.write(trainer, pl_module, batch, "train")
+
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], split: str) -> None:
+        """Write one grid a kind of picture, in evaluation mode."""
+        training = pl_module.training
+        pl_module.eval()
+        images = pl_module.log_images(batch, N=self.max_images, **self.options)
+        pl_module.train(training)
+        for kind, tensor in images.items():
+            tensor = tensor.detach().float().cpu()
+            tensor = tensor.clamp(-1, 1) if self.clamp else tensor
+            tensor = tensor if self.rescale else 2 * tensor - 1
+            grid = make_grid(tensor)
+            name = f"{kind}_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}.png"
+            save_image(grid, Path(trainer.default_root_dir) / "images" / split / name, overwrite=True)
+            for logger in trainer.loggers:
+                if isinstance(logger, pl.loggers.TensorBoardLogger):
+                    logger.experiment.add_image(f"{split}/{kind}", grid, trainer.global_step, dataformats="HWC")
+
+
+class CUDACallback(Callback):
+    """Report the time and the peak GPU memory of every epoch."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
+            torch.cuda.synchronize(trainer.strategy.root_device)
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        device = trainer.strategy.root_device
+        pl_module.log("time/epoch_s", time.perf_counter() - self.started, sync_dist=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            pl_module.log("memory/peak_mib", torch.cuda.max_memory_allocated(device) / 2**20, sync_dist=True)
+
+
+class SaveWhenStopped(Callback):
+    """Save `last.ckpt` when a run is interrupted, ends by an error, or is asked to by SIGUSR2.
+
+    SIGUSR1 is left to Lightning, which requeues SLURM jobs with it.
+    """
+
+    def __init__(self, run: RunDirectory):
+        self.path, self.asked = run.checkpoints / "last.ckpt", False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def ask(*_: Any) -> None:
+            self.asked = True
+
+        if hasattr(signal, "SIGUSR2"):
+            signal.signal(signal.SIGUSR2, ask)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self.asked:
+            self.asked = False
+            trainer.save_checkpoint(self.path)
+            log.info("SIGUSR2: saved %s at step %d", self.path, trainer.global_step)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit" and trainer.global_step > 0 and not isinstance(exception, FloatingPointError):
+            trainer.save_checkpoint(self.path)
+            log.warning("stopped by %s at step %d: saved %s", type(exception).__name__, trainer.global_step, self.path)
+
+
+class StopAtNaN(Callback):
+    """Stop with the step's number when the loss is not finite; the last checkpoint before it stays as it is."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"the loss is {float(loss)} at step {trainer.global_step} "
+                f"(epoch {trainer.current_epoch}, batch {batch_idx}): "
+                "lower the learning rate, clip gradients (--gradient_clip_val 1), or use bf16 instead of fp16"
+            )

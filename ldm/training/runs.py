@@ -1,0 +1,113 @@
+"""Run directories: where a training keeps its configs, checkpoints and logs, and how it is found again."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.util import atomic_write
+
+STAMP = re.compile(r"^\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(-\d+)?")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`{logdir}/{timestamp}_{name}` with `checkpoints/` and `configs/` (latent-diffusion's layout)."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def configs(self) -> Path:
+        return self.path / "configs"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """`checkpoints/last.ckpt`.
+
+        Raises:
+            ValueError: if the run holds none.
+        """
+        path = self.checkpoints / "last.ckpt"
+        if not path.exists():
+            raise ValueError(f"{self.path} has no checkpoints/last.ckpt: the run saved nothing, or is no run directory")
+        return path
+
+    @property
+    def stamp(self) -> str:
+        match = STAMP.match(self.path.name)
+        return match.group(0) if match else self.path.name
+
+    def config(self) -> DictConfig:
+        """The model and data config the run was started with.
+
+        Raises:
+            ValueError: if the run holds none.
+        """
+        files = sorted(self.configs.glob("*-project.yaml"))
+        if not files:
+            raise ValueError(f"{self.path} has no configs/*-project.yaml: is it a run directory?")
+        return OmegaConf.merge(*[OmegaConf.load(file) for file in files])
+
+    def write_config(self, config: DictConfig, kind: str) -> Path:
+        """Write `configs/{timestamp}-{kind}.yaml`; a resumed run that changed something adds a file of its own."""
+        text = OmegaConf.to_yaml(config)
+        path = self.configs / f"{self.stamp}-{kind}.yaml"
+        if path.exists() and path.read_text() == text:
+            return path
+        if path.exists():
+            path = self.configs / f"{self.stamp}-{datetime.now():%Y%m%d%H%M%S}-{kind}.yaml"
+        with atomic_write(path) as partial:
+            partial.write_text(text)
+        return path
+
+
+def new_run(logdir: str | Path, name: str) -> RunDirectory:
+    """Create a run directory that did not exist."""
+    logdir = Path(logdir)
+    logdir.mkdir(parents=True, exist_ok=True)
+    stamp = f"{datetime.now():%Y-%m-%dT%H-%M-%S}"
+    for suffix in ("", *(f"-{count}" for count in range(1, 1000))):
+        path = logdir / f"{stamp}{suffix}_{name}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        run = RunDirectory(path)
+        run.checkpoints.mkdir()
+        run.configs.mkdir()
+        return run
+    raise RuntimeError(f"no free run directory in {logdir} for {stamp}_{name}")
+
+
+def find_run(resume: str | Path) -> tuple[RunDirectory, Path]:
+    """The run and checkpoint that `--resume` names: a run directory (its last.ckpt) or a checkpoint in one.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = Path(resume)
+    if path.is_file():
+        run = RunDirectory(path.parent.parent)
+        run.config()
+        return run, path
+    if path.is_dir():
+        run = RunDirectory(path)
+        return run, run.last_checkpoint
+    raise ValueError(f"--resume {resume}: expected a run directory or a checkpoint file, found neither")
+
+
+def runs_named(logdir: str | Path, pattern: str) -> list[RunDirectory]:
+    """Runs below `logdir` whose name after the timestamp ends in `pattern` (a regular expression), oldest first."""
+    logdir = Path(logdir)
+    if not logdir.is_dir():
+        raise ValueError(f"no directory {logdir}; --path is the --logdir that the components were trained with")
+    found = [path for path in logdir.iterdir() if path.is_dir() and STAMP.match(path.name)]
+    return [RunDirectory(path) for path in sorted(found) if re.search(pattern + "$", path.name)]

@@ -1,0 +1,99 @@
+"""Objects from `target:`/`params:` configs, seeds from named integers, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Targets named by released YAMLs whose classes live elsewhere here. Losses of a first stage only act in its training.
+TARGET_ALIASES = {
+    "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": "ldm.modules.losses.VQLoss",
+    "taming.modules.losses.vqperceptual.DummyLoss": "torch.nn.Identity",
+    "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
+}
+MARKERS = ("__is_first_stage__", "__is_unconditional__")
+
+
+def get_obj_from_str(path: str) -> Any:
+    """Return the object a dotted path names.
+
+    Raises:
+        ValueError: if the path has no module, or the module or the name in it does not exist.
+    """
+    path = TARGET_ALIASES.get(path, path)
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ValueError(f"target must be a dotted path such as 'package.module.Class', got '{path}'")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        hint = ""
+        if error.name and error.name.split(".")[0] == "taming":
+            hint = "; taming-transformers is optional: pip install --no-deps taming-transformers-rom1504==0.0.6"
+        raise ValueError(f"cannot import '{module}' for target '{path}': {error}{hint}") from error
+    except AttributeError as error:
+        raise ValueError(f"module '{module}' has no '{name}' (target '{path}')") from error
+
+
+def instantiate_from_config(config: Mapping[str, Any] | str) -> Any:
+    """Build `target(**params)`; the strings `__is_first_stage__` and `__is_unconditional__` give None.
+
+    `config` is never changed.
+
+    Raises:
+        ValueError: if there is no `target`, or the target does not take one of the parameters.
+    """
+    if isinstance(config, str) and config in MARKERS:
+        return None
+    if not isinstance(config, Mapping) and not hasattr(config, "keys"):
+        raise ValueError(f"expected a mapping with 'target' and 'params' or one of {MARKERS}, got {config!r}")
+    if "target" not in config:
+        raise ValueError(f"config has no 'target'; its keys are {sorted(map(str, config))}")
+    params = config.get("params") or {}
+    target = get_obj_from_str(config["target"])
+    try:
+        return target(**params)
+    except TypeError as error:
+        if "argument" in str(error):
+            raise ValueError(f"{config['target']}: {error}; params given: {sorted(map(str, params))}") from error
+        raise
+
+
+def derive_seed(*keys: int | str) -> int:
+    """Hash integers and words to one 63-bit seed, so that draws named by different keys are independent."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key in keys:
+        digest.update(struct.pack("<q", key) if isinstance(key, int) else key.encode() + b"\0")
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def generator(*keys: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by `derive_seed(*keys)`."""
+    return torch.Generator().manual_seed(derive_seed(*keys))
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and move it there when the block ends without an error.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is False (checked before anything is written).
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another path, or ask for it to be overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

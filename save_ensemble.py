@@ -1,0 +1,111 @@
+"""Gather the components of an ensemble: their trained heads, the trunk they share, and how they were made.
+
+Examples:
+  python save_ensemble.py --path logs --ensemble_name bootstrapped --ensemble_comps 5
+
+Writes {path}/{ensemble_name}_{dataset}_{comps}/ensemble.yaml and one small file a member. Of several runs of one
+component the newest counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import load_checkpoint
+from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.training.runs import RunDirectory, runs_named
+from ldm.uncertainty.ensemble import save_ensemble
+from ldm.util import get_obj_from_str, instantiate_from_config
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--path", required=True, help="the --logdir that the components were trained with")
+    parser.add_argument("--ensemble_name", default="bootstrapped", help="their --ensemble_name")
+    parser.add_argument("--ensemble_comps", type=int, default=5, help="number of components")
+    parser.add_argument("--data_name", help="name of the data in the folder's name (default: from the data set)")
+    parser.add_argument("--checkpoint", default="last.ckpt", help="file under each run's checkpoints/")
+    parser.add_argument("--overwrite", action="store_true", help="replace an ensemble that exists")
+    return parser
+
+
+def find_components(
+    runs: list[RunDirectory], checkpoint: str, count: int
+) -> dict[int, tuple[RunDirectory, dict[str, Any]]]:
+    """Newest run of each component 0 .. count - 1, with its checkpoint.
+
+    Raises:
+        ValueError: if a component is missing, or the runs disagree on trunk or heads.
+    """
+    found: dict[int, tuple[RunDirectory, dict[str, Any]]] = {}
+    for run in runs:
+        file = run.checkpoints / checkpoint
+        content = load_checkpoint(file) if file.exists() else {}
+        if "component" in content:
+            found[content["component"]["index"]] = (run, content)
+    missing = [index for index in range(count) if index not in found]
+    if missing:
+        raise ValueError(
+            f"components {missing} are missing: found {sorted(found)} in {len(runs)} runs with {checkpoint}; "
+            "train them with main.py --start_from_pretrained --component N"
+        )
+    chosen = {index: found[index] for index in range(count)}
+    for key in ("trunk_sha256", "patterns", "null_class"):
+        values = {index: content["component"][key] for index, (_, content) in chosen.items()}
+        if len({str(value) for value in values.values()}) > 1:
+            raise ValueError(f"the components differ in {key}: {values}; train them on one trunk with the same heads")
+    return chosen
+
+
+def data_record(config: Any) -> dict[str, Any]:
+    """Name of the data set, its class names, and the subset's bins, where the training data tell them."""
+    train = config.data.params.train
+    inner = train.params.get("dataset", train) if "params" in train and train.params is not None else train
+    record: dict[str, Any] = {"dataset": get_obj_from_str(inner.target).__module__.rpartition(".")[2]}
+    data = instantiate_from_config(train)
+    names = getattr(data, "human_names", None) or getattr(data, "class_names", None)
+    record["class_names"] = [str(name) for name in names or []]
+    record["bins"] = dict(getattr(data, "bins", None) or {})
+    return record
+
+
+def main(argv: list[str] | None = None) -> Path:
+    options = get_parser().parse_args(argv)
+    runs = runs_named(options.path, re.escape(options.ensemble_name) + "[0-9]+")
+    chosen = find_components(runs, options.checkpoint, options.ensemble_comps)
+    run, first = chosen[0]
+    config = run.config()
+    data = data_record(config)
+    component = first["component"]
+    members = [
+        {"component": index, "seed": content["component"]["seed"], "run": run.path.name, "step": content["global_step"]}
+        for index, (run, content) in chosen.items()
+    ]
+    spec = {
+        "name": options.ensemble_name,
+        "trunk": {"path": component["trunk_path"], "sha256": component["trunk_sha256"]},
+        "heads": component["heads"],
+        "patterns": component["patterns"],
+        "null_class": component["null_class"],
+        "initialisation": {"how": component["init"], "noise": component["noise"]},
+        **data,
+        "config": OmegaConf.to_container(config, resolve=True),
+        "members": members,
+    }
+    folder = (
+        Path(options.path) / f"{options.ensemble_name}_{options.data_name or data['dataset']}_{options.ensemble_comps}"
+    )
+    save_ensemble(folder, spec, [content["state_dict"] for _, content in chosen.values()], options.overwrite)
+    write_record(folder / "record.json", options, overwrite=True)
+    size = sum(file.stat().st_size for file in folder.glob("member_*")) / len(members)
+    print(f"{folder}: {len(members)} members of {size / 1024:.1f} KiB each on {component['trunk_path']}")
+    return folder
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,31 @@
+# Sourced by quickstart.sh and test.sh: an environment with everything the project needs.
+# Uses the active virtual environment, else makes .venv; installs only when requirements changed. $1: an extra ("dev").
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+    python=""
+    for candidate in python3.12 python3.11 python3.13 python3.10 python3 python; do
+        if command -v "$candidate" >/dev/null && "$candidate" -c \
+            'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+    [ -n "$python" ] || { echo "error: Python 3.10 to 3.13 with venv is needed" >&2; exit 1; }
+    [ -f .venv/bin/activate ] || "$python" -m venv .venv
+    # shellcheck disable=SC1091
+    . .venv/bin/activate
+fi
+
+extra=${1:-}
+stamp="$VIRTUAL_ENV/.decu-$(cat pyproject.toml requirements.txt scripts/install.sh | cksum | cut -d' ' -f1)-$extra"
+if [ ! -f "$stamp" ]; then
+    echo "installing into $VIRTUAL_ENV (several minutes the first time)"
+    began=$SECONDS
+    python -m pip install --quiet --disable-pip-version-check -r requirements.txt ${extra:+-e ".[$extra]"}
+    # The package asks for torchvision, which breaks beside a CPU build of torch and is not needed for its quantiser.
+    python -m pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504==0.0.6
+    touch "$stamp"
+    echo "installed in $((SECONDS - began)) s, $(du -sh "$VIRTUAL_ENV" | cut -f1)"
+fi

@@ -1,0 +1,180 @@
+"""Draw which images each member of an ensemble sees, write the lists, and show them.
+
+Binned classes: every class has a budget of images, and each member a bootstrap of them.
+Masked classes: every class is hidden from some of the members.
+
+Examples:
+  python scripts/make_bins.py --target ldm.data.digits.Digits --out data/digits_bins
+  python scripts/make_bins.py --base configs/latent-diffusion/digits.yaml --classes_per_bin 1:3 10:2 50:2 all:3
+  python scripts/make_bins.py --base configs/latent-diffusion/digits.yaml --rotation 1 --out data/digits_bins_r1
+  python scripts/make_bins.py --target ldm.data.digits.Digits --dataset masked_classes --hidden_from 2
+  python scripts/make_bins.py --show data/digits_bins
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ldm.cli import HelpFormatter, run_script
+from ldm.data.subsets import (
+    ALL,
+    BINNED,
+    DATASET_NAMES,
+    Budget,
+    Subsets,
+    budget_order,
+    plan_binned,
+    plan_masked,
+    read_component,
+    read_subsets,
+    sample_keys,
+    subsets_file,
+    write_subsets,
+)
+from ldm.util import instantiate_from_config
+
+COMPONENT_SUBSET = "ldm.data.subsets.ComponentSubset"
+
+
+def bin_argument(text: str) -> tuple[Budget, int]:
+    """Read `BUDGET:CLASSES`, such as 10:2 or all:3."""
+    budget, _, count = text.partition(":")
+    if not count.isdigit() or not (budget == ALL or budget.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected BUDGET:CLASSES such as 10:2 or all:3, got '{text}'")
+    return (budget if budget == ALL else int(budget)), int(count)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--base", metavar="CONFIG", help="YAML whose data.params.train names the data set")
+    parser.add_argument("--target", help="data set class, instead of --base")
+    parser.add_argument("--params", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of the data set")
+    parser.add_argument("--out", help="folder to write; default: data/<config or class>_bins")
+    parser.add_argument("--dataset", choices=DATASET_NAMES, default=BINNED, help="kind of subsets")
+    parser.add_argument(
+        "--classes_per_bin",
+        nargs="+",
+        type=bin_argument,
+        metavar="BUDGET:CLASSES",
+        help="classes at each budget; default: 1:3 10:2 50:2 all:3 for ten classes, "
+        "10/10/10/70 percent at 1/10/100/all for 100 or more (ImageNet: 100/100/100/700)",
+    )
+    parser.add_argument("--hidden_from", type=int, default=None, help="masked_classes: members a class is hidden from")
+    parser.add_argument("--components", type=int, default=5, help="number of members")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all draws")
+    parser.add_argument("--rotation", type=int, default=0, help="move the classes on through the bins, this many times")
+    parser.add_argument("--no_bootstrap", action="store_true", help="give every member all images of its classes")
+    parser.add_argument("--overwrite", action="store_true", help="replace other subsets in the folder")
+    parser.add_argument("--show", metavar="DIR", help="print the subsets of an existing folder, write nothing")
+    options = parser.parse_args(argv)
+    masked = options.dataset != BINNED
+    if options.show is None and (options.base is None) == (options.target is None):
+        parser.error("give one of --base CONFIG, --target CLASS, --show DIR")
+    if options.components < 1:
+        parser.error(f"--components must be 1 or more, got {options.components}")
+    if masked and (options.classes_per_bin or options.rotation):
+        parser.error("--classes_per_bin and --rotation act on binned_classes only")
+    if not masked and options.hidden_from is not None:
+        parser.error("--hidden_from acts on masked_classes only")
+    return options
+
+
+def dataset_config(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return `target`/`params` of the full data set, and the folder its subsets go to by default."""
+    if options.base is None:
+        config, folder = (
+            {"target": options.target, "params": {}},
+            f"data/{options.target.rpartition('.')[2].lower()}_bins",
+        )
+    else:
+        node = OmegaConf.select(OmegaConf.load(options.base), "data.params.train")
+        if node is None:
+            raise ValueError(f"{options.base} has no data.params.train; name the data set with --target and --params")
+        config, folder = OmegaConf.to_container(node, resolve=True), f"data/{Path(options.base).stem}_bins"
+    params = dict(config.get("params") or {})
+    if config["target"] == COMPONENT_SUBSET:
+        folder = params.get("folder", folder)
+        config, params = params["dataset"], dict(params["dataset"].get("params") or {})
+    else:
+        # Such parameters choose from a folder like the one to be made, so they do not belong to the full data set.
+        folder = params.pop("subset", None) or folder
+        params = {name: value for name, value in params.items() if name not in ("component", "dataset_name")}
+    params |= OmegaConf.to_container(OmegaConf.from_dotlist(list(options.params)))
+    return {"target": config["target"], "params": params}, folder
+
+
+def rows(subsets: Subsets, lists: dict[int | None, Tensor], labels: Tensor) -> list[list[str]]:
+    """Return the table: of each bin its classes, images without bootstrap, per member, and distinct per member."""
+    members = [one for one in lists if one is not None]
+    table = [["bin", "classes", "images", "per component", "distinct per component", "class ids"]]
+    for budget in sorted(set(subsets.bins.values()), key=budget_order):
+        classes = [label for label, value in subsets.bins.items() if value == budget]
+        in_bin = torch.zeros(len(subsets.class_names), dtype=torch.bool)
+        in_bin[classes] = True
+        inside = {one: positions[in_bin[labels[positions]]] for one, positions in lists.items()}
+        ids = " ".join(map(str, classes[:10])) + (" ..." if len(classes) > 10 else "")
+        sizes = " ".join(str(len(inside[one])) for one in members)
+        distinct = " ".join(str(len(inside[one].unique())) for one in members)
+        table.append([str(budget), str(len(classes)), str(len(inside[None])), sizes, distinct, ids])
+    return table
+
+
+def show(folder: str, subsets: Subsets, lists: dict[int | None, Tensor], labels: Tensor) -> None:
+    """Print a plan as a table."""
+    facts = ", ".join(f"{name} {value}" for name, value in subsets.record.items() if name != "dataset")
+    print(f"{subsets_file(folder, subsets.dataset_name)}: {subsets.components} components, {facts}")
+    table = rows(subsets, lists, labels)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if subsets.dataset_name != BINNED:
+        for component, classes in subsets.sees.items():
+            hidden = [label for label in range(len(subsets.class_names)) if label not in set(classes)]
+            print(f"  component {component} sees {len(classes)} classes; hidden: {' '.join(map(str, hidden))}")
+
+
+def show_folder(folder: str) -> None:
+    """Print the plans that a folder holds, from its files."""
+    names = [name for name in DATASET_NAMES if subsets_file(folder, name).exists()]
+    if not names:
+        raise ValueError(f"{folder} holds no {' or '.join(subsets_file('', name).name for name in DATASET_NAMES)}")
+    for name in names:
+        subsets = read_subsets(folder, name)
+        if "dataset" not in subsets.record:
+            raise ValueError(f"{subsets_file(folder, name)} does not name its data set, so its lists cannot be counted")
+        dataset = instantiate_from_config(subsets.record["dataset"])
+        members = [None, *range(subsets.components)]
+        show(folder, subsets, {one: read_component(folder, name, one, dataset)[1] for one in members}, dataset.labels)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw, write and show the subsets, or show those of a folder."""
+    options = parse(argv)
+    if options.show is not None:
+        show_folder(options.show)
+        return
+    config, folder = dataset_config(options)
+    folder = options.out or folder
+    dataset = instantiate_from_config(config)
+    common = {"components": options.components, "seed": options.seed, "resample": not options.no_bootstrap}
+    if options.dataset == BINNED:
+        counts = dict(options.classes_per_bin) if options.classes_per_bin else None
+        plan = plan_binned(dataset.labels, dataset.class_names, counts, rotation=options.rotation, **common)
+    else:
+        hidden_from = 2 if options.hidden_from is None else options.hidden_from
+        plan = plan_masked(dataset.labels, dataset.class_names, hidden_from, **common)
+    files = write_subsets(folder, plan, sample_keys(dataset), config, overwrite=options.overwrite)
+    show(folder, plan, plan.positions, dataset.labels)
+    print(f"wrote {len(files)} files to {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,195 @@
+"""Fetch data sets and pretrained networks from their published addresses, verify and unpack them.
+
+A download that broke off is resumed; a file that is there and correct is used; no file of yours is deleted or
+overwritten. ImageNet needs a login: the command says what to download, and unpacks it then.
+
+Examples:
+  bash prep_data.sh --dataset mnist
+  bash prep_data.sh --dataset cifar10,fashion-mnist --root data
+  bash prep_data.sh --dataset mnist --url https://example.org/mirror/mnist
+  bash prep_data.sh --dataset imagenet
+  bash prep_data.sh --dataset pretrained
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.checkpoint import load_state_dict, matches
+from ldm.cli import HelpFormatter, run_script
+from ldm.data.download import fetch, unpack
+from ldm.data.prepare_imagenet import MD5, TARS, prepare
+
+KEYS_FILE = Path(__file__).resolve().parent.parent / "configs" / "latent-diffusion" / "cin256-v2.keys.txt"
+FIRST_STAGE = "first_stage_model."
+# Beside the model's own: averaged copies of its weights, and the loss of a first stage's training.
+EXTRA_KEYS = ("model_ema.*", "loss.*")
+IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file: its address without the name, its name, and what is known of its content."""
+
+    address: str
+    name: str
+    size: int | None = None  # bytes
+    md5: str | None = None
+    folder: str = ""  # below the data set's own
+
+
+def idx_sources(address: str, *checksums: str) -> list[Source]:
+    """Return the four files of a data set of the MNIST family."""
+    return [Source(address, name, md5=md5) for name, md5 in zip(IDX_FILES, checksums, strict=True)]
+
+
+SOURCES: dict[str, list[Source]] = {
+    "mnist": idx_sources(
+        "https://ossci-datasets.s3.amazonaws.com/mnist",
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "9fb629c4189551a2d022fa330f9573f3",
+        "ec29112dd5afa0611ce80d1b7f02629c",
+    ),
+    "fashion-mnist": idx_sources(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+    "kmnist": idx_sources(
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist",
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+    "cifar10": [
+        Source(
+            "https://www.cs.toronto.edu/~kriz",
+            "cifar-10-python.tar.gz",
+            md5="c58f30108f718f92721af3b95e74349a",
+        )
+    ],
+    "tiny-imagenet": [Source("http://cs231n.stanford.edu", "tiny-imagenet-200.zip")],
+    "imagenet": [Source("", name, md5=MD5[name]) for name in TARS],
+    "pretrained": [
+        Source("https://ommer-lab.com/files/latent-diffusion", "vq-f4.zip", folder="vae"),
+        Source(
+            "https://ommer-lab.com/files/latent-diffusion/nitro/cin",
+            "model.ckpt",
+            size=1_827_378_153,
+            folder="cin256-v2",
+        ),
+    ],
+}
+
+
+def fetch_all(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
+    """Fetch the files of a data set into `folder`; return their paths."""
+    paths = []
+    for source in SOURCES[dataset]:
+        url = f"{(mirror or source.address).rstrip('/')}/{source.name}"
+        paths.append(fetch(url, folder / source.folder / source.name, source.size, source.md5))
+    return paths
+
+
+def prepare_images(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
+    """Fetch a data set and unpack its archives beside them; idx files are read as they are."""
+    paths = fetch_all(dataset, folder, mirror)
+    for path in paths:
+        if path.name not in IDX_FILES:
+            unpack(path, folder)
+    return paths
+
+
+def prepare_imagenet(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
+    """Unpack ImageNet's tars, fetched by the user after a login, or here from a mirror."""
+    if mirror:
+        fetch_all(dataset, folder, mirror)
+    return prepare(folder, verify=not mirror)  # what came from a mirror was verified on arrival
+
+
+def prepare_networks(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
+    """Fetch the released ImageNet model and its first stage, and check their keys and shapes."""
+    archive, model = fetch_all(dataset, folder, mirror)
+    expected = read_keys(KEYS_FILE)
+    check_keys(model, expected)
+    networks = [path for path in unpack(archive, archive.parent) if path.suffix == ".ckpt"]
+    stage = {name.removeprefix(FIRST_STAGE): shape for name, shape in expected.items() if name.startswith(FIRST_STAGE)}
+    for path in networks:
+        check_keys(path, stage)
+    return [model, *networks]
+
+
+def read_keys(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read {key: shape} from lines of `key 64x3x3x3`."""
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return {name: tuple(map(int, shape.split("x"))) for name, shape in pairs}
+
+
+def check_keys(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
+    """Compare the keys and shapes of a checkpoint with the expected ones.
+
+    Raises:
+        ValueError: naming those that are missing, unknown, or of another shape; the file is left where it is.
+    """
+    found = {name: tuple(value.shape) for name, value in load_state_dict(path).items()}
+    faults = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unknown": sorted(name for name in found.keys() - expected.keys() if not matches(name, EXTRA_KEYS)),
+        "of another shape": sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name]),
+    }
+    told = [f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names]
+    if told:
+        raise ValueError(f"{path} is not the released network: of {len(expected)} expected keys {'; '.join(told)}")
+    print(f"{path}: all {len(expected)} keys and shapes as released")
+
+
+PREPARE: dict[str, Callable[[str, Path, str | None], list[Path]]] = {
+    "imagenet": prepare_imagenet,
+    "pretrained": prepare_networks,
+}
+
+
+def dataset_names(text: str) -> list[str]:
+    """Read a comma-separated list of data sets."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in SOURCES]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"expected one or more of {', '.join(SOURCES)}, got '{text}'")
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prepare each data set asked for, and say where it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--dataset", required=True, type=dataset_names, help=f"one or more, by commas: {', '.join(SOURCES)}"
+    )
+    parser.add_argument("--root", default="data", help="folder for the data sets; each has its own below it")
+    parser.add_argument("--models_root", default="pretrained_models", help="folder for the networks of 'pretrained'")
+    parser.add_argument("--url", help="mirror that holds the published files of the one data set asked for")
+    options = parser.parse_args(argv)
+    if options.url and len(options.dataset) > 1:
+        parser.error("--url goes with a single data set")
+    for name in options.dataset:
+        folder = Path(options.models_root) if name == "pretrained" else Path(options.root) / name
+        try:
+            paths = PREPARE.get(name, prepare_images)(name, folder, options.url)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{name}: {error}") from error
+        print(f"{name}: ready in {folder} ({', '.join(str(path.relative_to(folder)) for path in paths)})")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# DECU on the digits that scikit-learn carries, from nothing: install, trunk, five components, ensemble, samples,
+# rollouts, uncertainty per class and per pixel. What exists is kept: a second run only fills in what is missing.
+#   bash scripts/quickstart.sh [DIR]          DIR: where the components and results go (default logs)
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+. "$here/install.sh"
+
+logs=${1:-logs}
+config=configs/latent-diffusion/digits.yaml
+trunk=logs/pretrained/digits/trunk.ckpt
+ensemble=$logs/bootstrapped_digits_5
+began=$SECONDS
+step() { printf '\n[%3d s] %s\n' "$((SECONDS - began))" "$*"; }
+newest() { ls -d "$1"/*_"$2" 2>/dev/null | sort | tail -n 1; }
+
+if [ ! -f "$trunk" ]; then
+    step "training the trunk"
+    unfinished=$(newest logs digits_trunk)
+    if [ -n "$unfinished" ] && [ -f "$unfinished/checkpoints/last.ckpt" ]; then
+        python main.py --resume "$unfinished" -t --gpus 0, --scale_lr False
+    else
+        python main.py --base $config -t --gpus 0, --scale_lr False --name digits_trunk
+    fi
+    python scripts/export_trunk.py --run "$(newest logs digits_trunk)" --out "$trunk"
+fi
+
+[ -f data/digits_bins/subsets_binned_classes.yaml ] || python scripts/make_bins.py --base $config
+
+if [ ! -f "$ensemble/ensemble.yaml" ]; then
+    for i in 0 1 2 3 4; do
+        done=$(newest "$logs" "digits_bootstrapped$i")
+        [ -n "$done" ] && [ -f "$done/checkpoints/last.ckpt" ] && continue
+        step "training component $i"
+        python main.py --base $config -t --gpus 0, --scale_lr False --start_from_pretrained --logdir "$logs" \
+            --seed "$i" --component "$i" --ensemble_name bootstrapped
+    done
+    step "gathering the ensemble"
+    python save_ensemble.py --path "$logs" --ensemble_name bootstrapped --ensemble_comps 5
+fi
+
+step "samples, rollouts, uncertainty per class and per pixel"
+python sample_model.py --path "$ensemble" --overwrite
+python sample_model_rollout.py --path "$ensemble" --branch_at 0.5 --overwrite
+python get_unc_synsets.py --path "$ensemble"
+python get_unc_pixels.py --path "$ensemble" --overwrite
+
+step "done; look at"
+find "$ensemble" -name '*.png' -o -name '*.csv' | sort

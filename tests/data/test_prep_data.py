@@ -1,0 +1,277 @@
+"""Downloads from a local server: resumed, verified, unpacked safely, nothing of the user's touched."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+
+from ldm.checkpoint import save_checkpoint
+from ldm.data import prepare_imagenet
+from ldm.data.download import fetch, unpack
+from ldm.data.idx import MNIST
+from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
+from scripts import prep_data
+
+CONTENT = bytes(range(256)) * 40
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.files`, with byte ranges where `server.ranges`, cut after `server.cut` bytes where set."""
+
+    def do_GET(self):
+        content = self.server.files.get(self.path)
+        asked = self.headers.get("Range") if self.server.ranges else None
+        self.server.requests.append((self.path, self.headers.get("Range")))
+        if content is None:
+            self.send_error(404)
+            return
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        if start >= len(content) > 0 and asked:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.end_headers()
+            return
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: self.server.cut])
+
+    def log_message(self, *arguments):
+        """Silent."""
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.files, running.ranges, running.cut, running.requests = {"/a": CONTENT}, True, None, []
+        running.url = f"http://127.0.0.1:{running.server_address[1]}"
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("present", [0, 100, len(CONTENT)])
+def test_a_partial_file_is_completed(server, tmp_path, ranges, present):
+    server.ranges = ranges
+    (tmp_path / "a.part").write_bytes(CONTENT[:present])
+    fetch(f"{server.url}/a", tmp_path / "a", size=len(CONTENT), md5=md5(CONTENT))
+    assert (tmp_path / "a").read_bytes() == CONTENT and [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert server.requests == [("/a", f"bytes={present}-" if present else None)]
+
+
+def test_a_broken_connection_goes_on_where_it_stopped(server, tmp_path):
+    server.cut = 3000
+    with pytest.raises(ConnectionError, match=r"after 6000 bytes .*run again to resume"):
+        fetch(f"{server.url}/a", tmp_path / "a", attempts=2)
+    assert (tmp_path / "a.part").read_bytes() == CONTENT[:6000] and not (tmp_path / "a").exists()
+    fetch(f"{server.url}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, *(f"bytes={start}-" for start in (3000, 6000, 9000))]
+
+
+def test_a_partial_file_longer_than_the_published_one_begins_again(server, tmp_path):
+    (tmp_path / "a.part").write_bytes(CONTENT + b"x")
+    assert fetch(f"{server.url}/a", tmp_path / "a").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("known", [{"size": 1}, {"md5": "0" * 32}])
+def test_another_content_is_kept_aside_and_reported(server, tmp_path, known):
+    with pytest.raises(ValueError, match="expected"):
+        fetch(f"{server.url}/a", tmp_path / "a", **known)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.rejected"]
+    with pytest.raises(ConnectionError, match="404"):
+        fetch(f"{server.url}/absent", tmp_path / "b")
+    with pytest.raises(ValueError, match="http"):
+        fetch("file:///etc/hostname", tmp_path / "b")
+
+
+def test_a_users_file_is_used_or_left_alone(server, tmp_path):
+    mine = tmp_path / "a"
+    mine.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="move it away"):
+        fetch(f"{server.url}/a", mine, md5=md5(CONTENT))
+    assert fetch(f"{server.url}/a", mine, md5=md5(b"mine")) == mine
+    assert mine.read_bytes() == b"mine" and not server.requests
+
+
+def packed(path, members: dict[str, bytes]):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+            for name, content in members.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
+def test_unpacking_writes_resumes_and_never_overwrites(tmp_path, name):
+    archive = packed(tmp_path / name, {"d/one": b"1", "d/e/two": b"22"})
+    out = tmp_path / "out"
+    assert unpack(archive, out) == [out / "d/one", out / "d/e/two"]
+    assert (out / "d/one").read_bytes() == b"1" and (out / "d/e/two").read_bytes() == b"22"
+    (out / "d/e/two").unlink()
+    (out / "d/one").write_bytes(b"m")  # mine, of the same length
+    unpack(archive, out)
+    assert (out / "d/e/two").read_bytes() == b"22" and (out / "d/one").read_bytes() == b"m"
+    (out / "d/one").write_bytes(b"longer")
+    (out / "d/e/two").unlink()
+    with pytest.raises(ValueError, match="6 bytes, not 1"):
+        unpack(archive, out)
+    assert (out / "d/one").read_bytes() == b"longer" and not (out / "d/e/two").exists()
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+@pytest.mark.parametrize("member", ["../escaped", "/tmp/escaped", "a/../../escaped", "C:/escaped", "..\\escaped"])
+def test_an_archive_cannot_write_elsewhere(tmp_path, name, member):
+    archive = packed(tmp_path / name, {"fine": b"1", member: b"2"})
+    with pytest.raises(ValueError, match="refusing to unpack"):
+        unpack(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_links_and_damaged_archives_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(link)
+    with pytest.raises(ValueError, match="no plain file"):
+        unpack(tmp_path / "x.tar", tmp_path / "out")
+    (tmp_path / "y.tar").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="damaged"):
+        unpack(tmp_path / "y.tar", tmp_path / "out")
+    content = packed(tmp_path / "z.zip", {"one": b"a" * 100}).read_bytes()
+    (tmp_path / "z.zip").write_bytes(content.replace(b"a" * 100, b"a" * 99 + b"b"))
+    with pytest.raises(ValueError, match="damaged"):
+        unpack(tmp_path / "z.zip", tmp_path / "out")
+    assert not (tmp_path / "out/one").exists()
+
+
+def test_the_script_fetches_what_the_data_set_reads(server, tmp_path, monkeypatch, capsys):
+    files = {}
+    for name in prep_data.IDX_FILES:
+        shape = (2, 28, 28) if "images" in name else (2,)
+        header = bytes([0, 0, 8, len(shape)]) + b"".join(struct.pack(">i", side) for side in shape)
+        files[name] = gzip.compress(header + np.ones(shape, np.uint8).tobytes())
+    server.files = {f"/mirror/{name}": content for name, content in files.items()}
+    command = ["--dataset", "mnist", "--root", str(tmp_path), "--url", f"{server.url}/mirror/"]
+    with pytest.raises(ValueError, match=r"mnist: .*expected md5 f68b3c2dcbeaaa9fbdd348bbdeb94873"):
+        prep_data.main(command)
+    sources = prep_data.idx_sources("unused", *(md5(content) for content in files.values()))
+    monkeypatch.setitem(prep_data.SOURCES, "mnist", sources)
+    prep_data.main(command)
+    assert "mnist: ready" in capsys.readouterr().out
+    assert MNIST(str(tmp_path / "mnist"), "test").labels.tolist() == [1, 1]
+    asked = len(server.requests)
+    prep_data.main(command)
+    assert len(server.requests) == asked  # nothing is fetched twice
+    with pytest.raises(SystemExit):
+        prep_data.main(["--dataset", "mnist,kmnist", "--url", server.url])
+    with pytest.raises(SystemExit):
+        prep_data.main(["--dataset", "imagenet21k"])
+
+
+def test_networks_are_checked_against_the_key_list(server, tmp_path, monkeypatch, capsys):
+    keys = prep_data.read_keys(prep_data.KEYS_FILE)
+    assert len(keys) == 906 and keys["cond_stage_model.embedding.weight"] == (1001, 512)
+    assert sum(name.startswith("model.diffusion_model.") for name in keys) == 688
+    # Parameters of the UNet as published: 400,920,579.
+    unet = (np.prod(shape) for name, shape in keys.items() if name.startswith("model.diffusion_model."))
+    assert sum(int(count) for count in unet) == 400_920_579
+
+    small = {"betas": (4,), "first_stage_model.quant_conv.bias": (3,)}
+    monkeypatch.setattr(prep_data, "KEYS_FILE", tmp_path / "keys.txt")
+    prep_data.KEYS_FILE.write_text("".join(f"{name} {shape[0]}\n" for name, shape in small.items()))
+    model = {**{name: torch.zeros(shape) for name, shape in small.items()}, "model_ema.decay": torch.zeros(())}
+    save_checkpoint({"state_dict": model}, tmp_path / "served.ckpt")
+    save_checkpoint({"quant_conv.bias": torch.zeros(3), "loss.logvar": torch.zeros(())}, tmp_path / "stage.ckpt")
+    archive = packed(tmp_path / "vq.zip", {"model.ckpt": (tmp_path / "stage.ckpt").read_bytes()})
+    served = (tmp_path / "served.ckpt").read_bytes()
+    server.files = {"/vq-f4.zip": archive.read_bytes(), "/model.ckpt": served}
+    command = ["--dataset", "pretrained", "--models_root", str(tmp_path / "nets"), "--url", server.url]
+    with pytest.raises(ValueError, match="expected 1827378153 bytes"):
+        prep_data.main(command)
+    sources = [prep_data.Source("", "vq-f4.zip", folder="vae"), prep_data.Source("", "model.ckpt", folder="cin")]
+    monkeypatch.setitem(prep_data.SOURCES, "pretrained", sources)
+    prep_data.main(command)
+    assert capsys.readouterr().out.count("as released") == 2 and (tmp_path / "nets/vae/model.ckpt").exists()
+    for change, told in (
+        ({"betas": torch.zeros(5)}, r"1 of another shape \(betas\)"),
+        ({"other": torch.zeros(1)}, r"1 unknown \(other\)"),
+    ):
+        save_checkpoint({"state_dict": {**model, **change}}, tmp_path / "changed.ckpt", overwrite=True)
+        with pytest.raises(ValueError, match=told):
+            prep_data.check_keys(tmp_path / "changed.ckpt", prep_data.read_keys(prep_data.KEYS_FILE))
+    with pytest.raises(ValueError, match=r"2 missing \(betas, first"):
+        prep_data.check_keys(tmp_path / "stage.ckpt", small)
+
+
+def imagenet_tars(folder):
+    """Two classes of two images, three validation images, and a devkit whose numbering is not the sorted one."""
+    folder.mkdir(parents=True)
+    synsets = {"n02": "bullfrog", "n01": "goldfish, Carassius auratus"}
+    images = {f"{synset}_{index}.JPEG": f"{synset}{index}".encode() for synset in synsets for index in range(2)}
+    tars = {}
+    for synset in synsets:
+        own = {name: content for name, content in images.items() if name.startswith(synset)}
+        tars[f"{synset}.tar"] = packed(folder / "inner.tar", own).read_bytes()
+    (folder / "inner.tar").unlink()
+    packed(folder / prepare_imagenet.TRAIN_TAR, tars)
+    validation = {f"ILSVRC2012_val_{number}.JPEG": str(number).encode() for number in (3, 1, 2)}
+    packed(folder / prepare_imagenet.VAL_TAR, validation)
+    fields = [("ILSVRC2012_ID", int), ("WNID", object), ("words", object), ("num_children", int)]
+    rows = [(1, "n02", "bullfrog", 0), (2, "n01", "goldfish, Carassius auratus", 0), (3, "n00", "animal", 2)]
+    buffer = io.BytesIO()
+    savemat(buffer, {"synsets": np.array(rows, dtype=fields)})
+    top = "ILSVRC2012_devkit_t12/data/"
+    devkit = {f"{top}meta.mat": buffer.getvalue(), f"{top}ILSVRC2012_validation_ground_truth.txt": b"2\n1\n2\n"}
+    packed(folder / prepare_imagenet.DEVKIT, devkit)
+
+
+def test_imagenet_is_unpacked_into_the_layout_that_is_read(tmp_path, monkeypatch, capsys):
+    command = ["--dataset", "imagenet", "--root", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"after a login(.|\n)*ILSVRC2012_img_train\.tar(.|\n)*put them into"):
+        prep_data.main(command)
+    folder = tmp_path / "imagenet"
+    imagenet_tars(folder)
+    with pytest.raises(ValueError, match="not the published file"):
+        prep_data.main(command)
+    tars = {name: md5((folder / name).read_bytes()) for name in prepare_imagenet.TARS}
+    monkeypatch.setattr(prepare_imagenet, "MD5", tars)
+    mine = folder / "data_train/data/n01/n01_0.JPEG"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    prep_data.main(command)
+    assert mine.read_bytes() == b"mine"
+    train, val = ImageNetTrain(False, str(folder)), ImageNetValidation(False, str(folder))
+    assert train.relpaths == [f"n0{number}/n0{number}_{index}.JPEG" for number in (1, 2) for index in range(2)]
+    assert train.labels.tolist() == [0, 0, 1, 1] and train[0]["human_label"] == "goldfish, Carassius auratus"
+    # Validation images 1, 2, 3 have the devkit's numbers 2, 1, 2: n01, n02, n01.
+    assert val.relpaths == [f"n0{one}/ILSVRC2012_val_{number}.JPEG" for one, number in ((1, 1), (1, 3), (2, 2))]
+    assert val.labels.tolist() == [0, 0, 1]
+    assert (folder / "data_val/data/n02/ILSVRC2012_val_2.JPEG").read_bytes() == b"2"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    prep_data.main(command)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before

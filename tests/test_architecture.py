@@ -1,0 +1,337 @@
+"""What a machine can check of the design: import direction, sizes, dead code, randomness, copies. Stdlib only.
+
+Each rule is a function of a `Source` that yields findings "line: what is wrong". Every rule is first tried on a small
+offending text (a rule that cannot fail is a defect), then on the tree.
+"""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILE_LINES, FUNCTION_LINES, CLASS_LINES = 300, 60, 250
+# Path -> (limit, reason) for files that may be longer than FILE_LINES.
+RAISED_LIMITS: dict[str, tuple[int, str]] = {}
+# (rule, path) -> reason.
+EXEMPT: dict[tuple[str, str], str] = {}
+
+# Longest prefix -> (level, room). An import goes to a lower level, or stays in its room; level 5 is everything else.
+ROOMS = {
+    "ldm": (0, "base"),
+    "ldm.modules": (1, "modules"),
+    "ldm.models.diffusion.path": (2.0, "path"),
+    "ldm.models.diffusion.noise": (2.0, "noise"),
+    "ldm.models.diffusion.denoiser": (2.1, "denoiser"),
+    "ldm.models.diffusion.objective": (2.2, "objective"),
+    "ldm.models.diffusion.sampler": (2.2, "sampler"),
+    "ldm.models": (3, "models"),
+    "ldm.uncertainty": (3, "uncertainty"),
+    "ldm.evaluation": (3, "evaluation"),
+    **{f"ldm.{name}": (4, "tools") for name in ("cli", "images", "report", "training", "data")},
+}
+BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.heads", "ldm.jobs", "ldm.lr_scheduler"}
+MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}
+MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint")
+LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
+LIGHTNING_ROOMS = re.compile(r"ldm/models/|ldm/data/module\.py|ldm/training/|ldm/jobs\.py|main\.py")
+MACHINE = r"(?<![\w.])/(home|work|root)/|\bshared/(goldens|data|spec|seeds)"
+FORBIDDEN_TEXT = re.compile(rf"{MACHINE}|\bpdb\b|\.cuda\(|np\.random\.|numpy\.random\b")
+DRAWS = re.compile(
+    r"torch\.(rand|randn|randint|randperm|rand_like|randn_like|randint_like|normal|bernoulli|multinomial)"
+)
+DRAWS_IN_PLACE = {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_"}
+GLOBAL_SEEDS = re.compile(
+    r"(torch(\.cuda|\.random)?\.(manual_seed|manual_seed_all|seed)|.*\bseed_everything|random\.\w+)"
+)
+CODE = (ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Return, ast.Raise)
+CODE += (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Assert, ast.Delete)
+
+
+class Source(NamedTuple):
+    """A Python file: path relative to the repository, text, syntax tree."""
+
+    path: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def module(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def source(path, text):
+    return Source(path, text, ast.parse(text))
+
+
+def room(module):
+    """(level, room, prefix) of the longest prefix in ROOMS; scripts are level 5."""
+    parts = module.split(".")
+    prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next(((*ROOMS[prefix], prefix) for prefix in prefixes if prefix in ROOMS), (5, "scripts", ""))
+
+
+def walk(file, *kinds):
+    return (node for node in ast.walk(file.tree) if isinstance(node, kinds))
+
+
+def imports(file):
+    """(line, dotted name) of each import; names of `from a import b` are a.b, which may be a module."""
+    for node in walk(file, ast.Import, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+            continue
+        package = file.module.split(".") if file.path.endswith("__init__.py") else file.module.split(".")[:-1]
+        base = package[: len(package) - node.level + 1] if node.level else []
+        stem = ".".join([*base, *filter(None, [node.module])])
+        yield from ((node.lineno, f"{stem}.{alias.name}") for alias in node.names)
+
+
+def name_of(node):
+    """The dotted name of an expression such as torch.cuda.seed, '' for any other."""
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def calls(file):
+    return ((node, name_of(node.func)) for node in walk(file, ast.Call))
+
+
+def rule_imports_go_down(file):
+    level, own, prefix = room(file.module)
+    if prefix == "ldm" and file.module not in BASE:
+        yield f"1: {file.module} has no room: add it to ROOMS, beside its place in the design"
+    for line, name in imports(file):
+        target_level, target, _ = room(name)
+        if name.split(".")[0] == "ldm" and not (target_level < level or target == own):
+            yield f"{line}: {own} (level {level}) imports {name} of {target} (level {target_level})"
+        if own != "scripts" and name.split(".")[0] in SCRIPTS:
+            yield f"{line}: the library imports the script {name}"
+
+
+def rule_modules_are_torch_only(file):
+    for line, name in imports(file) if room(file.module)[1] == "modules" else ():
+        if name.split(".")[0] not in MODULES_MAY_IMPORT and not name.startswith(MODULES_BASE):
+            yield f"{line}: ldm.modules imports {name}"
+
+
+def rule_lightning_stays_in_its_rooms(file):
+    for line, name in imports(file):
+        if name.split(".")[0] in LIGHTNING and not LIGHTNING_ROOMS.match(file.path):
+            yield f"{line}: imports {name}"
+
+
+def rule_sizes(file):
+    lines, (limit, _) = file.text.count("\n"), RAISED_LIMITS.get(file.path, (FILE_LINES, ""))
+    if lines > limit:
+        yield f"1: the file has {lines} lines, more than {limit}"
+    for node in walk(file, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef):
+        limit = CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES
+        length = node.end_lineno - node.lineno + 1
+        if length > limit:
+            yield f"{node.lineno}: {node.name} has {length} lines, more than {limit}"
+
+
+def rule_no_commented_out_code(file):
+    for token in tokenize.generate_tokens(io.StringIO(file.text).readline):
+        text = token.string.lstrip("#").strip()
+        if token.type != tokenize.COMMENT or text.startswith(("noqa", "type:", "fmt:", "!")):
+            continue
+        try:
+            body = ast.parse(f"{text} pass" if text.endswith(":") else text).body
+        except SyntaxError:
+            continue
+        called = [node for node in body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+        if called or any(isinstance(node, CODE) for node in body):
+            yield f"{token.start[0]}: a comment that is code: {text}"
+
+
+def rule_no_forbidden_text(file):
+    for number, line in enumerate(file.text.splitlines(), 1):
+        if found := FORBIDDEN_TEXT.search(line):
+            yield f"{number}: '{found[0]}'"
+
+
+def rule_no_bare_except(file):
+    yield from (f"{node.lineno}: bare except" for node in walk(file, ast.ExceptHandler) if node.type is None)
+
+
+def rule_one_torch_load(file):
+    names = {"torch.load", "torch.jit.load"} if file.path != "ldm/checkpoint.py" else set()
+    yield from (f"{node.lineno}: {name}, use ldm.checkpoint" for node, name in calls(file) if name in names)
+
+
+def rule_no_global_randomness(file):
+    for node, name in calls(file):
+        given = any(keyword.arg == "generator" for keyword in node.keywords)
+        in_place = name.split(".")[-1] in DRAWS_IN_PLACE and "init." not in name
+        if GLOBAL_SEEDS.fullmatch(name) or ((DRAWS.fullmatch(name) or in_place) and not given):
+            yield f"{node.lineno}: {name} uses the global random state, pass generator="
+
+
+def rule_no_mutable_defaults(file):
+    displays = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+    for node in walk(file, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda):
+        for default in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
+            called = name_of(default.func) if isinstance(default, ast.Call) else ""
+            if isinstance(default, displays) or called in ("list", "dict", "set") or called.startswith("torch."):
+                yield f"{default.lineno}: mutable default {ast.unparse(default)}"
+
+
+def rule_library_does_not_print(file):
+    if room(file.module)[0] <= 3:
+        yield from (f"{node.lineno}: print" for node, name in calls(file) if name == "print")
+
+
+def fingerprint(function):
+    """The body without docstring, with arguments and local names numbered, so that renaming hides no copy."""
+    function = ast.parse(ast.unparse(function)).body[0]
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    names = [argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)]
+    names += [node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    numbers = {name: f"v{number}" for number, name in enumerate(dict.fromkeys(names))}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name):
+            node.id = numbers.get(node.id, node.id)
+    return len(names), "\n".join(map(ast.dump, body)), sum(len(ast.unparse(node).splitlines()) for node in body)
+
+
+def copies(files):
+    """Places of functions that share a body of more than five lines."""
+    places = defaultdict(list)
+    for file in files:
+        for node in walk(file, ast.FunctionDef, ast.AsyncFunctionDef):
+            *key, lines = fingerprint(node)
+            if lines > 5:
+                places[tuple(key)].append(f"{file.path}:{node.lineno} {node.name}")
+    return [where for where in places.values() if len(where) > 1]
+
+
+RULES = {name.removeprefix("rule_"): rule for name, rule in list(globals().items()) if name.startswith("rule_")}
+TREE = [
+    source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("ldm/**/*.py"), *ROOT.glob("scripts/**/*.py")])
+]
+SCRIPTS = {"main", "scripts", *(file.module for file in TREE if "/" not in file.path)}
+TEXTS = [
+    path
+    for pattern in ("*.md", "*.toml", "*.txt", "*.sh", "configs/**/*.yaml", "scripts/**/*.sh", "docs/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+BRANCH, MODULE = "ldm/uncertainty/branch.py", "ldm/modules/attention.py"
+OFFENCES = [
+    ("imports_go_down", BRANCH, "from ldm.models.diffusion.ddpm import LatentDiffusion"),
+    ("imports_go_down", BRANCH, "def f():\n    import ldm.evaluation.fid"),
+    ("imports_go_down", BRANCH, "from ..models import autoencoder"),
+    ("imports_go_down", "ldm/models/diffusion/path.py", "from ldm.models.diffusion import denoiser"),
+    ("imports_go_down", "ldm/models/diffusion/sampler/solvers.py", "from ldm.models.diffusion.objective import loss"),
+    ("imports_go_down", "ldm/evaluation/fid.py", "from ldm.images import save_image"),
+    ("imports_go_down", "ldm/util.py", "from ldm.modules.ema import LitEma"),
+    ("imports_go_down", "ldm/training/callbacks.py", "from main import ImageLogger"),
+    ("imports_go_down", "ldm/helpers.py", "x = 1"),
+    ("modules_are_torch_only", MODULE, "import scipy.stats"),
+    ("modules_are_torch_only", MODULE, "from ldm.jobs import claim"),
+    ("lightning_stays_in_its_rooms", "ldm/uncertainty/laplace.py", "import pytorch_lightning as pl"),
+    ("lightning_stays_in_its_rooms", "scripts/x.py", "from lightning.fabric import Fabric"),
+    ("sizes", MODULE, "x = 1\n" * 301),
+    ("sizes", MODULE, "def f():\n" + "    x = 1\n" * 60),
+    ("sizes", MODULE, "class A:\n" + "    x = 1\n" * 250),
+    ("no_commented_out_code", MODULE, "x = 1  # x = 2"),
+    ("no_commented_out_code", MODULE, "# print(x)"),
+    ("no_commented_out_code", MODULE, "# for x in range(3):"),
+    ("no_forbidden_text", MODULE, "path = '/home/me'"),
+    ("no_forbidden_text", MODULE, "x.cuda()"),
+    ("no_forbidden_text", MODULE, "import pdb"),
+    ("no_forbidden_text", MODULE, "np.random.default_rng(1)"),
+    ("no_bare_except", MODULE, "try:\n    f()\nexcept:\n    pass"),
+    ("one_torch_load", MODULE, "torch.load('a.ckpt')"),
+    ("no_global_randomness", MODULE, "torch.manual_seed(1)"),
+    ("no_global_randomness", "main.py", "pl.seed_everything(1)"),
+    ("no_global_randomness", MODULE, "random.shuffle(x)"),
+    ("no_global_randomness", MODULE, "torch.randn(3)"),
+    ("no_global_randomness", MODULE, "torch.randn_like(x)"),
+    ("no_global_randomness", MODULE, "f(x).normal_()"),
+    ("no_global_randomness", MODULE, "x.uniform_(0, 1)"),
+    ("no_mutable_defaults", MODULE, "def f(x=[]): pass"),
+    ("no_mutable_defaults", MODULE, "def f(*, x=torch.zeros(1)): pass"),
+    ("library_does_not_print", MODULE, "print(1)"),
+]
+INNOCENT = [
+    ("imports_go_down", BRANCH, "from ldm.models.diffusion.sampler import Step\nfrom ldm.uncertainty import measures"),
+    ("imports_go_down", "scripts/x.py", "from ldm.evaluation import fid\nimport main"),
+    ("imports_go_down", "ldm/report/plots.py", "from ldm.images import save_figure"),
+    (
+        "modules_are_torch_only",
+        MODULE,
+        "import math\nfrom torch import nn\nfrom ldm.util import instantiate_from_config",
+    ),
+    ("lightning_stays_in_its_rooms", "ldm/models/autoencoder.py", "import pytorch_lightning as pl"),
+    ("sizes", MODULE, "def f():\n" + "    x = 1\n" * 59),
+    ("no_commented_out_code", MODULE, "# Euler step.\nx = 1  # [B, C, H, W]\n# Note: x0\n# a sum, not a mean"),
+    ("one_torch_load", "ldm/checkpoint.py", "torch.load('a.ckpt', weights_only=True)"),
+    (
+        "no_global_randomness",
+        MODULE,
+        "torch.randn(3, generator=g)\nnn.init.normal_(w)\ng = torch.Generator().manual_seed(1)",
+    ),
+    ("no_mutable_defaults", MODULE, "def f(x=(), y=None, z=1.0): pass"),
+    ("library_does_not_print", "scripts/x.py", "print(1)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "text"), OFFENCES)
+def test_rule_finds_the_offence(rule, path, text):
+    assert list(RULES[rule](source(path, text)))
+
+
+@pytest.mark.parametrize(("rule", "path", "text"), INNOCENT)
+def test_rule_lets_the_innocent_pass(rule, path, text):
+    assert not list(RULES[rule](source(path, text)))
+
+
+def test_every_rule_has_an_offence():
+    assert {rule for rule, _, _ in OFFENCES} == set(RULES)
+
+
+def test_copies_are_found_under_other_names_and_docstrings():
+    first = "def f(a):\n    'One.'\n" + "".join(f"    x{i} = a + {i}\n" for i in range(6))
+    second = "def g(b):\n" + "".join(f"    y{i} = b + {i}\n" for i in range(6))
+    other = second.replace("b + 5", "b - 5")
+    short = "def h(a):\n    x = a\n    return x\ndef k(a):\n    x = a\n    return x\n"
+    assert len(copies([source("ldm/a.py", first), source("ldm/b.py", second + short)])) == 1
+    assert not copies([source("ldm/a.py", first), source("ldm/b.py", other + short)])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tree_keeps_the_rule(rule):
+    """The repository's own code, tests left out."""
+    findings = [
+        f"{file.path}:{found}" for file in TREE if (rule, file.path) not in EXEMPT for found in RULES[rule](file)
+    ]
+    assert not findings, "\n" + "\n".join(findings)
+
+
+def test_tree_holds_no_copies():
+    assert not copies(TREE), "\n" + "\n".join(" = ".join(where) for where in copies(TREE))
+
+
+def test_texts_name_no_machine():
+    """Configs, documents and shell scripts mention no path of one machine."""
+    findings = [
+        f"{path.relative_to(ROOT)}: {found[0]}" for path in TEXTS for found in re.finditer(MACHINE, path.read_text())
+    ]
+    assert not findings, "\n".join(findings)
+
+
+def test_exceptions_are_needed():
+    """A raised limit or an exemption whose reason has gone is removed."""
+    files = {file.path: file for file in TREE}
+    assert all(files[path].text.count("\n") > FILE_LINES for path in RAISED_LIMITS)
+    assert all(list(RULES[rule](files[path])) for rule, path in EXEMPT)
