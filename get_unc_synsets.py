@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from ldm.cli import HelpFormatter, OpenEnsemble, add_ensemble_arguments, open_ensemble, run_script, write_record
+from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.subsets import budget_order
 from ldm.evaluation.detection import auroc, spearman, spearman_ceiling
 from ldm.jobs import WorkList, shard_from_environment
+from ldm.opened import OpenEnsemble, add_ensemble_arguments, open_ensemble
 from ldm.report.plots import per_bin_plot
 from ldm.report.tables import write_csv
 from ldm.uncertainty.measures import DISTANCES, mean_pairwise_distance, paide, saturation
@@ -78,7 +80,7 @@ def row_of(label: int, result: dict[str, Any], opened: OpenEnsemble) -> dict[str
         "mi_sd": sd if len(mi) > 1 else None,
         "mi_ci95": 1.96 * sd / math.sqrt(len(mi)) if len(mi) > 1 else None,
         "mean_pairwise_distance": float(np.mean(result["mean_pairwise_distance"])),
-        "saturation": saturation(mi, opened.members) if opened.members > 1 else 0.0,
+        "saturation": saturation(torch.from_numpy(mi), opened.members) if opened.members > 1 else 0.0,
     }
 
 

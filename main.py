@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
-from ldm.cli import str2bool, write_record
+from ldm.cli import run_script, str2bool, write_record
 from ldm.data.module import DataModuleFromConfig, WrappedDataset
 from ldm.training.callbacks import (
     CUDACallback,
@@ -34,6 +34,7 @@ from ldm.training.callbacks import (
     SetupCallback,
     StopAtNaN,
 )
+from ldm.training.config import load_config, point_data
 from ldm.training.runs import RunDirectory, find_run, new_run
 from ldm.training.trainer import TRAINER_KEYS, device_count, device_options, split_trainer_options
 from ldm.util import instantiate_from_config
@@ -91,8 +92,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, object]
     """(our options, Trainer options, dotlist)."""
     parser = get_parser()
     options, rest = parser.parse_known_args(argv)
-    trainer_options, dotlist = {}, []
-    rest = list(rest)
+    trainer_options, dotlist = {}, [word for word in options.base if "=" in word]
+    options.base, rest = [word for word in options.base if "=" not in word], list(rest)
     while rest:
         word = rest.pop(0)
         key, _, value = word.removeprefix("--").partition("=")
@@ -115,35 +116,6 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, object]
     if not options.base and not options.resume:
         parser.error("give a config (--base FILE.yaml) or a run to continue (--resume DIR)")
     return options, trainer_options, dotlist
-
-
-def build_config(options: argparse.Namespace, resumed: RunDirectory | None, dotlist: list[str]) -> DictConfig:
-    """Merge the resumed run's config, the given files, the components section and the dotlist."""
-    parts = [resumed.config()] if resumed else []
-    for file in options.base:
-        if not Path(file).is_file():
-            raise ValueError(f"no config {file}; the configs of this project are in configs/")
-        parts.append(OmegaConf.load(file))
-    config = OmegaConf.merge(*parts)
-    components = config.pop("components", None)
-    if options.start_from_pretrained and components is not None:
-        config = OmegaConf.merge(config, components)
-    config = OmegaConf.merge(config, OmegaConf.from_dotlist(dotlist))
-    for split in ("train", "validation"):
-        params = OmegaConf.select(config, f"data.params.{split}.params")
-        if params is None:
-            continue
-        if options.overwrite_data_root:
-            params["overwrite_root" if "overwrite_root" in params or "data_root" in params else "root"] = (
-                options.overwrite_data_root
-            )
-        if options.start_from_pretrained and split == "train":
-            for key in ("component", "comp_numb"):
-                if key in params:
-                    params[key] = options.component
-        if options.synset_bins and "synset_bins" in params:
-            params.synset_bins = True
-    return config
 
 
 def build_callbacks(
@@ -188,7 +160,13 @@ def learning_rate(config: DictConfig, options: argparse.Namespace, accumulate: i
 def set_up(options: argparse.Namespace, trainer_options: dict[str, object], dotlist: list[str]):
     """Model, data, trainer and run directory, ready to fit."""
     resumed, checkpoint = find_run(options.resume) if options.resume else (None, None)
-    config = build_config(options, resumed, dotlist)
+    if resumed:
+        for key, value in resumed.config().run.items():
+            setattr(options, key, value)
+    start = [resumed.config(), OmegaConf.create({"lightning": resumed.config("lightning")})] if resumed else []
+    config = load_config(options.base, dotlist, options.start_from_pretrained, start)
+    component = options.component if options.start_from_pretrained else None
+    config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
     lightning = config.pop("lightning", OmegaConf.create())
     chosen = {**(lightning.get("trainer") or {}), **trainer_options}
     gpus = options.gpus if options.gpus is not None else chosen.get("gpus")
@@ -206,17 +184,16 @@ def set_up(options: argparse.Namespace, trainer_options: dict[str, object], dotl
     model.learning_rate = learning_rate(config, options, int(chosen.get("accumulate_grad_batches", 1)))
 
     run = resumed or new_run(options.logdir, name)
-    saved = OmegaConf.merge(
-        config, {"run": {"seed": options.seed, "component": member, "ensemble_name": options.ensemble_name}}
-    )
-    saved.run.start_from_pretrained = options.start_from_pretrained
+    kept = ("seed", "component", "ensemble_name", "start_from_pretrained", "scale_lr")
+    saved = OmegaConf.merge(config, {"run": {key: getattr(options, key) for key in kept}})
     write_record(run.path / "record.json", options, overwrite=True)
     callbacks = build_callbacks(
         run, saved, OmegaConf.merge(lightning, {"trainer": chosen}), options, getattr(model, "monitor", None)
     )
+    csv = "csv" if not resumed else f"csv_resumed_{len(list(run.path.glob('csv*')))}"
     loggers = [
         pl.loggers.TensorBoardLogger(run.path, name="tensorboard", version=""),
-        pl.loggers.CSVLogger(run.path, name="csv", version=""),
+        pl.loggers.CSVLogger(run.path, name=csv, version=""),
     ]
     settings = {"max_epochs": -1 if chosen.get("max_steps") else 1000, **split_trainer_options(chosen)}
     trainer = pl.Trainer(
@@ -244,6 +221,7 @@ def main(argv: list[str] | None = None) -> Path:
                 sys.exit(128 + signal.SIGTERM)
             sys.exit(128 + signal.SIGINT if trainer.interrupted else 1)
         trainer.save_checkpoint(run.checkpoints / "last.ckpt")
+        write_record(run.path / "finished.json", options, overwrite=True, step=trainer.global_step)
     if not options.no_test and "test" in data.dataset_configs:
         trainer.test(model, data)
     log.info("done: %s", run.path)
@@ -251,7 +229,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

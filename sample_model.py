@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from ldm.checkpoint import save_tensors
-from ldm.cli import HelpFormatter, add_ensemble_arguments, open_ensemble, run_script, write_record
+from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.images import labelled_grid
+from ldm.opened import add_ensemble_arguments, open_ensemble
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -16,9 +16,11 @@ newest() { ls -d "$1"/*_"$2" 2>/dev/null | sort | tail -n 1; }
 
 if [ ! -f "$trunk" ]; then
     step "training the trunk"
-    unfinished=$(newest logs digits_trunk)
-    if [ -n "$unfinished" ] && [ -f "$unfinished/checkpoints/last.ckpt" ]; then
-        python main.py --resume "$unfinished" -t --gpus 0, --scale_lr False
+    run=$(newest logs digits_trunk)
+    if [ -n "$run" ] && [ -f "$run/finished.json" ]; then
+        echo "using the finished run $run"
+    elif [ -n "$run" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
+        python main.py --resume "$run" -t --gpus 0,
     else
         python main.py --base $config -t --gpus 0, --scale_lr False --name digits_trunk
     fi
@@ -29,11 +31,15 @@ fi
 
 if [ ! -f "$ensemble/ensemble.yaml" ]; then
     for i in 0 1 2 3 4; do
-        done=$(newest "$logs" "digits_bootstrapped$i")
-        [ -n "$done" ] && [ -f "$done/checkpoints/last.ckpt" ] && continue
+        run=$(newest "$logs" "digits_bootstrapped$i")
+        [ -n "$run" ] && [ -f "$run/finished.json" ] && continue
         step "training component $i"
-        python main.py --base $config -t --gpus 0, --scale_lr False --start_from_pretrained --logdir "$logs" \
-            --seed "$i" --component "$i" --ensemble_name bootstrapped
+        if [ -n "$run" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
+            python main.py --resume "$run" -t --gpus 0,
+        else
+            python main.py --base $config -t --gpus 0, --scale_lr False --start_from_pretrained --logdir "$logs" \
+                --seed "$i" --component "$i" --ensemble_name bootstrapped
+        fi
     done
     step "gathering the ensemble"
     python save_ensemble.py --path "$logs" --ensemble_name bootstrapped --ensemble_comps 5

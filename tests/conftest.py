@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ldm.util import instantiate_from_config
+
 HERE = Path(__file__).parent
 GOLDEN_FOLDERS = (HERE / "goldens", HERE.parent.parent / "shared" / "goldens")
 DATA_FOLDER = Path(os.environ.get("DECU_TEST_DATA", HERE.parent.parent / "shared" / "data"))
@@ -58,4 +60,53 @@ def recipe_weights(spec: dict) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+    torch.set_num_threads(1)
+
+
+def tiny_config(**params) -> dict:
+    """A class-conditional LatentDiffusion of about 30,000 parameters on 1x8x8 images, ten classes and a null class."""
+    unet = {
+        "image_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "model_channels": 32,
+        "attention_resolutions": [1],
+        "num_res_blocks": 1,
+        "channel_mult": [1],
+        "num_heads": 2,
+        "use_spatial_transformer": True,
+        "context_dim": 8,
+        # A group of the 32-channel norms is one channel: without scale and shift the time embedding would cancel.
+        "use_scale_shift_norm": True,
+    }
+    embedder = {"n_classes": 11, "embed_dim": 8, "key": "class_label"}
+    return {
+        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+        "base_learning_rate": 1e-3,
+        "params": {
+            "linear_start": 0.0015,
+            "linear_end": 0.0195,
+            "image_size": 8,
+            "channels": 1,
+            "cond_stage_key": "class_label",
+            "cond_stage_trainable": True,
+            "conditioning_key": "crossattn",
+            "use_ema": False,
+            "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
+            "first_stage_config": {"target": "ldm.models.autoencoder.IdentityFirstStage"},
+            "cond_stage_config": {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": embedder},
+            **params,
+        },
+    }
+
+
+def tiny_model(seed: int = 0, **params):
+    """The model of `tiny_config` with every parameter drawn anew, zero-initialised layers included."""
+    model = instantiate_from_config(tiny_config(**params))
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            draw = torch.randn(parameter.shape, generator=source)
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+            parameter.copy_(draw if "embedding" in name else (parameter.ndim == 1) * parameter + draw / fan_in**0.5)
+    return model.eval()

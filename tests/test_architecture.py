@@ -20,7 +20,10 @@ FILE_LINES, FUNCTION_LINES, CLASS_LINES = 300, 60, 250
 # Path -> (limit, reason) for files that may be longer than FILE_LINES.
 RAISED_LIMITS: dict[str, tuple[int, str]] = {}
 # (rule, path) -> reason.
-EXEMPT: dict[tuple[str, str], str] = {}
+EXEMPT: dict[tuple[str, str], str] = {
+    ("global_randomness", "ldm/training/callbacks.py"): "dropout draws from torch's own generator; it is seeded a step",
+    ("global_randomness", "main.py"): "torch initialises parameters from its own generator; --seed decides it",
+}
 
 # Longest prefix -> (level, room). An import goes to a lower level, or stays in its room; level 5 is everything else.
 ROOMS = {
@@ -31,10 +34,12 @@ ROOMS = {
     "ldm.models.diffusion.denoiser": (2.1, "denoiser"),
     "ldm.models.diffusion.objective": (2.2, "objective"),
     "ldm.models.diffusion.sampler": (2.2, "sampler"),
+    "ldm.models.diffusion.schedule": (2.1, "schedule"),
+    "ldm.models.diffusion.network": (2, "network"),
     "ldm.models": (3, "models"),
     "ldm.uncertainty": (3, "uncertainty"),
     "ldm.evaluation": (3, "evaluation"),
-    **{f"ldm.{name}": (4, "tools") for name in ("cli", "images", "report", "training", "data")},
+    **{f"ldm.{name}": (4, "tools") for name in ("cli", "opened", "images", "report", "training", "data")},
 }
 BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.heads", "ldm.jobs", "ldm.lr_scheduler"}
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}

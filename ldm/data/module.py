@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,11 +13,13 @@ from ldm.util import generator, instantiate_from_config
 
 
 class KeyedBatches(Sampler[list[int]]):
-    """Batches of one device, from a permutation of the data seeded by (seed, member, epoch).
+    """Batches of one device, from permutations of the data seeded by (seed, member, epoch).
 
     A global batch holds `batch_size * world_size` images and rank r takes the r-th part of it, so any number of devices
     sees the same global batches. The last, smaller batch of an epoch is left out, unless it is the only one.
-    `start` skips batches of the first epoch that a resumed run has done.
+
+    `done()` counts the batches of the whole training so far; every iteration goes on from there to the end of that
+    epoch. `limit` is the number of batches that make an epoch, if it is cut short.
     """
 
     def __init__(
@@ -28,41 +30,39 @@ class KeyedBatches(Sampler[list[int]]):
         member: int,
         rank: int = 0,
         world_size: int = 1,
-        shuffle: bool = True,
+        done: Callable[[], int] = int,
+        limit: int | float = 1.0,
     ):
         if len(data) == 0:
             raise ValueError("the training data set is empty: check its folder, split and subset")
         self.data, self.batch_size, self.seed, self.member = data, batch_size, seed, member
-        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
-        self.epoch = self.start = 0
+        self.rank, self.world_size, self.done = rank, world_size, done
+        whole = max(1, len(data) // (batch_size * world_size))
+        self.per_epoch = max(1, min(whole, limit) if isinstance(limit, int) else int(whole * limit))
 
     def __len__(self) -> int:
         return max(1, len(self.data) // (self.batch_size * self.world_size))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch; called by Lightning before each one."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, start = divmod(self.done(), self.per_epoch)
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)
-
-    def resume(self, batches_done: int, batches_per_epoch: int) -> None:
-        """Continue after `batches_done` batches of the whole training."""
-        epoch, start = divmod(batches_done, batches_per_epoch)
-        self.set_epoch(epoch)
-        self.start = start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        count, size = len(self.data), self.batch_size * self.world_size
-        if self.shuffle:
-            order = torch.randperm(count, generator=generator("order", self.seed, self.member, self.epoch)).tolist()
-        else:
-            order = list(range(count))
-        for batch in range(self.start, len(self)):
+        size = self.batch_size * self.world_size
+        order = torch.randperm(len(self.data), generator=generator("order", self.seed, self.member, epoch)).tolist()
+        for batch in range(start, len(self)):
             chosen = order[batch * size : (batch + 1) * size]
             share = -(-len(chosen) // self.world_size)
-            part = chosen[self.rank * share : (self.rank + 1) * share]
-            yield part or chosen[:1]
+            yield chosen[self.rank * share : (self.rank + 1) * share] or chosen[:1]
+
+
+class ResumableLoader(DataLoader):
+    """A loader that Lightning may resume in mid-epoch: its place follows from the trainer's count of batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to do: see `DataModuleFromConfig.train_dataloader`."""
 
 
 class WrappedDataset(Dataset):
@@ -118,19 +118,22 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def _loader(self, name: str, **options: Any) -> DataLoader:
         if name not in self.datasets:
             raise ValueError(f"the config has no data.params.{name}; it has {sorted(self.dataset_configs)}")
-        return DataLoader(
+        return ResumableLoader(
             self.datasets[name], num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **options
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Keyed order; a resumed training continues at the batch where it stopped."""
+        """Keyed order; a resumed training continues at the batch where it stopped, by the trainer's own count."""
         trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        batches = KeyedBatches(self.datasets["train"], self.batch_size, self.seed, self.member, rank, world)
+        options: dict[str, Any] = {}
         if trainer is not None:
-            limit = trainer.limit_train_batches
-            per_epoch = min(len(batches), limit) if isinstance(limit, int) else int(len(batches) * limit)
-            batches.resume(trainer.fit_loop.epoch_loop.batch_progress.total.processed, max(1, per_epoch))
+            options = {
+                "rank": trainer.global_rank,
+                "world_size": trainer.world_size,
+                "limit": trainer.limit_train_batches,
+            }
+            options["done"] = lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        batches = KeyedBatches(self.datasets["train"], self.batch_size, self.seed, self.member, **options)
         return self._loader("train", batch_sampler=batches)
 
     def _evaluation_loader(self, name: str) -> DataLoader:

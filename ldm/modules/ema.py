@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,17 @@ class LitEma(nn.Module):
         for stored, parameter in zip(self._stored, parameters, strict=True):
             parameter.copy_(stored)
         self._stored = None
+
+    @contextmanager
+    def scope(self, model: nn.Module) -> Iterator[None]:
+        """The model with averaged weights inside the block, its own again after it."""
+        parameters = list(model.parameters())
+        self.store(parameters)
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            self.restore(parameters)
 
     def _pairs(self, model: nn.Module) -> list[tuple[Tensor, nn.Parameter]]:
         parameters = dict(model.named_parameters())

@@ -45,15 +45,15 @@ class RunDirectory:
         match = STAMP.match(self.path.name)
         return match.group(0) if match else self.path.name
 
-    def config(self) -> DictConfig:
-        """The model and data config the run was started with.
+    def config(self, kind: str = "project") -> DictConfig:
+        """The model and data config the run was started with (`project`), or its trainer's (`lightning`).
 
         Raises:
             ValueError: if the run holds none.
         """
-        files = sorted(self.configs.glob("*-project.yaml"))
+        files = sorted(self.configs.glob(f"*-{kind}.yaml"))
         if not files:
-            raise ValueError(f"{self.path} has no configs/*-project.yaml: is it a run directory?")
+            raise ValueError(f"{self.path} has no configs/*-{kind}.yaml: is it a run directory?")
         return OmegaConf.merge(*[OmegaConf.load(file) for file in files])
 
     def write_config(self, config: DictConfig, kind: str) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -154,18 +154,9 @@ class DDPM(pl.LightningModule):
         else:
             load_into(self, state, ignore)
 
-    @contextmanager
-    def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """Use the averaged weights inside the block, where the model keeps them (`context` names the block in logs)."""
-        if self.use_ema:
-            parameters = list(self.model.parameters())
-            self.model_ema.store(parameters)
-            self.model_ema.copy_to(self.model)
-        try:
-            yield
-        finally:
-            if self.use_ema:
-                self.model_ema.restore(parameters)
+    def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
+        """Use the averaged weights inside the block, where the model keeps them (`context` is latent-diffusion's)."""
+        return self.model_ema.scope(self.model) if self.use_ema else nullcontext()
 
     @property
     def network(self) -> ConditionedNetwork:
@@ -260,7 +251,8 @@ class DDPM(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         part = batch_idx % self.trainer.accumulate_grad_batches
         loss, parts = self.shared_step(batch, self.draws, self.global_step, self._samples(batch, part))
-        self.log_dict(parts, logger=True, on_step=True, on_epoch=False)
+        # Loggers take "step" as their axis; Lightning's own count of batches shifts when a run resumes.
+        self.log_dict({**parts, "step": float(self.global_step)}, logger=True, on_step=True, on_epoch=False)
         self.log("loss", parts["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
         return loss
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ldm.models.diffusion.base import DDPM
 from ldm.models.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, guided
 from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import ddim, make_grid, run
+from ldm.models.diffusion.sampler import Step, ddim, make_grid, run
 from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
@@ -164,6 +164,24 @@ class LatentDiffusion(DDPM):
         return make_grid(self.path, steps, spacing)
 
     @torch.no_grad()
+    def sample(
+        self,
+        cond: Tensor | None,
+        noise: ImageNoise,
+        grid: Tensor,
+        scale: float = 1.0,
+        sampler: Callable[..., Iterator[Step]] = ddim,
+        **options: Any,
+    ) -> Tensor:
+        """Latents [B, c, h, w] for labels [B] (None: unconditional), one for each image that `noise` names.
+
+        Args:
+            grid: see `grid`; scale: guidance; sampler: one of `SAMPLERS`, with its options (eta, ...).
+        """
+        x = noise.initial((len(noise.images), *self.latent_shape)) * self.path.prior_std
+        return run(sampler(self.denoiser(cond, scale), self.path, x, grid, noise=noise, **options))
+
+    @torch.no_grad()
     def log_images(
         self, batch: Mapping[str, Any], N: int = 8, ddim_steps: int = 50, ddim_eta: float = 0.0, seed: int = 0
     ) -> dict[str, Tensor]:
@@ -173,9 +191,8 @@ class LatentDiffusion(DDPM):
         noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
         z = self.get_first_stage_encoding(self.encode_first_stage(images))
         with self.ema_scope("samples"):
-            denoiser = self.denoiser(labels, self.guidance_scale if labels is not None else 1.0)
-            x = noise.initial(z.shape) * self.path.prior_std
-            samples = run(ddim(denoiser, self.path, x, self.grid(ddim_steps), eta=ddim_eta, noise=noise))
+            scale = self.guidance_scale if labels is not None else 1.0
+            samples = self.sample(labels, noise, self.grid(ddim_steps), scale, eta=ddim_eta)
         return {
             "inputs": images,
             "reconstruction": self.decode_first_stage(z),

@@ -9,7 +9,7 @@ members, [M, B, C, H, W].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -58,11 +58,11 @@ class Target:
         return a * eps + b * x0
 
     def solve(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_0, eps) from the network's output and the state it was given."""
+        """(x_0, eps) from the network's output and the state it was given; ratios in the precision of alpha, sigma."""
         a, b, _ = self.coefficients(alpha, sigma)
         determinant = alpha * a - sigma * b
-        x0 = (a / determinant) * x - (sigma / determinant) * output
-        eps = (alpha / determinant) * output - (b / determinant) * x
+        x0 = (a / determinant).to(x) * x - (sigma / determinant).to(x) * output
+        eps = (alpha / determinant).to(x) * output - (b / determinant).to(x) * x
         return x0, eps
 
 
@@ -86,7 +86,8 @@ class NetworkDenoiser:
     """A network `network(x, t, cond)` as a Denoiser: `cond` is a tensor with the batch axis first, or None.
 
     With `learned_range` the network's output holds a second half along channels, the variance fraction in [-1, 1].
-    The solve happens in float64 coefficients and the state's own dtype.
+    The solve happens in float64 coefficients and the state's own dtype; `dtype` is what the network computes in, where
+    that differs (EDM's reference keeps a float64 state around a float32 network).
     """
 
     network: Network
@@ -94,15 +95,13 @@ class NetworkDenoiser:
     target: Target
     cond: Tensor | None = None
     learned_range: bool = False
+    dtype: torch.dtype | None = None
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
-        batch = x.shape[-4]
-        alpha, sigma = self.path.alpha(u), self.path.sigma(u)
-        a_in = self.target.coefficients(alpha, sigma)[2]
-        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32)
-        per_image = (-1, 1, 1, 1) if alpha.ndim else ()
-        alpha, sigma, a_in = (value.reshape(per_image).to(x) for value in (alpha, sigma, a_in))
-        output = self.network(a_in * x, time.expand(batch), self.cond)
+        alpha, sigma = self.path.per_image(u)
+        scale = self.target.coefficients(alpha, sigma)[2].to(x)
+        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32).expand(x.shape[-4])
+        output = self.network((scale * x).to(self.dtype or x.dtype), time, self.cond).to(x.dtype)
         fraction = None
         if self.learned_range:
             output, fraction = output.chunk(2, dim=-3)
@@ -125,13 +124,7 @@ class GuidedDenoiser:
     scale: float
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
-        both = NetworkDenoiser(
-            self.denoiser.network,
-            self.denoiser.path,
-            self.denoiser.target,
-            torch.cat([self.null, self.denoiser.cond]),
-            self.denoiser.learned_range,
-        )
+        both = replace(self.denoiser, cond=torch.cat([self.null, self.denoiser.cond]))
         u = torch.as_tensor(u)
         prediction = both(torch.cat([x, x], dim=-4), torch.cat([u, u]) if u.ndim else u)
         (x0_null, x0), (eps_null, eps) = prediction.x0.chunk(2, dim=-4), prediction.eps.chunk(2, dim=-4)
@@ -156,7 +149,8 @@ def guided(denoiser: NetworkDenoiser, null: Tensor | None, scale: float) -> Deno
 class MappedDenoiser:
     """Apply `function` to the predicted x_0 (clipping, quantisation) and, by default, re-derive eps from it.
 
-    With `rederive=False` eps stays as predicted: CompVis' quantised x_0, which breaks x = alpha x_0 + sigma eps.
+    With `rederive=False` eps stays as predicted: CompVis' quantised x_0, which breaks x = alpha x_0 + sigma eps. So it
+    does at sigma = 0, where eps does not follow from x_0.
     """
 
     denoiser: Denoiser
@@ -169,12 +163,29 @@ class MappedDenoiser:
         x0 = self.function(prediction.x0)
         eps = prediction.eps
         if self.rederive:
-            alpha, sigma = self.path.alpha(u), self.path.sigma(u)
-            shape = (-1, 1, 1, 1) if alpha.ndim else ()
-            eps = (x - alpha.reshape(shape).to(x) * x0) / sigma.reshape(shape).to(x)
+            alpha, sigma = self.path.coefficients(u, x)
+            eps = torch.where(sigma > 0, (x - alpha * x0) / sigma, eps)
         return Prediction(x0, eps, prediction.var_fraction)
 
 
 def clipped(denoiser: Denoiser, path: Path, bound: float = 1.0) -> Denoiser:
     """Clamp x_0 to [-bound, bound], as pixel models do (`clip_denoised`)."""
     return MappedDenoiser(denoiser, path, lambda x0: x0.clamp(-bound, bound))
+
+
+@dataclass(frozen=True)
+class TranslatedDenoiser:
+    """A denoiser of path `own` on another `path`: states with equal sigma / alpha differ only by their scale.
+
+    So EDM's grid and solver walk a VP network, and a VP grid walks an EDM network; x_0 and eps are the same.
+    """
+
+    denoiser: Denoiser
+    own: Path
+    path: Path
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        own = self.own.time_at(self.path.ratio(u))
+        size, own_size = torch.hypot(*self.path.coefficients(u, x)), torch.hypot(*self.own.coefficients(own, x))
+        return self.denoiser(x * (own_size / size), own)

@@ -25,8 +25,8 @@ def elementwise_error(output: Tensor, target: Tensor, loss_type: str = "l2") -> 
 def elbo_weights(path: VPPath, parameterization: str, posterior_variance: Tensor) -> Tensor:
     """Weight of the error at each table entry in the variational bound, float64 [T] (Ho et al. 2020, eq. 12).
 
-    The published entry 0, where the posterior variance vanishes, takes the value of entry 1. latent-diffusion weights x_0
-    by sqrt(alpha-bar) / (2 (1 - alpha-bar)), half-way between x_0 and its scale; kept as it is for parity.
+    Entry 0, where the posterior variance vanishes, takes the value of entry 1. For x_0 latent-diffusion's published
+    weight is sqrt(alpha-bar) / (2 (2 - alpha-bar)) (a bracket is missing before 1 - alpha-bar); kept for parity.
 
     Raises:
         ValueError: for a parameterization without a published weight.
@@ -35,7 +35,7 @@ def elbo_weights(path: VPPath, parameterization: str, posterior_variance: Tensor
     if parameterization == "eps":
         weights = path.betas**2 / (2 * posterior_variance * (1 - path.betas) * (1 - abar))
     elif parameterization == "x0":
-        weights = 0.5 * abar.sqrt() / (2 * (1 - abar))
+        weights = 0.5 * abar.sqrt() / (2 - abar)
     elif parameterization == "v":
         weights = torch.ones_like(abar)
     else:

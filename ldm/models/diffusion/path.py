@@ -15,9 +15,14 @@ from torch import Tensor
 
 
 class Path(ABC):
-    """alpha(u), sigma(u) and the conversions of time; all take and return float64 tensors of any shape."""
+    """alpha(u), sigma(u) and the conversions of time; all take and return float64 tensors of any shape.
+
+    `field` names what is constant along a straight line of the path, hence what solvers with several evaluations a
+    step combine: "eps" in the variables (x / alpha, sigma / alpha), or "velocity" = eps - x_0 where alpha reaches 0.
+    """
 
     end: float
+    field = "eps"
 
     @property
     def prior_std(self) -> float:
@@ -36,11 +41,24 @@ class Path(ABC):
     def time_to_net(self, u: Tensor | float) -> Tensor:
         """The time that the network takes as input."""
 
+    @abstractmethod
+    def time_at(self, ratio: Tensor | float) -> Tensor:
+        """The time u at which sigma(u) / alpha(u) = ratio; a path that ends earlier gives its end."""
+
+    def ratio(self, u: Tensor | float) -> Tensor:
+        """Noise for each unit of data, sigma(u) / alpha(u); infinite where a path starts from pure noise."""
+        return self.sigma(u) / self.alpha(u)
+
     def coefficients(self, u: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha(u) and sigma(u) in the dtype of `like` [B, C, H, W], shaped [B, 1, 1, 1] where u is [B]."""
+        """alpha(u) and sigma(u) in the dtype of `like` [..., B, C, H, W]: scalars, or [B, 1, 1, 1] where u is [B]."""
+        alpha, sigma = self.per_image(u)
+        return alpha.to(like), sigma.to(like)
+
+    def per_image(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        """alpha(u) and sigma(u) in float64, shaped to multiply images: scalars, or [B, 1, 1, 1] where u is [B]."""
         alpha, sigma = self.alpha(u), self.sigma(u)
-        shape = (*alpha.shape, *[1] * (like.ndim - alpha.ndim)) if alpha.ndim else ()
-        return alpha.reshape(shape).to(like), sigma.reshape(shape).to(like)
+        shape = (-1, 1, 1, 1) if alpha.ndim else ()
+        return alpha.reshape(shape), sigma.reshape(shape)
 
     def noised(self, x0: Tensor, eps: Tensor, u: Tensor | float) -> Tensor:
         """x_u = alpha(u) x_0 + sigma(u) eps."""
@@ -67,6 +85,7 @@ def beta_schedule(
     if schedule == "cosine":
         ramp = (torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + cosine_s) / (1 + cosine_s)
         abar = torch.cos(ramp * math.pi / 2) ** 2
+        abar = abar / abar[0]
         return (1 - abar[1:] / abar[:-1]).clamp(0, 0.999)
     raise ValueError(f"beta_schedule must be linear, sqrt_linear, sqrt or cosine, got '{schedule}'")
 
@@ -106,6 +125,46 @@ class VPPath(Path):
         u = torch.as_tensor(u, dtype=torch.float64)
         return u / self.end if self.unit_time else u - 1
 
+    def time_at(self, ratio: Tensor | float) -> Tensor:
+        wanted = -torch.log1p(torch.as_tensor(ratio, dtype=torch.float64).cpu() ** 2)
+        descending = self.log_abar
+        above = torch.searchsorted(-descending, -wanted).clamp(1, len(descending) - 1)
+        left, right = descending[above - 1], descending[above]
+        share = ((wanted - left) / (right - left)).nan_to_num(0.0)
+        return (above - 1 + share).clamp(0, self.end)
+
+
+@dataclass(frozen=True)
+class LinearVPPath(Path):
+    """Variance preserving in continuous time u in [0, 1], with a rate of noise linear in u (Song et al. 2021b, eq. 32).
+
+    log alpha = -(beta_min u + (beta_max - beta_min) u^2 / 2) / 2. The network's time is `time_scale` u.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    time_scale: float = 999.0
+    end: float = 1.0
+
+    def _log_abar(self, u: Tensor | float) -> Tensor:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        return -(self.beta_min * u + 0.5 * (self.beta_max - self.beta_min) * u**2)
+
+    def alpha(self, u: Tensor | float) -> Tensor:
+        return (0.5 * self._log_abar(u)).exp()
+
+    def sigma(self, u: Tensor | float) -> Tensor:
+        return (-torch.expm1(self._log_abar(u))).sqrt()
+
+    def time_to_net(self, u: Tensor | float) -> Tensor:
+        return self.time_scale * torch.as_tensor(u, dtype=torch.float64)
+
+    def time_at(self, ratio: Tensor | float) -> Tensor:
+        drop = torch.log1p(torch.as_tensor(ratio, dtype=torch.float64) ** 2)
+        slope = self.beta_max - self.beta_min
+        u = 2 * drop / (self.beta_min + (self.beta_min**2 + 2 * slope * drop).sqrt())
+        return torch.where(drop.isinf(), self.end, u).clamp(max=self.end)
+
 
 @dataclass(frozen=True)
 class EDMPath(Path):
@@ -131,6 +190,9 @@ class EDMPath(Path):
     def time_to_net(self, u: Tensor | float) -> Tensor:
         return torch.as_tensor(u, dtype=torch.float64).log() / 4
 
+    def time_at(self, ratio: Tensor | float) -> Tensor:
+        return torch.as_tensor(ratio, dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class FlowPath(Path):
@@ -141,6 +203,7 @@ class FlowPath(Path):
 
     reversed_time: bool = False
     end: float = 1.0
+    field = "velocity"
 
     def alpha(self, u: Tensor | float) -> Tensor:
         return 1 - torch.as_tensor(u, dtype=torch.float64)
@@ -151,3 +214,6 @@ class FlowPath(Path):
     def time_to_net(self, u: Tensor | float) -> Tensor:
         u = torch.as_tensor(u, dtype=torch.float64)
         return 1 - u if self.reversed_time else u
+
+    def time_at(self, ratio: Tensor | float) -> Tensor:
+        return 1 - 1 / (1 + torch.as_tensor(ratio, dtype=torch.float64))

@@ -24,9 +24,10 @@ def vp_grid(path: VPPath, steps: int | str, spacing: str = "auto") -> Tensor:
     """Whole-numbered times for a table of betas.
 
     trailing: T = u_0 > .. > u_S = 0, evenly spaced and rounded (Lin et al. 2024): exactly S steps for any S.
-    published: latent-diffusion's range(0, T, T // S) + 1 as network times; ends at u = 1 (alpha-bar_0) and may have more
-        steps than asked for (S = 30 gives 31).
-    quad: latent-diffusion's quadratic grid, (linspace(0, sqrt(0.8 T), S))^2 + 1 as network times, ends at u = 1.
+    published: latent-diffusion's range(0, T, T // S) + 1 as network times; ends at u = 1 (alpha-bar_0) and may have
+        more steps than asked for (S = 30 gives 31).
+    quad: latent-diffusion's quadratic grid, (linspace(0, sqrt(0.8 T), S))^2 + 1 as network times, ends at u = 1; times
+        that it repeats from about S = 29 on are steps that go nowhere, and are left out.
     auto: see `default_spacing`. A string as `steps` is a respacing of ADM: "20", "ddim20" or sections "10,10,5".
 
     Raises:
@@ -46,9 +47,7 @@ def vp_grid(path: VPPath, steps: int | str, spacing: str = "auto") -> Tensor:
     else:
         raise ValueError(f"spacing must be one of {SPACINGS}, got '{spacing}'")
     ascending = torch.cat([torch.ones(1, dtype=torch.float64), times.clamp(max=path.end - 1) + 1])
-    if bool((ascending.diff() <= 0).any()):
-        raise ValueError(f"spacing '{spacing}' repeats times at {steps} steps; use fewer steps, or 'trailing'")
-    return ascending.flip(0)
+    return ascending.unique().flip(0)
 
 
 def respaced_grid(path: VPPath, respacing: str) -> Tensor:

@@ -55,8 +55,9 @@ def ddim_transition(path: Path, u: float, s: float, eta: float = 0.0, temperatur
 class Step:
     """One step of a sampler: where it was, what was predicted there, how it moved, where it is.
 
-    `index` counts grid steps from the noisiest (0); `x` is the state at time `u`; `x0` and `eps` the parts that line 2
-    used; `x_next` the state at `transition.s`. Shapes [..., B, C, H, W].
+    `index` counts grid steps from the noisiest (0); `x` is the state at time `u` (after churn, where there is any);
+    `x0` and `eps` the parts that line 2 used; `x_next` the state at `transition.s`; `shift` what guidance adds to the
+    mean, if anything. Shapes [..., B, C, H, W].
     """
 
     index: int
@@ -66,22 +67,34 @@ class Step:
     eps: Tensor
     transition: Transition
     x_next: Tensor
+    shift: Tensor | None = None
 
     @property
     def distribution(self) -> Gaussian:
         """N(mean, w): the state at `transition.s` given `x`."""
-        return Gaussian(self.transition.mean(self.x0, self.eps), self.transition.w)
+        mean = self.transition.mean(self.x0, self.eps)
+        return Gaussian(mean if self.shift is None else mean + self.shift, self.transition.w)
 
 
-def advance(index: int, x: Tensor, x0: Tensor, eps: Tensor, transition: Transition, noise: Noise | None) -> Step:
+def advance(
+    index: int,
+    x: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    transition: Transition,
+    noise: Noise | None = None,
+    shift: Tensor | None = None,
+) -> Step:
     """Apply line 2; the draw has the shape of the state before the step, so a first branched draw is shared.
 
     Raises:
         ValueError: if the step is stochastic and no noise was given.
     """
     x_next = transition.mean(x0, eps)
+    if shift is not None:
+        x_next = x_next + shift
     if bool((transition.w > 0).any()):
         if noise is None:
-            raise ValueError("this sampler draws noise: pass noise=ImageNoise(seed, images), or use eta = 0")
+            raise ValueError("this step draws noise: pass noise=ImageNoise(seed, images), or choose no noise (eta = 0)")
         x_next = x_next + _like(transition.w.sqrt(), x) * noise(index, x.shape).to(x)
-    return Step(index, transition.u, x, x0, eps, transition, x_next)
+    return Step(index, transition.u, x, x0, eps, transition, x_next, shift)

@@ -1,0 +1,79 @@
+"""Ancestral sampling (DDPM) with fixed or learned variance and guidance by a shift of the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.denoiser import Denoiser, Prediction
+from ldm.models.diffusion.path import Path
+from ldm.models.diffusion.sampler.solvers import Steps, following, intervals
+from ldm.models.diffusion.sampler.transition import Noise, Transition, advance, forward_variance, posterior_variance
+
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+MeanShift = Callable[[Tensor, float, Tensor], Tensor]
+
+
+def ancestral(
+    denoiser: Denoiser,
+    path: Path,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    variance: str = "fixed_small",
+    temperature: float = 1.0,
+    mean_shift: MeanShift | None = None,
+    noise: Noise | None = None,
+    start: int = 0,
+) -> Steps:
+    """DDPM (Ho et al. 2020, alg. 2): the mean of q(x_s | x_u, x_0_hat) plus noise; none in a step to clean data.
+
+    Line 2 with v the posterior variance, and for w one of
+
+        fixed_small    the posterior variance
+        fixed_large    the forward variance (beta of the step)
+        learned_range  exp(f log(forward) + (1 - f) log(posterior)), f the network's (Nichol and Dhariwal 2021, eq. 15)
+
+    Args:
+        x: state [..., B, C, H, W] at `grid[start]`.
+        temperature: multiplies the noise, not the mean.
+        mean_shift: (x, u, variance) -> what to add to the mean; a classifier adds variance times scale times
+            grad log p(y | x_u) (Dhariwal and Nichol 2021, alg. 1).
+
+    Raises:
+        ValueError: for an unknown variance, or `learned_range` with a network that does not learn it.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be one of {VARIANCES}, got '{variance}'")
+    for index, u, s in intervals(grid, start):
+        prediction = denoiser(x, u)
+        small, large = _bounds(path, grid, index)
+        w = _variance(variance, small, large, prediction)
+        shift = None if mean_shift is None else mean_shift(x, u, w)
+        clean = bool(path.sigma(s) == 0)
+        v = torch.zeros_like(small) if clean else small
+        drawn = torch.zeros_like(small) if clean else temperature**2 * w
+        transition = Transition(u, s, path.alpha(s), path.sigma(s), v, drawn)
+        step = advance(index, x, prediction.x0, prediction.eps, transition, noise, shift)
+        x = following(step, (yield step))
+
+
+def _bounds(path: Path, grid: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """Posterior and forward variance of a step; the vanishing posterior variance of the step to clean data is replaced
+    by that of the step before it (guided-diffusion's clipping), which only a shift of the mean can notice."""
+    u, s = float(grid[index]), float(grid[index + 1])
+    small, large = posterior_variance(path, u, s), forward_variance(path, u, s)
+    if small == 0:
+        small = posterior_variance(path, float(grid[index - 1]), u) if index else large
+    return small, large
+
+
+def _variance(name: str, small: Tensor, large: Tensor, prediction: Prediction) -> Tensor:
+    if name != "learned_range":
+        return small if name == "fixed_small" else large
+    fraction = prediction.var_fraction
+    if fraction is None:
+        raise ValueError("variance 'learned_range' needs a network that learns its variance (learned_range=True)")
+    return torch.exp(fraction * float(large.log()) + (1 - fraction) * float(small.log()))

@@ -1,0 +1,138 @@
+"""Runge-Kutta solvers of any path: Heun (EDM, with churn), midpoint, RK4.
+
+Line 2 moves along straight lines of the path on which one linear field stays constant: eps in the variables
+(x / alpha, sigma / alpha), or for a flow the velocity eps - x_0 in (x, u). A method with several evaluations combines
+that field, solves x = alpha x_0 + sigma eps for both parts, and takes line 2 once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.denoiser import Denoiser, Target
+from ldm.models.diffusion.path import Path
+from ldm.models.diffusion.sampler.solvers import Steps, following, intervals
+from ldm.models.diffusion.sampler.transition import Noise, Step, advance, ddim_transition
+
+
+def field_at(denoiser: Denoiser, path: Path, x: Tensor, u: float) -> Tensor:
+    """The field that is constant along straight lines of the path, predicted at (x, u); shape of the prediction."""
+    prediction = denoiser(x, u)
+    return Target(path.field).of(prediction.x0, prediction.eps, *path.coefficients(u, x))
+
+
+def straight_step(path: Path, index: int, x: Tensor, field: Tensor, u: float, s: float) -> Step:
+    """Line 2 without noise from (x, u) to s along a given field."""
+    if field.ndim > x.ndim:
+        x = x.expand(field.shape)
+    x0, eps = Target(path.field).solve(field, x, *path.per_image(u))
+    return advance(index, x, x0, eps, ddim_transition(path, u, s))
+
+
+def _between(path: Path, u: float, s: float, fraction: float) -> float:
+    """The time a fraction of the way from u to s, measured in the variable in which lines are straight."""
+    if fraction == 1:
+        return s
+    if path.field == "eps":
+        return float(path.time_at(torch.lerp(path.ratio(u), path.ratio(s), fraction)))
+    noise_u, noise_s = (path.sigma(time) / (path.alpha(time) + path.sigma(time)) for time in (u, s))
+    share = torch.lerp(noise_u, noise_s, fraction)
+    return float(path.time_at(share / (1 - share)))
+
+
+def _two_stage(denoiser: Denoiser, path: Path, index: int, x: Tensor, u: float, s: float, fraction: float) -> Step:
+    """Second order: the field at u and at a fraction of the way, weighted 1 - 1/(2f) and 1/(2f).
+
+    Without an evaluation at clean data: f = 1 (Heun) becomes Euler there.
+    """
+    first = field_at(denoiser, path, x, u)
+    middle = _between(path, u, s, fraction)
+    if path.sigma(middle) == 0:
+        return straight_step(path, index, x, first, u, s)
+    second = field_at(denoiser, path, straight_step(path, index, x, first, u, middle).x_next, middle)
+    weight = 1 / (2 * fraction)
+    return straight_step(path, index, x, (1 - weight) * first + weight * second, u, s)
+
+
+def heun(
+    denoiser: Denoiser,
+    path: Path,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    S_noise: float = 1.0,
+    noise: Noise | None = None,
+    start: int = 0,
+) -> Steps:
+    """Heun's method (Karras et al. 2022, alg. 1 and 2): the mean of two fields; 2S - 1 evaluations to clean data.
+
+    Churn noises the state before the step: with sigma-bar = sigma / alpha, from sigma-bar to (1 + gamma) sigma-bar,
+    gamma = min(S_churn / S, sqrt(2) - 1) where S_min <= sigma-bar <= S_max.
+
+    Args:
+        x: state [..., B, C, H, W] at `grid[start]`; EDM's reference keeps it in float64.
+        S_noise: standard deviation of churn's draws.
+    """
+    gamma = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)
+    for index, u, s in intervals(grid, start):
+        ratio = float(path.ratio(u))
+        if gamma > 0 and S_min <= ratio <= S_max and math.isfinite(ratio):
+            x, u = _churned(path, index, x, u, gamma, S_noise, noise)
+        step = _two_stage(denoiser, path, index, x, u, s, 1.0)
+        x = following(step, (yield step))
+
+
+def _churned(
+    path: Path, index: int, x: Tensor, u: float, gamma: float, scale: float, noise: Noise | None
+) -> tuple[Tensor, float]:
+    if noise is None:
+        raise ValueError("churn draws noise: pass noise=ImageNoise(seed, images), or S_churn = 0")
+    ratio = path.ratio(u)
+    later = path.time_at(ratio * (1 + gamma))
+    added = (path.ratio(later) ** 2 - ratio**2).clamp(min=0).sqrt()
+    clean_scale = (path.alpha(later) / path.alpha(u)).to(x)
+    return clean_scale * x + (path.alpha(later) * added * scale).to(x) * noise(index, x.shape).to(x), float(later)
+
+
+def midpoint(
+    denoiser: Denoiser, path: Path, x: Tensor, grid: Tensor, *, euler_end: bool = False, start: int = 0
+) -> Steps:
+    """Midpoint method: the field half-way, measured where lines are straight; 2S evaluations.
+
+    Args:
+        x: state [..., B, C, H, W] at `grid[start]`.
+        euler_end: take a step to clean data with one evaluation (Karras et al. 2022, alg. 3 with alpha = 1/2).
+    """
+    for index, u, s in intervals(grid, start):
+        if euler_end and path.sigma(s) == 0:
+            step = straight_step(path, index, x, field_at(denoiser, path, x, u), u, s)
+        else:
+            step = _two_stage(denoiser, path, index, x, u, s, 0.5)
+        x = following(step, (yield step))
+
+
+def rk4(denoiser: Denoiser, path: Path, x: Tensor, grid: Tensor, *, start: int = 0) -> Steps:
+    """The classical fourth-order method; 4S evaluations.
+
+    Only a flow's network knows clean data: on other paths a step to sigma = 0 is the midpoint method's.
+
+    Args:
+        x: state [..., B, C, H, W] at `grid[start]`.
+    """
+    for index, u, s in intervals(grid, start):
+        if path.field == "eps" and path.sigma(s) == 0:
+            step = _two_stage(denoiser, path, index, x, u, s, 0.5)
+        else:
+            middle = _between(path, u, s, 0.5)
+            fields = [field_at(denoiser, path, x, u)]
+            for time in (middle, middle, s):
+                fields.append(field_at(denoiser, path, straight_step(path, index, x, fields[-1], u, time).x_next, time))
+            combined = (fields[0] + 2 * fields[1] + 2 * fields[2] + fields[3]) / 6
+            step = straight_step(path, index, x, combined, u, s)
+        x = following(step, (yield step))

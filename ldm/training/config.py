@@ -1,0 +1,63 @@
+"""Merging of configs: files from left to right, the `components` section, dotlists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def merge_configs(base: DictConfig, over: DictConfig) -> DictConfig:
+    """`over` on top of `base`, key by key; a node that names another `target` replaces the whole node of `base`."""
+    plain = [OmegaConf.to_container(config, resolve=False) for config in (base, over)]
+    return OmegaConf.create(_merge(*plain))
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    if "target" in base and "target" in over and base["target"] != over["target"]:
+        return over
+    return {**base, **{key: _merge(base[key], value) if key in base else value for key, value in over.items()}}
+
+
+def load_config(
+    files: Sequence[str], dotlist: Sequence[str] = (), component: bool = False, start: Sequence[DictConfig] = ()
+) -> DictConfig:
+    """Merge `start`, the files, their `components` section if a component is trained, and `a.b=c` words.
+
+    Raises:
+        ValueError: if a file does not exist.
+    """
+    config = OmegaConf.create()
+    for part in start:
+        config = merge_configs(config, part)
+    for file in files:
+        if not Path(file).is_file():
+            raise ValueError(f"no config {file}; the configs of this project are in configs/")
+        config = merge_configs(config, OmegaConf.load(file))
+    components = config.pop("components", None)
+    if component and components is not None:
+        config = merge_configs(config, components)
+    return merge_configs(config, OmegaConf.from_dotlist(list(dotlist)))
+
+
+def point_data(config: DictConfig, component: int | None, root: str = "", synset_bins: bool = False) -> DictConfig:
+    """A config whose training data are those of a component, or whose data lie below another root folder.
+
+    `component` goes where the training set's parameters name `component` or `comp_numb`.
+    """
+    config = config.copy()
+    for split in ("train", "validation"):
+        params = OmegaConf.select(config, f"data.params.{split}.params")
+        if params is None:
+            continue
+        if root:
+            params["overwrite_root" if "overwrite_root" in params or "data_root" in params else "root"] = root
+        if component is not None and split == "train":
+            params.update({key: component for key in ("component", "comp_numb") if key in params})
+        if synset_bins and "synset_bins" in params:
+            params.synset_bins = True
+    return config

@@ -1,0 +1,85 @@
+"""Checkpoints: what loads, what is refused, and that nothing half-written is left behind."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.checkpoint import averaged, load_into, load_state_dict, save_checkpoint, save_tensors, sha256
+from ldm.modules.ema import LitEma
+
+
+class Touch:
+    """Unpickling this creates a file: the mark of executed code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_round_trips_and_lightning_wrapping(tmp_path):
+    state = {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3)}
+    save_checkpoint({"state_dict": state, "epoch": 3}, tmp_path / "x.ckpt")
+    save_tensors(state, tmp_path / "x.safetensors")
+    for name in ("x.ckpt", "x.safetensors"):
+        loaded = load_state_dict(tmp_path / name)
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_malicious_pickle_is_refused_without_running(tmp_path):
+    mark = tmp_path / "ran"
+    torch.save({"state_dict": {"w": Touch(mark)}}, tmp_path / "bad.ckpt")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Touch(mark)))
+    for name in ("bad.ckpt", "plain.ckpt"):
+        with pytest.raises(ValueError, match="was refused"):
+            load_state_dict(tmp_path / name)
+    assert not mark.exists()
+    torch.load(tmp_path / "bad.ckpt", weights_only=False)
+    assert mark.exists(), "the file would have run code, had it been unpickled freely"
+
+
+def test_truncated_file_is_an_error(tmp_path):
+    save_checkpoint({"w": torch.randn(100)}, tmp_path / "x.ckpt")
+    (tmp_path / "y.ckpt").write_bytes((tmp_path / "x.ckpt").read_bytes()[:200])
+    with pytest.raises(ValueError, match="damaged"):
+        load_state_dict(tmp_path / "y.ckpt")
+
+
+def test_strict_loading_lists_every_difference():
+    module = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=r"(?s)1 missing, 1 unknown, 1 of another shape.*bias.*extra.*\(2, 2\)"):
+        load_into(module, {"weight": torch.zeros(2, 2), "extra": torch.zeros(1)})
+    before = module.bias.clone()
+    load_into(module, {"weight": torch.ones(3, 2), "loss.extra": torch.zeros(1)}, ignore=["loss.*", "bias"])
+    assert torch.equal(module.weight, torch.ones(3, 2))
+    assert torch.equal(module.bias, before)
+
+
+def test_averaged_puts_the_ema_copies_in_place():
+    model = nn.Module()
+    model.model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model.model_ema = LitEma(model.model)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(1)
+    state = averaged(model.state_dict())
+    assert sorted(state) == [f"model.{name}" for name in sorted(model.model.state_dict())]
+    for name, parameter in model.model.named_parameters():
+        torch.testing.assert_close(state[f"model.{name}"], parameter - 1)
+
+
+def test_writes_are_whole_and_not_silent(tmp_path):
+    path = tmp_path / "x.ckpt"
+    save_checkpoint({"w": torch.zeros(1)}, path)
+    first = sha256(path)
+    with pytest.raises(FileExistsError):
+        save_checkpoint({"w": torch.ones(1)}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint({"w": lambda: None}, path, overwrite=True)
+    assert sha256(path) == first
+    assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]

@@ -1,0 +1,64 @@
+"""Heads: which parameters they are, how they start, and that they come apart and together again."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.heads import freeze_trunk, initialise, merge, resolve_patterns, select, split
+from ldm.util import generator
+
+NAMED = {"out": ("model.out.*",), "embedding": ("embedding.weight",)}
+
+
+def test_names_and_patterns():
+    assert resolve_patterns("out", NAMED) == ("model.out.*",)
+    assert resolve_patterns(["embedding", "model.time.*"], NAMED) == ("embedding.weight", "model.time.*")
+    with pytest.raises(ValueError, match="unknown head 'head'"):
+        resolve_patterns("head", NAMED)
+    with pytest.raises(ValueError, match="fits no parameter"):
+        select(["a.weight"], ["b.*"])
+
+
+def test_freeze_split_merge():
+    module = nn.ModuleDict({"trunk": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    trained = freeze_trunk(module, ["head.*"])
+    assert sorted(trained) == ["head.bias", "head.weight"]
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == list(trained)
+    heads, trunk = split(module.state_dict(), ["head.*"])
+    assert sorted(heads) == sorted(trained)
+    assert merge({**trunk, **heads}, {"head.bias": torch.tensor([9.0])})["head.bias"].item() == 9
+    with pytest.raises(ValueError, match="not in the trunk"):
+        merge(trunk, {"other": torch.zeros(1)})
+    with pytest.raises(ValueError, match="shape"):
+        merge({**trunk, **heads}, {"head.bias": torch.zeros(2)})
+
+
+def test_initialisations_have_the_stated_spread():
+    row_scale = torch.linspace(0.1, 3, 11)
+    table = row_scale[:, None] * torch.randn(11, 4000, generator=generator("table"))
+    start = {"embedding.weight": table.clone()}
+    initialise(start, "pretrained", generator(1))
+    assert torch.equal(start["embedding.weight"], table)
+    initialise(start, "perturbed", generator(1), noise=0.5, rows={"embedding.weight": 10})
+    change = start["embedding.weight"] - table
+    assert torch.equal(change[10], torch.zeros(4000)), "the shared row keeps its value"
+    # 4000 draws: the relative error of a standard deviation is about 1 / sqrt(8000) = 1.1 %.
+    torch.testing.assert_close(change[:10].std(1), 0.5 * table[:10].std(1), rtol=0.06, atol=0)
+    initialise(start, "random", generator(2))
+    torch.testing.assert_close(start["embedding.weight"].std(1), torch.ones(11), rtol=0.06, atol=0)
+    linear = {"out.weight": torch.zeros(8, 4000), "out.bias": torch.ones(8)}
+    initialise(linear, "random", generator(3))
+    torch.testing.assert_close(linear["out.weight"].std(1) * 4000**0.5, torch.ones(8), rtol=0.06, atol=0)
+    assert torch.equal(linear["out.bias"], torch.zeros(8))
+    with pytest.raises(ValueError, match="must be one of"):
+        initialise(linear, "zeros", generator(3))
+
+
+def test_draws_depend_on_seed_and_component_only():
+    def draw(*keys):
+        start = {"w": torch.zeros(3, 5)}
+        initialise(start, "random", generator("heads", *keys))
+        return start["w"]
+
+    assert torch.equal(draw(0, 1), draw(0, 1))
+    assert not torch.equal(draw(0, 1), draw(1, 0))

@@ -1,0 +1,89 @@
+"""Branching: where it happens, what is shared, and that the chain before and after is the sampler's own."""
+
+import pytest
+import torch
+
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import ddim, run
+from ldm.uncertainty.branch import branch, branch_index
+from ldm.uncertainty.posterior import MemberNetwork, Members, single
+from tests.conftest import tiny_model
+
+
+def test_branch_index_conventions():
+    model = tiny_model()
+    grid = model.grid(200)
+    assert branch_index(grid) == 199
+    assert branch_index(grid, default=0.0) == 0
+    assert branch_index(grid, unc_branch=3, default=0.5) == 3
+    assert branch_index(grid, branch_at=0.5) == 100
+    # The published grid holds network times 996, 991, .. 1: u = 497 is the first at or below 500 (step 100 of 200).
+    assert branch_index(grid, branch_t=500) == 100
+    assert float(grid[100]) == 497
+    for wrong in ({"unc_branch": 200}, {"unc_branch": -1}, {"branch_at": 1.0}, {"branch_t": 1}):
+        with pytest.raises(ValueError, match="not on a grid of 200 steps"):
+            branch_index(grid, **wrong)
+    with pytest.raises(ValueError, match="give one of"):
+        branch_index(grid, unc_branch=1, branch_at=0.2)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    model = tiny_model()
+    weight = model.cond_stage_model.embedding.weight.detach()
+    source = torch.Generator().manual_seed(5)
+    members = Members({"cond_stage_model.embedding.weight": weight + torch.randn(3, *weight.shape, generator=source)})
+    labels, noise = torch.tensor([2, 9]), ImageNoise(7, (0, 1))
+    base = model.denoiser(labels, 2.0, single(model.network, members, 0))
+    everyone = model.denoiser(labels, 2.0, MemberNetwork(model.network, members))
+    x = noise.initial((2, 1, 8, 8))
+    return model, members, labels, noise, base, everyone, x
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_base_member_continues_its_own_chain(setting, eta, at):
+    """Member 0 after the branch walks on as if there had been none, as long as its noise is the plain sampler's."""
+    model, _, _, noise, base, everyone, x = setting
+    grid = model.grid(10)
+    result = branch(
+        ddim, base, everyone, model.path, x, grid, at, eta=eta, noise=noise, keep_before=True, keep_after=True
+    )
+    assert [step.index for step in [*result.before, *result.after]] == list(range(10))
+    assert result.samples.shape == (3, 2, 1, 8, 8)
+    plain = list(ddim(base, model.path, x, grid, eta=eta, noise=noise))
+    torch.testing.assert_close(result.state, plain[at].x, atol=1e-5, rtol=1e-5)
+    # The first branched draw is shared, so member 0 agrees there at any eta; later draws are its own.
+    torch.testing.assert_close(result.first.x_next[0], plain[at].x_next, atol=1e-4, rtol=1e-4)
+    if eta == 0:
+        torch.testing.assert_close(result.samples[0], plain[-1].x_next, atol=1e-4, rtol=1e-4)
+
+
+def test_first_branched_draw_is_shared_and_later_ones_are_not(setting):
+    model, members, labels, noise, base, _, x = setting
+    same = Members({name: value[:1].expand(3, *value.shape[1:]) for name, value in members.overrides.items()})
+    twins = model.denoiser(labels, 2.0, MemberNetwork(model.network, same))
+    result = branch(ddim, base, twins, model.path, x, model.grid(5), 2, eta=1.0, noise=noise, keep_after=True)
+    torch.testing.assert_close(result.after[0].x_next[0], result.after[0].x_next[2])
+    assert (result.after[1].x_next[0] - result.after[1].x_next[2]).abs().max() > 0.1
+
+
+def test_only_first_stops_early(setting):
+    model, _, _, noise, base, everyone, x = setting
+    result = branch(ddim, base, everyone, model.path, x, model.grid(10), 4, noise=noise, only_first=True)
+    assert [step.index for step in result.after] == [4]
+    assert result.first.distribution.mean.shape == (3, 2, 1, 8, 8)
+    assert float(result.first.distribution.var) == 0
+
+
+def test_image_does_not_depend_on_its_batch(setting):
+    model, _, _, _, base, _, _ = setting
+    alone = ImageNoise(7, (1,))
+    labels = torch.tensor([9])
+    grid = model.grid(5)
+    pair_noise = ImageNoise(7, (0, 1))
+    pair = run(ddim(base, model.path, pair_noise.initial((2, 1, 8, 8)), grid, eta=0.7, noise=pair_noise))
+    weight = base.denoiser.network
+    one = model.denoiser(labels, 2.0, weight)
+    single_image = run(ddim(one, model.path, alone.initial((1, 1, 8, 8)), grid, eta=0.7, noise=alone))
+    torch.testing.assert_close(single_image[0], pair[1], atol=1e-4, rtol=1e-4)
