@@ -107,6 +107,8 @@ def tiny_model(seed: int = 0, **params):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = torch.randn(parameter.shape, generator=source)
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
-            parameter.copy_(draw if "embedding" in name else (parameter.ndim == 1) * parameter + draw / fan_in**0.5)
+            if parameter.ndim > 1:
+                parameter.copy_(draw if "embedding" in name else draw / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(0.1 * draw + name.endswith("weight"))
     return model.eval()

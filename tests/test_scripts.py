@@ -1,0 +1,171 @@
+"""The command lines, from components to reports, on a tiny model: what they write, and what they refuse."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import get_unc_pixels
+import get_unc_synsets
+import main as trainer
+import sample_model
+import sample_model_rollout
+import save_ensemble
+from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import ddim, run
+from ldm.uncertainty.ensemble import load_ensemble
+from scripts import export_trunk, make_bins, recognise_samples
+from tests.conftest import tiny_config, tiny_model
+
+
+@pytest.fixture(scope="module")
+def components(tmp_path_factory):
+    """A folder with a trunk, bins and two trained components."""
+    folder = tmp_path_factory.mktemp("ensemble")
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, folder / "trunk.ckpt")
+    digits = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
+    subset = {"dataset": digits, "folder": str(folder / "bins"), "component": 0}
+    config = {
+        "model": tiny_config(pretrained_path=str(folder / "trunk.ckpt"), guidance_scale=3.0),
+        "data": {
+            "target": "main.DataModuleFromConfig",
+            "params": {"batch_size": 8, "num_workers": 0, "train": digits},
+        },
+        "uncertainty": {"branch_at": 0.0, "steps": 5, "n": 3},
+        "lightning": {
+            "trainer": {"max_steps": 2, "enable_progress_bar": False, "log_every_n_steps": 1},
+            "callbacks": {"image_logger": {"params": {"disabled": True}}},
+        },
+        "components": {
+            "model": {"base_learning_rate": 1e-2},
+            "data": {"params": {"train": {"target": "ldm.data.subsets.ComponentSubset", "params": subset}}},
+        },
+    }
+    OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
+    make_bins.main(["--base", str(folder / "tiny.yaml"), "--out", str(folder / "bins"), "--components", "2"])
+    for component in range(2):
+        trainer.main(
+            f"--base {folder}/tiny.yaml -t --gpus 0, --scale_lr False --start_from_pretrained --logdir {folder}/logs "
+            f"--seed {component} --component {component} --ensemble_name boot".split()
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ensemble(components):
+    return save_ensemble.main(["--path", f"{components}/logs", "--ensemble_name", "boot", "--ensemble_comps", "2"])
+
+
+def test_ensemble_holds_what_the_components_learned(components, ensemble):
+    assert ensemble == components / "logs" / "boot_digits_2"
+    loaded = load_ensemble(ensemble)
+    table = loaded.members.overrides["cond_stage_model.embedding.weight"]
+    trunk = load_state_dict(components / "trunk.ckpt")["cond_stage_model.embedding.weight"]
+    assert torch.equal(table[:, 10], trunk[10].expand(2, -1)), "the null class is the trunk's"
+    runs = sorted((components / "logs").glob("*_boot[01]"))
+    for member, folder in enumerate(runs):
+        content = load_checkpoint(folder / "checkpoints" / "last.ckpt")
+        assert list(content["state_dict"]) == ["cond_stage_model.embedding.weight"]
+        assert torch.equal(content["state_dict"]["cond_stage_model.embedding.weight"], table[member])
+    assert loaded.spec["bins"][1] == 1
+    assert len(loaded.spec["class_names"]) == 10
+    assert [member["component"] for member in loaded.spec["members"]] == [0, 1]
+
+
+def test_missing_components_are_named(components):
+    with pytest.raises(ValueError, match=r"components \[2\] are missing: found \[0, 1\]"):
+        save_ensemble.main(["--path", f"{components}/logs", "--ensemble_name", "boot", "--ensemble_comps", "3"])
+
+
+def test_samples_are_those_of_each_member_alone(components, ensemble):
+    path = sample_model.main(["--path", str(ensemble), "--classes", "3", "8", "--seed", "5", "--device", "cpu"])
+    saved = load_state_dict(path.with_suffix(".safetensors"))
+    assert saved["latents"].shape == (2, 2, 1, 8, 8)
+    assert Image.open(path).size[0] > 100
+    noise = ImageNoise(5, (0, 0))
+    for member in range(2):
+        model = tiny_model()
+        model.load_state_dict(load_state_dict(ensemble / f"member_00{member}.safetensors"), strict=False)
+        x = noise.initial((2, 1, 8, 8))
+        alone = run(ddim(model.denoiser(torch.tensor([3, 8]), 3.0), model.path, x, model.grid(5)))
+        # Folded and single batches round differently; five guided steps carry it to 1e-5 of the values' size.
+        torch.testing.assert_close(saved["latents"][member], alone, atol=2e-4, rtol=2e-4)
+    with pytest.raises(FileExistsError):
+        sample_model.main(["--path", str(ensemble), "--classes", "3", "8", "--device", "cpu"])
+
+
+def test_rollouts_show_what_is_shared_and_what_is_not(ensemble):
+    out = sample_model_rollout.main(["--path", str(ensemble), "--classes", "1", "--unc_branch", "2", "--device", "cpu"])
+    assert out == ensemble / "samps_uncs_branch2" / "rollout_sample"
+    assert [file.name for file in out.glob("*.png")] == ["rollout_bin1_1_1.png"]
+    assert json.loads((out / "record.json").read_text())["settings"]["branch_step"] == 2
+
+
+def test_class_table_resumes_and_merges(ensemble, monkeypatch, capsys):
+    words = ["--path", str(ensemble), "--device", "cpu", "--out", str(ensemble / "table")]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = get_unc_synsets.main(words)
+    assert not (out / "uncertainty.csv").exists(), "half the classes are another process's"
+    monkeypatch.setenv("RANK", "1")
+    get_unc_synsets.main(words)
+    with open(out / "uncertainty.csv") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    assert [int(row["class"]) for row in rows] == list(range(10))
+    assert {row["n"] for row in rows} == {"3"}
+    assert all(0 <= float(row["mi_mean"]) <= math.log(2) for row in rows)
+    assert "Spearman" in capsys.readouterr().out
+    assert (out / "uncertainty.png").exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    single = get_unc_synsets.main([*words[:-1], str(ensemble / "single"), "--classes", "4"])
+    with open(single / "uncertainty.csv") as file:
+        alone = next(csv.DictReader(line for line in file if not line.startswith("#")))
+    assert float(alone["mi_mean"]) == pytest.approx(float(rows[4]["mi_mean"]), rel=1e-4), (
+        "a class has its noise, not its batch's"
+    )
+
+
+def test_pixel_maps(ensemble):
+    out = get_unc_pixels.main(["--path", str(ensemble), "--classes", "0", "1", "2", "--n", "2", "--device", "cpu"])
+    maps = np.load(out / "pixel_unc_branch0.npz")
+    assert maps["mi"].shape == (3, 2, 8, 8)
+    assert maps["mi"].min() >= 0
+    assert maps["mi"].max() <= math.log(2)
+    assert len(list(out.glob("*.png"))) == 2
+
+
+def test_trunk_of_a_run_and_its_recognition(components, capsys):
+    run_folder = trainer.main(
+        f"--base {components}/tiny.yaml -t --gpus 0, --logdir {components}/trunks --name trunk "
+        "model.params.use_ema=true data.params.validation.target=ldm.data.digits.Digits "
+        "data.params.validation.params.split=test --limit_val_batches 1".split()
+    )
+    out = export_trunk.main(["--run", str(run_folder), "--out", str(components / "exported.ckpt")])
+    state = load_state_dict(out)
+    kept = load_state_dict(run_folder / "checkpoints" / "last.ckpt")
+    assert not any(name.startswith("model_ema") for name in state)
+    assert torch.equal(state["model.diffusion_model.out.2.bias"], kept["model_ema.diffusion_modelout2bias"])
+    rate = recognise_samples.main(["--run", str(run_folder), "--n", "2", "--ddim_steps", "2", "--device", "cpu"])
+    assert 0 <= rate <= 1
+    assert "real test images 99" in capsys.readouterr().out, "the classifier itself knows the digits"
+
+
+@pytest.mark.parametrize("script", [sample_model, sample_model_rollout, get_unc_synsets, get_unc_pixels, save_ensemble])
+def test_help_shows_examples_and_defaults(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    assert "(default: " in text
+
+
+def test_a_wrong_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match=r"no ensemble\.yaml"):
+        sample_model.main(["--path", str(tmp_path)])
