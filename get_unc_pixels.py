@@ -23,7 +23,7 @@ from ldm.modules.distributions.gaussian import Gaussian
 from ldm.opened import add_ensemble_arguments, open_ensemble
 from ldm.uncertainty.measures import mutual_information
 from ldm.util import atomic_write
-from sample_model import spread_classes
+from sample_model import describe_class, spread_classes
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -54,11 +54,11 @@ def main(argv: list[str] | None = None) -> Path:
     images, maps = torch.stack(images), torch.stack(maps)  # [K, n, C, H, W], [K, n, H, W]
 
     limits = (0.0, float(maps.max()))
-    titles = [f"{opened.class_names[label]} ({opened.bins.get(label, '?')})" for label in classes]
+    titles = [describe_class(opened, label) for label in classes]
     label = f"mutual information per pixel (nats), {options.space}"
     for noise in range(options.n):
         path = out / f"pixel_unc_branch{opened.branch}_{noise}.png"
-        heat_maps(images[:, noise], maps[:, noise], path, label, titles, limits, overwrite=options.overwrite)
+        heat_maps(images[:, noise], maps[:, noise], path, label, titles, limits, 5, options.overwrite)
         print(path)
     with atomic_write(out / f"pixel_unc_branch{opened.branch}.npz", overwrite=True) as partial:
         np.savez_compressed(partial, images=images.numpy(), mi=maps.numpy(), classes=np.asarray(classes))

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> Path:
         out / "uncertainty.png",
         "mutual information (nats)",
         title=title,
-        note=";  ".join(words),
+        note="\n".join(words),
         ceiling=limit,
         overwrite=True,
     )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.data.subsets import budget_order
 from ldm.images import labelled_grid
-from ldm.opened import add_ensemble_arguments, open_ensemble
+from ldm.opened import OpenEnsemble, add_ensemble_arguments, open_ensemble
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,15 +28,21 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def spread_classes(bins: dict[int, object], classes: int, count: int = 10) -> list[int]:
+def spread_classes(bins: dict[int, Any], classes: int, count: int = 10) -> list[int]:
     """Up to `count` classes, evenly over the bins in their order, else evenly over the numbers."""
-    ordered = list(bins) if bins else list(range(classes))
-    by_bin: dict[object, list[int]] = {}
-    for label in ordered:
-        by_bin.setdefault(bins.get(label), []).append(label)
+    if not bins:
+        return sorted({round(k * (classes - 1) / max(1, count - 1)) for k in range(min(count, classes))})
+    by_bin: dict[Any, list[int]] = {}
+    for label in sorted(bins, key=lambda label: (budget_order(bins[label]), label)):
+        by_bin.setdefault(bins[label], []).append(label)
     share = max(1, -(-count // len(by_bin)))
-    chosen = [label for labels in by_bin.values() for label in labels[:share]]
-    return sorted(chosen, key=lambda label: list(by_bin).index(bins.get(label)))[:count]
+    return [label for labels in by_bin.values() for label in labels[:share]][:count]
+
+
+def describe_class(opened: OpenEnsemble, label: int) -> str:
+    """Name and budget of a class, for a picture."""
+    budget = opened.bins.get(label)
+    return opened.class_names[label] + ("" if budget is None else f"\n{budget} image{'s' * (budget != 1)}")
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -44,7 +52,7 @@ def main(argv: list[str] | None = None) -> Path:
     branched = opened.walk(classes, images=[0] * len(classes))
     images = opened.decode(branched.samples)
     out = Path(options.out or Path(options.path) / "samples")
-    columns = [f"{opened.class_names[label]}\n{opened.bins.get(label, '?')} images" for label in classes]
+    columns = [describe_class(opened, label) for label in classes]
     title = f"members part at step {opened.branch} of {len(opened.grid) - 1}, guidance {opened.scale:g}"
     path = out / f"members_branch{opened.branch}.png"
     labelled_grid(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.images import labelled_grid
 from ldm.opened import add_ensemble_arguments, open_ensemble
-from sample_model import spread_classes
+from sample_model import describe_class, spread_classes
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> Path:
             out / f"rollout_bin{opened.bins.get(label, 'NA')}_{label}_{name}.png".replace(" ", "_"),
             [f"member {index}" for index in range(opened.members)],
             titles,
-            f"{name}, {opened.bins.get(label, '?')} training images: members part at step {at} of {steps}",
+            f"{describe_class(opened, label)}: members part at step {at} of {steps}".replace("\n", ", "),
             options.overwrite,
         )
     write_record(out / "record.json", options, overwrite=True, settings=opened.describe())

@@ -2,9 +2,11 @@
 
 Examples:
   python save_ensemble.py --path logs --ensemble_name bootstrapped --ensemble_comps 5
+  python save_ensemble.py --published model.pth --base configs/latent-diffusion/cin256-v2-published.yaml --out decu_5
 
 Writes {path}/{ensemble_name}_{dataset}_{comps}/ensemble.yaml and one small file a member. Of several runs of one
-component the newest counts.
+component the newest counts. The second form converts an ensemble of DECU's published code: --out then also holds the
+trunk, once.
 """
 
 from __future__ import annotations
@@ -16,16 +18,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint import load_checkpoint, load_into, save_tensors, sha256
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.opened import build_model
+from ldm.training.config import load_config
 from ldm.training.runs import RunDirectory, runs_named
-from ldm.uncertainty.ensemble import save_ensemble
+from ldm.uncertainty.ensemble import load_published, save_ensemble
 from ldm.util import get_obj_from_str, instantiate_from_config
+
+TRUNK = "trunk.safetensors"
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--path", required=True, help="the --logdir that the components were trained with")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--path", help="the --logdir that the components were trained with")
+    source.add_argument("--published", help="model.pth of DECU's published code; needs --base and --out")
+    parser.add_argument("--base", help="config of --published")
+    parser.add_argument("--out", help="folder for --published")
     parser.add_argument("--ensemble_name", default="bootstrapped", help="their --ensemble_name")
     parser.add_argument("--ensemble_comps", type=int, default=5, help="number of components")
     parser.add_argument("--data_name", help="name of the data in the folder's name (default: from the data set)")
@@ -74,8 +84,50 @@ def data_record(config: Any) -> dict[str, Any]:
     return record
 
 
-def main(argv: list[str] | None = None) -> Path:
-    options = get_parser().parse_args(argv)
+def convert(options: argparse.Namespace) -> Path:
+    """Write a published ensemble as one of ours: trunk, members, record.
+
+    Raises:
+        ValueError: if --base or --out is missing, or the file does not fit the config.
+    """
+    if not (options.base and options.out):
+        raise ValueError("--published needs --base CONFIG, the model it was made with, and --out FOLDER")
+    config, folder = load_config([options.base]), Path(options.out)
+    trunk, members = load_published(options.published)
+    model = build_model(config)
+    load_into(model, trunk)
+    data = {}
+    try:
+        data = data_record(config) if "data" in config else {}
+    except (ValueError, FileNotFoundError) as error:
+        print(f"the record names no classes or bins, since the training data cannot be read: {error}")
+    if (folder / "ensemble.yaml").exists() and not options.overwrite:
+        raise FileExistsError(f"{folder} holds an ensemble; use --overwrite to replace it")
+    save_tensors(trunk, folder / TRUNK, overwrite=options.overwrite)
+    heads = "class_embedding"
+    spec = {
+        "name": options.ensemble_name,
+        "trunk": {"path": TRUNK, "sha256": sha256(folder / TRUNK)},
+        "heads": [heads],
+        "patterns": list(model.head_patterns[heads]),
+        "null_class": "random",
+        "initialisation": {"how": "random", "noise": None},
+        **data,
+        "config": OmegaConf.to_container(config, resolve=True),
+        "members": [
+            {"component": index, "seed": None, "run": Path(options.published).name, "step": None}
+            for index in range(len(members))
+        ],
+    }
+    each = [{name: value[index] for name, value in members.overrides.items()} for index in range(len(members))]
+    save_ensemble(folder, spec, each, options.overwrite)
+    write_record(folder / "record.json", options, overwrite=True)
+    print(f"{folder}: {len(members)} members of {options.published} on {folder / TRUNK}")
+    return folder
+
+
+def gather(options: argparse.Namespace) -> Path:
+    """Write the components' runs as an ensemble."""
     runs = runs_named(options.path, re.escape(options.ensemble_name) + "[0-9]+")
     chosen = find_components(runs, options.checkpoint, options.ensemble_comps)
     run, first = chosen[0]
@@ -105,6 +157,11 @@ def main(argv: list[str] | None = None) -> Path:
     size = sum(file.stat().st_size for file in folder.glob("member_*")) / len(members)
     print(f"{folder}: {len(members)} members of {size / 1024:.1f} KiB each on {component['trunk_path']}")
     return folder
+
+
+def main(argv: list[str] | None = None) -> Path:
+    options = get_parser().parse_args(argv)
+    return convert(options) if options.published else gather(options)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ def initialise(
 
     `pretrained` keeps the loaded values; `perturbed` adds N(0, (noise * row standard deviation)^2), where a row is
     all of a tensor but its first axis (the whole tensor for a vector); `random` draws N(0, 1) for tables and
-    N(0, 1 / fan_in) for the rest (vectors are zero). `rows` names a row per tensor that keeps its value: the shared
-    null class of an embedding table.
+    N(0, 1 / fan_in) for the rest (biases are 0, scales of norms 1). `rows` names a row per tensor that keeps its value:
+    the shared null class of an embedding table.
 
     Raises:
         ValueError: if `how` is none of these.
@@ -106,8 +106,11 @@ def initialise(
             deviation = flat.std(1, unbiased=False) if flat.shape[1] > 1 else flat.abs().mean(1)
             tensor.add_(noise * deviation.reshape(-1, *[1] * (tensor.ndim - 1)) * draw)
         elif how == "random":
-            table = "embedding" in name or "label_emb" in name
-            tensor.copy_(draw if table else draw / flat.shape[1] ** 0.5 if tensor.ndim > 1 else 0 * draw)
+            if tensor.ndim > 1:
+                table = "embedding" in name or "label_emb" in name
+                tensor.copy_(draw if table else draw / flat.shape[1] ** 0.5)
+            else:
+                tensor.fill_(float(name.endswith("weight")))
         if kept is not None:
             tensor[rows[name]] = kept
 

@@ -1,34 +1,66 @@
-"""An ensemble opened for a script: its arguments, its model and members, and the walk to and from the branch."""
+"""A model or an ensemble opened for a script: its arguments, its weights, its samples, and the walk to the branch."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
+from ldm.checkpoint import load_checkpoint, sha256
 from ldm.cli import add_device_arguments, pick_device
 from ldm.data.subsets import DATASET_NAMES
+from ldm.heads import merge
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import SAMPLERS
+from ldm.models.diffusion.sampler import SAMPLERS, make_sampler, run
 from ldm.models.diffusion.sampler.grids import SPACINGS
+from ldm.models.diffusion.sampler.registry import Sampler
+from ldm.training.config import load_config
+from ldm.training.runs import find_run
 from ldm.uncertainty.branch import Branched, branch, branch_index
-from ldm.uncertainty.ensemble import Ensemble, load_ensemble
+from ldm.uncertainty.ensemble import Ensemble, load_ensemble, verified_trunk
 from ldm.uncertainty.posterior import MemberNetwork, single
-from ldm.util import instantiate_from_config
+from ldm.util import get_obj_from_str, instantiate_from_config
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the sampler; what is not given comes from the config's `uncertainty` section."""
+def steps_of(text: str) -> int | str:
+    """A number of steps, or a respacing of ADM as it is: "ddim50", "10,10,5"."""
+    if not re.fullmatch(r"\d+(,\d+)*|ddim\d+", text):
+        raise argparse.ArgumentTypeError(f"expected a number of steps, or a respacing: ddim50 or 10,10,5; got '{text}'")
+    return int(text) if text.isdigit() else text
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, steps: int = 200, scale: float = 5.0) -> None:
+    """Options of the sampler; what is not given comes from the config."""
     parser.add_argument("--sampler", default="DDIM", choices=sorted(SAMPLERS), help="sampler")
-    parser.add_argument("--ddim_steps", type=int, help="number of steps (config, else 200)")
-    parser.add_argument("--ddim_eta", type=float, default=0.0, help="0 deterministic .. 1 ancestral variance")
-    parser.add_argument("--scale", type=float, help="guidance scale, 1 is off (config, else 5.0)")
+    number = f"number of steps (config's uncertainty.steps, else {steps}), or a respacing: ddim50 or 10,10,5"
+    parser.add_argument("--steps", "--ddim_steps", dest="ddim_steps", type=steps_of, help=number)
+    eta = {"dest": "ddim_eta", "type": float, "default": 0.0}
+    parser.add_argument("--eta", "--ddim_eta", **eta, help="DDIM's noise: 0 none .. 1 ancestral variance")
+    parser.add_argument("--scale", type=float, help=f"guidance scale, 1 is off (config, else {scale:g})")
     parser.add_argument("--spacing", default="auto", choices=SPACINGS, help="how the steps are spaced")
+    parser.set_defaults(default_steps=steps, default_scale=scale)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> None:
+    """Which model `open_model` opens, and how it is sampled."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", help="run directory of a training, or a checkpoint in one")
+    source.add_argument("--base", help="config; needs --ckpt")
+    parser.add_argument("--ckpt", help="checkpoint for --base, a released one for example")
+    parser.add_argument("--pretrained", help="a component's trunk, where it moved")
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=True, help="averaged weights, where there are any"
+    )
+    add_sampling_arguments(parser, steps, scale=1.0)
+    add_device_arguments(parser)
 
 
 def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,14 +80,115 @@ def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class OpenEnsemble:
-    """A loaded ensemble with everything the scripts ask of it."""
+class OpenModel:
+    """A model with its weights, the config and file they came from, and what the options say of sampling it."""
 
     model: LatentDiffusion
-    ensemble: Ensemble
-    network: MemberNetwork
+    config: Mapping[str, Any]
+    checkpoint: Path
     options: argparse.Namespace
     device: torch.device
+
+    def setting(self, name: str, default: Any) -> Any:
+        """A value of the config's `uncertainty` section."""
+        return (self.config.get("uncertainty") or {}).get(name, default)
+
+    @cached_property
+    def grid(self) -> torch.Tensor:
+        """Times of the chosen number of steps.
+
+        Raises:
+            ValueError: if a respacing comes with a --spacing, which would not act.
+        """
+        given = self.options.ddim_steps
+        if isinstance(given, str) and self.options.spacing != "auto":
+            raise ValueError(f"--steps {given} is a respacing already; leave out --spacing {self.options.spacing}")
+        steps = self.setting("steps", self.options.default_steps) if given is None else given
+        return self.model.grid(steps, self.options.spacing)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The chosen sampler with its options bound; one that it does not act on is an error."""
+        return make_sampler(self.options.sampler, eta=self.options.ddim_eta or None)
+
+    @property
+    def scale(self) -> float:
+        """Guidance scale.
+
+        Raises:
+            ValueError: if guidance is asked for and the model is unconditional.
+        """
+        if self.model.null_class is None:
+            if self.options.scale not in (None, 1.0):
+                raise ValueError(f"--scale {self.options.scale}: this model is unconditional, there is no guidance")
+            return 1.0
+        configured = self.config["model"]["params"].get("guidance_scale", self.options.default_scale)
+        return configured if self.options.scale is None else self.options.scale
+
+    def noise(self, images: Sequence[int]) -> ImageNoise:
+        return ImageNoise(self.options.seed, tuple(images), device=self.device)
+
+    def labels(self, labels: Sequence[int], null: bool = False) -> torch.Tensor:
+        """Class labels [B] on the device; `null` admits the null class as well.
+
+        Raises:
+            ValueError: for a label the model does not have.
+        """
+        count = self.model.null_class + null
+        wrong = [label for label in labels if not 0 <= label < count]
+        if wrong:
+            raise ValueError(f"classes must be 0..{count - 1}, got {wrong}")
+        return torch.tensor(list(labels), device=self.device)
+
+    @torch.no_grad()
+    def sample(
+        self, labels: Sequence[int] | None, images: Sequence[int], initial: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Latents [B, c, h, w] for labels [B] (None: unconditional) and image numbers [B], which name the noise.
+
+        `initial` [B, c, h, w], standard normal, replaces the first draw.
+        """
+        noise, cond = self.noise(images), None if labels is None else self.labels(labels, null=True)
+        if initial is None:
+            initial = noise.initial((len(images), *self.model.latent_shape))
+        x = initial.to(self.device) * self.model.path.prior_std
+        denoiser = self.model.denoiser(cond, self.scale)
+        return run(self.sampler(denoiser, self.model.path, x, self.grid, noise=noise))
+
+    @torch.no_grad()
+    def decode(self, z: torch.Tensor, chunk: int = 64) -> torch.Tensor:
+        """Images in [-1, 1] of latents [..., c, h, w], decoded in bounded pieces, on the CPU."""
+        flat = z.reshape(-1, *z.shape[-3:])
+        images = torch.cat([self.model.decode_first_stage(piece).float().cpu() for piece in flat.split(chunk)])
+        return images.reshape(*z.shape[:-3], *images.shape[1:]).clamp(-1, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """What the outputs of this run depend on."""
+        return {
+            "checkpoint": self.checkpoint.name,
+            "checkpoint_sha256": sha256(self.checkpoint),
+            "averaged": self.options.ema,
+            **self.describe_sampling(),
+        }
+
+    def describe_sampling(self) -> dict[str, Any]:
+        """Sampler and noise."""
+        return {
+            "sampler": self.options.sampler,
+            "steps": len(self.grid) - 1,
+            "eta": self.options.ddim_eta,
+            "scale": self.scale,
+            "spacing": self.options.ddim_steps if isinstance(self.options.ddim_steps, str) else self.options.spacing,
+            "seed": self.options.seed,
+        }
+
+
+@dataclass(frozen=True)
+class OpenEnsemble(OpenModel):
+    """A loaded ensemble with everything the scripts ask of it; `checkpoint` is its trunk."""
+
+    ensemble: Ensemble
+    network: MemberNetwork
 
     @property
     def members(self) -> int:
@@ -72,41 +205,11 @@ class OpenEnsemble:
         count = self.model.null_class
         return list(self.ensemble.spec.get("class_names") or [str(label) for label in range(count)])
 
-    def setting(self, name: str, default: Any) -> Any:
-        """A value of the config's `uncertainty` section."""
-        return (self.ensemble.spec["config"].get("uncertainty") or {}).get(name, default)
-
-    @cached_property
-    def grid(self) -> torch.Tensor:
-        """Times of the chosen number of steps."""
-        steps = self.options.ddim_steps or self.setting("steps", 200)
-        return self.model.grid(steps, self.options.spacing)
-
     @cached_property
     def branch(self) -> int:
         """Grid step at which the members part."""
         given = {name: getattr(self.options, name) for name in ("unc_branch", "branch_at", "branch_t")}
         return branch_index(self.grid, **given, default=self.setting("branch_at", None))
-
-    @property
-    def scale(self) -> float:
-        """Guidance scale."""
-        configured = self.ensemble.spec["config"]["model"]["params"].get("guidance_scale", 5.0)
-        return configured if self.options.scale is None else self.options.scale
-
-    def noise(self, images: Sequence[int]) -> ImageNoise:
-        return ImageNoise(self.options.seed, tuple(images), device=self.device)
-
-    def labels(self, labels: Sequence[int]) -> torch.Tensor:
-        """Class labels [B] on the device.
-
-        Raises:
-            ValueError: for a label the model does not have.
-        """
-        wrong = [label for label in labels if not 0 <= label < self.model.null_class]
-        if wrong:
-            raise ValueError(f"classes must be 0..{self.model.null_class - 1}, got {wrong}")
-        return torch.tensor(list(labels), device=self.device)
 
     def walk(self, labels: Sequence[int], images: Sequence[int], **keep: bool) -> Branched:
         """Walk the base member to the branch and all members from there, for one label and noise an image.
@@ -121,16 +224,7 @@ class OpenEnsemble:
             cond, self.scale, single(self.model.network, self.network.members, self.options.base_comp)
         )
         members = self.model.denoiser(cond, self.scale, self.network)
-        sampler = SAMPLERS[self.options.sampler]
-        settings = {"noise": noise, "eta": self.options.ddim_eta, **keep}
-        return branch(sampler, base, members, self.model.path, x, self.grid, self.branch, **settings)
-
-    @torch.no_grad()
-    def decode(self, z: torch.Tensor, chunk: int = 64) -> torch.Tensor:
-        """Images in [-1, 1] of latents [..., c, h, w], decoded in bounded pieces, on the CPU."""
-        flat = z.reshape(-1, *z.shape[-3:])
-        images = torch.cat([self.model.decode_first_stage(piece).float().cpu() for piece in flat.split(chunk)])
-        return images.reshape(*z.shape[:-3], *images.shape[1:]).clamp(-1, 1)
+        return branch(self.sampler, base, members, self.model.path, x, self.grid, self.branch, noise=noise, **keep)
 
     def describe(self) -> dict[str, Any]:
         """What the outputs of this run depend on."""
@@ -139,24 +233,68 @@ class OpenEnsemble:
             "trunk_sha256": self.ensemble.spec["trunk"]["sha256"],
             "members": self.members,
             "heads": list(self.ensemble.spec["heads"]),
-            "sampler": self.options.sampler,
-            "steps": len(self.grid) - 1,
-            "eta": self.options.ddim_eta,
-            "scale": self.scale,
-            "spacing": self.options.spacing,
+            **self.describe_sampling(),
             "branch_step": self.branch,
             "branch_time": float(self.grid[self.branch]),
             "base_member": self.options.base_comp,
-            "seed": self.options.seed,
         }
+
+
+def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
+    """The diffusion model of a config without weights: no file is read, and no averages are kept.
+
+    Raises:
+        ValueError: if the config's model is something else, a first stage for example.
+    """
+    spec = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(config)["model"], resolve=True))
+    target = get_obj_from_str(spec.target)
+    if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):
+        raise ValueError(f"model.target {spec.target} is no LatentDiffusion, there is nothing to sample from it")
+    spec.params.use_ema = False
+    for params in (spec.params, OmegaConf.select(spec, "params.first_stage_config.params")):
+        if params is not None and "ckpt_path" in params:
+            params.ckpt_path = None
+    return instantiate_from_config(spec)
+
+
+def load_weights(
+    model: LatentDiffusion, checkpoint: Path, averaged: bool = True, pretrained: str | None = None
+) -> None:
+    """Load a checkpoint strictly; that of a component is its heads, on the trunk it names or `pretrained`."""
+    content = load_checkpoint(checkpoint)
+    if "component" not in content:
+        del content
+        model.init_from_ckpt(str(checkpoint), use_averaged=averaged)
+        return
+    component = content["component"]
+    trunk = verified_trunk(pretrained or component["trunk_path"], component["trunk_sha256"])
+    model.init_from_ckpt(str(trunk), use_averaged=True)
+    model.load_state_dict(merge(model.state_dict(), content["state_dict"]))
+
+
+def open_model(options: argparse.Namespace) -> OpenModel:
+    """Load the model that the options of `add_model_arguments` name.
+
+    Raises:
+        ValueError: if --base comes without --ckpt.
+    """
+    if options.base and not options.ckpt:
+        raise ValueError("--base needs --ckpt: the checkpoint to sample from")
+    device = pick_device(options.device)
+    run, checkpoint = find_run(options.run) if options.run else (None, Path(options.ckpt))
+    config = run.config() if run else load_config([options.base])
+    model = build_model(config)
+    load_weights(model, checkpoint, options.ema, options.pretrained)
+    return OpenModel(model.to(device).eval().requires_grad_(False), config, checkpoint, options, device)
 
 
 def open_ensemble(options: argparse.Namespace) -> OpenEnsemble:
     """Load the ensemble and the trunk that the options of `add_ensemble_arguments` name."""
     device = pick_device(options.device)
     ensemble = load_ensemble(options.path)
-    model = instantiate_from_config(ensemble.spec["config"]["model"])
-    model.init_from_ckpt(str(ensemble.trunk(options.pretrained)), use_averaged=True)
+    config, trunk = ensemble.spec["config"], ensemble.trunk(options.pretrained)
+    model = build_model(config)
+    model.init_from_ckpt(str(trunk), use_averaged=True)
     model = model.to(device).eval().requires_grad_(False)
     network = MemberNetwork(model.network, ensemble.members.to(device), chunk=options.chunk)
-    return OpenEnsemble(model, ensemble, network, options, device)
+    return OpenEnsemble(model, config, trunk, options, device, ensemble, network)

@@ -17,6 +17,7 @@ from ldm.training.runs import find_run
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--run", required=True, help="run directory, or a checkpoint in one")
+    parser.add_argument("--epoch", type=int, help="the checkpoint that --run kept of this epoch instead of its last")
     parser.add_argument("--out", required=True, help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     return parser
@@ -24,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
-    run, checkpoint = find_run(options.run)
+    run, checkpoint = find_run(options.run, options.epoch)
     out = Path(options.out)
     save_checkpoint({"state_dict": averaged(load_state_dict(checkpoint))}, out, options.overwrite)
     write_record(out.with_suffix(".json"), options, overwrite=True, run=run.path.name, checkpoint=checkpoint.name)

@@ -46,10 +46,11 @@ def test_initialisations_have_the_stated_spread():
     torch.testing.assert_close(change[:10].std(1), 0.5 * table[:10].std(1), rtol=0.06, atol=0)
     initialise(start, "random", generator(2))
     torch.testing.assert_close(start["embedding.weight"].std(1), torch.ones(11), rtol=0.06, atol=0)
-    linear = {"out.weight": torch.zeros(8, 4000), "out.bias": torch.ones(8)}
+    linear = {"out.weight": torch.zeros(8, 4000), "out.bias": torch.ones(8), "norm.weight": torch.zeros(8)}
     initialise(linear, "random", generator(3))
     torch.testing.assert_close(linear["out.weight"].std(1) * 4000**0.5, torch.ones(8), rtol=0.06, atol=0)
     assert torch.equal(linear["out.bias"], torch.zeros(8))
+    assert torch.equal(linear["norm.weight"], torch.ones(8)), "a norm that multiplies by zero would cut the head off"
     with pytest.raises(ValueError, match="must be one of"):
         initialise(linear, "zeros", generator(3))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import pytorch_lightning as pl
@@ -53,6 +54,31 @@ class KeyedBatches(Sampler[list[int]]):
             chosen = order[batch * size : (batch + 1) * size]
             share = -(-len(chosen) // self.world_size)
             yield chosen[self.rank * share : (self.rank + 1) * share] or chosen[:1]
+
+
+class SharedBatches(Sampler[list[int]]):
+    """Batches of one device for an evaluation: global batches as in `KeyedBatches`, in a given order, none left out."""
+
+    def __init__(self, order: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1):
+        size, self.batches = batch_size * world_size, []
+        for start in range(0, len(order), size):
+            chosen = list(order[start : start + size])
+            share = -(-len(chosen) // world_size)
+            self.batches.append(chosen[rank * share : (rank + 1) * share])
+        self.batches = [batch for batch in self.batches if batch]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def leave_signals_alone(worker: int) -> None:
+    """A loader's process ignores what is sent to the whole group (Ctrl-C, SLURM): the training ends it, when saved."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class ResumableLoader(DataLoader):
@@ -119,7 +145,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if name not in self.datasets:
             raise ValueError(f"the config has no data.params.{name}; it has {sorted(self.dataset_configs)}")
         return ResumableLoader(
-            self.datasets[name], num_workers=self.num_workers, pin_memory=torch.cuda.is_available(), **options
+            self.datasets[name],
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals_alone,
+            **options,
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -144,7 +174,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         order = range(len(self.datasets[name]))
         if self.shuffled.get(name):
             order = torch.randperm(len(order), generator=generator(name, self.seed)).tolist()
-        return self._loader(name, batch_size=self.batch_size, sampler=list(order)[rank::world])
+        return self._loader(name, batch_sampler=SharedBatches(order, self.batch_size, rank, world))
 
     def val_dataloader(self) -> DataLoader | list:
         return self._evaluation_loader("validation") if "validation" in self.datasets else []

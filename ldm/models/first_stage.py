@@ -102,6 +102,10 @@ class FirstStage(pl.LightningModule):
         """Weight at which the adversarial gradient is balanced with the other."""
         return self.decoder.conv_out.weight
 
+    def seed_draws(self, seed: int, member: int = 0) -> None:
+        """Choose the stream of the draws in training; `member` is for models that have members."""
+        self.seed = seed
+
     def get_input(self, batch: Mapping[str, Tensor], key: str) -> Tensor:
         """Images `[B, C, H, W]` of a batch that holds them as `[B, H, W, C]` or `[B, H, W]`."""
         if key not in batch:

@@ -179,7 +179,7 @@ def _draw_ceiling(axes: Axes, ceiling: tuple[str, float] | None, highest: float,
         return note
     name, value = ceiling
     if value > CEILING_IN_VIEW * highest:
-        return ";  ".join(filter(None, (note, f"{name} = {value:.4g} is above the axis")))
+        return "\n".join(filter(None, (note, f"{name} = {value:.4g} is above the axis")))
     axes.axhline(value, color="#222222", lw=1, ls="--")
     axes.set_ylim(top=max(axes.get_ylim()[1], 1.1 * value))
     corner = {"xy": (0.01, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}

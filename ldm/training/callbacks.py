@@ -1,9 +1,8 @@
-"""What happens beside the training step: run records, pictures, EMA, memory and time, saving when a run is stopped."""
+"""What happens beside the training step: run records, pictures, averages, dropout's seeds, memory and time."""
 
 from __future__ import annotations
 
-import logging
-import signal
+import inspect
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,6 @@ from ldm.images import make_grid, save_image
 from ldm.training.runs import RunDirectory
 from ldm.util import derive_seed
 
-log = logging.getLogger(__name__)
-
 
 class SetupCallback(Callback):
     """Write the run's configs when training starts."""
@@ -35,7 +32,7 @@ class SetupCallback(Callback):
 
 
 class EMACallback(Callback):
-    """Step the model's averaged weights after every optimiser step."""
+    """Step a model's `model_ema` after every optimiser step. First stages, which have no `model`, do it themselves."""
 
     def __init__(self) -> None:
         self.stepped = 0
@@ -44,7 +41,8 @@ class EMACallback(Callback):
         self.stepped = trainer.global_step
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if getattr(pl_module, "use_ema", False) and trainer.global_step != self.stepped:
+        averages = getattr(pl_module, "use_ema", False) and hasattr(pl_module, "model")
+        if averages and trainer.global_step != self.stepped:
             pl_module.model_ema(pl_module.model)
             self.stepped = trainer.global_step
 
@@ -97,7 +95,9 @@ class ImageLogger(Callback):
         """Write one grid a kind of picture, in evaluation mode."""
         training = pl_module.training
         pl_module.eval()
-        images = pl_module.log_images(batch, N=self.max_images, **self.options)
+        batch = {name: value[: self.max_images] for name, value in batch.items()}
+        own = {"N": self.max_images} if "N" in inspect.signature(pl_module.log_images).parameters else {}
+        images = pl_module.log_images(batch, **{**own, **self.options})
         pl_module.train(training)
         for kind, tensor in images.items():
             tensor = tensor.detach().float().cpu()
@@ -112,7 +112,10 @@ class ImageLogger(Callback):
 
 
 class CUDACallback(Callback):
-    """Report the time and the peak GPU memory of every epoch."""
+    """Report the time and the peak GPU memory of every epoch, or of the rest of one that a resumed run begins with."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.strategy.root_device.type == "cuda":
@@ -126,44 +129,3 @@ class CUDACallback(Callback):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             pl_module.log("memory/peak_mib", torch.cuda.max_memory_allocated(device) / 2**20, sync_dist=True)
-
-
-class SaveWhenStopped(Callback):
-    """Save `last.ckpt` when a run is interrupted, ends by an error, or is asked to by SIGUSR2.
-
-    SIGUSR1 is left to Lightning, which requeues SLURM jobs with it.
-    """
-
-    def __init__(self, run: RunDirectory):
-        self.path, self.asked = run.checkpoints / "last.ckpt", False
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        def ask(*_: Any) -> None:
-            self.asked = True
-
-        if hasattr(signal, "SIGUSR2"):
-            signal.signal(signal.SIGUSR2, ask)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self.asked:
-            self.asked = False
-            trainer.save_checkpoint(self.path)
-            log.info("SIGUSR2: saved %s at step %d", self.path, trainer.global_step)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit" and trainer.global_step > 0 and not isinstance(exception, FloatingPointError):
-            trainer.save_checkpoint(self.path)
-            log.warning("stopped by %s at step %d: saved %s", type(exception).__name__, trainer.global_step, self.path)
-
-
-class StopAtNaN(Callback):
-    """Stop with the step's number when the loss is not finite; the last checkpoint before it stays as it is."""
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        if loss is not None and not bool(torch.isfinite(loss)):
-            raise FloatingPointError(
-                f"the loss is {float(loss)} at step {trainer.global_step} "
-                f"(epoch {trainer.current_epoch}, batch {batch_idx}): "
-                "lower the learning rate, clip gradients (--gradient_clip_val 1), or use bf16 instead of fp16"
-            )

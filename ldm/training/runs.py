@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.util import atomic_write
 
+KEPT = re.compile(r"^(?P<best>best-)?epoch=(?P<epoch>\d+)(-step=(?P<step>\d+))?\.ckpt$")
 STAMP = re.compile(r"^\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(-\d+)?")
 
 
@@ -30,15 +32,38 @@ class RunDirectory:
 
     @property
     def last_checkpoint(self) -> Path:
-        """`checkpoints/last.ckpt`.
+        """The newest of `checkpoints/last.ckpt` and of what Lightning wrote before SLURM requeued the job.
 
         Raises:
             ValueError: if the run holds none.
         """
-        path = self.checkpoints / "last.ckpt"
-        if not path.exists():
+        found = [path for path in (self.checkpoints / "last.ckpt", *self.path.glob("hpc_ckpt_*.ckpt")) if path.exists()]
+        if not found:
             raise ValueError(f"{self.path} has no checkpoints/last.ckpt: the run saved nothing, or is no run directory")
-        return path
+        return max(found, key=lambda path: path.stat().st_mtime)
+
+    def checkpoint(self, epoch: int | None = None) -> Path:
+        """The last checkpoint, or the latest that was kept of an epoch (its number in the file's name, from 0).
+
+        Raises:
+            ValueError: listing the epochs that were kept, if this one was not.
+        """
+        if epoch is None:
+            return self.last_checkpoint
+        kept = [(match, path) for path in self.checkpoints.glob("*.ckpt") if (match := KEPT.match(path.name))]
+        own = [(match, path) for match, path in kept if int(match["epoch"]) == epoch]
+        if not own:
+            epochs = sorted({int(match["epoch"]) for match, _ in kept})
+            raise ValueError(
+                f"{self.path} kept no checkpoint of epoch {epoch}; it has epochs {epochs}. "
+                "Train with --every_n_epochs N or --every_n_steps N to keep more"
+            )
+        return max(own, key=lambda item: (item[0]["step"] is None, int(item[0]["step"] or 0), not item[0]["best"]))[1]
+
+    def discard(self) -> None:
+        """Remove the directory of a training that failed before its first step; one that holds checkpoints stays."""
+        if not any(self.checkpoints.glob("*")):
+            shutil.rmtree(self.path)
 
     @property
     def stamp(self) -> str:
@@ -87,20 +112,22 @@ def new_run(logdir: str | Path, name: str) -> RunDirectory:
     raise RuntimeError(f"no free run directory in {logdir} for {stamp}_{name}")
 
 
-def find_run(resume: str | Path) -> tuple[RunDirectory, Path]:
-    """The run and checkpoint that `--resume` names: a run directory (its last.ckpt) or a checkpoint in one.
+def find_run(resume: str | Path, epoch: int | None = None) -> tuple[RunDirectory, Path]:
+    """The run and checkpoint that `--resume` names: a run directory (its last, or that of an epoch) or a checkpoint.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if there is neither, or a checkpoint and an epoch.
     """
     path = Path(resume)
+    if path.is_file() and epoch is not None:
+        raise ValueError(f"--epoch {epoch} chooses a checkpoint of a run directory, but {resume} is a checkpoint")
     if path.is_file():
         run = RunDirectory(path.parent.parent)
         run.config()
         return run, path
     if path.is_dir():
         run = RunDirectory(path)
-        return run, run.last_checkpoint
+        return run, run.checkpoint(epoch)
     raise ValueError(f"--resume {resume}: expected a run directory or a checkpoint file, found neither")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import logging
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-
-log = logging.getLogger(__name__)
+from pytorch_lightning.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 TRAINER_KEYS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {
     "self",
@@ -41,22 +42,44 @@ def parse_gpus(gpus: str | int | Sequence[int] | None) -> list[int] | int:
     return devices if "," in gpus else devices[0]
 
 
-def device_options(gpus: str | int | Sequence[int] | None, cpus: int = 1) -> dict[str, Any]:
-    """`accelerator`, `devices` and `strategy`; without CUDA the run goes to the CPU, with one message."""
+@dataclass(frozen=True)
+class Devices:
+    """Where a training runs: Trainer options, how many processes, and both in words."""
+
+    options: Mapping[str, Any]
+    count: int
+    words: str
+
+
+def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1) -> Devices:
+    """The devices of --gpus, else `cpus` processes on the CPU. Several train data-parallel.
+
+    Raises:
+        ValueError: if --gpus cannot be read, or asks for devices that are not there.
+    """
     devices = parse_gpus(gpus)
-    count = devices if isinstance(devices, int) else len(devices)
-    if count and torch.cuda.is_available():
-        strategy = "ddp_find_unused_parameters_false" if count > 1 else "auto"
-        return {"accelerator": "gpu", "devices": devices, "strategy": strategy}
-    if count:
-        log.warning("--gpus %s: no CUDA device here, training on the CPU", gpus)
-    return {"accelerator": "cpu", "devices": cpus, "strategy": "ddp" if cpus > 1 else "auto"}
+    wanted = list(range(devices)) if isinstance(devices, int) else devices
+    present = torch.cuda.device_count()
+    if not wanted or not present:
+        cpus = max(1, cpus)
+        words = f"{cpus} CPU processes" if cpus > 1 else "CPU"
+        words += f" (--gpus {gpus}: no CUDA device here)" if wanted else ""
+        words += " (use the GPU with --gpus 0,)" if present and gpus is None else ""
+        return Devices({"accelerator": "cpu", "devices": cpus, "strategy": _strategy(cpus)}, cpus, words)
+    if missing := [index for index in wanted if not 0 <= index < present]:
+        raise ValueError(f"--gpus {gpus}: no CUDA device {missing}, there are {present} here")
+    words = ", ".join(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in wanted)
+    options = {"accelerator": "gpu", "devices": wanted, "strategy": _strategy(len(wanted))}
+    return Devices(options, len(wanted), words)
 
 
-def device_count(gpus: str | int | Sequence[int] | None, cpus: int = 1) -> int:
-    """How many devices a run uses: a factor of the scaled learning rate."""
-    devices = device_options(gpus, cpus)["devices"]
-    return devices if isinstance(devices, int) else len(devices)
+def _strategy(count: int) -> str | DDPStrategy:
+    if count == 1:
+        return "auto"
+    # Buffers need no broadcast in every step: averages are stepped alike in every process, all else is constant.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DDPStrategy(find_unused_parameters=False, **{name: False})
 
 
 def split_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:

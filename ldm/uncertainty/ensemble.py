@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ldm.uncertainty.posterior import Members
 from ldm.util import atomic_write
 
 FORMAT = 1
+TABLE = "cond_stage_model.embedding.weight"
+PUBLISHED_TABLE = re.compile(r"cond_stage_model_ensemble\.(\d+)\.embedding\.weight")
 REQUIRED = ("format", "name", "trunk", "config", "heads", "patterns", "null_class", "members")
 
 
@@ -31,21 +34,31 @@ class Ensemble:
     members: Members
 
     def trunk(self, pretrained: str | None = None) -> Path:
-        """The trunk's checkpoint, from the record or from `pretrained` where it moved; its sha256 must agree.
+        """The trunk's checkpoint: in this folder, where the record says, or at `pretrained`; its sha256 must agree.
 
         Raises:
             ValueError: if there is no such file, or it is another trunk.
         """
-        path = Path(pretrained or self.spec["trunk"]["path"])
-        if not path.is_file():
-            raise ValueError(f"the ensemble's trunk is not at {path}; give its place with --pretrained PATH")
-        found, expected = sha256(path), self.spec["trunk"]["sha256"]
-        if found != expected:
-            raise ValueError(
-                f"{path} is not the trunk that the members were trained on "
-                f"(sha256 {found[:12]}, expected {expected[:12]})"
-            )
-        return path
+        beside = self.folder / self.spec["trunk"]["path"]
+        path = beside if beside.is_file() else self.spec["trunk"]["path"]
+        return verified_trunk(pretrained or path, self.spec["trunk"]["sha256"])
+
+
+def verified_trunk(path: str | Path, expected: str) -> Path:
+    """The path, if the file there has the sha256 `expected`.
+
+    Raises:
+        ValueError: if there is no such file, or it is another trunk.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"the trunk is not at {path}; give its place with --pretrained PATH")
+    found = sha256(path)
+    if found != expected:
+        raise ValueError(
+            f"{path} is not the trunk that the members were trained on (sha256 {found[:12]}, expected {expected[:12]})"
+        )
+    return path
 
 
 def save_ensemble(
@@ -93,3 +106,22 @@ def load_ensemble(folder: str | Path) -> Ensemble:
         raise ValueError(f"{file}: expected format {FORMAT} with {list(REQUIRED)}; it lacks {missing}")
     members = [load_state_dict(folder / record["file"]) for record in spec["members"]]
     return Ensemble(folder, spec, Members.stack(members))
+
+
+def load_published(path: str | Path) -> tuple[dict[str, Tensor], Members]:
+    """Trunk and members of the `model.pth` that DECU's published save_ensemble.py writes.
+
+    The file holds one class embedding a member, `cond_stage_model_ensemble.{i}.embedding.weight`, and none for the
+    trunk: member 0's is the trunk's here, so that the trunk is a whole model.
+
+    Raises:
+        ValueError: if it holds no such tables, or their numbers are not 0 .. M - 1.
+    """
+    state = load_state_dict(path)
+    tables = {int(match[1]): state.pop(name) for name in list(state) if (match := PUBLISHED_TABLE.fullmatch(name))}
+    if not tables or sorted(tables) != list(range(len(tables))):
+        raise ValueError(
+            f"{path} is no published ensemble: expected cond_stage_model_ensemble.0.embedding.weight and so on to "
+            f"M - 1, got members {sorted(tables)}"
+        )
+    return {**state, TABLE: tables[0]}, Members.stack([{TABLE: tables[index]} for index in range(len(tables))])

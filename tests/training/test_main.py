@@ -1,8 +1,6 @@
 """main.py as a user calls it: runs, resumes exactly, refuses what it does not know."""
 
-import csv
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,47 +10,9 @@ import main as trainer
 from ldm.checkpoint import load_checkpoint
 from ldm.training.config import load_config, merge_configs, point_data
 from ldm.training.runs import find_run, new_run, runs_named
-from ldm.training.trainer import parse_gpus, split_trainer_options
-from tests.conftest import tiny_config
-
-
-@pytest.fixture
-def config(tmp_path):
-    """A config file of a tiny model on 40 digits, eight steps of eight images."""
-    data = {
-        "target": "main.DataModuleFromConfig",
-        "params": {
-            "batch_size": 8,
-            "num_workers": 0,
-            "train": {"target": "ldm.data.digits.Digits", "params": {"split": "test"}},
-            "validation": {"target": "ldm.data.digits.Digits", "params": {"split": "test"}},
-        },
-    }
-    lightning = {
-        "trainer": {"max_steps": 8, "limit_train_batches": 5, "limit_val_batches": 1, "enable_progress_bar": False}
-    }
-    lightning["callbacks"] = {"image_logger": {"params": {"disabled": True}}}
-    lightning["trainer"] |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
-    path = tmp_path / "tiny.yaml"
-    model = tiny_config(use_ema=True)
-    model["params"]["unet_config"]["params"]["dropout"] = 0.1
-    OmegaConf.save(OmegaConf.create({"model": model, "data": data, "lightning": lightning}), path)
-    return path
-
-
-def losses(run: Path) -> dict[int, float]:
-    """Training loss by step, from every CSV log of a run."""
-    found = {}
-    for file in sorted(run.glob("csv*/metrics.csv")):
-        with open(file) as rows:
-            found |= {
-                int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(rows) if row.get("train/loss")
-            }
-    return found
-
-
-def run_main(config, tmp_path, *words):
-    return trainer.main(["--base", str(config), "-t", "--gpus", "0,", "--logdir", str(tmp_path / "logs"), *words])
+from ldm.training.session import learning_rate
+from ldm.training.trainer import choose_devices, parse_gpus, split_trainer_options
+from tests.training.runs import assert_same_end, end_state, losses, run_main
 
 
 def test_a_run_leaves_configs_logs_and_checkpoints(config, tmp_path, caplog):
@@ -72,16 +32,13 @@ def test_a_run_leaves_configs_logs_and_checkpoints(config, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("stop", [3, 5, 7], ids=["mid-epoch", "epoch-end", "second-epoch"])
-def test_resume_gives_the_uninterrupted_losses(config, tmp_path, stop):
+def test_resume_gives_the_uninterrupted_losses(config, tmp_path, whole, stop):
     """Same losses, weights and averages, dropout included; an epoch has five batches."""
-    whole = run_main(config, tmp_path, "--name", "whole", "--seed", "5")
-    part = run_main(config, tmp_path, "--name", "part", "--seed", "5", "--max_steps", str(stop))
+    part = run_main(config, tmp_path, "--name", "part", "--max_steps", str(stop))
     resumed = trainer.main(["--resume", str(part), "-t", "--gpus", "0,", "--max_steps", "8"])
     assert resumed == part
     assert losses(part) == losses(whole)
-    ends = [load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole, part)]
-    for name, value in ends[0].items():
-        assert torch.equal(value, ends[1][name]), name
+    assert_same_end(part, whole)
 
 
 def test_accumulated_batches_draw_as_one_large_batch(config, tmp_path):
@@ -93,7 +50,7 @@ def test_accumulated_batches_draw_as_one_large_batch(config, tmp_path):
         config, tmp_path, "--name", "parts", "--max_steps", "1", "--accumulate_grad_batches", "2",
         "data.params.batch_size=4", "model.params.unet_config.params.dropout=0",
     )  # fmt: skip
-    ends = [load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole, parts)]
+    ends = [end_state(run) for run in (whole, parts)]
     for name, value in ends[0].items():
         if value.is_floating_point():
             # One Adam step moves each weight by the rate, 8e-3 here, whatever the rounding of the gradient's sum.
@@ -102,12 +59,10 @@ def test_accumulated_batches_draw_as_one_large_batch(config, tmp_path):
     assert sum(close) > 0.9 * len(close)
 
 
-def test_learning_rate_scaling(config, tmp_path):
-    options, _, _ = trainer.parse(["--base", str(config), "--gpus", "0,"])
+def test_learning_rate_scaling(config):
     settings = OmegaConf.load(config)
-    assert trainer.learning_rate(settings, options, 2) == pytest.approx(2 * 8 * 1e-3)
-    options.scale_lr = False
-    assert trainer.learning_rate(settings, options, 2) == 1e-3
+    assert learning_rate(settings, True, 3, 2) == pytest.approx(3 * 2 * 8 * 1e-3)
+    assert learning_rate(settings, False, 3, 2) == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -117,6 +72,8 @@ def test_learning_rate_scaling(config, tmp_path):
         (["--base", "x.yaml", "-t", "True", "word"], "unknown option 'word'"),
         (["--name", "a", "--resume", "b"], "cannot be given together"),
         ([], "give a config"),
+        (["--base", "x.yaml", "--epoch", "3"], "--resume"),
+        (["--base", "x.yaml", "--max_steps"], "needs a value"),
     ],
 )
 def test_words_it_does_not_know_are_errors(words, message, capsys):
@@ -149,6 +106,7 @@ def test_gpus_and_trainer_options():
     assert parse_gpus("0,2") == [0, 2]
     assert parse_gpus("2") == 2
     assert parse_gpus(None) == 0
+    assert choose_devices(None, 2).count == 2
     with pytest.raises(ValueError, match="--gpus expects"):
         parse_gpus("zero")
     assert split_trainer_options({"benchmark": True, "progress_bar_refresh_rate": 3}) == {"benchmark": True}

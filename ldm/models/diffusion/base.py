@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.checkpoint import averaged, load_into, load_state_dict
 from ldm.heads import Component
@@ -19,10 +18,10 @@ from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elbo_weights, elementwise_error
+from ldm.models.diffusion.optimisation import mean_over_devices, optimiser, require_trunk
 from ldm.models.diffusion.path import VPPath, beta_schedule
 from ldm.models.diffusion.schedule import schedule_tables
 from ldm.modules.ema import LitEma
-from ldm.util import instantiate_from_config
 
 EMA_KEYS = ("model_ema.*",)
 
@@ -167,8 +166,7 @@ class DDPM(pl.LightningModule):
 
     def start_from_pretrained(self, component: int, seed: int) -> Component:
         """Load and freeze the trunk of `pretrained_path`, start this member's heads; see `components.start`."""
-        if not self.pretrained_path:
-            raise ValueError("--start_from_pretrained needs model.params.pretrained_path: the trunk's checkpoint")
+        require_trunk(self.pretrained_path)
         self.component = components.start(self, self.pretrained_path, component, seed, self.head_options)
         return self.component
 
@@ -251,6 +249,7 @@ class DDPM(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         part = batch_idx % self.trainer.accumulate_grad_batches
         loss, parts = self.shared_step(batch, self.draws, self.global_step, self._samples(batch, part))
+        parts = mean_over_devices(self.trainer, parts)
         # Loggers take "step" as their axis; Lightning's own count of batches shifts when a run resumes.
         self.log_dict({**parts, "step": float(self.global_step)}, logger=True, on_step=True, on_epoch=False)
         self.log("loss", parts["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
@@ -276,9 +275,4 @@ class DDPM(pl.LightningModule):
         """AdamW over everything that trains, with the configured warm-up rule per step."""
         if self.learning_rate is None:
             raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        if self.scheduler_config is None:
-            return optimizer
-        schedule = instantiate_from_config(self.scheduler_config)
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, schedule.schedule), "interval": "step", "frequency": 1}]
+        return optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config)

@@ -23,6 +23,36 @@ def keyed_normal(keys: Sequence[tuple[int | str, ...]], shape: Sequence[int]) ->
     return torch.stack([torch.randn(tuple(shape), generator=generator(*key)) for key in keys])
 
 
+def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Points on the arc from a to b, so that between two noises of equal length all have it (Shoemake 1985).
+
+        sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b
+
+    Args:
+        a, b: noises [C, H, W].
+        weights: [F], 0 at a and 1 at b.
+
+    Returns:
+        [F, C, H, W]; on a straight line where a and b point the same way.
+
+    Raises:
+        ValueError: if the shapes differ, or no arc joins the two: one is zero, or they point in opposite directions.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"slerp joins noises of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    start, end = a.double().flatten(), b.double().flatten()
+    lengths = start.norm() * end.norm()
+    cosine = (start @ end / lengths).clamp(-1, 1)
+    if lengths == 0 or cosine < -1 + 1e-9:
+        raise ValueError("no arc joins these noises: one is zero, or they point in opposite directions")
+    angle, w = torch.arccos(cosine), weights.double()[:, None]  # [], [F, 1]
+    if angle < 1e-6:
+        joined = (1 - w) * start + w * end
+    else:
+        joined = (((1 - w) * angle).sin() * start + (w * angle).sin() * end) / angle.sin()
+    return joined.reshape(len(weights), *a.shape).to(a.dtype)
+
+
 @dataclass(frozen=True)
 class ImageNoise:
     """Noise of sampling: one stream an image, and one a member where members draw independently.

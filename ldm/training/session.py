@@ -1,0 +1,228 @@
+"""One training put together from a config: run directory, model, data, callbacks, loggers, Trainer."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from ldm.cli import write_record
+from ldm.training.callbacks import CUDACallback, EMACallback, ImageLogger, SeededSteps, SetupCallback
+from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
+from ldm.training.config import load_config, point_data
+from ldm.training.runs import RunDirectory, find_run, new_run
+from ldm.training.slurm import Job
+from ldm.training.stopping import SaveWhenStopped, StopAtNaN
+from ldm.training.trainer import Devices, choose_devices, split_trainer_options
+from ldm.util import instantiate_from_config
+
+log = logging.getLogger("main")
+
+RUN_VARIABLE = "LDM_RUN_DIRECTORY"
+# Options that a resumed run takes from the run it continues.
+KEPT_OPTIONS = ("seed", "component", "ensemble_name", "start_from_pretrained", "scale_lr")
+
+
+@dataclass
+class Session:
+    """What a training needs, ready to fit."""
+
+    model: pl.LightningModule
+    data: pl.LightningDataModule
+    trainer: pl.Trainer
+    run: RunDirectory
+    checkpoint: Path | None
+    options: argparse.Namespace
+    resumed: bool
+
+    def fit(self) -> None:
+        """Train to the end. A new run that fails before its first step leaves no directory behind."""
+        try:
+            self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
+        except Exception:
+            if not self.resumed and self.trainer.global_step == 0 and is_first() and not self.options.debug:
+                self.run.discard()
+            raise
+        if is_first():
+            write_record(self.run.path / "finished.json", self.options, overwrite=True, step=self.trainer.global_step)
+
+    def test(self) -> None:
+        """Evaluate on the test set, where the config has one."""
+        if not self.options.no_test and "test" in self.data.dataset_configs:
+            self.trainer.test(self.model, self.data)
+
+
+def is_first() -> bool:
+    """True in the process that writes files and speaks."""
+    return (rank_zero_only.rank or 0) == 0
+
+
+def build_callbacks(
+    run: RunDirectory, config: DictConfig, lightning: DictConfig, options: argparse.Namespace, monitor: str | None
+) -> list[Callback]:
+    """Our defaults, changed or switched off by `lightning.callbacks.{name}`, and the checkpoint writer."""
+    given = OmegaConf.to_container(lightning.get("callbacks") or OmegaConf.create({}), resolve=True)
+    pictures = (given.pop("image_logger", None) or {}).get("params", {"batch_frequency": 750, "max_images": 4})
+    callbacks = [
+        SetupCallback(run, config, lightning),
+        EMACallback(),
+        SeededSteps(options.seed, member_of(options)),
+        ImageLogger(**pictures),
+        StopAtNaN(),
+        LearningRateMonitor(logging_interval="step"),
+        CUDACallback(),
+    ]
+    callbacks += [instantiate_from_config(callback) for callback in given.values() if callback and "target" in callback]
+    checkpoint = OmegaConf.to_container(lightning.get("modelcheckpoint") or OmegaConf.create({}), resolve=True)
+    if "target" in checkpoint:
+        params = {"dirpath": run.checkpoints, **(checkpoint.get("params") or {})}
+        callbacks.append(instantiate_from_config({**checkpoint, "params": params}))
+        checkpoint, monitor = {}, None
+    keeper = KeepCheckpoints.from_options(
+        run.checkpoints, checkpoint.get("params") or {}, monitor, options.every_n_epochs, options.every_n_steps
+    )
+    callbacks += [keeper, SaveWhenStopped(keeper.save, on_error=not options.debug)]
+    if lightning.trainer.get("enable_progress_bar", True):
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    return callbacks
+
+
+def member_of(options: argparse.Namespace) -> int:
+    """Number of the component, 0 for a trunk: a part of every seed."""
+    return options.component if options.start_from_pretrained else 0
+
+
+def learning_rate(config: DictConfig, scale: bool, devices: int, accumulate: int) -> float:
+    """The base rate; with `scale`, times devices * batch size * accumulation."""
+    base = config.model.base_learning_rate
+    return accumulate * devices * config.data.params.batch_size * base if scale else base
+
+
+def known_run(options: argparse.Namespace, argv: Sequence[str]) -> tuple[RunDirectory | None, Path | None, Job | None]:
+    """(run, checkpoint, SLURM job) where a run is resumed, requeued, or shared with process 0; else (None, None, job).
+
+    Raises:
+        ValueError: if a process that is not the first cannot know its run directory.
+    """
+    job = Job.of(argv)
+    resumed = Path(options.resume) if options.resume else None
+
+    def folders() -> list[Path]:
+        own = [] if resumed is None else [resumed.parent.parent if resumed.is_file() else resumed]
+        logdir = Path(options.logdir)
+        return own + (sorted(path for path in logdir.iterdir() if path.is_dir()) if logdir.is_dir() else [])
+
+    run = job.requeued_run(folders()) if job else None
+    if not is_first():
+        if RUN_VARIABLE in os.environ:
+            run = RunDirectory(Path(os.environ[RUN_VARIABLE]))
+        elif job:
+            run = job.joined_run(folders)
+        else:
+            raise ValueError("start main.py once, without torchrun: it starts its processes itself (--gpus 0,1)")
+    requeued = run is not None and (job is not None and job.restarts > 0)
+    if resumed is not None and not requeued:
+        return (*find_run(options.resume, options.epoch), job)
+    checkpoint = None
+    if requeued:
+        found = [*run.checkpoints.glob("last.ckpt"), *run.path.glob("hpc_ckpt_*.ckpt")]
+        checkpoint = run.last_checkpoint if found else None
+    return run, checkpoint, job
+
+
+def build_model(config: DictConfig, options: argparse.Namespace) -> pl.LightningModule:
+    """The model, its trunk frozen where a component is trained, its draws seeded."""
+    model = instantiate_from_config(config.model)
+    if options.start_from_pretrained:
+        model.start_from_pretrained(options.component, options.seed)
+    if hasattr(model, "seed_draws"):
+        model.seed_draws(options.seed, member_of(options))
+    return model
+
+
+def build_trainer(run: RunDirectory, callbacks: list[Callback], chosen: Mapping[str, Any], devices: Devices):
+    """A Trainer that logs to CSV and TensorBoard; a resumed run's CSV goes beside the earlier ones.
+
+    Raises:
+        ValueError: for a value that Lightning does not take.
+    """
+    earlier = len(list(run.path.glob("csv*/metrics.csv")))
+    loggers = [
+        pl.loggers.TensorBoardLogger(run.path, name="tensorboard", version=""),
+        pl.loggers.CSVLogger(run.path, name=f"csv_resumed_{earlier}" if earlier else "csv", version=""),
+    ]
+    settings = {"max_epochs": -1 if chosen.get("max_steps") else 1000, "enable_model_summary": False}
+    settings |= {**devices.options, **split_trainer_options(chosen)}
+    plugins = [*(settings.pop("plugins", None) or []), PlainCheckpointIO()]
+    own = {"default_root_dir": run.path, "callbacks": callbacks, "logger": loggers, "plugins": plugins}
+    try:
+        return pl.Trainer(use_distributed_sampler=False, **own, **settings)
+    except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise ValueError(f"the trainer options {dict(chosen)} were refused: {error}") from error
+
+
+def set_up(
+    options: argparse.Namespace, trainer_options: Mapping[str, Any], dotlist: Sequence[str], argv: Sequence[str]
+) -> Session:
+    """Model, data, trainer and run directory, ready to fit. What the config names is built before the directory is."""
+    known, checkpoint, job = known_run(options, argv)
+    saved = known if known and any(known.configs.glob("*-project.yaml")) else None
+    if saved:
+        for key, value in saved.config().run.items():
+            setattr(options, key, value)
+    start = [saved.config(), OmegaConf.create({"lightning": saved.config("lightning")})] if saved else []
+    config = load_config(options.base, dotlist, options.start_from_pretrained, start)
+    component = options.component if options.start_from_pretrained else None
+    config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
+    lightning = config.pop("lightning", OmegaConf.create())
+    chosen = {**(lightning.get("trainer") or {}), **trainer_options}
+    options.gpus = options.gpus if options.gpus is not None else chosen.get("gpus")
+    devices = choose_devices(options.gpus, options.cpus)
+    pl.seed_everything(options.seed, verbose=False)
+
+    model = build_model(config, options)
+    data = instantiate_from_config(config.data)
+    data.seed, data.member = options.seed, member_of(options)
+    data.setup()
+    accumulate = int(chosen.get("accumulate_grad_batches", 1))
+    model.learning_rate = learning_rate(config, options.scale_lr, devices.count, accumulate)
+
+    name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
+    name += f"_{options.ensemble_name}{options.seed}" if options.ensemble_name else ""
+    run = known or new_run(options.logdir, name)
+    if is_first():
+        os.environ[RUN_VARIABLE] = str(run.path)
+        write_record(run.path / "record.json", options, overwrite=True)
+        if job:
+            job.record(run)
+    record = OmegaConf.merge(config, {"run": {key: getattr(options, key) for key in KEPT_OPTIONS}})
+    lightning = OmegaConf.merge(lightning, {"trainer": chosen})
+    try:
+        callbacks = build_callbacks(run, record, lightning, options, getattr(model, "monitor", None))
+        trainer = build_trainer(run, callbacks, chosen, devices)
+    except Exception:
+        if known is None and is_first():
+            run.discard()
+        raise
+    announce(run, model, devices.words)
+    return Session(model, data, trainer, run, checkpoint, options, known is not None)
+
+
+def announce(run: RunDirectory, model: pl.LightningModule, devices: str) -> None:
+    """What a user wants to know before it starts."""
+    parameters = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    trained = sum(size for size, trains in parameters if trains)
+    log.info("run directory: %s", run.path)
+    log.info(
+        "device: %s  parameters: %s, %s of them trained  learning rate: %.3g",
+        devices, f"{sum(size for size, _ in parameters):,}", f"{trained:,}", model.learning_rate,
+    )  # fmt: skip

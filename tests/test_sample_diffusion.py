@@ -1,0 +1,296 @@
+"""Sampling from the command line: what image i depends on, resuming, sharing, interpolating, and what is written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import main as trainer
+from ldm.checkpoint import load_state_dict, save_checkpoint
+from ldm.data.toy import GaussianDenoiser
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.noise import ImageNoise, slerp
+from ldm.models.diffusion.sampler import SAMPLERS, dpm_solver_2m, run
+from scripts import sample_diffusion
+from tests.conftest import tiny_config, tiny_model
+
+# Batches of other sizes round differently in the last bits; ten guided steps leave less than this.
+ROUNDING = {"atol": 2e-4, "rtol": 2e-4}
+
+
+class ExactGaussian(LatentDiffusion):
+    """Its denoiser is that of N(0.3, 0.5^2) for any label, so that samples have a closed form."""
+
+    def denoiser(self, cond=None, scale=1.0, network=None):
+        mean = torch.full(self.latent_shape, 0.3)
+        return GaussianDenoiser(self.path, mean, torch.full(self.latent_shape, 0.25))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Words that name a config and a checkpoint."""
+    folder = tmp_path_factory.mktemp("released")
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, folder / "model.ckpt")
+    OmegaConf.save(OmegaConf.create({"model": tiny_config(guidance_scale=3.0)}), folder / "tiny.yaml")
+    return [
+        "--base",
+        str(folder / "tiny.yaml"),
+        "--ckpt",
+        str(folder / "model.ckpt"),
+        "--device",
+        "cpu",
+        "--steps",
+        "5",
+    ]
+
+
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unconditional")
+    config = tiny_config()
+    params = config["params"]
+    params["unet_config"]["params"].pop("context_dim")
+    params["unet_config"]["params"]["use_spatial_transformer"] = False
+    params["cond_stage_config"] = "__is_unconditional__"
+    OmegaConf.save(OmegaConf.create({"model": config}), folder / "tiny.yaml")
+    save_checkpoint({"state_dict": LatentDiffusion(**params).state_dict()}, folder / "model.ckpt")
+    return [
+        "--base",
+        str(folder / "tiny.yaml"),
+        "--ckpt",
+        str(folder / "model.ckpt"),
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+    ]
+
+
+def latents(out):
+    return load_state_dict(out / "latents.safetensors")["latents"]
+
+
+def sample(words, out, *more):
+    return sample_diffusion.main([*words, "--out", str(out), "--latents", *map(str, more)])
+
+
+def test_samples_are_the_models_own_and_do_not_depend_on_the_batch(released, tmp_path):
+    out = sample(released, tmp_path / "a", "--n", 11, "--classes", 4, 7, "--batch_size", 16, "--pngs")
+    model, labels = tiny_model(), torch.tensor([4, 7] * 5 + [4])
+    expected = model.sample(labels, ImageNoise(42, tuple(range(11))), model.grid(5), 3.0)
+    torch.testing.assert_close(latents(out), expected, **ROUNDING)
+    alone = sample(released, tmp_path / "b", "--n", 11, "--classes", 4, 7, "--batch_size", 3)
+    torch.testing.assert_close(latents(alone), expected, **ROUNDING)
+
+    content = np.load(out / "samples.npz")
+    assert content["arr_0"].dtype == np.uint8 and content["arr_0"].shape == (11, 8, 8, 1)
+    assert content["arr_1"].tolist() == labels.tolist()
+    bytes_of = ((expected.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    assert np.abs(content["arr_0"] - bytes_of).max() < 0.5 + 0.05
+    pngs = sorted((out / "pngs").iterdir())
+    assert [path.name for path in pngs] == [f"{index:06d}.png" for index in range(11)]
+    assert np.array_equal(np.asarray(Image.open(pngs[3])), content["arr_0"][3, :, :, 0])
+    assert Image.open(out / "grid.png").size[0] > 4 * 64
+    record = json.loads((out / "record.json").read_text())
+    assert record["settings"]["scale"] == 3.0 and record["settings"]["steps"] == 5
+
+
+def test_a_stopped_run_continues_and_a_longer_one_keeps_what_is_there(released, tmp_path, monkeypatch):
+    out = sample(released, tmp_path / "out", "--n", 20, "--seed", 3)
+    whole = np.load(out / "samples.npz")["arr_0"]
+    kept, lost = (out / "parts" / f"{name}.npz" for name in ("0000000_8", "0000008_8"))
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    lost.with_suffix(".json").unlink()
+    (out / "samples.npz").unlink()
+    drawn = []
+    plain = sample_diffusion.Plan.sample
+    monkeypatch.setattr(
+        sample_diffusion.Plan, "sample", lambda plan, *rest: drawn.extend(rest[1]) or plain(plan, *rest)
+    )
+    sample(released, out, "--n", 20, "--seed", 3, "--batch_size", 5)
+    assert drawn == list(range(8, 16)), "only what was lost"
+    assert kept.stat().st_mtime_ns == before
+    difference = np.load(out / "samples.npz")["arr_0"].astype(int) - whole
+    assert np.abs(difference).max() <= 1, "another batch size may round a byte differently"
+    sample(released, out, "--n", 24, "--seed", 3)
+    assert len(np.load(out / "samples.npz")["arr_0"]) == 24
+    assert drawn[8:] == list(range(16, 24))
+    with pytest.raises(ValueError, match=r"other settings.*seed: 3 -> 4"):
+        sample(released, out, "--n", 20, "--seed", 4)
+
+
+def test_processes_share_the_work(released, tmp_path, monkeypatch, capsys):
+    words = ("--n_per_class", 9, "--classes", 2, 0, "--batch_size", 8)
+    single = sample(released, tmp_path / "single", *words)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    shared = sample(released, tmp_path / "shared", *words)
+    assert not (shared / "samples.npz").exists()
+    assert "the one that finishes last" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    sample(released, tmp_path / "shared", *words)
+    torch.testing.assert_close(latents(shared), latents(single), **ROUNDING)
+    assert np.load(shared / "samples.npz")["arr_1"].tolist() == [2] * 9 + [0] * 9
+
+
+def test_slerp_keeps_the_length_and_meets_its_ends():
+    a, b = (ImageNoise(seed, (0,)).initial((1, 3, 8, 8))[0].double() for seed in (1, 2))
+    b = b * a.norm() / b.norm()
+    points = slerp(a, b, torch.linspace(0, 1, 5))
+    torch.testing.assert_close(points[[0, 4]], torch.stack([a, b]))
+    torch.testing.assert_close(points.flatten(1).norm(dim=1), a.norm().expand(5))
+    # Equal weights: equal angles between neighbours, a quarter of the whole one.
+    units = (points / a.norm()).flatten(1)
+    angles = (units[:-1] * units[1:]).sum(1).arccos()
+    torch.testing.assert_close(angles, (units[0] @ units[4]).arccos().expand(4) / 4)
+    flat, tilted = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]])
+    torch.testing.assert_close(slerp(flat, tilted, torch.tensor([0.5]))[0], torch.tensor([[[0.5**0.5, 2 * 0.5**0.5]]]))
+    torch.testing.assert_close(slerp(flat, 3 * flat, torch.tensor([0.5]))[0], 2 * flat)
+    for wrong, reason in ((-flat, "opposite"), (0 * flat, "zero"), (a, "one shape")):
+        with pytest.raises(ValueError, match=reason):
+            slerp(flat, wrong, torch.tensor([0.5]))
+
+
+def test_interpolation_runs_from_one_seeds_image_to_the_others(released, tmp_path):
+    out = sample(released, tmp_path / "arc", "--interpolate", 5, 6, "--frames", 4, "--classes", 1, 8)
+    frames = latents(out)
+    assert frames.shape == (8, 1, 8, 8)
+    for index, seed in ((0, 5), (3, 6)):
+        alone = sample(released, tmp_path / f"alone{seed}", "--n", 1, "--classes", 1, "--seed", seed)
+        torch.testing.assert_close(frames[index], latents(alone)[0], **ROUNDING)
+    assert np.load(out / "samples.npz")["arr_1"].tolist() == [1] * 4 + [8] * 4
+    with pytest.raises(SystemExit):
+        sample(released, tmp_path / "both", "--interpolate", 5, 6, "--n", 3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_samples(released, tmp_path, name):
+    out = sample(released, tmp_path / "out", "--sampler", name, "--n", 2, "--classes", 3)
+    assert bool(latents(out).isfinite().all())
+    if name.startswith("D"):
+        model, noise = tiny_model(), ImageNoise(42, (0, 1))
+        chosen = SAMPLERS[name]
+        extra = {} if chosen is dpm_solver_2m else {"noise": noise}
+        x = noise.initial((2, 1, 8, 8))
+        expected = run(chosen(model.denoiser(torch.tensor([3, 3]), 3.0), model.path, x, model.grid(5), **extra))
+        torch.testing.assert_close(latents(out), expected, **ROUNDING)
+    if name not in ("DDIM",):
+        with pytest.raises(ValueError, match=f"sampler {name.replace('+', '.')} has no eta"):
+            sample(released, tmp_path / "eta", "--sampler", name, "--eta", 0.5)
+
+
+def test_step_counts_respacings_and_spacings(released, tmp_path):
+    words = released[:-2]
+    for index, (given, steps) in enumerate((("7", 7), ("ddim25", 25), ("3,2,2", 7))):
+        out = sample(words, tmp_path / str(index), "--steps", given, "--n", 1, "--classes", 1)
+        assert json.loads((out / "record.json").read_text())["settings"]["steps"] == steps
+    for wrong in ("3,x", "dim3", "-1"):
+        with pytest.raises(SystemExit):
+            sample(words, tmp_path / "wrong", "--steps", wrong)
+    with pytest.raises(ValueError, match="leave out --spacing trailing"):
+        sample(words, tmp_path / "both", "--steps", "3,2,2", "--spacing", "trailing")
+    with pytest.raises(ValueError, match="from 1 to 1000"):
+        sample(words, tmp_path / "zero", "--steps", "0")
+
+
+def test_more_steps_from_one_latent_change_the_sample_little(tmp_path):
+    config = tiny_config(guidance_scale=1.0)
+    config["target"] = "tests.test_sample_diffusion.ExactGaussian"
+    OmegaConf.save(OmegaConf.create({"model": config}), tmp_path / "exact.yaml")
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "model.ckpt")
+    words = ["--base", str(tmp_path / "exact.yaml"), "--ckpt", str(tmp_path / "model.ckpt"), "--device", "cpu"]
+    found = {
+        steps: latents(sample(words, tmp_path / str(steps), "--steps", steps, "--n", 4, "--spacing", "trailing"))
+        for steps in (50, 100)
+    }
+    model = ExactGaussian(**config["params"])
+    x = ImageNoise(42, (0, 1, 2, 3)).initial((4, 1, 8, 8))
+    exact = model.denoiser().flow(x, 1000.0, 0.0)
+    distance = {steps: (value - exact).square().mean().sqrt() for steps, value in found.items()}
+    # DDIM is of first order: half the step, half the error (0.56 here, the grid being coarse near the data).
+    assert distance[100] < 0.65 * distance[50] < 0.65 * 0.1 * 0.5, "a tenth of the data's standard deviation"
+    assert (found[50] - found[100]).square().mean().sqrt() < 0.05 * 0.5
+    assert (found[50] - found[50].roll(1, 0)).square().mean().sqrt() > 0.5, "while other latents give other samples"
+
+
+def test_averaged_weights_are_the_default(tmp_path):
+    model = tiny_model(use_ema=True)  # the averages keep what the constructor drew, the weights are drawn anew
+    save_checkpoint({"state_dict": model.state_dict()}, tmp_path / "model.ckpt")
+    OmegaConf.save(OmegaConf.create({"model": tiny_config(use_ema=True)}), tmp_path / "tiny.yaml")
+    words = ["--base", str(tmp_path / "tiny.yaml"), "--ckpt", str(tmp_path / "model.ckpt"), "--device", "cpu"]
+    words += ["--steps", "3", "--n", "2", "--classes", "5"]
+    noise, labels = ImageNoise(42, (0, 1)), torch.tensor([5, 5])
+    own = model.sample(labels, noise, model.grid(3))
+    with model.ema_scope():
+        average = model.sample(labels, noise, model.grid(3))
+    assert (own - average).abs().max() > 0.1
+    torch.testing.assert_close(latents(sample(words, tmp_path / "ema")), average, **ROUNDING)
+    torch.testing.assert_close(latents(sample(words, tmp_path / "own", "--no-ema")), own, **ROUNDING)
+
+
+def test_runs_of_trunks_and_of_components_can_be_sampled(tmp_path):
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "trunk.ckpt")
+    digits = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
+    config = {
+        "paths": {"trunk": str(tmp_path / "trunk.ckpt")},
+        "model": tiny_config(pretrained_path="${paths.trunk}"),
+        "data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 8, "num_workers": 0, "train": digits}},
+        "lightning": {"callbacks": {"image_logger": {"params": {"disabled": True}}}},
+    }
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "tiny.yaml")
+    words = f"--base {tmp_path}/tiny.yaml -t --gpus 0, --scale_lr False --logdir {tmp_path}/logs --max_steps 1 "
+    words += "--enable_progress_bar False --log_every_n_steps 1"
+    for more in ("", " --start_from_pretrained --seed 1"):
+        folder = trainer.main((words + more).split())
+        out = sample(["--run", str(folder), "--device", "cpu"], folder / "samples", "--n", 2, "--steps", 2)
+        kept = load_state_dict(folder / "checkpoints" / "last.ckpt")
+        model = tiny_model()
+        model.load_state_dict(kept, strict=not more)
+        expected = model.sample(torch.tensor([0, 1]), ImageNoise(42, (0, 1)), model.grid(2))
+        torch.testing.assert_close(latents(out), expected, **ROUNDING)
+    (tmp_path / "trunk.ckpt").rename(tmp_path / "moved.ckpt")
+    words = ["--run", str(folder), "--device", "cpu", "--n", "2", "--steps", "2"]
+    with pytest.raises(ValueError, match="--pretrained"):
+        sample(words, tmp_path / "lost")
+    moved = sample(words, tmp_path / "found", "--pretrained", tmp_path / "moved.ckpt")
+    assert torch.equal(latents(moved), latents(out))
+
+
+def test_unconditional_models_take_no_classes(unconditional, tmp_path):
+    out = sample(unconditional, tmp_path / "out", "--n", 3)
+    content = np.load(out / "samples.npz")
+    assert content["arr_0"].shape == (3, 8, 8, 1) and "arr_1" not in content
+    for words, reason in ((("--classes", 1), "unconditional"), (("--scale", 3), "no guidance")):
+        with pytest.raises(ValueError, match=reason):
+            sample(unconditional, tmp_path / "wrong", *words)
+
+
+def test_the_null_class_may_be_named_and_others_are_refused(released, tmp_path):
+    out = sample(released, tmp_path / "null", "--classes", 10, "--n", 1)
+    model = tiny_model()
+    expected = model.sample(torch.tensor([10]), ImageNoise(42, (0,)), model.grid(5))
+    torch.testing.assert_close(latents(out), expected, **ROUNDING)
+    for words, reason in (
+        (("--classes", 11), r"classes must be 0\.\.10"),
+        (("--classes", "cat"), "takes numbers"),
+        (("--n_per_class", 0), "at least 1"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            sample(released, tmp_path / "wrong", *words)
+
+
+def test_foreign_outputs_and_first_stages_are_refused(released, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "samples.npz").touch()
+    with pytest.raises(FileExistsError, match="choose another"):
+        sample(released, tmp_path / "out")
+    with pytest.raises(ValueError, match="--base needs --ckpt"):
+        sample(released[:2], tmp_path / "no_checkpoint")
+    stage = OmegaConf.create({"model": {"target": "ldm.models.autoencoder.VQModel", "params": {}}})
+    OmegaConf.save(stage, tmp_path / "stage.yaml")
+    with pytest.raises(ValueError, match="nothing to sample"):
+        sample(["--base", str(tmp_path / "stage.yaml"), *released[2:]], tmp_path / "stage")

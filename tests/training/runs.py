@@ -1,0 +1,95 @@
+"""What the tests of training share: calls of main.py, what its runs left, callbacks that disturb them."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import torch
+from pytorch_lightning.callbacks import Callback
+
+import main
+from ldm.checkpoint import load_checkpoint
+
+
+def run_main(config, tmp_path, *words):
+    """One training from a config."""
+    return main.main(["--base", str(config), "-t", "--gpus", "0,", "--logdir", str(tmp_path / "logs"), *words])
+
+
+def only_run(tmp_path):
+    """The run directory, where one was made."""
+    (run,) = (tmp_path / "logs").iterdir()
+    return run
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss by step, from every CSV log of a run."""
+    found = {}
+    for file in sorted(run.glob("csv*/metrics.csv")):
+        with open(file) as rows:
+            found |= {
+                int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(rows) if row.get("train/loss")
+            }
+    return found
+
+
+def end_state(run: Path) -> dict[str, torch.Tensor]:
+    """Weights of the last checkpoint."""
+    return load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Bit-identical weights and averages."""
+    first, second = end_state(run), end_state(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def disturbance(kind: str, **params) -> list[str]:
+    """Words that add a callback of this module."""
+    words = [f"lightning.callbacks.disturb.target=tests.training.runs.{kind}"]
+    return words + [f"lightning.callbacks.disturb.params.{name}={value}" for name, value in params.items()]
+
+
+class SendSignal(Callback):
+    """Sends this process a signal in the middle of a step, or in a validation."""
+
+    def __init__(self, name: str, step: int, validation: bool = False):
+        self.signum, self.step, self.validation, self.sent = getattr(signal, name), step, validation, False
+
+    def _send(self, trainer):
+        if trainer.global_step == self.step and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), self.signum)
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        if not self.validation:
+            self._send(trainer)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if self.validation:
+            self._send(trainer)
+
+
+class SpoilGradient(Callback):
+    """Makes the gradient of one step NaN, so that the loss of the next is the first to show it."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step == self.step:
+            next(pl_module.parameters()).grad.fill_(float("nan"))
+
+
+class Fail(Callback):
+    """Raises in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise RuntimeError("the disk burns")

@@ -1,0 +1,79 @@
+"""main.py as a process of its own: what it prints, and two processes that train as one."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.runs import end_state, losses
+
+ROOT = Path(__file__).parent.parent.parent
+# In float64, for Adam makes of a gradient's rounding in float32 a step as large as any other.
+SAME = ["--precision", "64-true", "--every_n_steps", "3", "model.params.unet_config.params.dropout=0"]
+
+
+def call(config, tmp_path, name, *words):
+    """(run directory, exit code, what was printed) of `python main.py`."""
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--base",
+        str(config),
+        "-t",
+        "--logdir",
+        str(tmp_path / name),
+        *words,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    found = list((tmp_path / name).glob("*"))
+    return found[0] if found else None, done.returncode, done.stdout + done.stderr
+
+
+def validation(run):
+    with open(run / "csv" / "metrics.csv") as rows:
+        return [float(row["val/loss_ema"]) for row in csv.DictReader(rows) if row.get("val/loss_ema")]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(config, tmp_path):
+    """Half the batch in each: the same global batches, draws, losses, weights and averages, up to rounding."""
+    one, code, printed = call(config, tmp_path, "one", "--gpus", "0,", *SAME, "data.params.batch_size=16")
+    assert code == 0, printed
+    words = [
+        rf"run directory: {one}",
+        r"device: CPU \(--gpus 0,: no CUDA device here\)  parameters: ([\d,]+), \1 of them trained  "
+        r"learning rate: 0.016",
+        rf"done: {one}",
+    ]
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert len(lines) == 3 and all(re.fullmatch(word, line) for word, line in zip(words, lines, strict=True)), printed
+
+    two, code, printed = call(config, tmp_path, "two", "--cpus", "2", *SAME, "data.params.batch_size=8")
+    assert code == 0, printed
+    assert len(list((tmp_path / "two").iterdir())) == 1, "both processes share one run directory"
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert len(lines) == 3 and "device: 2 CPU processes" in lines[1], printed
+    first, second = losses(one), losses(two)
+    assert list(first) == list(second) == list(range(8))
+    assert list(second.values()) == pytest.approx(list(first.values()), rel=1e-9)
+    assert validation(two) == pytest.approx(validation(one), rel=1e-9)
+    ends = [end_state(run) for run in (one, two)]
+    assert ends[0].keys() == ends[1].keys()
+    for name, value in ends[0].items():
+        torch.testing.assert_close(
+            ends[1][name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_an_error_is_one_line(config, tmp_path):
+    words = ["--start_from_pretrained", "model.params.pretrained_path=nowhere/trunk.ckpt"]
+    run, code, printed = call(config, tmp_path, "none", *words)
+    assert (run, code) == (None, 1)
+    (line,) = printed.splitlines()
+    assert line.startswith("error: no trunk at nowhere/trunk.ckpt")

@@ -1,0 +1,141 @@
+"""Signals, SLURM, errors and NaN: what is saved, how the process ends, and that a resumed run loses nothing."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+import main
+from ldm.checkpoint import load_checkpoint
+from ldm.training.runs import RunDirectory, new_run
+from ldm.training.slurm import Job
+from tests.training.runs import assert_same_end, disturbance, losses, only_run, run_main
+
+QUIET = "lightning.callbacks.disturb=null"
+
+
+def resume(run, *words):
+    return main.main(["--resume", str(run), "-t", *words, QUIET])
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "validation", "code"),
+    [("SIGINT", 3, False, 130), ("SIGTERM", 5, False, 143), ("SIGTERM", 5, True, 143)],
+    ids=["ctrl-c", "sigterm-at-epoch-end", "sigterm-in-validation"],
+)
+def test_signals_save_and_the_resumed_run_is_exact(config, tmp_path, whole, name, step, validation, code):
+    """Training stops after the step that the signal falls into, also one that ends an epoch, or in a validation."""
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(SystemExit) as ended:
+        run_main(
+            config,
+            tmp_path,
+            "--name",
+            "part",
+            *disturbance("SendSignal", name=name, step=step - (not validation), validation=validation),
+        )
+    assert ended.value.code == code
+    assert signal.getsignal(getattr(signal, name)) == before
+    part = only_run(tmp_path)
+    assert sorted(losses(part)) == list(range(step))
+    assert load_checkpoint(part / "checkpoints" / "last.ckpt")["global_step"] == step
+    assert resume(part) == part
+    assert losses(part) == losses(whole)
+    assert_same_end(part, whole)
+
+
+def test_sigusr2_saves_and_goes_on(config, tmp_path, caplog):
+    run = run_main(config, tmp_path, *disturbance("SendSignal", name="SIGUSR2", step=2))
+    assert "saved" in caplog.text and "at step 3" in caplog.text
+    assert sorted(losses(run)) == list(range(8))
+
+
+def test_an_error_saves_and_the_resumed_run_is_exact(config, tmp_path, whole):
+    with pytest.raises(RuntimeError, match="the disk burns"):
+        run_main(config, tmp_path, "--name", "part", *disturbance("Fail", step=3))
+    part = only_run(tmp_path)
+    resume(part)
+    assert losses(part) == losses(whole)
+    assert_same_end(part, whole)
+
+
+@pytest.mark.parametrize("every", [[], ["--every_n_steps", "1"]], ids=["in-the-loss", "in-the-weights"])
+def test_nan_is_stopped_with_its_step_and_never_saved(config, tmp_path, every):
+    """The gradient of step 5 (counted from 0) is NaN: step 6 has weights, and step 7 a loss, that are not finite."""
+    with pytest.raises(SystemExit) as ended:
+        run_main(config, tmp_path, "--every_n_epochs", "1", *every, *disturbance("SpoilGradient", step=5))
+    assert "not finite at step " + ("6" if every else "7") in ended.value.code
+    kept = load_checkpoint(only_run(tmp_path) / "checkpoints" / "last.ckpt")
+    assert kept["global_step"] == 5
+    assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
+
+
+def test_failing_before_the_first_step_leaves_nothing(config, tmp_path, capsys):
+    missing = ["--start_from_pretrained", "model.params.pretrained_path=nowhere/trunk.ckpt"]
+    bins = ["data.params.train.params.subset=nowhere/bins", "data.params.train.params.component=0"]
+    for words, message in (
+        (missing, "no trunk at nowhere"),
+        (bins, "nowhere/bins"),
+        (["--max_steps", "x"], "max_steps"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run_main(config, tmp_path, *words)
+    with pytest.raises(RuntimeError, match="disk burns"):
+        run_main(config, tmp_path, *disturbance("Fail", step=0))
+    assert not list((tmp_path / "logs").glob("*"))
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """The variables of a SLURM job of one task, and a `scontrol` that notes what it is asked to do."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tools / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    names = {"JOB_ID": "4711", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in names.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
+    return monkeypatch
+
+
+def test_a_requeued_job_returns_to_its_run_directory(config, tmp_path, slurm):
+    """SIGUSR1 saves and requeues in mid-training; the next start of the same command goes on from there."""
+    words = ["--name", "job", *disturbance("SendSignal", name="SIGUSR1", step=2), "--max_steps", "4"]
+    first = run_main(config, tmp_path, *words)
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    saved = first / "hpc_ckpt_1.ckpt"
+    assert load_checkpoint(saved)["global_step"] == 3
+    # What was trained after the job was killed is not there: only Lightning's checkpoint is.
+    (first / "checkpoints" / "last.ckpt").unlink()
+    (first / "finished.json").unlink()
+    slurm.setenv("SLURM_RESTART_COUNT", "1")
+    assert run_main(config, tmp_path, *words) == first
+    slurm.setenv("SLURM_JOB_ID", "4712")
+    other = run_main(config, tmp_path, *words)
+    assert other != first, "another job has another directory"
+    assert losses(first) == losses(other)
+    assert_same_end(first, other)
+
+
+def test_runs_of_a_job_are_told_apart(tmp_path):
+    trunk, heads = (Job.of([name], {"SLURM_JOB_ID": "1"}) for name in ("trunk", "heads"))
+    runs = {name: new_run(tmp_path, name) for name in ("trunk", "heads", "again")}
+    trunk.record(runs["trunk"])
+    heads.record(runs["heads"])
+    heads.record(runs["again"])
+    (runs["heads"].path / "finished.json").write_text("{}")
+    folders = sorted(tmp_path.iterdir())
+    assert Job.of(["trunk"], {}) is None
+    assert trunk.requeued_run(folders) is None, "a first start has no run"
+    restarted = {"SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": "2"}
+    assert Job.of(["trunk"], restarted).requeued_run(folders) == runs["trunk"]
+    assert Job.of(["heads"], restarted).requeued_run(folders) == runs["again"], "the one that is not finished"
+    assert Job.of(["trunk"], {**restarted, "SLURM_JOB_ID": "2"}).requeued_run(folders) is None
+    assert trunk.joined_run(lambda: folders) == runs["trunk"]
+    with pytest.raises(ValueError, match="no run directory within"):
+        Job.of(["trunk"], restarted).joined_run(lambda: folders, seconds=0.1)
+    assert json.loads((runs["trunk"].path / "slurm.json").read_text())["command"] == ["trunk"]
+    assert RunDirectory(folders[0]) in runs.values()
