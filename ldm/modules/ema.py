@@ -62,6 +62,13 @@ class LitEma(nn.Module):
         for shadow, parameter in self._pairs(model):
             parameter.copy_(shadow)
 
+    @torch.no_grad()
+    def reset(self, model: nn.Module) -> None:
+        """Start the averages anew from the model's weights."""
+        for shadow, parameter in self._pairs(model):
+            shadow.copy_(parameter)
+        self.num_updates.fill_(min(int(self.num_updates), 0))
+
     def store(self, parameters: Iterable[nn.Parameter]) -> None:
         """Keep a copy of parameters, to be put back by `restore`."""
         self._stored = [parameter.detach().clone() for parameter in parameters]

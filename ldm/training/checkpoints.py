@@ -128,7 +128,11 @@ class KeepCheckpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.previous_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        # Not after the batch before: a module may step its averages in its own hook, which comes after a callback's.
+        self._keep_step(trainer)
+
+    def _keep_step(self, trainer: pl.Trainer) -> None:
         before, self.previous_step = self.previous_step, trainer.global_step
         if self.every_n_steps and trainer.global_step // self.every_n_steps > before // self.every_n_steps:
             self.save(trainer, f"epoch={trainer.current_epoch:06}-step={trainer.global_step:08}.ckpt")
@@ -151,6 +155,7 @@ class KeepCheckpoints(Checkpoint):
                 (self.folder / other).unlink(missing_ok=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._keep_step(trainer)
         complete = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if complete and self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self.save(trainer, f"epoch={trainer.current_epoch:06}.ckpt")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 
 def merge_configs(base: DictConfig, over: DictConfig) -> DictConfig:
@@ -29,8 +30,18 @@ def load_config(
     """Merge `start`, the files, their `components` section if a component is trained, and `a.b=c` words.
 
     Raises:
-        ValueError: if a file does not exist.
+        ValueError: if a file does not exist or is no YAML, or the result has no `model` or no `data`.
     """
+    try:
+        config = _load(files, dotlist, component, start)
+    except YAMLError as error:
+        raise ValueError(f"this is no YAML, in {list(files)} or {list(dotlist)}: {error}") from error
+    if missing := {"model", "data"} - set(config):
+        raise ValueError(f"no section {sorted(missing)} in {list(files)}: a training needs `model` and `data`")
+    return config
+
+
+def _load(files: Sequence[str], dotlist: Sequence[str], component: bool, start: Sequence[DictConfig]) -> DictConfig:
     config = OmegaConf.create()
     for part in start:
         config = merge_configs(config, part)

@@ -48,7 +48,7 @@ class Session:
         """Train to the end. A new run that fails before its first step leaves no directory behind."""
         try:
             self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
-        except Exception:
+        except BaseException:
             if not self.resumed and self.trainer.global_step == 0 and is_first() and not self.options.debug:
                 self.run.discard()
             raise
@@ -102,9 +102,15 @@ def member_of(options: argparse.Namespace) -> int:
 
 
 def learning_rate(config: DictConfig, scale: bool, devices: int, accumulate: int) -> float:
-    """The base rate; with `scale`, times devices * batch size * accumulation."""
-    base = config.model.base_learning_rate
-    return accumulate * devices * config.data.params.batch_size * base if scale else base
+    """The base rate; with `scale`, times devices * batch size * accumulation.
+
+    Raises:
+        ValueError: if the config lacks one of them.
+    """
+    base, batch = (OmegaConf.select(config, key) for key in ("model.base_learning_rate", "data.params.batch_size"))
+    if base is None or (scale and batch is None):
+        raise ValueError("the config needs model.base_learning_rate, and data.params.batch_size to scale it by")
+    return accumulate * devices * batch * base if scale else base
 
 
 def known_run(options: argparse.Namespace, argv: Sequence[str]) -> tuple[RunDirectory | None, Path | None, Job | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

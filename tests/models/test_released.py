@@ -297,3 +297,14 @@ def test_the_published_command_trains_a_component(released, imagenet, tmp_path, 
     table, trunk = content["state_dict"][TABLE], state[TABLE]
     assert torch.equal(table[1000], trunk[1000]) is not published, "the null class is the trunk's, or random"
     assert table.std().item() == pytest.approx(1.0 if published else 0.02 * 1.25**0.5, rel=0.05)
+
+
+def test_averages_start_from_a_file_without_them(tmp_path):
+    """A trunk without EMA copies must not leave the averages at the constructor's random weights."""
+    trunk = tiny_model(seed=3).state_dict()
+    save_checkpoint({"state_dict": trunk}, tmp_path / "trunk.ckpt")
+    model = tiny_model(seed=4, use_ema=True)
+    model.init_from_ckpt(str(tmp_path / "trunk.ckpt"))
+    with model.ema_scope():
+        for name, value in model.model.state_dict().items():
+            assert torch.equal(value, trunk[f"model.{name}"]), name

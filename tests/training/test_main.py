@@ -90,6 +90,10 @@ def test_configs_merge_and_a_new_target_replaces_its_params():
     assert merge_configs(base, same).a.params == {"k": 1, "m": 2}
     with pytest.raises(ValueError, match="no config"):
         load_config(["missing.yaml"])
+    with pytest.raises(ValueError, match="no section"):
+        load_config([], ["model.target=x"])
+    with pytest.raises(ValueError, match="no YAML"):
+        load_config([], ["model.target=[x"])
 
 
 def test_component_and_root_reach_the_data():

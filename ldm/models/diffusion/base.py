@@ -26,6 +26,21 @@ from ldm.modules.ema import LitEma
 EMA_KEYS = ("model_ema.*",)
 
 
+def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool, use_averaged: bool) -> None:
+    """See `DDPM.init_from_ckpt`."""
+    state = averaged(load_state_dict(path)) if use_averaged else load_state_dict(path)
+    state = {name: value for name, value in state.items() if not name.startswith(ignore_keys or ("\0",))}
+    has_copies = any(name.startswith("model_ema.") for name in state)
+    ignore = ignore_keys + (() if model.use_ema and has_copies else EMA_KEYS)
+    if only_model:
+        state = {name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")}
+        load_into(model.model, state)
+    else:
+        load_into(model, state, ignore)
+    if model.use_ema and (only_model or not has_copies):
+        model.model_ema.reset(model.model)
+
+
 class DDPM(pl.LightningModule):
     """Diffusion on what `get_input` returns; arguments are latent-diffusion's.
 
@@ -141,17 +156,10 @@ class DDPM(pl.LightningModule):
     ) -> None:
         """Load a checkpoint strictly; `use_averaged` takes EMA copies, where the file has them, as the weights.
 
-        Otherwise EMA copies are read where the model keeps them and left out where it does not.
+        Otherwise EMA copies are read where the model keeps them and left out where it does not. Averages that the file
+        does not hold start from the weights it does hold.
         """
-        state = averaged(load_state_dict(path)) if use_averaged else load_state_dict(path)
-        state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore_keys) or ("\0",))}
-        has_copies = any(name.startswith("model_ema.") for name in state)
-        ignore = tuple(ignore_keys) + (() if self.use_ema and has_copies else EMA_KEYS)
-        if only_model:
-            state = {name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")}
-            load_into(self.model, state)
-        else:
-            load_into(self, state, ignore)
+        _read(self, path, tuple(ignore_keys), only_model, use_averaged)
 
     def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
         """Use the averaged weights inside the block, where the model keeps them (`context` is latent-diffusion's)."""
