@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ldm.cli import HelpFormatter, add_device_arguments, pick_device, record, run_script
 from ldm.heads import initialise, resolve_patterns, select
+from ldm.opened import build_model
 from ldm.uncertainty.ensemble import load_ensemble
 from ldm.uncertainty.posterior import MemberNetwork, Members, single
-from ldm.util import atomic_write, generator, instantiate_from_config
+from ldm.util import atomic_write, generator
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -49,11 +50,11 @@ def open_members(options: argparse.Namespace, device: torch.device) -> tuple[tor
     """Model, its network, and members of a saved ensemble or of random heads."""
     if options.path:
         ensemble = load_ensemble(options.path)
-        model = instantiate_from_config(ensemble.spec["config"]["model"])
+        model = build_model(ensemble.spec["config"])
         model.init_from_ckpt(str(ensemble.trunk()), use_averaged=True)
         model = model.eval().to(device)
         return model, model.network, ensemble.members.to(device)
-    model = instantiate_from_config(OmegaConf.load(options.base).model).eval().to(device)
+    model = build_model(OmegaConf.load(options.base)).eval().to(device)
     initialise(dict(model.named_parameters()), "random", generator(options.seed))
     state = model.state_dict()
     names = select(state, resolve_patterns(options.heads, model.head_patterns))

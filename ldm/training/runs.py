@@ -128,7 +128,7 @@ def find_run(resume: str | Path, epoch: int | None = None) -> tuple[RunDirectory
     if path.is_dir():
         run = RunDirectory(path)
         return run, run.checkpoint(epoch)
-    raise ValueError(f"--resume {resume}: expected a run directory or a checkpoint file, found neither")
+    raise ValueError(f"{resume}: expected a run directory or a checkpoint file of one, found neither")
 
 
 def runs_named(logdir: str | Path, pattern: str) -> list[RunDirectory]:
