@@ -12,7 +12,7 @@ trunk=logs/pretrained/digits/trunk.ckpt
 ensemble=$logs/bootstrapped_digits_5
 began=$SECONDS
 step() { printf '\n[%3d s] %s\n' "$((SECONDS - began))" "$*"; }
-newest() { ls -d "$1"/*_"$2" 2>/dev/null | sort | tail -n 1; }
+newest() { { ls -d "$1"/*_"$2" 2>/dev/null || true; } | sort | tail -n 1; }
 
 if [ ! -f "$trunk" ]; then
     step "training the trunk"
