@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ldm.arguments import add_ensemble_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.images import heat_maps
 from ldm.modules.distributions.gaussian import Gaussian
-from ldm.opened import add_ensemble_arguments, open_ensemble
+from ldm.opened import open_ensemble
 from ldm.uncertainty.measures import mutual_information
 from ldm.util import atomic_write
 from sample_model import describe_class, spread_classes

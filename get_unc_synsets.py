@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ldm.arguments import add_ensemble_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.subsets import budget_order
 from ldm.evaluation.detection import auroc, spearman, spearman_ceiling
 from ldm.jobs import WorkList, shard_from_environment
-from ldm.opened import OpenEnsemble, add_ensemble_arguments, open_ensemble
+from ldm.opened import OpenEnsemble, open_ensemble
 from ldm.report.plots import per_bin_plot
 from ldm.report.tables import write_csv
 from ldm.uncertainty.measures import DISTANCES, mean_pairwise_distance, paide, saturation

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from ldm.arguments import add_ensemble_arguments
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.subsets import budget_order
 from ldm.images import labelled_grid
-from ldm.opened import OpenEnsemble, add_ensemble_arguments, open_ensemble
+from ldm.opened import OpenEnsemble, open_ensemble
 
 
 def get_parser() -> argparse.ArgumentParser:

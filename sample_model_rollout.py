@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ldm.arguments import add_ensemble_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.images import labelled_grid
-from ldm.opened import add_ensemble_arguments, open_ensemble
+from ldm.opened import open_ensemble
 from sample_model import describe_class, spread_classes
 
 

@@ -81,6 +81,7 @@ def data_record(config: Any) -> dict[str, Any]:
     names = getattr(data, "human_names", None) or getattr(data, "class_names", None)
     record["class_names"] = [str(name) for name in names or []]
     record["bins"] = dict(getattr(data, "bins", None) or {})
+    record["split"] = getattr(getattr(data, "subsets", None), "dataset_name", None)
     return record
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.recognition import PixelClassifier
 from ldm.images import make_grid, save_image
-from ldm.opened import add_model_arguments, open_model
+from ldm.opened import open_model
 from ldm.util import instantiate_from_config
 
 

@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.arguments import add_model_arguments
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.images import make_grid, save_image, to_uint8
 from ldm.jobs import WorkList, shard_from_environment
 from ldm.models.diffusion.noise import ImageNoise, slerp
-from ldm.opened import OpenModel, add_model_arguments, open_model
+from ldm.opened import OpenModel, open_model
 from ldm.util import atomic_write
 
 # Images in a part, the unit that a process takes and that a file holds.

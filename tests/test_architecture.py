@@ -39,7 +39,7 @@ ROOMS = {
     "ldm.models": (3, "models"),
     "ldm.uncertainty": (3, "uncertainty"),
     "ldm.evaluation": (3, "evaluation"),
-    **{f"ldm.{name}": (4, "tools") for name in ("cli", "opened", "images", "report", "training", "data")},
+    **{f"ldm.{name}": (4, "tools") for name in ("cli", "arguments", "opened", "images", "report", "training", "data")},
 }
 BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.heads", "ldm.jobs", "ldm.lr_scheduler"}
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}

@@ -166,6 +166,11 @@ def test_help_shows_examples_and_defaults(script, capsys):
     assert "(default: " in text
 
 
+def test_another_split_than_the_members_had_is_refused(ensemble):
+    with pytest.raises(ValueError, match="were trained on binned_classes"):
+        sample_model.main(["--path", str(ensemble), "--dataset", "masked_classes", "--device", "cpu"])
+
+
 def test_a_wrong_folder_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match=r"no ensemble\.yaml"):
         sample_model.main(["--path", str(tmp_path)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,8 +95,7 @@ class ImageLogger(Callback):
         training = pl_module.training
         pl_module.eval()
         batch = {name: value[: self.max_images] for name, value in batch.items()}
-        own = {"N": self.max_images} if "N" in inspect.signature(pl_module.log_images).parameters else {}
-        images = pl_module.log_images(batch, **{**own, **self.options})
+        images = pl_module.log_images(batch, **self.options)
         pl_module.train(training)
         for kind, tensor in images.items():
             tensor = tensor.detach().float().cpu()

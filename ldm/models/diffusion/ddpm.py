@@ -183,9 +183,9 @@ class LatentDiffusion(DDPM):
 
     @torch.no_grad()
     def log_images(
-        self, batch: Mapping[str, Any], N: int = 8, ddim_steps: int = 50, ddim_eta: float = 0.0, seed: int = 0
+        self, batch: Mapping[str, Any], N: int | None = None, ddim_steps: int = 50, ddim_eta: float = 0, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Images in [-1, 1] for a logger: inputs, their reconstruction, and samples of the same classes."""
+        """Images in [-1, 1] for a logger: the first N inputs (all), reconstructions, samples of the same classes."""
         images = super().get_input(batch, self.first_stage_key)[:N]
         labels = None if self.cond_stage_model is None else batch[self.cond_stage_key][:N]
         noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
