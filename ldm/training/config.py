@@ -25,19 +25,23 @@ def _merge(base: Any, over: Any) -> Any:
 
 
 def load_config(
-    files: Sequence[str], dotlist: Sequence[str] = (), component: bool = False, start: Sequence[DictConfig] = ()
+    files: Sequence[str],
+    dotlist: Sequence[str] = (),
+    component: bool = False,
+    start: Sequence[DictConfig] = (),
+    needs: Sequence[str] = ("model",),
 ) -> DictConfig:
     """Merge `start`, the files, their `components` section if a component is trained, and `a.b=c` words.
 
     Raises:
-        ValueError: if a file does not exist or is no YAML, or the result has no `model` or no `data`.
+        ValueError: if a file does not exist or is no YAML, or the result lacks a section of `needs`.
     """
     try:
         config = _load(files, dotlist, component, start)
     except YAMLError as error:
         raise ValueError(f"this is no YAML, in {list(files)} or {list(dotlist)}: {error}") from error
-    if missing := {"model", "data"} - set(config):
-        raise ValueError(f"no section {sorted(missing)} in {list(files)}: a training needs `model` and `data`")
+    if missing := set(needs) - set(config):
+        raise ValueError(f"no section {sorted(missing)} in {list(files)}: this needs {' and '.join(needs)}")
     return config
 
 

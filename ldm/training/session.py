@@ -186,7 +186,7 @@ def set_up(
         for key, value in saved.config().run.items():
             setattr(options, key, value)
     start = [saved.config(), OmegaConf.create({"lightning": saved.config("lightning")})] if saved else []
-    config = load_config(options.base, dotlist, options.start_from_pretrained, start)
+    config = load_config(options.base, dotlist, options.start_from_pretrained, start, needs=("model", "data"))
     component = options.component if options.start_from_pretrained else None
     config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
     lightning = config.pop("lightning", OmegaConf.create())

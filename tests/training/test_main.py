@@ -91,7 +91,7 @@ def test_configs_merge_and_a_new_target_replaces_its_params():
     with pytest.raises(ValueError, match="no config"):
         load_config(["missing.yaml"])
     with pytest.raises(ValueError, match="no section"):
-        load_config([], ["model.target=x"])
+        load_config([], ["model.target=x"], needs=("model", "data"))
     with pytest.raises(ValueError, match="no YAML"):
         load_config([], ["model.target=[x"])
 
