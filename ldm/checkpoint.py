@@ -135,12 +135,6 @@ def save_tensors(
         save_file(plain, partial, metadata=dict(metadata or {}))
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Return the string metadata of a safetensors file."""
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return dict(file.metadata() or {})
-
-
 def sha256(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()

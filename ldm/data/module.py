@@ -111,6 +111,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     sets return: `image` [B, H, W, C] in [-1, 1], `class_label` [B], `index` [B], ...
     """
 
+    # `use_worker_init_fn` is accepted for released YAMLs: draws are seeded per image here, whatever the worker.
     def __init__(
         self,
         batch_size: int,
@@ -130,7 +131,6 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.batch_size, self.wrap = batch_size, wrap
         self.num_workers = min(2 * batch_size, 8) if num_workers is None else num_workers
         self.shuffled = {"validation": shuffle_val_dataloader, "test": shuffle_test_loader}
-        self.use_worker_init_fn = use_worker_init_fn
         self.seed = self.member = 0
         self.datasets: dict[str, Any] = {}
 
