@@ -115,6 +115,13 @@ def occurrences(positions: Tensor) -> Tensor:
     return counts
 
 
+def by_class(labels: Tensor) -> dict[int, Tensor]:
+    """Return {class: its ascending positions in `labels` [N]} of the classes that occur, by one sort."""
+    order = labels.argsort(stable=True)
+    classes, counts = labels[order].unique_consecutive(return_counts=True)
+    return dict(zip(classes.tolist(), order.split(counts.tolist()), strict=True))
+
+
 def to_signed(pixels: Tensor) -> Tensor:
     """Map uint8 pixels 0..255 to float32 in [-1, 1]."""
     return pixels.to(torch.float32).div_(127.5).sub_(1.0)
@@ -147,8 +154,7 @@ def split_positions(labels: Tensor, split: str, test_fraction: float, name: str)
     if split == "all":
         return torch.arange(len(labels))
     is_test = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero()[:, 0]
+    for label, members in by_class(labels).items():
         order = torch.randperm(len(members), generator=generator("split", name, label))
         is_test[members[order[: round(test_fraction * len(members))]]] = True
     return (is_test if split == "test" else ~is_test).nonzero()[:, 0]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.data.base import by_class
 from ldm.util import generator
 
 Budget = int | str  # images of a class, or "all"
@@ -112,8 +113,9 @@ def binned_indices(labels: Tensor, budgets: Mapping[int, Budget], seed: int) -> 
         ValueError: if a class has fewer images than its budget.
     """
     chosen = []
+    places, none = by_class(labels), torch.zeros(0, dtype=torch.int64)
     for label in sorted(budgets):
-        members = (labels == label).nonzero()[:, 0]
+        members = places.get(label, none)
         wanted = len(members) if budgets[label] == ALL else int(budgets[label])
         if not 0 < wanted <= len(members):
             raise ValueError(
@@ -122,7 +124,7 @@ def binned_indices(labels: Tensor, budgets: Mapping[int, Budget], seed: int) -> 
             )
         order = torch.randperm(len(members), generator=generator("images", seed, label))
         chosen.append(members[order[:wanted]])
-    return torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
+    return torch.cat([none, *chosen])
 
 
 def bootstrap(indices: Tensor, labels: Tensor, seed: int, component: int) -> Tensor:
@@ -135,9 +137,7 @@ def bootstrap(indices: Tensor, labels: Tensor, seed: int, component: int) -> Ten
         component: the member.
     """
     drawn = indices.clone()
-    classes = labels[indices]
-    for label in classes.unique().tolist():
-        places = (classes == label).nonzero()[:, 0]
+    for label, places in by_class(labels[indices]).items():
         source = generator("bootstrap", seed, component, label)
         drawn[places] = indices[places[torch.randint(len(places), (len(places),), generator=source)]]
     return drawn
@@ -156,12 +156,12 @@ def assign_masks(n_classes: int, components: int, hidden_from: int, seed: int) -
             f"hidden_from must lie between 1 and {components - 1} for {components} components, got {hidden_from}"
         )
     source = generator("masks", seed)
-    hidden: dict[int, list[int]] = {component: [] for component in range(components)}
+    hidden: dict[int, set[int]] = {component: set() for component in range(components)}
     for label in torch.randperm(n_classes, generator=source).tolist():
         order = torch.randperm(components, generator=source).tolist()
         for component in sorted(order, key=lambda one: len(hidden[one]))[:hidden_from]:
-            hidden[component].append(label)
-    return {one: [label for label in range(n_classes) if label not in set(missing)] for one, missing in hidden.items()}
+            hidden[component].add(label)
+    return {one: sorted(set(range(n_classes)) - missing) for one, missing in hidden.items()}
 
 
 def plan_binned(
