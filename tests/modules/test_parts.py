@@ -89,8 +89,37 @@ def test_class_embedder_rejects_what_it_cannot_embed():
         embedder.embed(torch.tensor([[1]]))
     with pytest.raises(ValueError, match="probability"):
         ClassEmbedder(4, ucg_rate=1.5)
-    with pytest.raises(ValueError, match="lora"):
-        ClassEmbedder(4, lora=True)
+    with pytest.raises(ValueError, match="rank must be"):
+        ClassEmbedder(4, lora=True, rank=0)
+
+
+def test_low_rank_rows_are_the_table_plus_the_product():
+    embedder = ClassEmbedder(4, n_classes=6, key="class_label", lora=True, rank=2)
+    table, labels = embedder.embedding.weight, torch.tensor([3, 0, 5])
+    shapes = {name: tuple(value.shape) for name, value in embedder.named_parameters()}
+    assert shapes == {"embedding.weight": (6, 4), "lora_A": (2, 6), "lora_B": (4, 2)}
+    assert [name for name, value in embedder.named_parameters() if value.requires_grad] == ["lora_A", "lora_B"]
+    assert torch.equal(embedder.embed(labels)[:, 0], table[labels]), "B starts at zero"
+    with torch.no_grad():
+        embedder.lora_B.copy_(randn(4, 2))
+    whole = table + (embedder.lora_B @ embedder.lora_A).T
+    torch.testing.assert_close(embedder.embed(labels)[:, 0], whole[labels])
+    sizes = ClassEmbedder(512, n_classes=1001, lora=True)
+    assert sum(value.numel() for value in sizes.parameters() if value.requires_grad) == 24_208, "as published"
+
+
+def test_an_embedder_without_a_null_class():
+    embedder = ClassEmbedder(4, n_classes=6, null_class=False)
+    labels = torch.tensor([5, 0])
+    assert embedder.null_class is None
+    assert torch.equal(embedder.embed(labels)[:, 0], embedder.embedding.weight[labels])
+    assert torch.equal(embedder.drop_labels(labels, torch.zeros(2)), labels)
+    with pytest.raises(ValueError, match=r"0\.\.5 \(no null class\), got 6\.\.6"):
+        embedder.embed(torch.tensor([6]))
+    with pytest.raises(ValueError, match="no null class"):
+        embedder({"class": labels}, drop=torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="set it to 0"):
+        ClassEmbedder(4, n_classes=6, ucg_rate=0.1, null_class=False)
 
 
 class Pair(nn.Module):

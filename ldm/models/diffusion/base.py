@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ldm.checkpoint import averaged, load_into, load_state_dict
 from ldm.heads import Component
 from ldm.models.diffusion import components
+from ldm.models.diffusion.anchor import Anchor
 from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elbo_weights, elementwise_error
-from ldm.models.diffusion.optimisation import mean_over_devices, optimiser, require_trunk
+from ldm.models.diffusion.optimisation import mean_over_devices, optimiser
 from ldm.models.diffusion.path import VPPath, beta_schedule
 from ldm.models.diffusion.schedule import schedule_tables
 from ldm.modules.ema import LitEma
@@ -32,6 +33,8 @@ def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool
     state = {name: value for name, value in state.items() if not name.startswith(ignore_keys or ("\0",))}
     has_copies = any(name.startswith("model_ema.") for name in state)
     ignore = ignore_keys + (() if model.use_ema and has_copies else EMA_KEYS)
+    factors = (model.low_rank or ())[:2]
+    ignore += factors if not any(name in state for name in factors) else ()
     if only_model:
         state = {name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")}
         load_into(model.model, state)
@@ -41,18 +44,12 @@ def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool
         model.model_ema.reset(model.model)
 
 
-class DDPM(pl.LightningModule):
+class DDPM(components.ComponentTraining, pl.LightningModule):
     """Diffusion on what `get_input` returns; arguments are latent-diffusion's.
 
     Ours: `weight_decay` (0; the published AdamW default is 0.01) and, for training components of an ensemble,
-    `pretrained_path` and `heads` (see `start_from_pretrained`).
+    `pretrained_path` and `heads` (see `ComponentTraining`).
     """
-
-    head_patterns: Mapping[str, Sequence[str]] = {
-        "class_embedding": ("cond_stage_model.embedding.*",),
-        "output": ("model.diffusion_model.out.*",),
-        "time_embedding": ("model.diffusion_model.time_embed.*",),
-    }
 
     def __init__(
         self,
@@ -96,6 +93,7 @@ class DDPM(pl.LightningModule):
         self.scheduler_config, self.weight_decay, self.learning_rate = scheduler_config, weight_decay, None
         self.pretrained_path, self.head_options = pretrained_path, dict(heads or {})
         self.component: Component | None = None
+        self.anchor: Anchor | None = None
         self.draws, self.validation_draws = TrainingDraws(0), TrainingDraws(0, purpose="validation")
 
         self.model = DiffusionWrapper(unet_config, conditioning_key)
@@ -170,26 +168,6 @@ class DDPM(pl.LightningModule):
         """The network of (x, t, condition), sharing this model's parameters under the same names."""
         return ConditionedNetwork(self.model)
 
-    # Components of an ensemble
-
-    def start_from_pretrained(self, component: int, seed: int) -> Component:
-        """Load and freeze the trunk of `pretrained_path`, start this member's heads; see `components.start`."""
-        require_trunk(self.pretrained_path)
-        self.component = components.start(self, self.pretrained_path, component, seed, self.head_options)
-        return self.component
-
-    def shared_rows(self) -> dict[str, int]:
-        """Rows of embedding tables that all members share: the null class of classifier-free guidance."""
-        return {}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.component is not None:
-            components.keep_heads(checkpoint, self.component)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "component" in checkpoint:
-            components.merge_heads(checkpoint, self.component, self.state_dict())
-
     # Loss
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
@@ -213,12 +191,15 @@ class DDPM(pl.LightningModule):
         return self.model(x_noisy, t, **cond)
 
     def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss and its parts (latent-diffusion): l_simple / exp(logvar) + logvar, plus the weighted bound.
+        """The training loss and its parts at a condition.
 
         Args:
             x_start: clean states [B, C, H, W]; t: table entries [B] from 0; noise: like x_start.
         """
-        output = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
+        return self.losses_of(self.apply_model(self.q_sample(x_start, t, noise), t, cond), x_start, t, noise)
+
+    def losses_of(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and parts of the network's output (latent-diffusion): l_simple / exp(logvar) + logvar, and the bound."""
         alpha = self.sqrt_alphas_cumprod[t].reshape(-1, 1, 1, 1)
         sigma = self.sqrt_one_minus_alphas_cumprod[t].reshape(-1, 1, 1, 1)
         simple = self.get_loss(output, self.target.of(x_start, noise, alpha, sigma), mean=False).mean(dim=(1, 2, 3))
@@ -247,7 +228,12 @@ class DDPM(pl.LightningModule):
         x = self.get_input(batch, self.first_stage_key)
         t, noise, uniform = draws(step, samples, x.shape[1:], self.num_timesteps)
         t, noise, uniform = t.to(x.device), noise.to(x), uniform.to(x)
-        return self.p_losses(x, self.condition_of(batch, uniform), t, noise)
+        loss, parts = self.p_losses(x, self.condition_of(batch, uniform), t, noise)
+        if self.anchor is not None and self.training:
+            penalty = components.anchor_penalty(self)
+            loss = loss + penalty
+            parts.update({"train/loss_anchor": penalty.detach(), "train/loss": loss.detach()})
+        return loss, parts
 
     def _samples(self, batch: Mapping[str, Any], part: int) -> range:
         size = len(batch[self.first_stage_key])
@@ -283,4 +269,5 @@ class DDPM(pl.LightningModule):
         """AdamW over everything that trains, with the configured warm-up rule per step."""
         if self.learning_rate is None:
             raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
-        return optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config)
+        rules = components.row_rules(self)
+        return optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config, rules)

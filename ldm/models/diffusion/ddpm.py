@@ -119,7 +119,7 @@ class LatentDiffusion(DDPM):
         if self.cond_stage_model is None:
             return None
         labels = batch[self.cond_stage_key]
-        if self.training and (self.component is None or self.component.null_class == "trained"):
+        if self.training and self.label_dropout:
             labels = self.cond_stage_model.drop_labels(labels, uniform)
         return labels if self.model.conditioning_key == "adm" else self.cond_stage_model.embed(labels)
 
@@ -134,9 +134,37 @@ class LatentDiffusion(DDPM):
             moments = self.trainer.strategy.reduce(torch.stack([z.mean(), z.square().mean()]), reduce_op="mean")
             self.scale_factor.copy_(1 / (moments[1] - moments[0] ** 2).sqrt())
 
-    def shared_rows(self) -> dict[str, int]:
-        null = self.null_class
-        return {} if null is None else {"cond_stage_model.embedding.weight": null}
+    # Class embeddings
+
+    @property
+    def null_class(self) -> int | None:
+        """Label of classifier-free guidance's null class, the embedder's last row; None where there is none."""
+        return getattr(self.cond_stage_model, "null_class", None)
+
+    @property
+    def n_classes(self) -> int | None:
+        """Number of classes, the null class not counted; None for an unconditional model."""
+        rows = getattr(self.cond_stage_model, "n_classes", None)
+        return rows if rows is None or self.null_class is None else rows - 1
+
+    @property
+    def label_dropout(self) -> float:
+        """Share of the labels that training replaces by the null class."""
+        drops = self.component is None or self.component.null_class == "trained"
+        return getattr(self.cond_stage_model, "ucg_rate", 0.0) if drops else 0.0
+
+    @property
+    def tables(self) -> Mapping[str, int]:
+        """Parameters that hold something for each class: {name: the axis that counts the classes}."""
+        stage = {} if self.cond_stage_model is None else dict(self.cond_stage_model.named_parameters())
+        axes = {"embedding.weight": 0, "lora_A": 1}
+        return {f"cond_stage_model.{name}": axis for name, axis in axes.items() if name in stage}
+
+    @property
+    def low_rank(self) -> tuple[str, str, str] | None:
+        """Names of the embedder's low-rank factors A and B and of the table they correct, where it has them."""
+        names = ("lora_A", "lora_B", "embedding.weight")
+        return tuple(f"cond_stage_model.{name}" for name in names) if hasattr(self.cond_stage_model, "lora_A") else None
 
     # The model as a denoiser
 
@@ -145,16 +173,20 @@ class LatentDiffusion(DDPM):
         return ConditionedNetwork(self.model, self.cond_stage_model)
 
     @property
-    def null_class(self) -> int | None:
-        """Label of classifier-free guidance's null class: the embedder's last row."""
-        return getattr(self.cond_stage_model, "null_class", None)
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         return (self.channels, self.image_size, self.image_size)
 
     def denoiser(self, cond: Tensor | None = None, scale: float = 1.0, network: Network | None = None) -> Denoiser:
-        """Denoiser for class labels [B] under guidance `scale`; `network` replaces ours (members of a posterior)."""
+        """Denoiser for class labels [B] under guidance `scale`; `network` replaces ours (members of a posterior).
+
+        Raises:
+            ValueError: if guidance is asked for and there is no null class.
+        """
+        if scale != 1 and cond is not None and self.null_class is None:
+            raise ValueError(
+                f"guidance scale {scale} needs a null class, and this model has none: all {self.n_classes} rows of its "
+                "embedder are classes (null_class: false); use scale 1"
+            )
         network = self.network if network is None else network
         null = None if cond is None or self.null_class is None else torch.full_like(cond, self.null_class)
         return guided(NetworkDenoiser(network, self.path, self.target, cond), null, scale)

@@ -1,8 +1,9 @@
-"""What a DDPM's training needs beside its loss: the optimiser, numbers averaged over devices, a trunk that exists."""
+"""What a DDPM's training needs beside its loss: the optimiser, its data in numbers, averages over devices, a trunk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,75 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.models.diffusion.row_adam import RowAdam, RowRule
 from ldm.util import instantiate_from_config
 
 
-def optimiser(parameters: Iterable[nn.Parameter], rate: float, decay: float, schedule: Mapping[str, Any] | None) -> Any:
-    """AdamW over the parameters that require gradients, its rate times `schedule.schedule(step)` where there is one."""
+@dataclass(frozen=True)
+class TrainingSet:
+    """What rules of optimisation ask of the training data.
+
+    Args:
+        images: number of images N.
+        batch: images of one optimiser step, over all devices and accumulated parts.
+        labels: class of each image [N]; None where the data have none.
+    """
+
+    images: int
+    batch: int
+    labels: Tensor | Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, model: pl.LightningModule) -> TrainingSet:
+        """From the data module of a model's trainer: `datasets["train"]`, that data set's `labels`, `batch_size`.
+
+        Raises:
+            ValueError: if there is no such data module.
+        """
+        try:
+            trainer = model.trainer
+        except RuntimeError:  # no trainer yet
+            trainer = None
+        module = getattr(trainer, "datamodule", None)
+        data = getattr(module, "datasets", {}).get("train")
+        if data is None:
+            raise ValueError(
+                "heads.init: anchored and heads.row_rates: equal need the training data: fit with a data module that "
+                "has datasets['train'] (DataModuleFromConfig), or set model.training_set"
+            )
+        batch = module.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return cls(len(data), batch, getattr(data, "labels", None))
+
+    def counts(self, classes: int) -> Tensor:
+        """Images of each class [classes].
+
+        Raises:
+            ValueError: if the data have no labels.
+        """
+        if self.labels is None:
+            raise ValueError(
+                "heads.row_rates: equal needs the training images' labels: a data set with `labels` [N] (wrap: true "
+                "hides them), or model.training_set"
+            )
+        return torch.bincount(torch.as_tensor(self.labels, dtype=torch.int64, device="cpu"), minlength=classes)
+
+
+def optimiser(
+    parameters: Iterable[nn.Parameter],
+    rate: float,
+    decay: float,
+    schedule: Mapping[str, Any] | None,
+    rules: Mapping[nn.Parameter, RowRule] | None = None,
+) -> Any:
+    """AdamW over the parameters that require gradients, its rate times `schedule.schedule(step)` where there is one.
+
+    Tables with a rule are trained by row (`RowAdam`).
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    adamw = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+    if rules:
+        adamw = RowAdam(trained, rules, rate, decay)
+    else:
+        adamw = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
     if schedule is None:
         return adamw
     factor = instantiate_from_config(schedule).schedule

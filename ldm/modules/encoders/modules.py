@@ -6,36 +6,54 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ClassEmbedder(nn.Module):
-    """Table of class embeddings; its last row is the null class of classifier-free guidance.
+    """Table of class embeddings; its last row is the null class of classifier-free guidance, if it has one.
+
+    With `lora`, the row of class c is weight[c] + (B A)[:, c] (low-rank adaptation, Hu et al. 2022, arXiv 2106.09685;
+    the shapes of DECU): `lora_A` [R, K] starts from N(0, 1), `lora_B` [D, R] at zero, and the table is frozen.
 
     Args:
         embed_dim: width D.
-        n_classes: number of rows, the null class included.
+        n_classes: number of rows K, the null class included.
         key: entry of a batch that holds the labels.
         ucg_rate: probability in [0, 1] of dropping a label in training (Ho & Salimans 2022, arXiv 2207.12598).
-        lora: accepted for DECU's configs; only False.
+        lora: train a low-rank correction of the table in its place.
+        rank: R.
+        null_class: whether the last row is the null class; without one every row is a class.
     """
 
     def __init__(
-        self, embed_dim: int, n_classes: int = 1000, key: str = "class", ucg_rate: float = 0.0, lora: bool = False
+        self,
+        embed_dim: int,
+        n_classes: int = 1000,
+        key: str = "class",
+        ucg_rate: float = 0.0,
+        lora: bool = False,
+        rank: int = 16,
+        null_class: bool = True,
     ):
         super().__init__()
-        if lora:
-            raise ValueError("ClassEmbedder has no low-rank form; remove `lora` or set it to False")
         if not 0 <= ucg_rate <= 1:
             raise ValueError(f"ucg_rate must be a probability in [0, 1], got {ucg_rate}")
+        if ucg_rate and not null_class:
+            raise ValueError(
+                f"ucg_rate {ucg_rate} drops labels for the null class, and null_class is False: set it to 0"
+            )
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
         self.key = key
         self.n_classes = n_classes
         self.ucg_rate = ucg_rate
+        self.null_class = n_classes - 1 if null_class else None
         self.embedding = nn.Embedding(n_classes, embed_dim)
-
-    @property
-    def null_class(self) -> int:
-        """The last row."""
-        return self.n_classes - 1
+        self.low_rank = lora
+        if lora:
+            self.embedding.requires_grad_(False)
+            self.lora_A = nn.Parameter(nn.init.normal_(torch.empty(rank, n_classes)))
+            self.lora_B = nn.Parameter(torch.zeros(embed_dim, rank))
 
     def forward(self, batch: Mapping[str, Tensor], key: str | None = None, drop: Tensor | None = None) -> Tensor:
         """Embed the labels of a batch.
@@ -52,14 +70,15 @@ class ClassEmbedder(nn.Module):
         if key not in batch:
             raise ValueError(f"the batch has no '{key}' to embed; its keys are {sorted(batch)}")
         labels = batch[key]
-        if drop is not None:
-            labels = torch.where(drop, self.null_class, labels)  # [B]
-        return self.embed(labels)
+        return self.embed(labels if drop is None else self._nullified(labels, drop))
 
     def embed(self, labels: Tensor) -> Tensor:
         """Rows `[B, 1, D]` of labels `[B]`."""
         self._check(labels)
-        return self.embedding(labels[:, None])  # [B, 1, D]
+        rows = self.embedding(labels[:, None])  # [B, 1, D]
+        if not self.low_rank:
+            return rows
+        return rows + F.linear(F.embedding(labels[:, None], self.lora_A.T), self.lora_B)
 
     def drop_labels(self, labels: Tensor, uniform: Tensor) -> Tensor:
         """Replace a label by the null class where its draw, in [0, 1), is below `ucg_rate`; all `[B]`.
@@ -68,9 +87,14 @@ class ClassEmbedder(nn.Module):
         """
         if uniform.shape != labels.shape:
             raise ValueError(f"one draw for each label: labels {list(labels.shape)}, draws {list(uniform.shape)}")
-        if not self.training:
+        if not self.training or self.null_class is None:
             return labels
-        return torch.where(uniform.to(labels.device) < self.ucg_rate, self.null_class, labels)  # [B]
+        return self._nullified(labels, uniform.to(labels.device) < self.ucg_rate)
+
+    def _nullified(self, labels: Tensor, drop: Tensor) -> Tensor:
+        if self.null_class is None:
+            raise ValueError("labels cannot be dropped: this embedder has no null class (null_class: false)")
+        return torch.where(drop, self.null_class, labels)  # [B]
 
     def _check(self, labels: Tensor) -> None:
         if labels.ndim != 1 or labels.is_floating_point():
@@ -79,6 +103,5 @@ class ClassEmbedder(nn.Module):
             return  # reading values would stall a device, and cannot be done under vmap
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.n_classes:
-            raise ValueError(
-                f"labels must lie in 0..{self.n_classes - 1} (null class {self.null_class}), got {low}..{high}"
-            )
+            null = "no null class" if self.null_class is None else f"null class {self.null_class}"
+            raise ValueError(f"labels must lie in 0..{self.n_classes - 1} ({null}), got {low}..{high}")

@@ -1,0 +1,62 @@
+"""The prior of an anchored ensemble's member: a quadratic pull of its heads to their own draw from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Anchor(nn.Module):
+    """Penalty that makes a member a draw of the posterior: the anchored loss of Pearce et al. 2020 (arXiv 1810.05546).
+
+        penalty = strength / (2 N) sum_k (theta_k - anchor_k)^2 / s_k^2
+
+    with N training images, anchor_k a draw of the prior N(pretrained_k, s_k^2) and `strength` the precision multiplier.
+    Added to a loss that is a mean over images, its weight against the data does not depend on the batch size. For a
+    squared error that is a mean over D entries with noise of variance sigma^2, their loss is strength = 2 sigma^2 / D.
+
+    Holds its tensors as buffers that are not saved: they are drawn again from the member's seed.
+
+    Args:
+        anchors: {parameter name: value}.
+        deviations: {parameter name: s}, broadcasting to the value; infinite where nothing pulls.
+        strength: see above.
+
+    Raises:
+        ValueError: if the prior of a parameter has no width.
+    """
+
+    def __init__(self, anchors: Mapping[str, Tensor], deviations: Mapping[str, Tensor], strength: float):
+        super().__init__()
+        self.names, self.strength = tuple(anchors), strength
+        for number, name in enumerate(self.names):
+            if not bool((deviations[name] > 0).all()):
+                raise ValueError(
+                    f"the prior of '{name}' has no width: heads.noise times the spread of its rows is 0; take another "
+                    "heads.noise, or heads.init: perturbed"
+                )
+            self.register_buffer(f"centre{number}", anchors[name].detach().clone(), persistent=False)
+            self.register_buffer(f"precision{number}", deviations[name].detach() ** -2.0, persistent=False)
+
+    def centre(self, name: str) -> Tensor:
+        """The anchor of a parameter."""
+        return self.get_buffer(f"centre{self.names.index(name)}")
+
+    def precision(self, name: str) -> Tensor:
+        """1 / s^2, broadcasting to the parameter."""
+        return self.get_buffer(f"precision{self.names.index(name)}")
+
+    def pull(self, name: str, images: int) -> Tensor:
+        """The penalty's gradient is pull * (theta - anchor); broadcasts to the parameter."""
+        return self.strength / images * self.precision(name)
+
+    def penalty(self, module: nn.Module, images: int, leave_out: Iterable[str] = ()) -> Tensor:
+        """The penalty [] of a module's parameters, those of `leave_out` taken as constants (no gradient)."""
+        total, constants = torch.zeros((), device=self.centre(self.names[0]).device), frozenset(leave_out)
+        for name in self.names:
+            value = module.get_parameter(name)
+            value = value.detach() if name in constants else value
+            total = total + (self.precision(name) * (value - self.centre(name)).square()).sum()
+        return self.strength / (2 * images) * total

@@ -1,0 +1,132 @@
+"""Optimisation of tables by row: rows of classes with few images move as far as rows of classes with many.
+
+Under Adam a row that is in few batches moves little: an isolated gradient moves it by about 31.6 learning rates
+(0.1 / sqrt(0.001)), a gradient in every step by one each, so that after T steps a row seen k times has moved by
+31.6 k at most against T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """How the rows of one table are trained.
+
+    Args:
+        axis: of the table, along which the rows are counted.
+        rates: multiples of the learning rate [K].
+        centre, pull: where given, `pull * (table - centre)` joins a row's gradient whenever the row is visited; both
+            broadcast to the table.
+    """
+
+    axis: int
+    rates: Tensor
+    centre: Tensor | None = None
+    pull: Tensor | None = None
+
+
+class RowAdam(torch.optim.AdamW):
+    """AdamW, but tables with a `RowRule` are updated row by row, and only the rows that a batch visits.
+
+    A row is visited when its gradient is not zero. Its moments decay, and their bias is corrected, by its own count of
+    visits n (Kingma & Ba 2015, Algorithm 1, applied to each row for itself):
+
+        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
+        row <- row - lr rates[row] ((m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + eps) + weight_decay row)
+
+    So a gradient of constant sign moves a row by lr rates[row] a visit, whatever lies between two visits.
+
+    Args:
+        parameters: everything that trains, the tables included.
+        rules: for each table.
+        lr, weight_decay: as AdamW's; the decay of a table acts on visited rows alone.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], rules: Mapping[nn.Parameter, RowRule], lr: float, weight_decay: float
+    ):
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay)
+        self.rules = dict(rules)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradients = {table: table.grad for table in self.rules if table.grad is not None}
+        for table in gradients:
+            table.grad = None  # AdamW passes over parameters without a gradient
+        super().step()
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table in gradients:
+                    table.grad = gradients[table]
+                    self._step_rows(table, self.rules[table], group)
+        return loss
+
+    def _step_rows(self, table: nn.Parameter, rule: RowRule, group: Mapping[str, Any]) -> None:
+        gradient, state, axis = table.grad, self.state[table], rule.axis
+        shape = [-1 if dimension == axis else 1 for dimension in range(table.ndim)]
+        visited = gradient.movedim(axis, 0).flatten(1).ne(0).any(1)  # [K]
+        if not state:
+            state["step"] = torch.zeros(len(visited), dtype=torch.int64, device=table.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        if rule.centre is not None:
+            gradient = gradient + rule.pull.to(table) * (table - rule.centre.to(table))
+        state["step"] = state["step"].to(table.device) + visited
+        counts, seen = state["step"].clamp(min=1).double(), visited.reshape(shape)
+        (beta1, beta2), mean, square = group["betas"], state["exp_avg"], state["exp_avg_sq"]
+        mean.copy_(torch.where(seen, beta1 * mean + (1 - beta1) * gradient, mean))
+        square.copy_(torch.where(seen, beta2 * square + (1 - beta2) * gradient.square(), square))
+        first, second = ((1 - beta**counts).to(table).reshape(shape) for beta in (beta1, beta2))
+        change = (mean / first) / ((square / second).sqrt() + group["eps"]) + group["weight_decay"] * table
+        rates = group["lr"] * rule.rates.to(table).reshape(shape)
+        table.copy_(torch.where(seen, table - rates * change, table))
+
+
+def visit_probability(counts: Tensor, images: int, batch: int, dropped: float = 0.0) -> Tensor:
+    """Probability that a batch holds an image of a class whose label is not dropped.
+
+        1 - sum_k C(n, k) C(N - n, G - k) / C(N, G) q^k
+
+    Args:
+        counts: images of each class n [K]; images: N of the data set.
+        batch: G that one step sees, drawn without replacement (all of them where G > N).
+        dropped: probability q of dropping a label.
+
+    Returns:
+        float64 [K]; 0 for classes without images.
+    """
+    batch, n = min(batch, images), counts.double()[:, None]  # [K, 1]
+    most = min(batch, int(counts.max())) if dropped else 0
+    k = torch.arange(most + 1, dtype=torch.float64, device=counts.device)
+    possible = (k <= n) & (batch - k <= images - n)
+    whole, part = torch.tensor(float(images), dtype=torch.float64), torch.tensor(float(batch), dtype=torch.float64)
+    log = _log_choose(n, k) + _log_choose(images - n, batch - k) - _log_choose(whole, part)
+    absent = torch.where(possible, log.exp() * float(dropped) ** k, 0.0).sum(1)
+    return torch.where(counts > 0, 1 - absent, 0.0).clamp(0, 1)
+
+
+def _log_choose(n: Tensor, k: Tensor) -> Tensor:
+    """ln C(n, k), float64; where k lies outside 0 .. n the value means nothing."""
+    n, k = torch.broadcast_tensors(n, k)
+    inside = k.clamp(min=0).minimum(n)
+    return torch.lgamma(n + 1) - torch.lgamma(inside + 1) - torch.lgamma(n - inside + 1)
+
+
+def equal_rates(probability: Tensor, cap: float) -> Tensor:
+    """Multiples of the learning rate [K] under which all rows with data move equally far: min(cap, p_max / p).
+
+    A row is visited p T times in T steps, so it moves by at most lr p T rate = lr p_max T: as far as the row of most
+    visits at rate 1. Rows without data (p = 0) get 1, and are never visited.
+    """
+    rates = probability.max() / probability.clamp(min=torch.finfo(probability.dtype).tiny)
+    return torch.where(probability > 0, rates.clamp(max=cap), 1.0)

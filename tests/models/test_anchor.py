@@ -1,0 +1,111 @@
+"""Anchored members: the minimum of a linear-Gaussian problem is the formula's, by AdamW and by rows."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.models.diffusion.anchor import Anchor
+from ldm.models.diffusion.row_adam import RowAdam, RowRule, equal_rates, visit_probability
+
+COUNTS = torch.tensor([1, 4, 20, 0])
+STRENGTH, DEVIATION, SIGMA = 0.8, 0.7, 0.5
+
+
+def problem():
+    """A table of class means [4, 3], labels [N], observations [N, 3], and an anchored table."""
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat_interleave(COUNTS)
+    module = nn.Embedding(4, 3).double()
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(4, 3, generator=source, dtype=torch.float64))
+    observed = 2 + SIGMA * torch.randn(len(labels), 3, generator=source, dtype=torch.float64)
+    deviations = DEVIATION * torch.ones(4, 1, dtype=torch.float64)
+    return module, labels, observed, Anchor({"weight": module.weight}, {"weight": deviations}, STRENGTH)
+
+
+def minimum(anchor, labels, observed):
+    """Where mean |theta_c - y|^2 / D + strength / (2 N) |theta - anchor|^2 / s^2 has no gradient, class by class."""
+    sums = torch.zeros(4, 3, dtype=torch.float64).index_add(0, labels, observed)
+    precision = STRENGTH / DEVIATION**2
+    return (2 / 3 * sums + precision * anchor) / (2 / 3 * COUNTS[:, None] + precision)
+
+
+def data_loss(module, labels, observed):
+    return (module(labels) - observed).square().mean()
+
+
+def test_the_anchored_minimum_is_the_formula():
+    module, labels, observed, anchor = problem()
+    start = module.weight.detach().clone()
+    optimizer = torch.optim.LBFGS(
+        module.parameters(), max_iter=100, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = data_loss(module, labels, observed) + anchor.penalty(module, len(labels))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(module.weight.detach(), minimum(start, labels, observed), atol=1e-7, rtol=1e-7)
+    assert torch.equal(module.weight[3], start[3]), "a class without data stays at its anchor"
+
+
+def test_with_its_own_precision_members_are_draws_of_the_posterior():
+    """Pearce et al. 2020: anchors from the prior and noisy data give exact draws; here their mean and variance.
+
+    strength = 2 sigma^2 / D; a class of n images has the posterior N((n ybar / sigma^2 + 0) v, v), 1/v = n / sigma^2 +
+    1 / s^2. The anchored minimum is linear in anchor and data: its moments follow from those of the two.
+    """
+    strength, n = 2 * SIGMA**2 / 3, 4
+    precision, weight = strength / DEVIATION**2, 2 / 3 * n
+    of_data, of_anchor = weight / (weight + precision), precision / (weight + precision)
+    variance = 1 / (n / SIGMA**2 + 1 / DEVIATION**2)
+    assert of_data == pytest.approx(n / SIGMA**2 * variance)
+    # The anchor's share of the spread and, where the data are resampled, the data's.
+    assert of_anchor**2 * DEVIATION**2 + of_data**2 * SIGMA**2 / n == pytest.approx(variance)
+
+
+def test_gradient_of_the_penalty_is_the_pull_and_constants_have_none():
+    module, labels, _, anchor = problem()
+    start = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.add_(1)
+    anchor.penalty(module, len(labels)).backward()
+    torch.testing.assert_close(
+        module.weight.grad, anchor.pull("weight", len(labels)) * (module.weight.detach() - start)
+    )
+    constant = anchor.penalty(module, len(labels), leave_out=["weight"])
+    assert not constant.requires_grad
+    torch.testing.assert_close(constant, anchor.penalty(module, len(labels)))
+    assert not anchor.state_dict(), "it is drawn again from the seed"
+    assert torch.equal(anchor.centre("weight"), start)
+
+
+def test_a_pull_at_visits_has_the_same_minimum():
+    """Batches of two of 25 images under equal rates: rows are pulled when they are seen, by 1 / p of the pull."""
+    module, labels, observed, anchor = problem()
+    start, size, steps = module.weight.detach().clone(), 2, 2000
+    table, source = module.weight, torch.Generator().manual_seed(1)
+    visits = visit_probability(COUNTS, len(labels), size)
+    shares = torch.where(visits > 0, 1 / visits, 0)[:, None]
+    rule = RowRule(0, equal_rates(visits, 2000.0), anchor.centre("weight"), anchor.pull("weight", len(labels)) * shares)
+    optimizer = RowAdam([table], {table: rule}, 1e-2, 0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(steps):
+        chosen = torch.randperm(len(labels), generator=source)[:size]
+        optimizer.zero_grad()
+        data_loss(module, labels[chosen], observed[chosen]).backward()
+        optimizer.step()
+        schedule.step()
+    # Steps shrink to zero, so what is left is the noise of the last batches.
+    torch.testing.assert_close(table.detach(), minimum(start, labels, observed), atol=0.05, rtol=0)
+    assert torch.equal(table[3], start[3])
+    assert (table[0] - start[0]).abs().max() > 0.2
+
+
+def test_a_prior_without_width_is_refused():
+    module, *_ = problem()
+    with pytest.raises(ValueError, match="no width"):
+        Anchor({"weight": module.weight}, {"weight": torch.zeros(4, 1)}, 1.0)
