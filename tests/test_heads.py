@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.heads import freeze_trunk, initialise, merge, resolve_patterns, select, split
+from ldm.heads import freeze_trunk, initialise, initialise_low_rank, merge, resolve_patterns, select, split
 from ldm.util import generator
 
 NAMED = {"out": ("model.out.*",), "embedding": ("embedding.weight",)}
@@ -63,3 +63,20 @@ def test_draws_depend_on_seed_and_component_only():
 
     assert torch.equal(draw(0, 1), draw(0, 1))
     assert not torch.equal(draw(0, 1), draw(1, 0))
+
+
+def test_low_rank_starts_have_the_stated_spread():
+    deviations, a, b = torch.linspace(0.1, 2, 11), torch.empty(16, 11), torch.empty(50, 16)
+    for how, expected in (("pretrained", 0 * deviations), ("perturbed", deviations), ("random", torch.ones(11))):
+        source, squares = generator(how), torch.zeros(11)
+        for _ in range(200):
+            spread, width = initialise_low_rank(a, b, deviations, how, source, null=10)
+            squares += (b @ a).square().mean(0) / 200
+        expected = expected * (torch.arange(11) < 10)
+        # A draw's mean square of a row varies by sqrt(2 / 16 + 2 / 50) = 0.4 of it, so 200 draws' root by 1.4 %.
+        torch.testing.assert_close(squares.sqrt(), expected, rtol=0.06, atol=0)
+        torch.testing.assert_close((spread * width)[0] * 16**0.5, expected)
+        assert torch.equal(a[:, 10], torch.zeros(16))
+    assert initialise_low_rank(a, b, deviations, "pretrained", generator(0))[0].tolist() == [[1.0] * 11]
+    with pytest.raises(ValueError, match="must be one of"):
+        initialise_low_rank(a, b, deviations, "zeros", generator(0))

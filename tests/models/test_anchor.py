@@ -38,7 +38,7 @@ def test_the_anchored_minimum_is_the_formula():
     module, labels, observed, anchor = problem()
     start = module.weight.detach().clone()
     optimizer = torch.optim.LBFGS(
-        module.parameters(), max_iter=100, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+        module.parameters(), max_iter=30, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def closure():
