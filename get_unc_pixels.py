@@ -1,11 +1,12 @@
-"""Epistemic uncertainty per pixel: mutual information between a pixel's colour and the ensemble's weights.
+"""Epistemic uncertainty per pixel: mutual information between a pixel of the final sample and the ensemble's members.
 
 Examples:
   python get_unc_pixels.py --path logs/bootstrapped_digits_5
-  python get_unc_pixels.py --path logs/bootstrapped_digits_5 --classes 0 3 8 --n 4 --space latent
+  python get_unc_pixels.py --path logs/bootstrapped_digits_5 --classes 0 3 8 --n 4 --space image latent --mean
 
-Writes {path}/pixel_unc/: pixel_unc_branch{u}_{k}.png, images of the base member above their maps, all on one colour
-scale, and the maps themselves (.npz).
+Writes {path}/pixel_unc/: pixel_unc_branch{u}_{k}.png for noise k (with --mean one picture, of the mean over noises),
+images of the base member above their maps, all maps on one colour scale, and the maps themselves (.npz). Maps of
+latents go to files with `latent` in their names.
 """
 
 from __future__ import annotations
@@ -15,55 +16,81 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_ensemble_arguments
+from ldm.arguments import add_ensemble_arguments, fill_in_published, scale_of
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.images import heat_maps
-from ldm.modules.distributions.gaussian import Gaussian
-from ldm.opened import open_ensemble
-from ldm.uncertainty.measures import mutual_information
+from ldm.opened import OpenEnsemble, open_ensemble
+from ldm.uncertainty.quantities import pixel_maps
 from ldm.util import atomic_write
-from sample_model import describe_class, spread_classes
+
+SPACES = {"image": "decoded images in [0, 1]", "latent": "final latents"}
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    add_ensemble_arguments(parser)
-    parser.add_argument("--classes", type=int, nargs="+", help="classes (default: up to ten, spread over the bins)")
-    parser.add_argument("--n", type=int, default=1, help="noises a class")
-    parser.add_argument(
-        "--space", default="image", choices=["image", "latent"], help="decoded images in [0, 1], or final latents"
+    add_ensemble_arguments(parser, published_branch=0)
+    add = parser.add_argument
+    add("--classes", type=int, nargs="+", help="classes (default: up to ten, spread over the bins)")
+    add("--n", type=int, default=1, help="noises a class")
+    add("--mean", action="store_true", help="one map a class: the mean over its noises, under the image of the first")
+    add(
+        "--space", nargs="+", default=["image"], choices=SPACES, help="decoded images in [0, 1], final latents, or both"
     )
-    parser.add_argument("--distance_scale", type=float, default=1.0, help="factor on the squared distances of pixels")
-    parser.add_argument("--out", help="folder of the output (default: PATH/pixel_unc)")
+    scale = "squared distances of a pixel: sum over its channels, mean, or a factor on the sum"
+    add("--distance_scale", type=scale_of, default="sum", help=scale)
+    channels = "a pixel's channels as one event (joint), or one by one and averaged (mean; --published)"
+    add("--channels", choices=["joint", "mean"], help=channels + " (joint)")
+    add("--limit", type=float, help="top of the colour scale (nats), to compare runs (default: the largest value)")
+    add("--out", help="folder of the output (default: PATH/pixel_unc)")
     return parser
+
+
+def measure(opened: OpenEnsemble, label: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Images [n, C, H, W] of the first base member, and maps [n, h, w] in each space, means over the bases."""
+    options = opened.options
+    samples = opened.member_samples([label] * options.n, range(options.n))  # [M, n, K, c, h, w]
+    decoded = opened.decode(samples)
+    values = {"image": (decoded + 1) / 2, "latent": samples}
+    joint = options.channels != "mean"
+    maps = {space: pixel_maps(values[space], options.distance_scale, joint).mean(1).cpu() for space in options.space}
+    return decoded[opened.bases(label)[0], :, 0], maps
+
+
+def draw(opened: OpenEnsemble, images: Tensor, maps: Tensor, titles: list[str], space: str, out: Path) -> None:
+    """A picture of all classes a noise, from images [K, n, C, H, W] and maps [K, n, h, w], and the numbers."""
+    options = opened.options
+    stem = f"pixel_unc{'' if space == 'image' else '_latent'}_branch{opened.branch}"
+    shown = maps.mean(1, keepdim=True) if options.mean else maps
+    limits = (0.0, float(shown.max()) if options.limit is None else options.limit)
+    label = f"mutual information per pixel (nats)\n{SPACES[space]}, distance {options.distance_scale}"
+    label += f", mean over {options.n} noises" if options.mean else ""
+    for noise in range(shown.shape[1]):
+        path = out / f"{stem}_{'mean' if options.mean else noise}.png"
+        heat_maps(images[:, noise], shown[:, noise], path, label, titles, limits, 5, options.overwrite)
+        print(path)
+    numbers = {"images": images.numpy(), "mi": maps.numpy(), "classes": np.asarray(options.classes)}
+    with atomic_write(out / f"{stem}.npz", overwrite=True) as partial:
+        np.savez_compressed(partial, **numbers)
 
 
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
+    fill_in_published(options, channels="mean")
     opened = open_ensemble(options)
-    classes = options.classes or spread_classes(opened.bins, opened.model.null_class)
+    options.classes = options.classes or opened.spread_classes()
+    titles = [opened.describe_class(label) for label in options.classes]
     out = Path(options.out or Path(options.path) / "pixel_unc")
-    images, maps = [], []
-    for label in tqdm(classes, desc="pixel maps", unit="class"):
-        samples = opened.walk([label] * options.n, list(range(options.n))).samples
-        decoded = opened.decode(samples)  # [M, n, C, H, W]
-        values = (decoded + 1) / 2 if options.space == "image" else samples
-        images.append(decoded[options.base_comp])
-        maps.append(mutual_information(Gaussian(values), dims="pixel", scale=options.distance_scale).cpu())
-    images, maps = torch.stack(images), torch.stack(maps)  # [K, n, C, H, W], [K, n, H, W]
-
-    limits = (0.0, float(maps.max()))
-    titles = [describe_class(opened, label) for label in classes]
-    label = f"mutual information per pixel (nats), {options.space}"
-    for noise in range(options.n):
-        path = out / f"pixel_unc_branch{opened.branch}_{noise}.png"
-        heat_maps(images[:, noise], maps[:, noise], path, label, titles, limits, 5, options.overwrite)
-        print(path)
-    with atomic_write(out / f"pixel_unc_branch{opened.branch}.npz", overwrite=True) as partial:
-        np.savez_compressed(partial, images=images.numpy(), mi=maps.numpy(), classes=np.asarray(classes))
-    write_record(out / "record.json", options, overwrite=True, settings=opened.describe())
+    for part in opened.at_branches():
+        part.options.classes = options.classes
+        found = [measure(part, label) for label in tqdm(options.classes, desc="pixel maps", unit="class")]
+        images = torch.stack([pictures for pictures, _ in found])
+        for space in options.space:
+            draw(part, images, torch.stack([maps[space] for _, maps in found]), titles, space, out)
+        settings = {**part.describe(), "distance": "wasserstein", "distance_scale": options.distance_scale}
+        write_record(out / f"record_branch{part.branch}.json", options, overwrite=True, settings=settings)
     return out
 
 

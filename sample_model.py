@@ -2,23 +2,23 @@
 
 Examples:
   python sample_model.py --path logs/bootstrapped_digits_5
-  python sample_model.py --path logs/bootstrapped_digits_5 --classes 0 3 7 --branch_at 0.5
+  python sample_model.py --path logs/bootstrapped_digits_5 --classes 0 3 7 --branch_at 0 0.5 0.98 --base_comp all
+
+Writes {path}/samples/members_branch{u}.png and the latents beside it, for each branch point and base member.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ldm.arguments import add_ensemble_arguments
+from ldm.arguments import add_ensemble_arguments, fill_in_published
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.data.subsets import budget_order
 from ldm.images import labelled_grid
-from ldm.opened import OpenEnsemble, open_ensemble
+from ldm.opened import open_ensemble
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,44 +29,30 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def spread_classes(bins: dict[int, Any], classes: int, count: int = 10) -> list[int]:
-    """Up to `count` classes, evenly over the bins in their order, else evenly over the numbers."""
-    if not bins:
-        return sorted({round(k * (classes - 1) / max(1, count - 1)) for k in range(min(count, classes))})
-    by_bin: dict[Any, list[int]] = {}
-    for label in sorted(bins, key=lambda label: (budget_order(bins[label]), label)):
-        by_bin.setdefault(bins[label], []).append(label)
-    share = max(1, -(-count // len(by_bin)))
-    return [label for labels in by_bin.values() for label in labels[:share]][:count]
-
-
-def describe_class(opened: OpenEnsemble, label: int) -> str:
-    """Name and budget of a class, for a picture."""
-    budget = opened.bins.get(label)
-    return opened.class_names[label] + ("" if budget is None else f"\n{budget} image{'s' * (budget != 1)}")
-
-
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
+    fill_in_published(options)
     opened = open_ensemble(options)
-    classes = options.classes or spread_classes(opened.bins, opened.model.null_class)
-    branched = opened.walk(classes, images=[0] * len(classes))
-    images = opened.decode(branched.samples)
-    out = Path(options.out or Path(options.path) / "samples")
-    columns = [describe_class(opened, label) for label in classes]
-    title = f"members part at step {opened.branch} of {len(opened.grid) - 1}, guidance {opened.scale:g}"
-    path = out / f"members_branch{opened.branch}.png"
-    labelled_grid(
-        images, path, [f"member {index}" for index in range(opened.members)], columns, title, options.overwrite
-    )
-    save_tensors(
-        {"latents": branched.samples, "classes": torch.tensor(classes)},
-        path.with_suffix(".safetensors"),
-        overwrite=True,
-    )
-    write_record(path.with_suffix(".json"), options, overwrite=True, settings=opened.describe())
-    print(path)
-    return path
+    classes = options.classes or opened.spread_classes()
+    columns = [opened.describe_class(label) for label in classes]
+    names = opened.member_names(classes[0] if len(classes) == 1 else None)
+    out, paths = Path(options.out or Path(options.path) / "samples"), []
+    for part in opened.at_branches():
+        samples = part.member_samples(classes, images=[0] * len(classes))  # [M, classes, bases, c, h, w]
+        for place in range(samples.shape[2]):
+            latents = samples[:, :, place]
+            title = f"members part at step {part.branch} of {len(part.grid) - 1}, guidance {part.scale:g}"
+            suffix = ""
+            if samples.shape[2] > 1:
+                suffix, title = f"_base{part.base_members[place]}", f"{title}, base member {part.base_members[place]}"
+            path = out / f"members_branch{part.branch}{suffix}.png"
+            labelled_grid(part.decode(latents), path, names, columns, title, options.overwrite)
+            tensors = {"latents": latents.contiguous(), "classes": torch.tensor(classes)}
+            save_tensors(tensors, path.with_suffix(".safetensors"), overwrite=True)
+            write_record(path.with_suffix(".json"), options, overwrite=True, settings=part.describe())
+            paths.append(path)
+    print("\n".join(map(str, paths)))
+    return paths[0]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 Examples:
   python sample_model_rollout.py --path logs/bootstrapped_digits_5 --branch_at 0.5
   python sample_model_rollout.py --path logs/bootstrapped_digits_5 --classes 3 8 --show x
+  python sample_model_rollout.py --path logs/bootstrapped_digits_5 --pair        (a certain class, an uncertain one)
+
+Writes {path}/samps_uncs_branch{u}/rollout_sample/: rollout_bin{B}_{class}_{name}.png, or with --pair one figure of two
+classes side by side, rollout_pair.png (masked_classes: of the members that saw a class and those that did not).
 """
 
 from __future__ import annotations
@@ -10,20 +14,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from ldm.arguments import add_ensemble_arguments
+from ldm.arguments import add_ensemble_arguments, fill_in_published
 from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.images import labelled_grid
-from ldm.opened import open_ensemble
-from sample_model import describe_class, spread_classes
+from ldm.images import labelled_grid, side_by_side
+from ldm.opened import OpenEnsemble, open_ensemble
+from ldm.report.rollouts import pair_panels, rollout
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_ensemble_arguments(parser)
-    parser.add_argument("--classes", type=int, nargs="+", help="classes (default: up to ten, spread over the bins)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--classes", type=int, nargs="+", help="classes (default: up to ten, spread over the bins)")
+    pair = "one figure: a certain class (default: of the largest bin) and an uncertain one (of the smallest)"
+    what.add_argument("--pair", type=int, nargs="*", metavar="CLASS", help=pair)
     parser.add_argument("--columns", type=int, default=8, help="moments shown before and after the branch together")
     parser.add_argument(
         "--show", default="x0", choices=["x0", "x"], help="the predicted image, or the noisy state itself"
@@ -32,43 +38,37 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def moments(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of `count` indices, evenly spaced, first and last included."""
-    return (
-        sorted({round(place) for place in torch.linspace(0, count - 1, max(1, min(wanted, count))).tolist()})
-        if count
-        else []
-    )
+def draw_class(opened: OpenEnsemble, label: int, out: Path) -> None:
+    """A figure for each base member of the class."""
+    options, bases = opened.options, opened.bases(label)
+    where = f"members part at step {opened.branch} of {len(opened.grid) - 1}"
+    for base in bases:
+        pictures, moments = rollout(opened, label, base, options.columns, options.show)
+        suffix = f"_base{base}" if len(bases) > 1 else ""
+        name = f"rollout_bin{opened.bins.get(label, 'NA')}_{label}_{opened.class_names[label]}{suffix}.png"
+        title = f"{opened.describe_class(label)}: {where}, base member {base}".replace("\n", ", ")
+        path = out / name.replace(" ", "_").replace("/", "_")
+        labelled_grid(pictures, path, opened.member_names(label), moments, title, options.overwrite)
 
 
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
+    fill_in_published(options)
     opened = open_ensemble(options)
-    classes = options.classes or spread_classes(opened.bins, opened.model.null_class)
-    steps, at = len(opened.grid) - 1, opened.branch
-    out = Path(options.out or Path(options.path) / f"samps_uncs_branch{at}" / "rollout_sample")
-    share = round(options.columns * at / steps)
-    chosen = [*moments(at, share), *[at + k for k in moments(steps - at, max(2, options.columns - share))]]
-    for label in tqdm(classes, desc="rollouts", unit="class"):
-        branched = opened.walk([label], images=[0], keep_before=True, keep_after=True)
-        pictures, titles = [], []
-        for step in (step for step in [*branched.before, *branched.after] if step.index in chosen):
-            last = step.index == steps - 1
-            picture = step.x0 if options.show == "x0" and not last else step.x_next
-            picture = picture if picture.ndim == 5 else picture.expand(opened.members, *picture.shape)
-            pictures.append(opened.decode(picture[:, 0]))
-            titles.append(f"t={step.u:g}\n{'shared' if step.index < at else 'own'}" if not last else "final\nown")
-        name = opened.class_names[label]
-        labelled_grid(
-            torch.stack(pictures, 1),
-            out / f"rollout_bin{opened.bins.get(label, 'NA')}_{label}_{name}.png".replace(" ", "_"),
-            [f"member {index}" for index in range(opened.members)],
-            titles,
-            f"{describe_class(opened, label)}: members part at step {at} of {steps}".replace("\n", ", "),
-            options.overwrite,
-        )
-    write_record(out / "record.json", options, overwrite=True, settings=opened.describe())
-    print(out)
+    classes = options.classes or opened.spread_classes()
+    for part in opened.at_branches():
+        folder = Path(f"samps_uncs_branch{part.branch}")
+        several = len(opened.branches) > 1
+        out = (Path(options.out) / folder if several else Path(options.out)) if options.out else None
+        out = out or Path(options.path) / folder / "rollout_sample"
+        if options.pair is not None:
+            panels = pair_panels(part, options.pair, options.columns, options.show)
+            side_by_side(panels, out / "rollout_pair.png", options.overwrite)
+        else:
+            for label in tqdm(classes, desc="rollouts", unit="class"):
+                draw_class(part, label, out)
+        write_record(out / "record.json", options, overwrite=True, settings=part.describe())
+        print(out)
     return out
 
 

@@ -44,17 +44,69 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> No
     add_device_arguments(parser)
 
 
-def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which ensemble, and where its members part."""
+def base_of(text: str) -> int | str:
+    """The number of a member, or `all`."""
+    if text != "all" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected the number of a member, or all; got '{text}'")
+    return text if text == "all" else int(text)
+
+
+def scale_of(text: str) -> str | float:
+    """`sum`, `mean`, or a positive number."""
+    if text in ("sum", "mean"):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected sum, mean, or a number above 0; got '{text}'")
+    return number
+
+
+def add_ensemble_arguments(parser: argparse.ArgumentParser, published_branch: int | None = None) -> None:
+    """Which ensemble, and where its members part; `published_branch` is where --published parts them (None: last)."""
     parser.add_argument("--path", required=True, help="folder that save_ensemble.py wrote")
     parser.add_argument("--pretrained", help="the trunk's checkpoint, where it moved")
     parser.add_argument("--dataset", choices=DATASET_NAMES, help="the members' split: an error if they had another")
     branch = parser.add_mutually_exclusive_group()
-    branch.add_argument("--unc_branch", type=int, help="grid step at which members part, 0 = noisiest")
-    branch.add_argument("--branch_at", type=float, help="the same as a fraction of the steps, 0 .. 1")
-    branch.add_argument("--branch_t", type=float, help="the same as a time: the first step with t <= this")
-    parser.add_argument("--base_comp", type=int, default=0, help="member that walks to the branch")
+    several = {"nargs": "+", "metavar": "B"}
+    branch.add_argument("--unc_branch", type=int, **several, help="grid steps at which members part, 0 = noisiest")
+    branch.add_argument("--branch_at", type=float, **several, help="the same as fractions of the steps, 0 .. 1")
+    branch.add_argument("--branch_t", type=float, **several, help="the same as times: the first step with t <= B")
+    parser.add_argument(
+        "--base_comp", type=base_of, nargs="+", help="members that walk to the branch: numbers, or all (else 0)"
+    )
+    parser.add_argument(
+        "--uncertain_comp",
+        action="store_true",
+        help="walk to the branch with a member that the class was hidden from (masked_classes)",
+    )
     parser.add_argument("--chunk", type=int, help="images that one pass through the network holds at most")
     add_sampling_arguments(parser)
+    where = "the last step" if published_branch is None else f"step {published_branch}"
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="what the published scripts take, unless given: 200 steps on CompVis' grid, guidance 5, eta 0, "
+        f"branch at {where}",
+    )
     add_device_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    parser.set_defaults(default_branch="config", published_branch=published_branch)
+
+
+def fill_in_published(options: argparse.Namespace, **more: object) -> None:
+    """With --published, set what was not given to what DECU's scripts take; `more` are the script's own options."""
+    if not options.published:
+        return
+    choices = {"ddim_steps": options.default_steps, "scale": options.default_scale, **more}
+    for name, value in choices.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.spacing == "auto" and not isinstance(options.ddim_steps, str):
+        options.spacing = "published"
+    if (options.unc_branch, options.branch_at, options.branch_t) == (None, None, None):
+        options.default_branch = "last"
+        if options.published_branch is not None:
+            options.unc_branch = [options.published_branch]

@@ -10,6 +10,7 @@ import math
 import os
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ Images = Tensor | NDArray[np.uint8]
 DPI = 150
 # Images smaller than this many pixels are enlarged by a whole factor in figures, so that 8 x 8 digits can be seen.
 READABLE_PIXELS = 96
+GRID_PADDING = 4
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
@@ -128,28 +130,62 @@ def labelled_grid(
     Raises:
         FileExistsError, ValueError: as `save_figure` and `to_uint8`; or if the number of labels does not fit.
     """
-    pixels = _as_bytes(images, axes=5)
-    rows, columns, height, width = pixels.shape[:4]
-    if (len(row_labels), len(column_labels)) != (rows, columns):
-        raise ValueError(
-            f"images [{rows}, {columns}, ...] need {rows} row and {columns} column labels, got {len(row_labels)} and "
-            f"{len(column_labels)}"
-        )
-    zoom, padding = _readable_zoom(height, width), 4
-    canvas = make_grid(pixels.reshape(-1, *pixels.shape[2:]), columns, padding, zoom)
-    figure = _figure(canvas.shape[1] / DPI, canvas.shape[0] / DPI)
-    axes = figure.add_axes((0, 0, 1, 1), frameon=False)
+    side_by_side([Panel(images, row_labels, column_labels, title)], path, overwrite)
+
+
+class Panel(NamedTuple):
+    """One labelled grid of a figure; the arguments of `labelled_grid`."""
+
+    images: Images
+    row_labels: Sequence[str]
+    column_labels: Sequence[str]
+    title: str = ""
+
+
+def side_by_side(panels: Sequence[Panel], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Draw labelled grids beside each other, aligned at the top, on one scale.
+
+    Raises:
+        FileExistsError, ValueError: as `labelled_grid`; or if there is no panel.
+    """
+    if not panels:
+        raise ValueError("a figure needs at least one panel")
+    canvases = []
+    for images, row_labels, column_labels, _ in panels:
+        pixels = _as_bytes(images, axes=5)
+        rows, columns, height, width = pixels.shape[:4]
+        if (len(row_labels), len(column_labels)) != (rows, columns):
+            raise ValueError(
+                f"images [{rows}, {columns}, ...] need {rows} row and {columns} column labels, got {len(row_labels)} "
+                f"and {len(column_labels)}"
+            )
+        flat = pixels.reshape(-1, *pixels.shape[2:])
+        canvases.append(make_grid(flat, columns, GRID_PADDING, _readable_zoom(height, width)))
+    gaps = [0.0, *(0.35 + 0.07 * max(map(len, panel.row_labels), default=0) for panel in panels[1:])]
+    total = sum(gaps) + sum(canvas.shape[1] for canvas in canvases) / DPI
+    tallest = max(canvas.shape[0] for canvas in canvases) / DPI
+    figure, left = _figure(total, tallest), 0.0
+    for gap, canvas, panel in zip(gaps, canvases, panels, strict=True):
+        width, height = canvas.shape[1] / DPI, canvas.shape[0] / DPI
+        place = ((left + gap) / total, 1 - height / tallest, width / total, height / tallest)
+        _draw_grid(figure.add_axes(place, frameon=False), canvas, panel)
+        left += gap + width
+    save_figure(figure, path, overwrite)
+
+
+def _draw_grid(axes, canvas: NDArray[np.uint8], panel: Panel) -> None:
+    """A canvas of `make_grid` with the labels of its cells."""
     _show(axes, canvas)
-    cell_y, cell_x = zoom * height + padding, zoom * width + padding
+    rows, columns = len(panel.row_labels), len(panel.column_labels)
+    cell_y, cell_x = (canvas.shape[0] - GRID_PADDING) // rows, (canvas.shape[1] - GRID_PADDING) // columns
     # A letter of size 8 is about 5 points wide; labels are wrapped to their column, or turned if a word is too long.
     letters = max(1, int(cell_x * 72 / DPI / 5))
-    narrow = max(len(word) for label in column_labels for word in [*label.split(), ""]) > letters
-    texts = list(column_labels) if narrow else [_wrap(label, letters) for label in column_labels]
+    narrow = max(len(word) for label in panel.column_labels for word in [*label.split(), ""]) > letters
+    texts = list(panel.column_labels) if narrow else [_wrap(label, letters) for label in panel.column_labels]
     axes.set_xticks((np.arange(columns) + 0.5) * cell_x, texts, rotation=90 if narrow else 0, fontsize=8)
-    axes.set_yticks((np.arange(rows) + 0.5) * cell_y, row_labels, fontsize=8)
+    axes.set_yticks((np.arange(rows) + 0.5) * cell_y, panel.row_labels, fontsize=8)
     axes.tick_params(length=0)
-    axes.set_title(title, fontsize=10)
-    save_figure(figure, path, overwrite)
+    axes.set_title(panel.title, fontsize=10)
 
 
 def heat_maps(

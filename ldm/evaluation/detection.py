@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata, spearmanr, t
 
 from ldm.util import generator
 
@@ -114,6 +114,78 @@ def bootstrap_interval(
         )
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(statistic(*columns)), float(low), float(high), len(values))
+
+
+class MeanInterval(NamedTuple):
+    """Mean of `n` independent values, their standard deviation, and the ends of the mean's interval (NaN for one)."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def width(self) -> float:
+        """high - low, in the unit of the values; infinite for one value."""
+        return self.high - self.low if self.n > 1 else float("inf")
+
+
+def mean_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
+    """Student's interval of a mean, mean -+ t_{n-1} s / sqrt(n), s with n - 1 in the denominator.
+
+    Raises:
+        ValueError: if there is no value, or one is not finite.
+    """
+    (values,) = _vectors(1, values=values)
+    count, mean = len(values), float(values.mean())
+    if count == 1:
+        return MeanInterval(mean, float("nan"), float("nan"), float("nan"), 1)
+    sd = float(values.std(ddof=1))
+    half = float(t.ppf((1 + level) / 2, count - 1)) * sd / count**0.5
+    return MeanInterval(mean, sd, mean - half, mean + half, count)
+
+
+class BudgetScores(NamedTuple):
+    """How scores of classes follow their numbers of training images; `few` are the positive budgets of the AUROC."""
+
+    spearman: Interval
+    ceiling: float
+    auroc: Interval
+    few: list[float]
+
+
+def against_budgets(scores: ArrayLike, budgets: ArrayLike, few: float = 10, seed: int = 0) -> BudgetScores:
+    """Rank correlation of scores with budgets, and detection of small budgets, with bootstrap intervals over classes.
+
+    Spearman of (budget, score), -`ceiling` at best for an uncertainty; AUROC of classes with up to `few` images (or, if
+    none has so few, those of the smallest budget) as positives against the largest budget.
+    Classes are resampled within their budgets, whose sizes are part of the design.
+
+    Args:
+        scores, budgets: [N], one for each class; infinity stands for "all images".
+
+    Raises:
+        ValueError: if all budgets are equal, lengths differ or a score is not finite.
+    """
+    ranks = np.unique(np.asarray(budgets, dtype=np.float64), return_inverse=True)[1].astype(np.float64)
+    budgets, scores = np.asarray(budgets, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if np.ptp(ranks) == 0:
+        raise ValueError(f"all {len(ranks)} classes have one budget: nothing to correlate")
+    # Copies of a class in a resample are no ties: broken, they leave the ceiling where it is.
+    ties = "ordinal" if len(np.unique(scores)) == len(scores) else "average"
+    correlation = bootstrap_interval(
+        lambda budgets, scores: spearman(budgets, rankdata(scores, method=ties)),
+        ranks,
+        scores,
+        seed=seed,
+        strata=ranks,
+    )
+    largest = budgets == budgets.max()
+    positives = ~largest & (budgets <= max(few, budgets.min()))
+    chosen = positives | largest
+    area = bootstrap_interval(auroc, scores[chosen], positives[chosen], seed=seed, strata=ranks[chosen])
+    return BudgetScores(correlation, spearman_ceiling(ranks), area, sorted(set(budgets[positives].tolist())))
 
 
 class RiskCoverage(NamedTuple):

@@ -124,6 +124,8 @@ def curve_plot(
     note: str = "",
     ceiling: tuple[str, float] | None = None,
     invert_x: bool = False,
+    log: bool = False,
+    legend: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Draw named curves with their bands, told apart by colour and, if they have up to 25 points, by marker.
@@ -131,6 +133,9 @@ def curve_plot(
     Args:
         curves: name -> Curve; NaN leaves a gap.
         invert_x: noise on the left, clean image on the right (diffusion time falls while sampling).
+        log: logarithmic y axis; values at or below 0 leave gaps, and the ceiling is always drawn.
+
+        legend: what the curves' names are.
 
     The other arguments and errors are those of `per_bin_plot`.
     """
@@ -142,15 +147,28 @@ def curve_plot(
         x, y = np.asarray(curve.x, dtype=float), np.asarray(curve.y, dtype=float)
         if x.ndim != 1 or x.shape != y.shape or not np.isfinite(y).any():
             raise ValueError(f"curve '{name}' needs x and y [N] with a finite value, got {x.shape} and {y.shape}")
+        if log:
+            y = np.where(y > 0, y, np.nan)
         marker = MARKERS[number % len(MARKERS)] if len(x) <= 25 else None
         axes.plot(x, y, color=colour, lw=1.6, marker=marker, ms=4, label=name)
         if curve.low is not None and curve.high is not None:
-            axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+            low = np.maximum(curve.low, np.nanmin(y)) if log else curve.low
+            axes.fill_between(x, low, curve.high, color=colour, alpha=0.18, lw=0)
         highest = max(highest, np.nanmax(y))
     if invert_x:
         axes.invert_xaxis()
-    note = _draw_ceiling(axes, ceiling, highest, note)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3)
+    if log:
+        axes.set_yscale("log")
+    note = _draw_ceiling(axes, ceiling, np.inf if log else highest, note)
+    axes.legend(
+        title=legend,
+        title_fontsize=8,
+        fontsize=8,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.3,
+    )
     _write_texts(axes, xlabel, ylabel, title, note, "")
     save_figure(figure, path, overwrite)
 
@@ -181,7 +199,7 @@ def _draw_ceiling(axes: Axes, ceiling: tuple[str, float] | None, highest: float,
     if value > CEILING_IN_VIEW * highest:
         return "\n".join(filter(None, (note, f"{name} = {value:.4g} is above the axis")))
     axes.axhline(value, color="#222222", lw=1, ls="--")
-    axes.set_ylim(top=max(axes.get_ylim()[1], 1.1 * value))
+    axes.set_ylim(top=max(axes.get_ylim()[1], (1.6 if axes.get_yscale() == "log" else 1.1) * value))
     corner = {"xy": (0.01, value), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     axes.annotate(f"{name} = {value:.4g}", xytext=(0, 3), fontsize=8, va="bottom", **corner)
     return note

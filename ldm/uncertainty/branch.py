@@ -6,7 +6,7 @@ they do not know: its mutual information with the weights is the epistemic uncer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.models.diffusion.denoiser import Denoiser
 from ldm.models.diffusion.path import Path
 from ldm.models.diffusion.sampler import Step
+from ldm.uncertainty.posterior import MemberNetwork
 
 Sampler = Callable[..., Iterator[Step]]
 
@@ -53,6 +54,48 @@ def branch_index(
     return index
 
 
+def branch_indices(
+    grid: Tensor,
+    *,
+    unc_branch: int | Sequence[int] | None = None,
+    branch_at: float | Sequence[float] | None = None,
+    branch_t: float | Sequence[float] | None = None,
+    default: float | None = None,
+) -> list[int]:
+    """The grid steps of one or several branch points of one kind, in the order given; see `branch_index`.
+
+    Raises:
+        ValueError: as `branch_index`; and if two of them are the same step.
+    """
+    kinds = {"unc_branch": unc_branch, "branch_at": branch_at, "branch_t": branch_t}
+    given = {name: value for name, value in kinds.items() if value is not None}
+    if len(given) != 1:
+        return [branch_index(grid, **given, default=default)]
+    ((name, values),) = given.items()
+    values = values if isinstance(values, Sequence) else [values]
+    found = [branch_index(grid, **{name: value}) for value in values]
+    if len(set(found)) != len(found):
+        raise ValueError(f"the branch points {list(values)} are the steps {found} of {len(grid) - 1}: name each once")
+    return found
+
+
+@dataclass(frozen=True)
+class InterleavedMembers:
+    """K members side by side in the batch, as an ordinary network: `(x [B K, ...], t, cond) -> [B K, ...]`.
+
+    Image b of member k lies at b K + k; t and cond [B K] are the same for the K images of one b. So several base
+    members walk to the branch in one batch, whatever wraps the network (guidance doubles the batch in front).
+    """
+
+    network: MemberNetwork
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        count = len(self.network.members)
+        apart = x.unflatten(0, (-1, count)).transpose(0, 1)  # [K, B, C, H, W]
+        output = self.network(apart, t[::count], None if cond is None else cond[::count])
+        return output.transpose(0, 1).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Branched:
     """A chain and its continuations.
@@ -72,6 +115,24 @@ class Branched:
 
 
 @torch.no_grad()
+def shared_chain(
+    sampler: Sampler, denoiser: Denoiser, path: Path, x: Tensor, grid: Tensor, at: int, **options: object
+) -> Iterator[Step]:
+    """The steps 0 .. at - 1 from x [B, C, H, W] at grid[0]; none for at = 0. `options` are the sampler's own."""
+    for step in sampler(denoiser, path, x, grid, **options) if at else ():
+        yield step
+        if step.index == at - 1:
+            return
+
+
+@torch.no_grad()
+def parted_chain(
+    sampler: Sampler, denoiser: Denoiser, path: Path, x: Tensor, grid: Tensor, at: int, **options: object
+) -> Iterator[Step]:
+    """The steps of all members from the shared x [B, C, H, W] at grid[at], in a new generator with empty history."""
+    yield from sampler(denoiser, path, x, grid, start=at, **options)
+
+
 def branch(
     sampler: Sampler,
     base: Denoiser,
@@ -95,18 +156,12 @@ def branch(
         options: the sampler's own (eta, noise, ...).
     """
     before: list[Step] = []
-    state = x
-    if at > 0:
-        for step in sampler(base, path, x, grid, **options):
-            before = [*before, step] if keep_before else [step]
-            if step.index == at - 1:
-                state = step.x_next
-                break
-    first, after = None, []
-    for step in sampler(members, path, state, grid, start=at, **options):
-        first = step if first is None else first
-        after = [*after, step] if keep_after else [step]
+    for step in shared_chain(sampler, base, path, x, grid, at, **options):
+        before = [*before, step] if keep_before else [step]
+    state = before[-1].x_next if before else x
+    after: list[Step] = []
+    for step in parted_chain(sampler, members, path, state, grid, at, **options):
+        after = [*after, step] if keep_after or not after else [after[0], step]
         if only_first:
             break
-    assert first is not None
-    return Branched(before, state, first, after)
+    return Branched(before, state, after[0], after if keep_after else after[-1:])

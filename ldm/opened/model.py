@@ -1,4 +1,4 @@
-"""A model or an ensemble opened for a script: its weights, its samples, and the walk to the branch."""
+"""A model opened for a script: its weights and its samples."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from ldm.models.diffusion.sampler import make_sampler, run
 from ldm.models.diffusion.sampler.registry import Sampler
 from ldm.training.config import load_config
 from ldm.training.runs import find_run
-from ldm.uncertainty.branch import Branched, branch, branch_index
-from ldm.uncertainty.ensemble import Ensemble, load_ensemble, verified_trunk
-from ldm.uncertainty.posterior import MemberNetwork, single
+from ldm.uncertainty.ensemble import verified_trunk
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 
@@ -55,6 +53,12 @@ class OpenModel:
         return self.model.grid(steps, self.options.spacing)
 
     @property
+    def n_classes(self) -> int:
+        """Number of real classes, without the null class of guidance; 0 for an unconditional model."""
+        declared = getattr(self.model, "n_classes", None)
+        return (self.model.null_class or 0) if declared is None else declared
+
+    @property
     def sampler(self) -> Sampler:
         """The chosen sampler with its options bound; one that it does not act on is an error."""
         return make_sampler(self.options.sampler, eta=self.options.ddim_eta or None)
@@ -64,11 +68,11 @@ class OpenModel:
         """Guidance scale.
 
         Raises:
-            ValueError: if guidance is asked for and the model is unconditional.
+            ValueError: if guidance is asked for and the model has no null class.
         """
         if self.model.null_class is None:
             if self.options.scale not in (None, 1.0):
-                raise ValueError(f"--scale {self.options.scale}: this model is unconditional, there is no guidance")
+                raise ValueError(f"--scale {self.options.scale}: this model has no null class, there is no guidance")
             return 1.0
         configured = self.config["model"]["params"].get("guidance_scale", self.options.default_scale)
         return configured if self.options.scale is None else self.options.scale
@@ -82,7 +86,7 @@ class OpenModel:
         Raises:
             ValueError: for a label the model does not have.
         """
-        count = self.model.null_class + null
+        count = self.n_classes + (null and self.model.null_class is not None)
         wrong = [label for label in labels if not 0 <= label < count]
         if wrong:
             raise ValueError(f"classes must be 0..{count - 1}, got {wrong}")
@@ -128,63 +132,6 @@ class OpenModel:
             "scale": self.scale,
             "spacing": self.options.ddim_steps if isinstance(self.options.ddim_steps, str) else self.options.spacing,
             "seed": self.options.seed,
-        }
-
-
-@dataclass(frozen=True)
-class OpenEnsemble(OpenModel):
-    """A loaded ensemble with everything the scripts ask of it; `checkpoint` is its trunk."""
-
-    ensemble: Ensemble
-    network: MemberNetwork
-
-    @property
-    def members(self) -> int:
-        return len(self.ensemble.members)
-
-    @property
-    def bins(self) -> dict[int, Any]:
-        """{class: budget}; empty where the ensemble records none."""
-        return {int(label): budget for label, budget in (self.ensemble.spec.get("bins") or {}).items()}
-
-    @property
-    def class_names(self) -> list[str]:
-        """One name a class, without the null class."""
-        count = self.model.null_class
-        return list(self.ensemble.spec.get("class_names") or [str(label) for label in range(count)])
-
-    @cached_property
-    def branch(self) -> int:
-        """Grid step at which the members part."""
-        given = {name: getattr(self.options, name) for name in ("unc_branch", "branch_at", "branch_t")}
-        return branch_index(self.grid, **given, default=self.setting("branch_at", None))
-
-    def walk(self, labels: Sequence[int], images: Sequence[int], **keep: bool) -> Branched:
-        """Walk the base member to the branch and all members from there, for one label and noise an image.
-
-        Raises:
-            ValueError: if `--base_comp` is no member.
-        """
-        cond, noise = self.labels(labels), self.noise(images)
-        x = noise.initial((len(images), *self.model.latent_shape)) * self.model.path.prior_std
-        self.ensemble.members.select([self.options.base_comp])
-        base = self.model.denoiser(
-            cond, self.scale, single(self.model.network, self.network.members, self.options.base_comp)
-        )
-        members = self.model.denoiser(cond, self.scale, self.network)
-        return branch(self.sampler, base, members, self.model.path, x, self.grid, self.branch, noise=noise, **keep)
-
-    def describe(self) -> dict[str, Any]:
-        """What the outputs of this run depend on."""
-        return {
-            "ensemble": str(self.ensemble.folder),
-            "trunk_sha256": self.ensemble.spec["trunk"]["sha256"],
-            "members": self.members,
-            "heads": list(self.ensemble.spec["heads"]),
-            **self.describe_sampling(),
-            "branch_step": self.branch,
-            "branch_time": float(self.grid[self.branch]),
-            "base_member": self.options.base_comp,
         }
 
 
@@ -234,17 +181,3 @@ def open_model(options: argparse.Namespace) -> OpenModel:
     model = build_model(config)
     load_weights(model, checkpoint, options.ema, options.pretrained)
     return OpenModel(model.to(device).eval().requires_grad_(False), config, checkpoint, options, device)
-
-
-def open_ensemble(options: argparse.Namespace) -> OpenEnsemble:
-    """Load the ensemble and the trunk that the options of `ldm.arguments.add_ensemble_arguments` name."""
-    device = pick_device(options.device)
-    ensemble = load_ensemble(options.path)
-    if options.dataset not in (None, ensemble.spec.get("split")):
-        raise ValueError(f"--dataset {options.dataset}: the members were trained on {ensemble.spec.get('split')}")
-    config, trunk = ensemble.spec["config"], ensemble.trunk(options.pretrained)
-    model = build_model(config)
-    model.init_from_ckpt(str(trunk), use_averaged=True)
-    model = model.to(device).eval().requires_grad_(False)
-    network = MemberNetwork(model.network, ensemble.members.to(device), chunk=options.chunk)
-    return OpenEnsemble(model, config, trunk, options, device, ensemble, network)

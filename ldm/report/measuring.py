@@ -1,0 +1,154 @@
+"""Measure an ensemble class by class: walk, quantities, step curve, diversity, until the interval is narrow enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.evaluation.detection import mean_interval
+from ldm.evaluation.diversity import pairwise_ssim
+from ldm.opened import OpenEnsemble
+from ldm.uncertainty.quantities import Estimator, group_quantities, quantities, step_curve
+
+# Kept samples have their noises on this axis; everything else on the last.
+LATENTS, DISTANCES, NOISE_AXIS = "latents", "distances", 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of a class, over how many noises.
+
+    Attributes:
+        estimator: distance between members and its scale.
+        n: noises of a class; with `width`, noises of one round.
+        width: add rounds until the 95 % interval of the class's mean is at most this wide (nats) ...
+        most: ... or this many noises were used.
+        curve, diversity: walk to the end, for the mutual information of every step, for the similarity of the pictures.
+        keep: keep latents and distances.
+    """
+
+    estimator: Estimator = field(default_factory=Estimator)
+    n: int = 10
+    width: float | None = None
+    most: int = 100
+    curve: bool = False
+    diversity: bool = False
+    keep: bool = False
+
+    def __post_init__(self):
+        if self.n < 1 or (self.width is not None and (self.width <= 0 or self.n < 2 or self.most < self.n)):
+            raise ValueError(
+                f"expected n >= 1, and with ci_width > 0 also n >= 2 and max_n >= n; got n {self.n}, ci_width "
+                f"{self.width}, max_n {self.most}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What the results of a class depend on."""
+        stop = {} if self.width is None else {"ci_width": self.width, "max_n": self.most}
+        parts = {"curve": self.curve, "diversity": self.diversity, "kept": self.keep}
+        return {
+            "n": self.n,
+            **stop,
+            "distance": self.estimator.distance,
+            "distance_scale": self.estimator.scale,
+            **{name: value for name, value in parts.items() if value},
+        }
+
+    def done(self, mi: Tensor) -> bool:
+        """Whether a class with the mutual informations [n] needs no more noises."""
+        if self.width is None or len(mi) >= self.most:
+            return True
+        return mean_interval(mi.tolist()).width <= self.width
+
+
+def measure_round(
+    opened: OpenEnsemble, labels: Sequence[int], noises: Sequence[int], plan: Plan
+) -> list[dict[str, Tensor]]:
+    """Measure classes of the same bases on the same noises, in one batch.
+
+    Quantities are averages over the base members: one value a noise, on the last axis. `mi_by_base` [K, n] holds what
+    was averaged, `curve` [steps, n] the step curve, `ssim` [n] the similarity of the pictures; `latents`
+    [M, n, c, h, w] are samples from the first base, `distances` [M, M, n] those of the branched step.
+
+    Returns:
+        One dictionary a class, on the CPU.
+    """
+    bases = opened.bases(labels[0])
+    steps = opened.parted([label for label in labels for _ in noises], list(noises) * len(labels), bases)
+    split = (len(labels), len(noises), len(bases))
+    first = next(steps)
+    found = {name: value.unflatten(-1, split) for name, value in quantities(first.distribution, plan.estimator).items()}
+    samples = None
+    if plan.curve or plan.diversity or plan.keep:
+        curve, samples = [found["mi"]], first.x_next
+        for step in steps:
+            samples = step.x_next
+            if plan.curve:
+                curve += [mi.unflatten(-1, split) for mi in step_curve([step.distribution], plan.estimator)]
+        if plan.curve:
+            found["curve"] = torch.stack(curve)
+        samples = samples.unflatten(1, split)  # [M, L, n, K, c, h, w]
+    return [
+        _of_class(opened, label, place, {name: value[..., place, :, :] for name, value in found.items()}, samples, plan)
+        for place, label in enumerate(labels)
+    ]
+
+
+def _of_class(
+    opened: OpenEnsemble,
+    label: int,
+    place: int,
+    found: Mapping[str, Tensor],
+    samples: Tensor | None,
+    plan: Plan,
+) -> dict[str, Tensor]:
+    """A class's quantities: averaged over the bases, its groups of members, its pictures, what is kept."""
+    result = {name: value.mean(-1) for name, value in found.items() if name != DISTANCES}
+    result["mi_by_base"] = found["mi"].T
+    groups = opened.groups(label)
+    if groups is not None:
+        parts = group_quantities(found[DISTANCES], groups.certain, groups.uncertain)
+        result.update({name: value.mean(-1) for name, value in parts.items()})
+    if plan.diversity:
+        own = samples[:, place]  # [M, n, K, c, h, w]
+        pictures = opened.decode(own.flatten(1, 2)).to(opened.device)
+        result["ssim"] = pairwise_ssim(pictures).unflatten(0, own.shape[1:3]).mean(-1)
+    if plan.keep:
+        result[LATENTS], result[DISTANCES] = samples[:, place, :, 0], found[DISTANCES][..., 0]
+    return {name: value.cpu() for name, value in result.items()}
+
+
+def _join(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """More noises to a class's results."""
+    if before is None:
+        return dict(after)
+    axes = {name: NOISE_AXIS if name == LATENTS else -1 for name in after}
+    return {name: torch.cat([before[name], value], axes[name]) for name, value in after.items()}
+
+
+def measure_classes(
+    opened: OpenEnsemble, labels: Sequence[int], plan: Plan, at_once: int = 10
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield (class, results) as each is finished; at most `at_once` classes are held.
+
+    Noise i of a class is noise i of `--seed`, the same for all classes, whatever the batch and the number of noises.
+    """
+    for places in opened.by_bases(labels):
+        batch = [labels[place] for place in places]
+        for start in range(0, len(batch), at_once):
+            results: dict[int, dict[str, Tensor]] = {}
+            open_labels, used = batch[start : start + at_once], 0
+            while open_labels:
+                stop = used + plan.n if plan.width is None else min(used + plan.n, plan.most)
+                for label, part in zip(
+                    open_labels, measure_round(opened, open_labels, range(used, stop), plan), strict=True
+                ):
+                    results[label] = _join(results.get(label), part)
+                used = stop
+                finished = [label for label in open_labels if plan.done(results[label]["mi"])]
+                open_labels = [label for label in open_labels if label not in finished]
+                yield from ((label, results.pop(label)) for label in finished)
