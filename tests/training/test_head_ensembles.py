@@ -1,0 +1,105 @@
+"""Ensembles of low-rank, anchored members trained by row, as a user makes them: train, resume, gather, sample."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import get_unc_synsets
+import main as trainer
+import sample_model
+import save_ensemble
+from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import ddim, run
+from ldm.opened import build_model
+from ldm.uncertainty.ensemble import load_ensemble
+from ldm.uncertainty.posterior import MemberNetwork, single
+from tests.conftest import tiny_config, tiny_model
+from tests.training.runs import assert_same_end, losses
+
+FACTORS = ["cond_stage_model.lora_A", "cond_stage_model.lora_B"]
+LOW_RANK = ["model.params.cond_stage_config.params.lora=true", "model.params.cond_stage_config.params.rank=4"]
+HEADS = "model.params.heads."
+KINDS = {
+    "lora": [*LOW_RANK, f"{HEADS}names=[lora]"],
+    "anchored": [*LOW_RANK, f"{HEADS}names=[lora,output]", f"{HEADS}init=anchored", f"{HEADS}row_rates=equal"],
+    "rows": [f"{HEADS}init=anchored", f"{HEADS}anchor=2.0", f"{HEADS}row_rates=equal"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a trunk that knows no low-rank factors, and a config of components on it."""
+    folder = tmp_path_factory.mktemp("heads")
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, folder / "trunk.ckpt")
+    digits = {"target": "ldm.data.digits.Digits", "params": {"split": "test"}}
+    data = {"batch_size": 8, "num_workers": 0, "train": digits}
+    trainer = {"max_steps": 4, "enable_progress_bar": False, "log_every_n_steps": 1}
+    config = {
+        "model": tiny_config(pretrained_path=str(folder / "trunk.ckpt"), guidance_scale=3.0),
+        "data": {"target": "main.DataModuleFromConfig", "params": data},
+        "uncertainty": {"branch_at": 0.0, "steps": 3, "n": 2},
+        "lightning": {"trainer": trainer, "callbacks": {"image_logger": {"params": {"disabled": True}}}},
+    }
+    config["model"]["base_learning_rate"] = 1e-2
+    OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
+    return folder
+
+
+def train(folder, kind, component=0, *words, logs="logs"):
+    command = (
+        f"--base {folder}/tiny.yaml -t --gpus 0, --scale_lr False --start_from_pretrained --logdir {folder}/{logs} "
+    )
+    command += f"--seed {component} --component {component} --ensemble_name {kind}"
+    return trainer.main([*command.split(), *KINDS[kind], *words])
+
+
+@pytest.mark.parametrize("kind", ["anchored", "rows"])
+def test_anchors_and_rules_resume_exactly(folder, kind):
+    whole = train(folder, kind, logs="whole")
+    part = train(folder, kind, 0, "--max_steps", "2", logs="part")
+    kept = load_checkpoint(part / "checkpoints" / "last.ckpt")
+    assert not any("anchor" in name for name in kept["state_dict"])
+    counts = [state["step"] for state in kept["optimizer_states"][0]["state"].values() if state["step"].ndim]
+    assert [tuple(count.shape) for count in counts] == [(11,)] and 0 < int(counts[0].max()) <= 2
+    trainer.main(["--resume", str(part), "-t", "--max_steps", "4"])
+    assert losses(part) == losses(whole)
+    assert_same_end(part, whole)
+
+
+def test_a_low_rank_ensemble_from_training_to_the_table(folder):
+    runs = [train(folder, "lora", member) for member in range(2)]
+    path = save_ensemble.main(["--path", f"{folder}/logs", "--ensemble_name", "lora", "--ensemble_comps", "2"])
+    ensemble = load_ensemble(path)
+    assert sorted(ensemble.members.overrides) == FACTORS, "a member is its factors alone"
+    assert ensemble.spec["initialisation"] == {"how": "perturbed", "noise": 0.5, "anchor": None}
+    assert ensemble.spec["row_rates"] == "none"
+    for name in FACTORS:
+        saved = [load_checkpoint(one / "checkpoints" / "last.ckpt")["state_dict"][name] for one in runs]
+        assert torch.equal(ensemble.members.overrides[name], torch.stack(saved))
+    assert torch.equal(ensemble.members.overrides[FACTORS[0]][:, :, 10], torch.zeros(2, 4)), "the null class is shared"
+
+    model = build_model(ensemble.spec["config"]).eval()
+    model.init_from_ckpt(str(ensemble.trunk()))
+    table = load_state_dict(folder / "trunk.ckpt")["cond_stage_model.embedding.weight"]
+    x, t, labels = ImageNoise(0, (0, 1)).initial((2, 1, 8, 8)), torch.tensor([700.0, 3.0]), torch.tensor([4, 10])
+    samples = sample_model.main(["--path", str(path), "--classes", "3", "8", "--seed", "5", "--device", "cpu"])
+    latents = load_state_dict(samples.with_suffix(".safetensors"))["latents"]
+    with torch.no_grad():
+        together = MemberNetwork(model.network, ensemble.members)
+        assert together.staged
+        by_vmap = MemberNetwork(model.network, ensemble.members, staged=False)(x, t, labels)
+        for member in range(2):
+            a, b = (ensemble.members.overrides[name][member] for name in FACTORS)
+            plain = tiny_model()
+            plain.cond_stage_model.embedding.weight.copy_(table + (b @ a).T)
+            alone = plain.network(x, t, labels)
+            for found in (together(x, t, labels)[member], by_vmap[member]):
+                torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(single(model.network, ensemble.members, member)(x, t, labels), alone)
+            start = ImageNoise(5, (0, 0)).initial((2, 1, 8, 8))
+            walked = run(ddim(plain.denoiser(torch.tensor([3, 8]), 3.0), plain.path, start, plain.grid(3)))
+            # Folded and single batches round differently, and guided steps carry it on.
+            torch.testing.assert_close(latents[member], walked, atol=5e-4, rtol=5e-4)
+    out = get_unc_synsets.main(["--path", str(path), "--device", "cpu", "--classes", "4"])
+    assert (out / "uncertainty.csv").exists()
