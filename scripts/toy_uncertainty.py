@@ -82,10 +82,9 @@ def get_parser() -> argparse.ArgumentParser:
     place.add_argument("--unc_branch", type=int, help="grid step at which members part, 0 = noisiest")
     place.add_argument("--branch_at", type=float, help="the same as a fraction of the steps, 0 .. 1")
     place.add_argument("--branch_t", type=float, help="the same as a time: the first step with t <= this (200)")
-    belief = {"kappa": (0.05, "points the prior's mean is worth"), "shape": (4.0, "shape of the precision's Gamma")}
-    belief["rate"] = (1.0, "rate of the precision's Gamma")
-    for name, (value, words) in belief.items():
-        parser.add_argument(f"--prior_{name}", type=float, default=value, help=words)
+    words = "points the prior's mean is worth", "shape of the precision's Gamma", "rate of the precision's Gamma"
+    for name, value, text in zip(("kappa", "shape", "rate"), (0.05, 4.0, 1.0), words, strict=True):
+        parser.add_argument(f"--prior_{name}", type=float, default=value, help=text)
     parser.add_argument("--seed", type=int, default=0, help="of classes, observations, members, noise")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     return parser
@@ -186,8 +185,8 @@ def growth(toy: Toy, count: int) -> Growth:
         row = []
         for size in toy.options.sizes:
             step = first_step(toy, GaussianMembers(members.mean[:size], members.var[:size]), states, toy.options.eta)
-            pairs = max(8, 2 * toy.options.draws // size)
-            row.append(monte_carlo_information(step.distribution, pairs, source).estimate.mean().item())
+            sampled = monte_carlo_information(step.distribution, max(8, 2 * toy.options.draws // size), source)
+            row.append(sampled.estimate.mean().item())
         informations.append(row)
         truths.append(step_information(belief, toy.path, step.transition, states).mean().item())
     return Growth(toy.options.sizes, np.mean(informations, axis=0), float(np.mean(truths)))
@@ -237,7 +236,7 @@ def bracketed(rows: list[dict[str, Any]], errors: float = 4.0) -> float:
     return float(np.mean((low - errors * error <= middle) & (middle <= high + errors * error)))
 
 
-def curves_of(rows: list[dict[str, Any]], counts: list[int], members: int) -> dict[str, Curve]:
+def curves_of(rows: list[dict[str, Any]], counts: list[int]) -> dict[str, Curve]:
     """Means over classes and states against observations."""
 
     def mean(name: str, count: int) -> float:
@@ -251,6 +250,9 @@ def curves_of(rows: list[dict[str, Any]], counts: list[int], members: int) -> di
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     toy, out = open_toy(options), Path(options.out)
+    taken = [name for name in ("toy.png", "toy.csv", "record.json") if (out / name).exists()]
+    if taken and not options.overwrite:
+        raise FileExistsError(f"{out} holds {', '.join(taken)}: choose another --out, or pass --overwrite")
     counts = sorted(set(options.observations))
     pairs = [(label, count) for count in counts for label in range(options.classes)]
     rows = [row for pair in tqdm(pairs, desc="classes x observations") for row in measure(toy, *pair)]
@@ -278,7 +280,7 @@ def main(argv: list[str] | None = None) -> Path:
     name = f"{ESTIMATES[options.map_distance]}\nbootstrap, {options.members} members"
     toy_figure(
         [plane_map(toy, count) for count in options.map_observations],
-        curves_of(rows, counts, options.members),
+        curves_of(rows, counts),
         growths,
         scatter,
         out / "toy.png",
@@ -286,10 +288,7 @@ def main(argv: list[str] | None = None) -> Path:
         name,
         options.overwrite,
     )
-    sizes = {
-        name: {"truth": part.truth, "members": dict(zip(options.sizes, part.information.tolist(), strict=True))}
-        for name, part in growths.items()
-    }
+    sizes = {name: {"truth": part.truth, "information": part.information.tolist()} for name, part in growths.items()}
     write_record(out / "record.json", options, options.overwrite, estimates=figures, bracketed=share, sizes=sizes)
     print("\n".join(comments[2:]))
     return out
