@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ldm.data.base import LabelledImages, Transform, check_choice, split_positions, with_channels
-from ldm.data.subsets import Budget, read_component
+from ldm.data.bins import Budget, Subsets
+from ldm.data.plans import read_component
 
 SIDE = 8  # pixels
 LEVELS = 16  # the brightest of the 17 grey levels 0..16
@@ -35,7 +36,8 @@ class Digits(LabelledImages):
         seed: seed of the transform's draws.
 
     Attributes:
-        bins: {class: budget} of the subset, empty without one.
+        subsets: the plan of the subset, None without one.
+        bins: its {class: budget}, empty without one.
     """
 
     def __init__(
@@ -68,11 +70,12 @@ class Digits(LabelledImages):
             seed=seed,
         )
         self.images = with_channels(enlarge(images, image_size, resize), channels)
+        self.subsets: Subsets | None = None
         self.bins: dict[int, Budget] = {}
         if subset is not None:
             config = {"target": "ldm.data.digits.Digits", "params": {"split": split, "test_fraction": test_fraction}}
-            plan, positions = read_component(subset, dataset_name, component, self, config)
-            self.bins = plan.bins
+            self.subsets, positions = read_component(subset, dataset_name, component, self, config)
+            self.bins = self.subsets.bins
             self.select(positions)
 
     def read(self, index: int) -> Tensor:

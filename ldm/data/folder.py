@@ -33,6 +33,7 @@ class FileImages(LabelledImages):
         flip: mirror with probability one half.
         broken: what to do with a file that cannot be read: "error" names it; "skip" gives the class's next readable
             image in its place, and counts it in `n_broken`.
+        in_memory: keep decoded pixels, so that each file is read once (by each loader worker: use `num_workers: 0`).
         transform: applied after crop and flip, see `LabelledImages`.
         seed: seed of the crop, the flip and the transform's draws.
     """
@@ -50,6 +51,7 @@ class FileImages(LabelledImages):
         crop: str = "center",
         flip: bool = False,
         broken: str = "error",
+        in_memory: bool = False,
         transform: Transform | Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
@@ -72,6 +74,7 @@ class FileImages(LabelledImages):
         self.relpaths = list(relpaths)
         self.square = crop == "none"
         self.broken = broken
+        self._kept: dict[int, Tensor] | None = {} if in_memory else None  # uint8 [H, W, C] of each file read so far
         # Shared with loader workers, so that what they find is counted here.
         self._found_broken = torch.zeros(len(self.relpaths), dtype=torch.bool).share_memory_()
 
@@ -91,16 +94,21 @@ class FileImages(LabelledImages):
         Raises:
             BrokenImageError: if the file cannot be read, with its path.
         """
+        if self._kept is not None and index in self._kept:
+            return to_signed(self._kept[index])
         size, _, channels = self.image_shape
         path = self.relpaths[index]
         try:
-            return to_signed(decode(self.files.read(path), channels, size, self.square))
+            pixels = decode(self.files.read(path), channels, size, self.square)
         except BROKEN as error:
             self._found_broken[index] = True
             roots = ", ".join(str(root) for root in self.files.roots)
             raise BrokenImageError(
                 f"cannot read image '{path}' in {roots}: {error}; mend it or use broken='skip'"
             ) from error
+        if self._kept is not None:
+            self._kept[index] = pixels
+        return to_signed(pixels)
 
     def item(self, index: int, draw: int = 0) -> dict[str, Any]:
         """Return image `index` of the full data set, or with broken="skip" the next readable one of its class.
@@ -150,6 +158,7 @@ class ImageFolder(FileImages):
         crop: "center", "random", or "none" to scale both sides.
         flip: mirror with probability one half.
         broken: "error" or "skip".
+        in_memory: keep decoded pixels, see `FileImages`.
         transform: applied after crop and flip.
         seed: seed of the augmentation.
     """
@@ -167,6 +176,7 @@ class ImageFolder(FileImages):
         crop: str = "center",
         flip: bool = False,
         broken: str = "error",
+        in_memory: bool = False,
         transform: Transform | Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
@@ -187,6 +197,7 @@ class ImageFolder(FileImages):
             crop=crop,
             flip=flip,
             broken=broken,
+            in_memory=in_memory,
             transform=transform,
             seed=seed,
         )

@@ -18,15 +18,14 @@ from typing import Any
 
 import yaml
 
-from ldm.data.bins import ALL, BINNED, Budget
+from ldm.data.bins import BINNED, Budget, Subsets
 from ldm.data.folder import FileImages, class_numbers
 from ldm.data.pictures import Files
-from ldm.data.safe_pickle import load_plain
-from ldm.data.subsets import list_file, read_list, read_subsets, subsets_file
+from ldm.data.plans import list_file, make_bins_command, read_list
+from ldm.data.published import plan_of_folder
 
 N_CLASSES = 1000
 IGNORED_NAME = "n06596364_9591.JPEG"  # not a JPEG file; left out by latent-diffusion as well
-ALL_IMAGES = 1300  # the bin of the published subsets that stands for all images (732 to 1300 a class)
 CONFIG_KEYS = ("size", "random_crop", "flip", "broken", "seed")
 LABEL_LINE = re.compile(r"^\W*(\d+)\s*:\s*(['\"])(.*)\2\W*$")
 
@@ -44,6 +43,8 @@ class ImageNetPart(FileImages):
         random_crop: crop at random rather than in the centre, unless `config` says.
         config: any of `size` (pixels, 256), `random_crop`, `flip`, `broken` ("error" or "skip"), `seed`.
     """
+
+    ignored_keys = (f"{IGNORED_NAME.partition('_')[0]}/{IGNORED_NAME}",)
 
     def __init__(
         self,
@@ -106,7 +107,9 @@ class ImageNetTrain(ImageNetPart):
         dataset_name: "binned_classes" or "masked_classes".
 
     Attributes:
-        bins: {class: budget}, from the folder's plan (YAML, or the published pickle); empty where there is none.
+        subsets: the plan in the folder (YAML, or the published pickle); None where there is none.
+        bins: its {class: budget}; empty without one.
+        lists_folder: where the lists of its members are looked for.
     """
 
     def __init__(
@@ -120,23 +123,19 @@ class ImageNetTrain(ImageNetPart):
         dataset_name: str = BINNED,
     ):
         super().__init__("data_train", process_images, data_root, overwrite_root, True, config)
+        self.lists_folder = self.root
+        self.subsets: Subsets | None = None
         self.bins: dict[int, Budget] = {}
         if comp_numb is None and not synset_bins:
             return
+        config = {"target": "ldm.data.imagenet.ImageNetTrain", "params": {"data_root": str(self.root.parent)}}
         path = list_file(self.root, dataset_name, comp_numb)
         if not path.exists():
-            raise ValueError(
-                f"{path} does not exist; make it with\n  python scripts/make_bins.py --target "
-                f"ldm.data.imagenet.ImageNetTrain --params data_root={self.root.parent} --out {self.root} "
-                f"--dataset {dataset_name} --components {max(5, (comp_numb or 0) + 1)}"
-            )
-        ignored = [f"{IGNORED_NAME.partition('_')[0]}/{IGNORED_NAME}"]
-        self.select(read_list(path, self, ignored))
-        pickled = self.root / f"subsets_{dataset_name}.pkl"
-        if subsets_file(self.root, dataset_name).exists():
-            self.bins = read_subsets(self.root, dataset_name).bins
-        elif dataset_name == BINNED and pickled.exists():
-            self.bins = bins_of(subsets_from_pickle(pickled), self.class_names)
+            command = make_bins_command(self.root, dataset_name, comp_numb, config)
+            raise ValueError(f"{path} does not exist; make it with\n  {command}")
+        self.subsets = plan_of_folder(self.root, dataset_name, comp_numb, self, config)
+        self.bins = self.subsets.bins if self.subsets is not None else {}
+        self.select(read_list(path, self))
 
 
 class ImageNetValidation(ImageNetPart):
@@ -181,25 +180,3 @@ def read_human_names(root: Path, synsets: list[str]) -> list[str]:
         names = {int(match[1]): match[3] for match in found if match}
         return [names.get(label, synset) for label, synset in enumerate(synsets)]
     return list(synsets)
-
-
-def subsets_from_pickle(path: str | Path) -> dict[int, list[str]]:
-    """Read a published subsets pickle, {bin or component: [synset, ...]}, without running anything it names.
-
-    Raises:
-        ValueError: if it holds anything but a dict of integers to lists of strings.
-    """
-    content = load_plain(path)
-    plain = isinstance(content, dict) and all(
-        isinstance(key, int) and isinstance(value, list) and all(isinstance(one, str) for one in value)
-        for key, value in content.items()
-    )
-    if not plain:
-        raise ValueError(f"{path} must hold {{integer: [synset, ...]}}, got {type(content).__name__} of something else")
-    return content
-
-
-def bins_of(subsets: Mapping[int, list[str]], synsets: list[str]) -> dict[int, Budget]:
-    """Return {class: budget} of published bins; the bin 1300 means all images."""
-    budgets = {name: ALL if budget == ALL_IMAGES else budget for budget, names in subsets.items() for name in names}
-    return {label: budgets[synset] for label, synset in enumerate(synsets) if synset in budgets}

@@ -27,6 +27,7 @@ class Omniglot(FileImages):
         image_size: side in pixels; the files have 105.
         channels: 1, or 3 equal ones.
         broken: "error" or "skip", see `FileImages`.
+        in_memory: keep decoded pixels (all of Omniglot at 32x32: 33 MB), see `FileImages`.
         transform: see `LabelledImages`.
         seed: seed of the transform's draws.
 
@@ -43,6 +44,7 @@ class Omniglot(FileImages):
         image_size: int = 32,
         channels: int = 1,
         broken: str = "error",
+        in_memory: bool = True,
         transform: Transform | Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
@@ -68,6 +70,7 @@ class Omniglot(FileImages):
             channels=channels,
             crop="none",
             broken=broken,
+            in_memory=in_memory,
             transform=transform,
             seed=seed,
         )

@@ -1,25 +1,16 @@
-"""Subset plans on disk, as text that a person can read, and the data set that trains one member on its list.
+"""The data set that trains one member of an ensemble on its list; plans and their files under one name.
 
-    subsets_binned_classes.yaml         bins, members, and how they were drawn
-    filelist_binned_classes.txt         the subset, one sample a line: index, or relpath where the data set has files
-    filelist_comp0_binned_classes.txt   what member 0 sees; a bootstrap repeats lines
-
-The file names are DECU's (github.com/nwaftp23/DECU); the draws are those of `ldm.data.bins`.
+`ldm.data.bins` draws plans, `ldm.data.plans` keeps them on disk, `ldm.data.published` reads those of DECU.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-import yaml
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.data.base import check_choice, occurrences
+from ldm.data.base import occurrences
 from ldm.data.bins import (
     ALL,
     BINNED,
@@ -36,7 +27,19 @@ from ldm.data.bins import (
     plan_binned,
     plan_masked,
 )
-from ldm.util import atomic_write, instantiate_from_config
+from ldm.data.plans import (
+    list_file,
+    make_bins_command,
+    pickle_file,
+    read_component,
+    read_list,
+    read_plan,
+    read_subsets,
+    sample_keys,
+    subsets_file,
+    write_subsets,
+)
+from ldm.util import instantiate_from_config
 
 __all__ = [
     "ALL",
@@ -52,194 +55,19 @@ __all__ = [
     "bootstrap",
     "budget_order",
     "default_classes_per_bin",
+    "list_file",
     "make_bins_command",
+    "pickle_file",
     "plan_binned",
     "plan_masked",
     "read_component",
+    "read_list",
+    "read_plan",
     "read_subsets",
+    "sample_keys",
+    "subsets_file",
     "write_subsets",
 ]
-
-FORMAT = 1
-
-
-def subsets_file(folder: str | Path, dataset_name: str) -> Path:
-    """Path of the YAML file of a plan."""
-    check_choice("dataset_name", dataset_name, DATASET_NAMES)
-    return Path(folder) / f"subsets_{dataset_name}.yaml"
-
-
-def list_file(folder: str | Path, dataset_name: str, component: int | None = None) -> Path:
-    """Path of the list of samples of a member, or of the subset without bootstrap."""
-    check_choice("dataset_name", dataset_name, DATASET_NAMES)
-    member = "" if component is None else f"comp{component}_"
-    return Path(folder) / f"filelist_{member}{dataset_name}.txt"
-
-
-def sample_keys(dataset: Dataset) -> list[str]:
-    """Return what names each image of the full data set in a list: its relpath, or its index."""
-    relpaths = getattr(dataset, "relpaths", None)
-    return list(relpaths) if relpaths is not None else [str(index) for index in range(len(dataset))]
-
-
-def write_subsets(
-    folder: str | Path,
-    subsets: Subsets,
-    keys: list[str],
-    dataset: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Write a plan and its lists, each file whole or not at all; return their paths.
-
-    Args:
-        folder: where; made if need be.
-        subsets: a plan of `plan_binned` or `plan_masked`.
-        keys: name of each image of the full data set (`sample_keys`), [N].
-        dataset: `target`/`params` of the data set, kept for the reader.
-        overwrite: replace files whose content differs.
-
-    Raises:
-        ValueError: if a file exists with other content and `overwrite` is off; then nothing is written.
-    """
-    contents = {
-        list_file(folder, subsets.dataset_name, component): "".join(f"{keys[one]}\n" for one in positions.tolist())
-        for component, positions in subsets.positions.items()
-    }
-    contents[subsets_file(folder, subsets.dataset_name)] = to_yaml(subsets, dataset)
-    changed = [path for path, text in contents.items() if path.exists() and path.read_text() != text]
-    if changed and not overwrite:
-        raise ValueError(
-            f"{folder} already holds other subsets ({', '.join(path.name for path in changed[:3])}"
-            f"{', ...' if len(changed) > 3 else ''}); choose another folder or pass --overwrite (overwrite=True)"
-        )
-    for path, text in contents.items():
-        with atomic_write(path, overwrite=True) as partial:
-            partial.write_text(text)
-    return list(contents)
-
-
-def to_yaml(subsets: Subsets, dataset: Mapping[str, Any] | None) -> str:
-    """Return the YAML text of a plan; `read_subsets` is its inverse."""
-    content: dict[str, Any] = {"format": FORMAT, "dataset_name": subsets.dataset_name}
-    if dataset is not None:
-        content["dataset"] = {"target": dataset["target"], "params": dict(dataset.get("params") or {})}
-    content |= {"images": subsets.images, "components": subsets.components, **subsets.record}
-    budgets = sorted(set(subsets.bins.values()), key=budget_order)
-    content["bins"] = {one: [label for label, budget in subsets.bins.items() if budget == one] for one in budgets}
-    if subsets.dataset_name == MASKED:
-        content["sees"] = subsets.sees
-    content["class_names"] = subsets.class_names
-    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-
-
-def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
-    """Read the plan in `folder`, without its lists.
-
-    Raises:
-        ValueError: if the file is missing or is not a plan of this format.
-    """
-    path = subsets_file(folder, dataset_name)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; make it with\n  {make_bins_command(folder, dataset_name)}")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
-            f"{path} must be a mapping with format: {FORMAT}, got {found}; write it anew with make_bins.py"
-        )
-    absent = {"dataset_name", "images", "components", "bins", "class_names"} - set(content)
-    if absent:
-        raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; write it anew with make_bins.py")
-    del content["format"]
-    names = content.pop("class_names")
-    components = content.pop("components")
-    bins = {label: budget for budget, classes in content.pop("bins").items() for label in classes}
-    if sorted(bins) != list(range(len(names))):
-        raise ValueError(f"{path}: the bins must name each of the classes 0..{len(names) - 1} once; write it anew")
-    return Subsets(
-        dataset_name=content.pop("dataset_name"),
-        class_names=names,
-        images=content.pop("images"),
-        components=components,
-        bins=dict(sorted(bins.items())),
-        sees=content.pop("sees", {one: list(range(len(names))) for one in range(components)}),
-        record=content,
-    )
-
-
-def make_bins_command(
-    folder: str | Path,
-    dataset_name: str = BINNED,
-    component: int | None = None,
-    config: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the shell command that makes the missing files of `folder` for the data set of `config`."""
-    words = ["python", "scripts/make_bins.py"]
-    if config is None:
-        words += ["--base", "CONFIG"]
-    else:
-        words += ["--target", str(config["target"])]
-        given = [f"{name}={value}" for name, value in (config.get("params") or {}).items() if value is not None]
-        words += ["--params", *given] if given else []
-    words += ["--out", str(folder), "--dataset", dataset_name]
-    words += ["--hidden_from", "2"] if dataset_name == MASKED else []
-    return shlex.join([*words, "--components", str(max(5, (component or 0) + 1))])
-
-
-def read_list(path: Path, dataset: Dataset, ignored: Sequence[str] = ()) -> Tensor:
-    """Return the positions in `dataset` of the samples a list names, in its order, repeats included, int64 [K].
-
-    Samples in `ignored` are left out.
-
-    Raises:
-        ValueError: if the list is empty or names a sample that the data set does not have.
-    """
-    place = {key: index for index, key in enumerate(sample_keys(dataset))}
-    lines = [line for line in path.read_text().splitlines() if line.strip() and line not in ignored]
-    unknown = [line for line in lines if line not in place]
-    if unknown or not lines:
-        found = f"{len(unknown)} unknown ones, the first '{unknown[0]}'" if unknown else "none"
-        raise ValueError(
-            f"{path} must name samples of {type(dataset).__name__} ({len(place)} samples, such as "
-            f"'{next(iter(place), '')}'), got {found}; was it made for another data set or split?"
-        )
-    return torch.tensor([place[line] for line in lines], dtype=torch.int64)
-
-
-def read_component(
-    folder: str | Path,
-    dataset_name: str,
-    component: int | None,
-    dataset: Dataset,
-    config: Mapping[str, Any] | None = None,
-) -> tuple[Subsets, Tensor]:
-    """Return the plan in `folder` and the positions in `dataset` that a member sees, int64 [K].
-
-    Args:
-        folder: folder that `scripts/make_bins.py` wrote.
-        dataset_name: "binned_classes" or "masked_classes".
-        component: the member; None for the subset without bootstrap.
-        dataset: the full data set.
-        config: its `target`/`params`, for the command named in an error.
-
-    Raises:
-        ValueError: if a file is missing (with the command that makes it), or was made for other data.
-    """
-    command = make_bins_command(folder, dataset_name, component, config)
-    listed = list_file(folder, dataset_name, component)
-    if not subsets_file(folder, dataset_name).exists():
-        raise ValueError(f"{subsets_file(folder, dataset_name)} does not exist; make it with\n  {command}")
-    subsets = read_subsets(folder, dataset_name)
-    if component is not None and not 0 <= component < subsets.components:
-        raise ValueError(f"component must lie in 0..{subsets.components - 1}, the members of {folder}, got {component}")
-    if (subsets.images, subsets.class_names) != (len(dataset), list(dataset.class_names)):
-        raise ValueError(
-            f"{folder} was made for {subsets.images} images of {len(subsets.class_names)} classes, got a data set of "
-            f"{len(dataset)} images of {dataset.n_classes} classes, or of other names; make a folder with\n  {command}"
-        )
-    if not listed.exists():
-        raise ValueError(f"{listed} does not exist; make it with\n  {command} --seed {subsets.record.get('seed', 0)}")
-    return subsets, read_list(listed, dataset)
 
 
 class ComponentSubset(Dataset):

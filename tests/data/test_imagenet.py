@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ldm.data.imagenet import ImageNetTrain, ImageNetValidation, subsets_from_pickle
+from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
+from ldm.data.published import subsets_from_pickle
 from ldm.util import instantiate_from_config
 from scripts import make_bins
 
