@@ -4,6 +4,8 @@ Examples:
   python main.py --base configs/latent-diffusion/digits.yaml -t --gpus 0, --scale_lr False --name digits
   python main.py --base configs/latent-diffusion/digits.yaml -t --gpus 0, --scale_lr False --start_from_pretrained \\
       --logdir logs --seed 0 --component 0 --ensemble_name bootstrapped
+  python main.py --base configs/latent-diffusion/digits.yaml -t --gpus 0, --scale_lr False --start_from_pretrained \\
+      --logdir logs --seed 0 --component all --members 5 --ensemble_name bootstrapped
   python main.py --resume logs/2026-01-01T00-00-00_digits -t --gpus 0, --max_steps 5000
 
 Options of Lightning's Trainer are taken as --name value (--max_steps 100, --precision bf16-mixed, --gradient_clip_val
@@ -80,11 +82,24 @@ def get_parser() -> argparse.ArgumentParser:
     add("--every_n_steps", type=int, metavar="N", help=every.format("optimiser steps"))
     add = parser.add_argument_group("components of an ensemble").add_argument
     add("--start_from_pretrained", **flag, help="freeze the trunk of model.params.pretrained_path, train heads")
-    add("--component", type=int, default=0, help="number of this component: its data and its start (default 0)")
+    number = "number of this component: its data and its start (default 0); or all: train every one, on one trunk"
+    add("--component", type=component_of, default=0, metavar="N|all", help=number)
+    add(
+        "--members",
+        type=int,
+        help="with --component all: how many; their seeds are --seed, --seed + 1, ... (default 5)",
+    )
     add("--ensemble_name", default="", help="goes into the run's name, for save_ensemble.py")
     add("--overwrite_data_root", default="", help="root folder of the training and validation data")
     add("--synset_bins", **flag, help="handed to data sets that take it")
     return parser
+
+
+def component_of(text: str) -> int | str:
+    """A number, or "all"."""
+    if text != "all" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number from 0, or all; got '{text}'")
+    return text if text == "all" else int(text)
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, object], list[str]]:
@@ -101,6 +116,12 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, object]
         parser.error("give a config (--base FILE.yaml) or a run to continue (--resume DIR)")
     if options.epoch is not None and not options.resume:
         parser.error("--epoch chooses a checkpoint of the run that --resume DIR continues")
+    if options.component == "all" and not options.resume:
+        if not (options.start_from_pretrained and options.ensemble_name):
+            parser.error("--component all needs --start_from_pretrained, and --ensemble_name for the members' runs")
+        options.members = 5 if options.members is None else options.members
+    elif options.members is not None:
+        parser.error("--members goes with --component all")
     return options, trainer_options, dotlist + more
 
 

@@ -45,15 +45,24 @@ class KeyedBatches(Sampler[list[int]]):
         return max(1, len(self.data) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, start = divmod(self.done(), self.per_epoch)
+        done = self.done()
+        epoch, start = divmod(done, self.per_epoch)
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)
-        size = self.batch_size * self.world_size
-        order = torch.randperm(len(self.data), generator=generator("order", self.seed, self.member, epoch)).tolist()
+        order = self.order(epoch)
         for batch in range(start, len(self)):
-            chosen = order[batch * size : (batch + 1) * size]
-            share = -(-len(chosen) // self.world_size)
-            yield chosen[self.rank * share : (self.rank + 1) * share] or chosen[:1]
+            yield self.share(order, batch)
+
+    def order(self, epoch: int) -> list[int]:
+        """The permutation of an epoch."""
+        return torch.randperm(len(self.data), generator=generator("order", self.seed, self.member, epoch)).tolist()
+
+    def share(self, order: Sequence[int], batch: int) -> list[int]:
+        """This device's part of a global batch of the order."""
+        size = self.batch_size * self.world_size
+        chosen = order[batch * size : (batch + 1) * size]
+        share = -(-len(chosen) // self.world_size)
+        return list(chosen[self.rank * share : (self.rank + 1) * share] or chosen[:1])
 
 
 class SharedBatches(Sampler[list[int]]):
@@ -88,7 +97,7 @@ class ResumableLoader(DataLoader):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to do: see `DataModuleFromConfig.train_dataloader`."""
+        """Nothing to do: see `DataModuleFromConfig.train_batches`."""
 
 
 class WrappedDataset(Dataset):
@@ -141,18 +150,27 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 data = instantiate_from_config(config)
                 self.datasets[name] = WrappedDataset(data) if self.wrap else data
 
-    def _loader(self, name: str, **options: Any) -> DataLoader:
+    def dataset(self, name: str) -> Any:
+        """The data set of a split.
+
+        Raises:
+            ValueError: if the config has none.
+        """
         if name not in self.datasets:
             raise ValueError(f"the config has no data.params.{name}; it has {sorted(self.dataset_configs)}")
+        return self.datasets[name]
+
+    def loader(self, data: Any, **options: Any) -> DataLoader:
+        """A loader with this module's workers."""
         return ResumableLoader(
-            self.datasets[name],
+            data,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_signals_alone,
             **options,
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_batches(self) -> KeyedBatches:
         """Keyed order; a resumed training continues at the batch where it stopped, by the trainer's own count."""
         trainer = self.trainer
         options: dict[str, Any] = {}
@@ -163,18 +181,19 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 "limit": trainer.limit_train_batches,
             }
             options["done"] = lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        batches = KeyedBatches(self.datasets["train"], self.batch_size, self.seed, self.member, **options)
-        return self._loader("train", batch_sampler=batches)
+        return KeyedBatches(self.dataset("train"), self.batch_size, self.seed, self.member, **options)
+
+    def train_dataloader(self) -> DataLoader:
+        batches = self.train_batches()
+        return self.loader(batches.data, batch_sampler=batches)
 
     def _evaluation_loader(self, name: str) -> DataLoader:
-        if name not in self.datasets:
-            return self._loader(name)
-        trainer = self.trainer
+        data, trainer = self.dataset(name), self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        order = range(len(self.datasets[name]))
+        order = range(len(data))
         if self.shuffled.get(name):
             order = torch.randperm(len(order), generator=generator(name, self.seed)).tolist()
-        return self._loader(name, batch_sampler=SharedBatches(order, self.batch_size, rank, world))
+        return self.loader(data, batch_sampler=SharedBatches(order, self.batch_size, rank, world))
 
     def val_dataloader(self) -> DataLoader | list:
         return self._evaluation_loader("validation") if "validation" in self.datasets else []

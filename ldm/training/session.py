@@ -19,6 +19,8 @@ from ldm.cli import write_record
 from ldm.training.callbacks import CUDACallback, EMACallback, ImageLogger, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import load_config, point_data
+from ldm.training.members import ALL, build_members, is_joint, write_member_runs
+from ldm.training.members import build_data as build_joint_data
 from ldm.training.runs import RunDirectory, find_run, new_run
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN
@@ -29,7 +31,7 @@ log = logging.getLogger("main")
 
 RUN_VARIABLE = "LDM_RUN_DIRECTORY"
 # Options that a resumed run takes from the run it continues.
-KEPT_OPTIONS = ("seed", "component", "ensemble_name", "start_from_pretrained", "scale_lr")
+KEPT_OPTIONS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr")
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Session:
     checkpoint: Path | None
     options: argparse.Namespace
     resumed: bool
+    config: DictConfig
 
     def fit(self) -> None:
         """Train to the end. A new run that fails before its first step leaves no directory behind."""
@@ -53,7 +56,11 @@ class Session:
                 self.run.discard()
             raise
         if is_first():
-            write_record(self.run.path / "finished.json", self.options, overwrite=True, step=self.trainer.global_step)
+            step = self.trainer.global_step
+            if is_joint(self.options):
+                for path in write_member_runs(self.run, self.model, self.config, self.options, step):
+                    log.info("member: %s", path)
+            write_record(self.run.path / "finished.json", self.options, overwrite=True, step=step)
 
     def test(self) -> None:
         """Evaluate on the test set, where the config has one."""
@@ -97,8 +104,8 @@ def build_callbacks(
 
 
 def member_of(options: argparse.Namespace) -> int:
-    """Number of the component, 0 for a trunk: a part of every seed."""
-    return options.component if options.start_from_pretrained else 0
+    """Number of the component, 0 for a trunk or for all of them: a part of every seed."""
+    return options.component if options.start_from_pretrained and not is_joint(options) else 0
 
 
 def learning_rate(config: DictConfig, scale: bool, devices: int, accumulate: int) -> float:
@@ -147,12 +154,25 @@ def known_run(options: argparse.Namespace, argv: Sequence[str]) -> tuple[RunDire
 
 def build_model(config: DictConfig, options: argparse.Namespace) -> pl.LightningModule:
     """The model, its trunk frozen where a component is trained, its draws seeded."""
+    if is_joint(options):
+        return build_members(config, options)
     model = instantiate_from_config(config.model)
     if options.start_from_pretrained:
         model.start_from_pretrained(options.component, options.seed)
     if hasattr(model, "seed_draws"):
         model.seed_draws(options.seed, member_of(options))
     return model
+
+
+def build_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningDataModule:
+    """The data in the order of this run, set up; for all components at once, in the order of each."""
+    if is_joint(options):
+        data = build_joint_data(config, options)
+    else:
+        data = instantiate_from_config(config.data)
+        data.seed, data.member = options.seed, member_of(options)
+    data.setup()
+    return data
 
 
 def build_trainer(run: RunDirectory, callbacks: list[Callback], chosen: Mapping[str, Any], devices: Devices):
@@ -187,7 +207,7 @@ def set_up(
             setattr(options, key, value)
     start = [saved.config(), OmegaConf.create({"lightning": saved.config("lightning")})] if saved else []
     config = load_config(options.base, dotlist, options.start_from_pretrained, start, needs=("model", "data"))
-    component = options.component if options.start_from_pretrained else None
+    component = member_of(options) if options.start_from_pretrained else None
     config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
     lightning = config.pop("lightning", OmegaConf.create())
     chosen = {**(lightning.get("trainer") or {}), **trainer_options}
@@ -196,14 +216,13 @@ def set_up(
     pl.seed_everything(options.seed, verbose=False)
 
     model = build_model(config, options)
-    data = instantiate_from_config(config.data)
-    data.seed, data.member = options.seed, member_of(options)
-    data.setup()
+    data = build_data(config, options)
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
     model.learning_rate = learning_rate(config, options.scale_lr, devices.count, accumulate)
 
     name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
-    name += f"_{options.ensemble_name}{options.seed}" if options.ensemble_name else ""
+    if options.ensemble_name:
+        name += f"_{options.ensemble_name}{ALL if is_joint(options) else options.seed}"
     run = known or new_run(options.logdir, name)
     if is_first():
         os.environ[RUN_VARIABLE] = str(run.path)
@@ -220,7 +239,7 @@ def set_up(
             run.discard()
         raise
     announce(run, model, devices.words)
-    return Session(model, data, trainer, run, checkpoint, options, known is not None)
+    return Session(model, data, trainer, run, checkpoint, options, known is not None, record)
 
 
 def announce(run: RunDirectory, model: pl.LightningModule, devices: str) -> None:

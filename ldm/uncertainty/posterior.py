@@ -67,10 +67,11 @@ def _only(names: Sequence[str], patterns: Sequence[str]) -> bool:
 class MemberNetwork:
     """All members of a network at once: `members(x, t, cond) -> [M, B, C, H, W]`.
 
-    x is [B, C, H, W] (shared) or [M, B, C, H, W]; t and cond are those of one member, [B]. Where the network has stages
-    (`condition`, `trunk`, `readout` with `input_patterns` and `output_patterns`) and the members differ only in the
-    first and last, the frozen trunk runs once on the folded batch, or once for all members where they share its
-    inputs. Otherwise `vmap` over the whole network; both agree. `chunk` bounds the images a trunk pass holds.
+    x is [B, C, H, W] (shared) or [M, B, C, H, W]; t and cond are [B], the same for every member, or t [M, B] and cond
+    [M, B, ...] (or None), each member's own (training on its own data). Where the network has stages (`condition`,
+    `trunk`, `readout` with `input_patterns` and `output_patterns`) and the members differ only in the first and last,
+    the frozen trunk runs once on the folded batch, or once for all members where they share its inputs. Otherwise
+    `vmap` over the whole network; both agree. `chunk` bounds the images a trunk pass holds.
     """
 
     def __init__(self, network: nn.Module, members: Members, chunk: int | None = None, staged: bool | None = None):
@@ -93,29 +94,39 @@ class MemberNetwork:
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         if x.ndim == 5 and len(x) != len(self.members):
             raise ValueError(f"x holds {len(x)} members, the ensemble {len(self.members)}")
+        if t.ndim == 2 and (x.ndim != 5 or t.shape != x.shape[:2]):
+            raise ValueError(f"times of every member [M, B] need x [M, B, ...]; got {list(t.shape)}, {list(x.shape)}")
         return self._by_stages(x, t, cond) if self.staged else self._by_vmap(x, t, cond)
 
     def _by_vmap(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        def one(overrides: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(self.network, overrides, (x, t, cond))
+        def one(overrides: Mapping[str, Tensor], x: Tensor, *condition: Tensor | None) -> Tensor:
+            return functional_call(self.network, overrides, (x, *condition))
 
         chunk = None if self.chunk is None else max(1, self.chunk // x.shape[-4])
-        return vmap(one, in_dims=(0, 0 if x.ndim == 5 else None), chunk_size=chunk)(dict(self.members.overrides), x)
+        in_dims = (0, 0 if x.ndim == 5 else None, *self._axes(t, cond))
+        return vmap(one, in_dims, chunk_size=chunk)(dict(self.members.overrides), x, t, cond)
+
+    @staticmethod
+    def _axes(t: Tensor, cond: Tensor | None) -> tuple[int | None, int | None]:
+        """Member axes of t and cond, for `vmap`."""
+        own = 0 if t.ndim == 2 else None
+        return own, None if cond is None else own
 
     def _by_stages(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         count, batch = len(self.members), x.shape[-4]
-        if self.at_input:
+        own = bool(self.at_input) or t.ndim == 2
+        if own:
 
-            def condition(overrides: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            def condition(overrides: Mapping[str, Tensor], t: Tensor, cond: Tensor | None) -> tuple[Tensor, ...]:
                 state = functional_call(self.network, overrides, (t, cond), {"stage": "condition"})
                 return tuple(part for part in state if part is not None)
 
-            state = vmap(condition)(self.at_input)  # each [M, B, ...]
+            state = vmap(condition, (0, *self._axes(t, cond)))(self.at_input, t, cond)  # each [M, B, ...]
         else:
             state = tuple(part for part in self.network.condition(t, cond) if part is not None)
-        shared = not self.at_input and x.ndim == 4
+        shared = not own and x.ndim == 4
         if not shared:
-            state = tuple(self._fold(part, count, batch, bool(self.at_input)) for part in state)
+            state = tuple(self._fold(part, count, batch, own) for part in state)
             x = (x if x.ndim == 5 else x.expand(count, *x.shape)).flatten(0, 1)  # [M B, C, H, W]
         features = self._trunk(x, state)
         if not shared:

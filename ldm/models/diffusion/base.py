@@ -228,12 +228,15 @@ class DDPM(components.ComponentTraining, pl.LightningModule):
         x = self.get_input(batch, self.first_stage_key)
         t, noise, uniform = draws(step, samples, x.shape[1:], self.num_timesteps)
         t, noise, uniform = t.to(x.device), noise.to(x), uniform.to(x)
-        loss, parts = self.p_losses(x, self.condition_of(batch, uniform), t, noise)
-        if self.anchor is not None and self.training:
-            penalty = components.anchor_penalty(self)
-            loss = loss + penalty
-            parts.update({"train/loss_anchor": penalty.detach(), "train/loss": loss.detach()})
-        return loss, parts
+        return self.regularised(*self.p_losses(x, self.condition_of(batch, uniform), t, noise))
+
+    def regularised(self, loss: Tensor, parts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the pull of an anchored member to its training loss."""
+        if self.anchor is None or not self.training:
+            return loss, parts
+        penalty = components.anchor_penalty(self)
+        loss = loss + penalty
+        return loss, {**parts, "train/loss_anchor": penalty.detach(), "train/loss": loss.detach()}
 
     def _samples(self, batch: Mapping[str, Any], part: int) -> range:
         size = len(batch[self.first_stage_key])

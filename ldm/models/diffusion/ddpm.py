@@ -115,17 +115,20 @@ class LatentDiffusion(DDPM):
         """Scaled latents [B, c, h, w] of batch[k]."""
         return self.get_first_stage_encoding(self.encode_first_stage(super().get_input(batch, k))).detach()
 
-    def condition_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+    def labels_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+        """Labels [B] of a batch after label dropout, which `uniform` [B] decides; None for unconditional models."""
         if self.cond_stage_model is None:
             return None
         labels = batch[self.cond_stage_key]
-        if self.training and self.label_dropout:
-            labels = self.cond_stage_model.drop_labels(labels, uniform)
-        return labels if self.model.conditioning_key == "adm" else self.cond_stage_model.embed(labels)
+        return self.cond_stage_model.drop_labels(labels, uniform) if self.training and self.label_dropout else labels
+
+    def condition_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+        labels = self.labels_of(batch, uniform)
+        return labels if labels is None or self.model.conditioning_key == "adm" else self.cond_stage_model.embed(labels)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """With `scale_by_std`, the first batch of a fresh run sets scale_factor = 1 / standard deviation."""
-        if self.scale_by_std and self.global_step == 0 and batch_idx == 0:
+        if self.scale_by_std and self.component is None and self.global_step == 0 and batch_idx == 0:
             if float(self.scale_factor) != 1:
                 raise ValueError(
                     f"scale_by_std measures the scale; it cannot start from scale_factor {self.scale_factor}"

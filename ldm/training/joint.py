@@ -1,0 +1,213 @@
+"""All components of an ensemble in one training: one frozen trunk, one network pass a step, M heads, M optimisers.
+
+Member m follows the order, times, noises and label dropout of its own run (`--seed S+m --component m`): its losses and
+weights are those of that run, to rounding. (Dropout in the network draws one mask for all, so there they differ.)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm.heads import resolve_patterns, select
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.noise import TrainingDraws
+from ldm.models.diffusion.optimisation import TrainingSet
+from ldm.uncertainty.posterior import MemberNetwork, Members
+from ldm.util import instantiate_from_config
+
+
+def share_trunk(model: LatentDiffusion, own: Sequence[str]) -> LatentDiffusion:
+    """A copy of a model that has parameters `own` for itself and all other tensors in common with it."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
+
+
+def start_members(model: LatentDiffusion, members: int, seed: int) -> list[LatentDiffusion]:
+    """Components 0 .. members - 1 of seeds seed, seed + 1, ..., on the trunk that the model names, which they share."""
+    names = dict(model.named_parameters())
+    heads = select(names, resolve_patterns(model.head_options.get("names", "class_embedding"), model.head_patterns))
+    started = [share_trunk(model, heads) for _ in range(members)]
+    for index, member in enumerate(started):
+        member.start_from_pretrained(index, seed + index)
+        member.seed_draws(seed + index, index)
+    return started
+
+
+class Together(torch.optim.Optimizer):
+    """Optimisers of separate parameters, stepped as one."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        super().__init__([parameter for group in groups for parameter in group["params"]], {})
+        self.optimizers, self.param_groups = list(optimizers), groups
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"members": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict["members"], strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+
+class JointComponents(pl.LightningModule):
+    """Trains the heads of `members` (see `start_members`) on batches [M B, ...] of `JointDataModule`.
+
+    Its state dict is `{member}.{name}` for every head: the trunk belongs to none of the members and is never saved.
+    """
+
+    use_ema = False
+
+    def __init__(self, members: Sequence[LatentDiffusion], monitor: str | None = None):
+        super().__init__()
+        self._members = tuple(members)
+        self.monitor = members[0].monitor if monitor is None else monitor
+        self.learning_rate: float | None = None
+        self.heads = [
+            {name: value for name, value in member.named_parameters() if value.requires_grad} for member in members
+        ]
+        flat = {f"{number}.{name}": value for number, heads in enumerate(self.heads) for name, value in heads.items()}
+        self._names = list(flat)
+        self._values = nn.ParameterList(flat.values())
+
+    @property
+    def members(self) -> tuple[LatentDiffusion, ...]:
+        """The members as models of their own, with the trunk in common."""
+        return self._members
+
+    def setup(self, stage: str) -> None:
+        """Tell each member of its training data."""
+        modules = getattr(self.trainer.datamodule, "modules", ())
+        accumulated = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        for member, module in zip(self._members, modules, strict=True):
+            data = module.dataset("train")
+            member.training_set = TrainingSet(len(data), module.batch_size * accumulated, getattr(data, "labels", None))
+
+    def on_fit_start(self) -> None:
+        """The trunk is no part of this module: move it along."""
+        for member in self._members:
+            member.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        values = [value.detach() for value in self._values]
+        checkpoint["state_dict"] = dict(zip(self._names, values, strict=True))
+        checkpoint["components"] = [member.component.as_dict() for member in self._members]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("components")
+        if saved is None or [one["trunk_sha256"] for one in saved] != [
+            member.component.trunk_sha256 for member in self._members
+        ]:
+            raise ValueError(
+                f"this checkpoint holds {'no' if saved is None else len(saved)} components on another trunk or of "
+                f"another number than {len(self._members)}: resume with the --component all, members and trunk it had"
+            )
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {f"_values.{place}": state[name] for place, name in enumerate(self._names)}
+
+    def losses(
+        self, batch: Mapping[str, Any], draws: Sequence[TrainingDraws], step: int, samples: Sequence[int]
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Loss and parts of each member at its part of a batch [M B, ...], from one pass of the network.
+
+        Args:
+            draws: of each member; samples: numbers [B] of a member's images in its global batch.
+        """
+        first, count = self._members[0], len(self._members)
+        for member in self._members:  # Lightning switches its own module alone, without a call
+            if member.training != self.training:
+                member.train(self.training)
+        x = first.get_input(batch, first.first_stage_key).unflatten(0, (count, -1))  # [M, B, c, h, w]
+        parts = [{name: value[m * x.shape[1] : (m + 1) * x.shape[1]] for name, value in batch.items()}
+                 for m in range(count)]  # fmt: skip
+        drawn = [one(step, samples, x.shape[2:], first.num_timesteps) for one in draws]
+        t, noise, uniform = (torch.stack(values).to(x.device) for values in zip(*drawn, strict=True))
+        labels = [member.labels_of(part, own) for member, part, own in zip(self._members, parts, uniform, strict=True)]
+        noisy = torch.stack([first.q_sample(*each) for each in zip(x, t, noise, strict=True)])
+        stacked = Members({name: torch.stack([heads[name] for heads in self.heads]) for name in self.heads[0]})
+        network = MemberNetwork(first.network, stacked)
+        output = network(noisy, t, None if labels[0] is None else torch.stack(labels))  # [M, B, c, h, w]
+        return [
+            member.regularised(*member.losses_of(output[m], x[m], t[m], noise[m]))
+            for m, member in enumerate(self._members)
+        ]
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        samples = self._samples(batch, batch_idx % self.trainer.accumulate_grad_batches)
+        found = self.losses(batch, [member.draws for member in self._members], self.global_step, samples)
+        loss = torch.stack([loss for loss, _ in found])  # [M]
+        self._log(found, on_step=True, on_epoch=False)
+        self.log("loss", loss.detach().mean(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        return loss.sum()
+
+    def _samples(self, batch: Mapping[str, Any], part: int) -> range:
+        size = len(batch[self._members[0].first_stage_key]) // len(self._members)
+        first = (part * self.trainer.world_size + self.trainer.global_rank) * size
+        return range(first, first + size)
+
+    def _log(self, found: Sequence[tuple[Tensor, Mapping[str, Tensor]]], **options: Any) -> None:
+        """Every number as the members' mean, and the loss of each member."""
+        names = found[0][1]
+        means = {name: torch.stack([parts[name] for _, parts in found]).mean() for name in names}
+        loss = next(name for name in names if name.endswith("/loss"))
+        each = {f"{loss}_member{number}": parts[loss] for number, (_, parts) in enumerate(found)}
+        step = {"step": float(self.global_step)} if options.get("on_step") else {}
+        self.log_dict({**means, **each, **step}, logger=True, sync_dist=self.trainer.world_size > 1, **options)
+
+    @torch.no_grad()
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        repeated = {name: value.repeat(len(self._members), *[1] * (value.ndim - 1)) for name, value in tensors.items()}
+        draws = [member.validation_draws for member in self._members]
+        found = self.losses(repeated, draws, batch_idx, self._samples(repeated, 0))
+        size = len(batch[self._members[0].first_stage_key])
+        self._log(found, on_step=False, on_epoch=True, batch_size=size)
+
+    def log_images(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor]:
+        """Pictures of the first member."""
+        return self._members[0].log_images(batch, **options)
+
+    def configure_optimizers(self) -> Any:
+        """Each member's own optimiser, as its own run has it."""
+        optimizers = []
+        for member in self._members:
+            member.learning_rate = self.learning_rate
+            made = member.configure_optimizers()
+            optimizers.append(made[0][0] if isinstance(made, tuple) else made)
+        together, schedule = Together(optimizers), self._members[0].scheduler_config
+        if schedule is None:
+            return together
+        factor = instantiate_from_config(schedule).schedule
+        return [together], [{"scheduler": LambdaLR(together, factor), "interval": "step", "frequency": 1}]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of each member by itself."""
+        if not gradient_clip_val:
+            return
+        for heads in self.heads:
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(list(heads.values()), gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(list(heads.values()), gradient_clip_val)

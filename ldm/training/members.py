@@ -1,0 +1,119 @@
+"""`main.py --component all`: what the joint training of an ensemble is built from, and the runs it leaves.
+
+The training has a run directory `{time}_{name}_{ensemble_name}all` of its own, which can be resumed. When it is
+finished every member gets a run directory as its own training would have left, for save_ensemble.py and all else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from ldm.checkpoint import save_checkpoint
+from ldm.cli import write_record
+from ldm.data.joint import JointBatches, JointDataset
+from ldm.data.module import DataModuleFromConfig
+from ldm.training.config import point_data
+from ldm.training.joint import JointComponents, start_members
+from ldm.training.runs import RunDirectory, new_run
+from ldm.util import atomic_write, instantiate_from_config
+
+ALL = "all"
+MADE = "members.json"
+
+
+class JointDataModule(pl.LightningDataModule):
+    """The training data of M members, and the first member's validation data.
+
+    Args:
+        modules: the data module of each member's own run, with its `seed` and `member`.
+    """
+
+    def __init__(self, modules: Sequence[DataModuleFromConfig]):
+        super().__init__()
+        self.modules = list(modules)
+        self.dataset_configs = {
+            name: config for name, config in modules[0].dataset_configs.items() if name in ("train", "validation")
+        }
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the data sets, once."""
+        for module in self.modules:
+            module.setup(stage)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches [M B, ...], member after member."""
+        for module in self.modules:
+            module.trainer = self.trainer
+        members = [module.train_batches() for module in self.modules]
+        return self.modules[0].loader(JointDataset([one.data for one in members]), batch_sampler=JointBatches(members))
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The same for every member."""
+        self.modules[0].trainer = self.trainer
+        return self.modules[0].val_dataloader()
+
+
+def is_joint(options: argparse.Namespace) -> bool:
+    """True where all components train together."""
+    return bool(options.start_from_pretrained) and options.component == ALL
+
+
+def build_members(config: DictConfig, options: argparse.Namespace) -> JointComponents:
+    """The members' heads on one trunk, member m with the draws of seed `options.seed` + m."""
+    return JointComponents(start_members(instantiate_from_config(config.model), options.members, options.seed))
+
+
+def build_data(config: DictConfig, options: argparse.Namespace) -> JointDataModule:
+    """The data of every member, in the order of its own run."""
+    modules = []
+    for member in range(options.members):
+        module = instantiate_from_config(point_data(config, member).data)
+        module.seed, module.member = options.seed + member, member
+        modules.append(module)
+    return JointDataModule(modules)
+
+
+def write_member_runs(
+    run: RunDirectory, model: JointComponents, config: DictConfig, options: argparse.Namespace, step: int
+) -> list[Path]:
+    """Give every member of a finished training a run directory beside the training's own; once.
+
+    Args:
+        run: of the joint training; its `members.json` lists what was made.
+        config: the training's, with its section `run`.
+        step: optimiser steps that were made.
+    """
+    name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL)
+    made: dict[str, str] = json.loads((run.path / MADE).read_text()) if (run.path / MADE).exists() else {}
+    for number, member in enumerate(model.members):
+        if str(number) in made:
+            continue
+        seed = options.seed + number
+        own = new_run(run.path.parent, f"{name}{seed}")
+        pointed = point_data(config, number)
+        pointed.run = {**config.run, "seed": seed, "component": number}
+        pointed.run.pop("members", None)
+        own.write_config(pointed, "project")
+        content: dict[str, Any] = {
+            "state_dict": {head: value.detach().cpu().clone() for head, value in model.heads[number].items()},
+            "component": member.component.as_dict(),
+            "global_step": step,
+        }
+        save_checkpoint(content, own.checkpoints / "last.ckpt")
+        write_record(own.path / "finished.json", options, overwrite=True, step=step, trained_in=run.path.name)
+        made[str(number)] = own.path.name
+        _write(run.path / MADE, made)
+    return [run.path.parent / directory for directory in made.values()]
+
+
+def _write(path: Path, content: Mapping[str, str]) -> None:
+    with atomic_write(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,145 @@
+"""`--component all`: one training of all members gives what their separate runs give."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import save_ensemble
+from ldm.checkpoint import load_checkpoint, save_checkpoint
+from ldm.data.joint import JointBatches, JointDataset
+from ldm.data.module import KeyedBatches
+from ldm.training.joint import JointComponents, Together, start_members
+from ldm.util import instantiate_from_config
+from tests.conftest import tiny_config, tiny_model
+from tests.training.conftest import write_config
+from tests.training.runs import end_state, losses, run_main
+
+WORDS = ("--start_from_pretrained", "--ensemble_name", "b", "--scale_lr", "False")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The tiny config, on a trunk, with two heads, a falling rate and gradients that are clipped."""
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "trunk.ckpt")
+    path = write_config(tmp_path)
+    content = OmegaConf.load(path)
+    content.model.base_learning_rate = 0.01
+    params = content.model.params
+    params.unet_config.params.dropout = 0.0
+    params.pretrained_path, params.use_ema = str(tmp_path / "trunk.ckpt"), False
+    params.heads = {"names": ["class_embedding", "output"]}
+    params.scheduler_config = {
+        "target": "ldm.lr_scheduler.LambdaLinearScheduler",
+        "params": {"warm_up_steps": [0], "cycle_lengths": [8], "f_start": [1.0], "f_max": [1.0], "f_min": [0.0]},
+    }
+    content.lightning.trainer.gradient_clip_val = 0.05
+    OmegaConf.save(content, path)
+    return path
+
+
+def members_of(tmp_path):
+    return {path.name.rpartition("_")[2]: path for path in sorted((tmp_path / "logs").iterdir())}
+
+
+def separate_runs(config, tmp_path, *words):
+    return [run_main(config, tmp_path / "apart", *WORDS, "--seed", str(4 + m), "--component", str(m), *words)
+            for m in range(2)]  # fmt: skip
+
+
+def test_joint_training_equals_separate_runs(config, tmp_path):
+    run = run_main(config, tmp_path, *WORDS, "--seed", "4", "--component", "all", "--members", "2")
+    made, apart = members_of(tmp_path), separate_runs(config, tmp_path)
+    assert sorted(made) == ["b4", "b5", "ball"]
+    for number, single in enumerate(apart):
+        own = end_state(made[f"b{4 + number}"])
+        expected = end_state(single)
+        assert own.keys() == expected.keys()
+        for name, value in own.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(own["cond_stage_model.embedding.weight"], end_state(made["b4"])[
+        "cond_stage_model.embedding.weight"])  # fmt: skip
+    mean = [sum(pair) / 2 for pair in zip(*[losses(single).values() for single in apart], strict=True)]
+    assert list(losses(run).values()) == pytest.approx(mean, rel=1e-5)
+    gathered = save_ensemble.main(["--path", str(tmp_path / "logs"), "--ensemble_name", "b", "--ensemble_comps", "2"])
+    assert (gathered / "member_001.safetensors").exists()
+
+
+def test_resumed_joint_training_is_exact(config, tmp_path):
+    words = (*WORDS, "--seed", "4", "--component", "all", "--members", "2")
+    whole = run_main(config, tmp_path, *words)
+    part = run_main(config, tmp_path / "stopped", *words, "--max_steps", "3")
+    assert json.loads((part / "members.json").read_text()).keys() == {"0", "1"}
+    (part / "members.json").unlink()
+    import main
+
+    main.main(["--resume", str(part), "-t", "--gpus", "0,", "--max_steps", "8"])
+    for name, value in end_state(whole).items():
+        assert torch.equal(value, end_state(part)[name]), name
+    content = load_checkpoint(part / "checkpoints" / "last.ckpt")
+    assert [one["seed"] for one in content["components"]] == [4, 5]
+    assert not any("input_blocks" in name for name in content["state_dict"]), "the trunk is not saved"
+
+
+def test_batches_follow_each_members_own_order():
+    """Members of different sizes go through their own epochs at their own pace."""
+    sizes, done = (20, 33), 7
+    members = [KeyedBatches(range(size), 4, seed, seed, done=lambda: done) for seed, size in enumerate(sizes)]
+    joint = list(JointBatches(members))
+    assert len(joint) == 1, "the longest member has eight batches an epoch, seven are done"
+    for member, size in enumerate(sizes):
+        epoch, batch = divmod(7, size // 4)
+        expected = members[member].order(epoch)[4 * batch : 4 * batch + 4]
+        assert [key for key in joint[0] if key[0] == member] == [(member, epoch, position) for position in expected]
+    with pytest.raises(ValueError, match="choose a smaller"):
+        JointBatches([KeyedBatches(range(size), 4, 0, 0) for size in (3, 20)])
+
+
+def test_items_carry_their_members_epoch():
+    class Augmented:
+        epoch = 0
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, position):
+            return position + 100 * self.epoch
+
+    data = JointDataset([Augmented(), Augmented()])
+    assert [data[key] for key in ((0, 1, 2), (1, 0, 3), (0, 1, 0), (1, 2, 1))] == [102, 3, 100, 201]
+
+
+def test_members_share_the_trunk_and_clip_alone(tmp_path):
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "trunk.ckpt")
+    model = instantiate_from_config(tiny_config(pretrained_path=str(tmp_path / "trunk.ckpt")))
+    members = start_members(model, 2, 0)
+    first, second = (dict(member.named_parameters()) for member in members)
+    for name in first:
+        assert (first[name] is second[name]) == (name != "cond_stage_model.embedding.weight")
+    joint = JointComponents(members)
+    for value, size in zip(joint.parameters(), (100.0, 0.001), strict=True):
+        value.grad = torch.full_like(value, size)
+    joint.configure_gradient_clipping(None, 1.0, "norm")
+    large, small = (value.grad for value in joint.parameters())
+    assert float(large.norm()) == pytest.approx(1.0, rel=1e-4)
+    assert torch.equal(small, torch.full_like(small, 0.001)), "the other member's gradient has no say"
+
+
+def test_together_steps_every_optimiser():
+    """Two optimisers stepped as one equal the two, and their state goes through a state dict."""
+    values = [torch.nn.Parameter(torch.tensor([1.0])) for _ in range(4)]
+    apart = [torch.optim.AdamW([value], lr=0.1) for value in values[:2]]
+    together = Together([torch.optim.AdamW([value], lr=0.1) for value in values[2:]])
+    for _ in range(3):
+        for number, value in enumerate(values):
+            value.grad = torch.tensor([1.0 + number % 2])
+        for optimiser in (*apart, together):
+            optimiser.step()
+    assert torch.equal(values[0], values[2]) and torch.equal(values[1], values[3])
+    again = Together([torch.optim.AdamW([value], lr=0.1) for value in values[2:]])
+    again.load_state_dict(together.state_dict())
+    assert float(again.optimizers[1].state[values[3]]["step"]) == 3
