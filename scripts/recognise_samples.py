@@ -1,10 +1,11 @@
-"""How many class-conditional samples of a trunk does a classifier trained on the real images recognise?
+"""How many class-conditional samples does a classifier trained on the real images recognise, and are they copies?
 
 Examples:
   python scripts/recognise_samples.py --run logs/2026-01-01T00-00-00_digits --n 50
   python scripts/recognise_samples.py --base configs/latent-diffusion/digits.yaml --ckpt trunk.ckpt
 
-The classifier and its own accuracy come from the config's training and validation data. Prints a line a class.
+The classifier and its own accuracy come from the config's training and validation data. Also prints how far samples,
+and real test images, lie from their nearest training image: copies would lie nearer than test images do.
 """
 
 from __future__ import annotations
@@ -19,24 +20,28 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script
-from ldm.evaluation.recognition import PixelClassifier
+from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.images import make_grid, save_image
 from ldm.opened import open_model
-from ldm.util import instantiate_from_config
+from ldm.util import generator, instantiate_from_config
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_model_arguments(parser, steps=50)
     parser.add_argument("--n", type=int, default=50, help="samples a class")
+    parser.add_argument(
+        "--real", type=int, default=10000, help="training and test images used at most, drawn by --seed"
+    )
     parser.add_argument("--grid", help="also write ten samples a class to this picture")
     return parser
 
 
-def images_of(config: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All images [N, H, W, C] and labels [N] of a data set."""
+def images_of(config: Any, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `most` images [N, H, W, C] and labels [N] of a data set."""
     data = instantiate_from_config(config)
-    items = [data[index] for index in range(len(data))]
+    chosen = torch.randperm(len(data), generator=generator("real", seed))[:most].tolist()
+    items = [data[index] for index in chosen]
     return np.stack([item["image"].numpy() for item in items]), np.asarray([item["class_label"] for item in items])
 
 
@@ -45,18 +50,30 @@ def main(argv: list[str] | None = None) -> float:
     opened = open_model(options)
     config = opened.config
 
-    classifier = PixelClassifier(*images_of(config.data.params.train))
-    own = classifier.recognised(*images_of(config.data.params.validation)).mean()
-    rates, shown = [], []
+    real, tests = (
+        images_of(config.data.params[split], options.real, options.seed) for split in ("train", "validation")
+    )
+    classifier = PixelClassifier(*real)
+    own = classifier.recognised(*tests).mean()
+    rates, every = [], []
     for label in tqdm(range(opened.model.null_class), desc="classes", unit="class"):
         labels = [label] * options.n
         images = opened.decode(opened.sample(labels, range(label * options.n, (label + 1) * options.n)))
-        shown.append(images[:10])
+        every.append(images)
         rates.append(classifier.recognised(images.permute(0, 2, 3, 1), labels).mean())
     if options.grid:
-        save_image(make_grid(torch.cat(shown), columns=10, zoom=4), Path(options.grid), overwrite=True)
+        save_image(
+            make_grid(torch.cat([images[:10] for images in every]), columns=10, zoom=4),
+            Path(options.grid),
+            overwrite=True,
+        )
     print("  ".join(f"{label}: {rate:.1%}" for label, rate in enumerate(rates)))
     print(f"recognised {np.mean(rates):.2%} of {options.n * len(rates)} samples; real test images {own:.2%}")
+    near, far = (nearest_distances(images, real[0]) for images in (torch.cat(every).permute(0, 2, 3, 1), tests[0]))
+    print(
+        f"distance to the nearest training image (RMS of -1 .. 1), median and smallest: samples {np.median(near):.3f}, "
+        f"{near.min():.3f}; real test images {np.median(far):.3f}, {far.min():.3f}"
+    )
     return float(np.mean(rates))
 
 

@@ -1,9 +1,10 @@
-"""Recognition rate: does a classifier trained on real images see the class that a sample was made for?"""
+"""Recognition: does a classifier of real images see the class a sample was made for, and is the sample a copy?"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 
@@ -15,17 +16,24 @@ class PixelClassifier:
     """
 
     def __init__(self, images: ArrayLike, labels: ArrayLike):
-        self.model = SVC().fit(self._flat(images), np.asarray(labels))
-
-    @staticmethod
-    def _flat(images: ArrayLike) -> np.ndarray:
-        images = np.asarray(images, dtype=np.float64)
-        return images.reshape(len(images), -1)
+        self.model = SVC().fit(_flat(images), np.asarray(labels))
 
     def predict(self, images: ArrayLike) -> np.ndarray:
         """The most likely class of each image [N]."""
-        return self.model.predict(self._flat(images))
+        return self.model.predict(_flat(images))
 
     def recognised(self, images: ArrayLike, labels: ArrayLike) -> np.ndarray:
         """Whether each image [N, ...] is taken for its label [N]."""
         return self.predict(images) == np.asarray(labels)
+
+
+def nearest_distances(images: ArrayLike, references: ArrayLike) -> np.ndarray:
+    """Root mean square difference of each image [N, ...] from its nearest reference [K, ...]: [N], 0 for a copy."""
+    flat = _flat(images)
+    distances, _ = NearestNeighbors(n_neighbors=1).fit(_flat(references)).kneighbors(flat)
+    return distances[:, 0] / flat.shape[1] ** 0.5
+
+
+def _flat(images: ArrayLike) -> np.ndarray:
+    images = np.asarray(images, dtype=np.float64)
+    return images.reshape(len(images), -1)
