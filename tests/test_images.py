@@ -6,7 +6,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from ldm.images import heat_maps, labelled_grid, make_grid, save_image, to_uint8
+from ldm.images import Panel, heat_maps, labelled_grid, make_grid, save_image, side_by_side, to_uint8
 from ldm.util import generator
 
 
@@ -119,3 +119,20 @@ def test_errors_say_what_was_expected(tmp_path, call, message):
     with pytest.raises(ValueError, match=message):
         call(tmp_path / "out.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_panels_stand_beside_each_other_at_one_scale(tmp_path):
+    """A panel's images appear in a figure of two as they do alone; the second begins right of the first."""
+    white, black = torch.ones(2, 3, 1, 8, 8), -torch.ones(1, 3, 1, 8, 8)
+    names = ["a", "b", "c"]
+    panels = [Panel(white, ["x", "y"], names, "left"), Panel(black, ["z"], names, "right")]
+    side_by_side(panels, tmp_path / "two.png")
+    labelled_grid(black, tmp_path / "one.png", ["z"], names, "right")
+    dark = [np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) < 8 for name in ("two", "one")]
+    columns = [np.flatnonzero(part.sum(0) > 50) for part in dark]
+    assert len(columns[0]) == pytest.approx(len(columns[1]), abs=4), "three images of the same width"
+    assert columns[0].min() > dark[0].shape[1] / 2
+    with pytest.raises(ValueError, match="at least one panel"):
+        side_by_side([], tmp_path / "none.png")
+    with pytest.raises(ValueError, match="need 1 row and 3 column labels"):
+        side_by_side([Panel(black, ["z", "w"], names)], tmp_path / "none.png")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata, spearmanr, t
+from scipy.stats import rankdata, t
 
 from ldm.util import generator
 
@@ -22,7 +22,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     x, y = _vectors(2, x=x, y=y)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(spearmanr(x, y).statistic)
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
 def spearman_ceiling(budgets: ArrayLike) -> float:
@@ -155,7 +155,9 @@ class BudgetScores(NamedTuple):
     few: list[float]
 
 
-def against_budgets(scores: ArrayLike, budgets: ArrayLike, few: float = 10, seed: int = 0) -> BudgetScores:
+def against_budgets(
+    scores: ArrayLike, budgets: ArrayLike, few: float = 10, seed: int = 0, resamples: int = 1000
+) -> BudgetScores:
     """Rank correlation of scores with budgets, and detection of small budgets, with bootstrap intervals over classes.
 
     Spearman of (budget, score), -`ceiling` at best for an uncertainty; AUROC of classes with up to `few` images (or, if
@@ -180,11 +182,14 @@ def against_budgets(scores: ArrayLike, budgets: ArrayLike, few: float = 10, seed
         scores,
         seed=seed,
         strata=ranks,
+        resamples=resamples,
     )
     largest = budgets == budgets.max()
     positives = ~largest & (budgets <= max(few, budgets.min()))
     chosen = positives | largest
-    area = bootstrap_interval(auroc, scores[chosen], positives[chosen], seed=seed, strata=ranks[chosen])
+    area = bootstrap_interval(
+        auroc, scores[chosen], positives[chosen], seed=seed, strata=ranks[chosen], resamples=resamples
+    )
     return BudgetScores(correlation, spearman_ceiling(ranks), area, sorted(set(budgets[positives].tolist())))
 
 

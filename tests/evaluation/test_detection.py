@@ -6,10 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm, pearsonr
+from scipy.stats import norm, pearsonr, t
 from sklearn.metrics import roc_auc_score
 
-from ldm.evaluation.detection import auroc, bootstrap_interval, risk_coverage, spearman, spearman_ceiling
+from ldm.evaluation.detection import (
+    against_budgets,
+    auroc,
+    bootstrap_interval,
+    mean_interval,
+    risk_coverage,
+    spearman,
+    spearman_ceiling,
+)
 from ldm.util import generator
 
 
@@ -76,6 +84,42 @@ def test_bootstrap_strata_keep_the_class_sizes():
     # Binomial(1000, 1 - (38/40)^40 = 0.8715): mean 871, standard deviation 11.
     assert 830 < plain.resamples < 910
     assert bootstrap_interval(auroc, scores, positives, seed=3, resamples=1000, strata=positives).resamples == 1000
+
+
+def test_mean_interval_is_students():
+    values = draw(7, key=6)
+    found = mean_interval(values)
+    low, high = t.interval(0.95, 6, loc=values.mean(), scale=values.std(ddof=1) / math.sqrt(7))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.width == pytest.approx(high - low) and found.n == 7
+    one = mean_interval([0.3])
+    assert one.mean == 0.3 and math.isnan(one.sd) and one.width == math.inf
+
+
+def test_mean_interval_covers_as_often_as_it_says():
+    """Binomial(2000, 0.95): mean 1900, standard deviation 9.7; normal quantiles would cover 1757 of 2000 at n = 4."""
+    covered = sum(interval.low < 0 < interval.high for interval in map(mean_interval, draw(2000, 4, key=7)))
+    assert 1860 < covered < 1940
+
+
+def test_perfect_order_of_the_bins_stays_perfect_in_every_resample():
+    budgets = [1] * 3 + [10] * 2 + [50] * 2 + [math.inf] * 3
+    found = against_budgets(np.linspace(1, 0.1, 10), budgets, resamples=100)
+    assert found.spearman[:3] == pytest.approx((-found.ceiling,) * 3)
+    assert found.ceiling == pytest.approx(math.sqrt(1 - 60 / 990))
+    assert found.auroc[:3] == (1, 1, 1) and found.few == [1, 10]
+
+
+def test_budgets_without_few_images_take_the_smallest():
+    scores, budgets = draw(90, key=8), np.repeat([20, 50, math.inf], 30)
+    found = against_budgets(scores, budgets, resamples=200)
+    assert found.few == [20]
+    assert found.auroc.estimate == pytest.approx(auroc(np.r_[scores[:30], scores[60:]], np.arange(60) < 30))
+    assert found.auroc.low < 0.5 < found.auroc.high, "scores that know nothing"
+    assert found.spearman.low < 0 < found.spearman.high
+    assert found == against_budgets(scores, budgets, resamples=200), "the resamples are seeded"
+    with pytest.raises(ValueError, match="all 3 classes have one budget"):
+        against_budgets([1, 2, 3], [5, 5, 5])
 
 
 def test_risk_coverage_by_hand():

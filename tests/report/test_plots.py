@@ -57,6 +57,17 @@ def test_a_near_ceiling_is_a_line_and_a_far_one_is_words(tmp_path):
     assert not dashes(16.0)
 
 
+def test_a_logarithmic_curve_always_shows_its_ceiling(tmp_path):
+    """Curves of 1e-6 to 1e-3 under ln 5: on a linear axis the ceiling would be words."""
+    curve = {"a": Curve([3, 2, 1], [0.0, 1e-6, 1e-3], [0.0, 0.0, 1e-4], [1e-7, 1e-5, 1e-2])}
+    for log in (False, True):
+        path = tmp_path / f"{log}.png"
+        curve_plot(curve, path, "t", "nats", ceiling=("ln 5", 1.609), log=log, legend="images")
+        pixels = np.asarray(Image.open(path).convert("L"))[:, 120:620]
+        dashes = ((pixels < 80).mean(axis=1) > 0.4)[: len(pixels) // 3]
+        assert dashes.any() == log
+
+
 def test_density_keeps_its_mass_above_the_lower_end():
     """Reflected at 0, the part above 0 carries all mass: area * peak = 1, as found from the unreflected kernel."""
     values = torch.rand(200, generator=generator("plots", 1), dtype=torch.float64).numpy() ** 2

@@ -5,7 +5,7 @@ import torch
 
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import ddim, run
-from ldm.uncertainty.branch import branch, branch_index
+from ldm.uncertainty.branch import InterleavedMembers, branch, branch_index, branch_indices
 from ldm.uncertainty.posterior import MemberNetwork, Members, single
 from tests.conftest import tiny_model
 
@@ -25,6 +25,18 @@ def test_branch_index_conventions():
             branch_index(grid, **wrong)
     with pytest.raises(ValueError, match="give one of"):
         branch_index(grid, unc_branch=1, branch_at=0.2)
+
+
+def test_several_branch_points():
+    grid = tiny_model().grid(50)
+    assert branch_indices(grid, branch_at=[0, 0.5, 0.98]) == [0, 25, 49]
+    assert branch_indices(grid, unc_branch=7) == [7]
+    assert branch_indices(grid) == [49]
+    assert branch_indices(grid, default=0.5) == [25]
+    with pytest.raises(ValueError, match=r"are the steps \[25, 25\] of 50: name each once"):
+        branch_indices(grid, branch_at=[0.5, 0.51])
+    with pytest.raises(ValueError, match="not on a grid of 50 steps"):
+        branch_indices(grid, unc_branch=[0, 50])
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +99,17 @@ def test_image_does_not_depend_on_its_batch(setting):
     one = model.denoiser(labels, 2.0, weight)
     single_image = run(ddim(one, model.path, alone.initial((1, 1, 8, 8)), grid, eta=0.7, noise=alone))
     torch.testing.assert_close(single_image[0], pair[1], atol=1e-4, rtol=1e-4)
+
+
+def test_interleaved_bases_walk_as_each_alone(setting):
+    """Image-major batches of two members under guidance, which doubles the batch, against one walk a member."""
+    model, members, labels, _, _, _, x = setting
+    chosen = [2, 0]
+    network = InterleavedMembers(MemberNetwork(model.network, members.select(chosen)))
+    together = model.denoiser(labels.repeat_interleave(2), 2.0, network)
+    final = run(ddim(together, model.path, x.repeat_interleave(2, 0), model.grid(4))).unflatten(0, (2, 2))
+    for place, member in enumerate(chosen):
+        alone = model.denoiser(labels, 2.0, single(model.network, members, member))
+        expected = run(ddim(alone, model.path, x, model.grid(4)))
+        # The batch rounds differently; four guided steps carry it on.
+        torch.testing.assert_close(final[:, place], expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,195 @@
+"""The uncertainty scripts' options on a tiny random ensemble: what each writes, states, resumes and refuses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import get_unc_pixels
+import get_unc_synsets
+import sample_model
+import sample_model_rollout
+from ldm.checkpoint import load_state_dict
+from ldm.report.tables import read_comments, read_csv
+from tests.ensembles import write_ensemble
+
+CPU = ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory):
+    return write_ensemble(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    sees = {0: [0, 1, 2], 1: [0, 1, 2], 2: [1, 2], 3: [1, 2]}
+    record = {"split": "masked_classes", "bins": dict.fromkeys(range(10), "all"), "sees": sees}
+    return write_ensemble(tmp_path_factory.mktemp("masked"), members=4, **record)
+
+
+def synsets(ensemble, out, words=""):
+    return get_unc_synsets.main(["--path", str(ensemble), "--out", str(out), *CPU, *words.split()])
+
+
+@pytest.fixture(scope="module")
+def walked(ensemble, tmp_path_factory):
+    """Everything at once, at two branch points."""
+    words = "--branch_at 0 0.5 --classes 0 1 2 5 --n 2 --curve --diversity --keep_images grid tensors"
+    return synsets(ensemble, tmp_path_factory.mktemp("walked"), words)
+
+
+def test_the_curve_begins_with_the_table_and_ends_before_ln_m(walked):
+    for branch in (0, 2):
+        folder = walked / f"samps_uncs_branch{branch}"
+        table, curve = read_csv(folder / "uncertainty.csv"), read_csv(folder / "curve.csv")
+        assert len(curve) == 4 * (4 - branch)
+        first = {line["class"]: line for line in curve if line["kind"] == "one-step"}
+        last = {line["class"]: line for line in curve if line["step"] == 3}
+        for row in table:
+            assert first[row["class"]]["mi_mean"] == row["mi_mean"] and first[row["class"]]["step"] == branch
+            assert last[row["class"]]["mi_mean"] == row["multistep_mean"] <= math.log(3)
+            assert row["mi_low"] <= row["mi_mean"] <= row["mi_high"]
+        for name in ("uncertainty", "distributions", "curve"):
+            assert Image.open(folder / f"{name}.png").size[0] > 300
+
+
+def test_outputs_state_the_distance_its_scale_and_both_kinds(walked):
+    folder = walked / "samps_uncs_branch2"
+    comments = " | ".join(read_comments(folder / "uncertainty.csv"))
+    for words in ("distance_scale: sum", "squared latent units, summed", "one-step", "between chains that have parted"):
+        assert words in comments
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["settings"]["distance_scale"] == "sum" and summary["settings"]["branch_step"] == 2
+    assert summary["spearman"]["low"] <= summary["spearman"]["estimate"] <= summary["spearman"]["high"]
+    assert -1 <= summary["spearman"]["ceiling"] < 0 and 0 <= summary["auroc"]["estimate"] <= 1
+    assert json.loads((folder / "record.json").read_text())["settings"]["distance_scale"] == "sum"
+
+
+def test_branch_points_are_joined_by_bin(walked):
+    joined = read_csv(walked / "by_branch.csv")
+    assert [(line["branch_step"], str(line["bin"])) for line in joined] == [
+        (branch, name) for branch in (0, 2) for name in ("1", "10", "all")
+    ]
+    table = read_csv(walked / "samps_uncs_branch2" / "uncertainty.csv")
+    own = [row["ssim"] for row in table if row["bin"] == "all"]
+    assert joined[-1]["ssim"] == pytest.approx(np.mean(own)) and joined[-1]["classes"] == len(own)
+    assert (walked / "by_branch_mi.png").exists() and (walked / "by_branch_ssim.png").exists()
+
+
+def test_pictures_and_tensors_are_kept_when_asked(walked, ensemble, tmp_path):
+    kept = walked / "samps_uncs_branch0" / "kept"
+    assert {file.name for file in kept.iterdir()} == {
+        f"class{label}.{kind}" for label in (0, 1, 2, 5) for kind in ("png", "safetensors")
+    }
+    tensors = load_state_dict(kept / "class5.safetensors")
+    assert tensors["latents"].shape == (3, 2, 1, 8, 8) and tensors["distances"].shape == (3, 3, 2)
+    assert not (synsets(ensemble, tmp_path, "--classes 0 --n 2") / "kept").exists()
+
+
+def test_two_shards_are_one_run(ensemble, tmp_path, monkeypatch, capsys):
+    words = "--n 2 --classes_at_once 1 --classes 0 1 2 3 4"
+    whole = synsets(ensemble, tmp_path / "whole", words)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    for task in (1, 0):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        shared = synsets(ensemble, tmp_path / "shared", words)
+        assert (shared / "uncertainty.csv").exists() == (task == 0)
+    assert (shared / "uncertainty.csv").read_bytes() == (whole / "uncertainty.csv").read_bytes()
+    assert "the one that finishes last" in capsys.readouterr().out
+
+
+def test_a_stopped_run_continues(ensemble, tmp_path):
+    words = "--n 2 --classes_at_once 1 --classes 0 1 2 --ci_width 1e-9 --max_n 5"
+    table = (synsets(ensemble, tmp_path, words) / "uncertainty.csv").read_bytes()
+    files = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("classes_*/[0-9].json")}
+    (next(tmp_path.glob("classes_*")) / "1.json").unlink()
+    assert (synsets(ensemble, tmp_path, words) / "uncertainty.csv").read_bytes() == table
+    again = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("classes_*/[0-9].json")}
+    assert [name for name in files if files[name] != again[name]] == ["1.json"]
+    assert {row["n"] for row in read_csv(tmp_path / "uncertainty.csv")} == {5}
+
+
+def test_quickrun_spreads_over_the_bins_and_published_scores_five(ensemble, tmp_path):
+    table = read_csv(synsets(ensemble, tmp_path, "--quickrun --published --ddim_steps 4") / "uncertainty.csv")
+    assert [str(row["bin"]) for row in table] == ["1"] * 3 + ["10"] * 3 + ["all"] * 2
+    assert {row["n"] for row in table} == {5}
+    settings = json.loads((tmp_path / "record.json").read_text())["settings"]
+    assert (settings["scale"], settings["spacing"], settings["branch_step"]) == (5.0, "published", 3)
+
+
+def test_scales_and_distances_act(ensemble, tmp_path):
+    words = "--classes 0 --n 2 --ddim_eta 1"
+    found = {
+        name: read_csv(synsets(ensemble, tmp_path / name, f"{words} {more}") / "uncertainty.csv")[0]
+        for name, more in {
+            "sum": "",
+            "mean": "--distance_scale mean",
+            "part": f"--distance_scale {1 / 64}",
+            "kl": "--distance kl",
+            "bhattacharyya": "--distance bhattacharyya",
+        }.items()
+    }
+    assert found["mean"]["mi_mean"] == pytest.approx(found["part"]["mi_mean"])
+    assert found["sum"]["mean_pairwise_distance"] == pytest.approx(64 * found["mean"]["mean_pairwise_distance"])
+    # With equal variances v: KL = gap^2 / (2 v) and Bhattacharyya = gap^2 / (8 v).
+    ratio = found["kl"]["mean_pairwise_distance"] / found["bhattacharyya"]["mean_pairwise_distance"]
+    assert ratio == pytest.approx(4)
+    with pytest.raises(ValueError, match="sample with eta > 0"):
+        synsets(ensemble, tmp_path / "no", "--classes 0 --n 2 --distance kl")
+    with pytest.raises(SystemExit):
+        synsets(ensemble, tmp_path / "no", "--distance_scale -1")
+
+
+def test_masked_classes_are_reported_by_group(masked, tmp_path):
+    out = synsets(masked, tmp_path, "--classes 0 1 2 --n 2 --dataset masked_classes")
+    rows = read_csv(out / "uncertainty.csv")
+    assert (rows[0]["certain"], rows[0]["uncertain"]) == ("0 1", "2 3")
+    assert rows[0]["mi_certain"] > 0 and rows[0]["mi_uncertain"] > 0 and rows[1]["mi_uncertain"] is None
+    assert json.loads((out / "summary.json").read_text())["compared_classes"] == 1
+    figure = sample_model_rollout.main(["--path", str(masked), "--pair", "--out", str(tmp_path / "pair"), *CPU])
+    assert Image.open(figure / "rollout_pair.png").size[0] > 400
+    base = sample_model_rollout.main(
+        ["--path", str(masked), "--classes", "0", "--uncertain_comp", "--out", str(tmp_path / "one"), *CPU]
+    )
+    assert [file.name for file in base.glob("*.png")] == ["rollout_binall_0_name0.png"]
+
+
+def test_certain_and_uncertain_rollouts_in_one_figure(ensemble, tmp_path):
+    words = ["--path", str(ensemble), "--out", str(tmp_path), "--columns", "4", *CPU]
+    out = sample_model_rollout.main([*words, "--pair"])
+    size = Image.open(out / "rollout_pair.png").size
+    assert size[0] > 1.8 * size[1], "two panels of three rows beside each other"
+    sample_model_rollout.main([*words, "--pair", "3", "2", "--overwrite"])
+    with pytest.raises(ValueError, match="a certain and an uncertain class, or none"):
+        sample_model_rollout.main([*words, "--pair", "3"])
+
+
+def test_pixel_maps_of_as_many_noises_as_members(ensemble, tmp_path):
+    words = ["--path", str(ensemble), "--classes", "0", "2", "--n", "3", *CPU]
+    both = get_unc_pixels.main([*words, "--space", "image", "latent", "--out", str(tmp_path / "a")])
+    image, latent = (np.load(both / f"pixel_unc{stem}_branch2.npz") for stem in ("", "_latent"))
+    assert image["mi"].shape == latent["mi"].shape == (2, 3, 8, 8)
+    assert len(list(both.glob("*.png"))) == 6
+    alone = get_unc_pixels.main([*words, "--n", "1", "--out", str(tmp_path / "b"), "--base_comp", "0"])
+    np.testing.assert_allclose(np.load(alone / "pixel_unc_branch2.npz")["mi"][:, 0], image["mi"][:, 0], atol=1e-5)
+    mean = get_unc_pixels.main(
+        [*words, "--mean", "--limit", "0.5", "--branch_at", "0", "0.5", "--out", str(tmp_path / "c")]
+    )
+    assert {file.name for file in mean.glob("*.png")} == {"pixel_unc_branch0_mean.png", "pixel_unc_branch2_mean.png"}
+    settings = json.loads((mean / "record_branch2.json").read_text())["settings"]
+    assert settings["distance_scale"] == "sum"
+
+
+def test_samples_of_several_bases_and_branches(ensemble, tmp_path):
+    words = ["--path", str(ensemble), "--classes", "4", "1", "--out", str(tmp_path), *CPU]
+    sample_model.main([*words, "--unc_branch", "0", "2", "--base_comp", "all"])
+    names = {file.name for file in tmp_path.glob("*.png")}
+    assert names == {"members_branch0.png", *(f"members_branch2_base{base}.png" for base in range(3))}
+    latents = [load_state_dict(tmp_path / f"members_branch2_base{base}.safetensors")["latents"] for base in range(3)]
+    assert latents[0].shape == (3, 2, 1, 8, 8)
+    assert (latents[0] - latents[1]).abs().max() > 1e-4
+    alone = sample_model.main([*words[:-4], "--out", str(tmp_path / "one"), "--base_comp", "1", *CPU])
+    np.testing.assert_allclose(load_state_dict(alone.with_suffix(".safetensors"))["latents"], latents[1], atol=1e-3)
