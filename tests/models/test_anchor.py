@@ -20,14 +20,14 @@ def problem():
         module.weight.copy_(torch.randn(4, 3, generator=source, dtype=torch.float64))
     observed = 2 + SIGMA * torch.randn(len(labels), 3, generator=source, dtype=torch.float64)
     deviations = DEVIATION * torch.ones(4, 1, dtype=torch.float64)
-    return module, labels, observed, Anchor({"weight": module.weight}, {"weight": deviations}, STRENGTH)
+    return module, labels, observed, Anchor({"weight": module.weight}, {"weight": deviations}, STRENGTH, 3)
 
 
 def minimum(anchor, labels, observed):
-    """Where mean |theta_c - y|^2 / D + strength / (2 N) |theta - anchor|^2 / s^2 has no gradient, class by class."""
+    """Where mean |theta_c - y|^2 / D + strength / (2 N D) |theta - anchor|^2 / s^2 has no gradient, class by class."""
     sums = torch.zeros(4, 3, dtype=torch.float64).index_add(0, labels, observed)
     precision = STRENGTH / DEVIATION**2
-    return (2 / 3 * sums + precision * anchor) / (2 / 3 * COUNTS[:, None] + precision)
+    return (2 * sums + precision * anchor) / (2 * COUNTS[:, None] + precision)
 
 
 def data_loss(module, labels, observed):
@@ -52,18 +52,20 @@ def test_the_anchored_minimum_is_the_formula():
     assert torch.equal(module.weight[3], start[3]), "a class without data stays at its anchor"
 
 
-def test_with_its_own_precision_members_are_draws_of_the_posterior():
-    """Pearce et al. 2020: anchors from the prior and noisy data give exact draws; here their mean and variance.
+def test_at_twice_the_noise_members_are_draws_of_the_posterior():
+    """Pearce et al. 2020: with anchors from the prior and resampled data the minima are distributed as the posterior.
 
-    strength = 2 sigma^2 / D; a class of n images has the posterior N((n ybar / sigma^2 + 0) v, v), 1/v = n / sigma^2 +
-    1 / s^2. The anchored minimum is linear in anchor and data: its moments follow from those of the two.
+    The posterior of a mean seen n times is N(v n ybar / sigma^2, v), 1 / v = n / sigma^2 + 1 / s^2, for a prior mean of
+    0. The minimum is linear in the data's mean and in the anchor, with weights from the loss's curvature 2 / D and the
+    pull; strength 2 sigma^2 must give those weights, and through them the variance v.
     """
-    strength, n = 2 * SIGMA**2 / 3, 4
-    precision, weight = strength / DEVIATION**2, 2 / 3 * n
-    of_data, of_anchor = weight / (weight + precision), precision / (weight + precision)
+    n, entries = 4, 3
+    module = nn.Embedding(1, entries).double()
+    deviation = torch.full((1, 1), DEVIATION, dtype=torch.float64)
+    pull = Anchor({"weight": module.weight}, {"weight": deviation}, 2 * SIGMA**2, entries).pull("weight", n).item()
+    of_data, of_anchor = 2 / entries / (2 / entries + pull), pull / (2 / entries + pull)
     variance = 1 / (n / SIGMA**2 + 1 / DEVIATION**2)
-    assert of_data == pytest.approx(n / SIGMA**2 * variance)
-    # The anchor's share of the spread and, where the data are resampled, the data's.
+    assert of_data == pytest.approx(variance * n / SIGMA**2)
     assert of_anchor**2 * DEVIATION**2 + of_data**2 * SIGMA**2 / n == pytest.approx(variance)
 
 
@@ -108,4 +110,4 @@ def test_a_pull_at_visits_has_the_same_minimum():
 def test_a_prior_without_width_is_refused():
     module, *_ = problem()
     with pytest.raises(ValueError, match="no width"):
-        Anchor({"weight": module.weight}, {"weight": torch.zeros(4, 1)}, 1.0)
+        Anchor({"weight": module.weight}, {"weight": torch.zeros(4, 1)}, 1.0, 3)

@@ -11,26 +11,26 @@ from torch import Tensor, nn
 class Anchor(nn.Module):
     """Penalty that makes a member a draw of the posterior: the anchored loss of Pearce et al. 2020 (arXiv 1810.05546).
 
-        penalty = strength / (2 N) sum_k (theta_k - anchor_k)^2 / s_k^2
+        penalty = strength / (2 N D) sum_k (theta_k - anchor_k)^2 / s_k^2
 
-    with N training images, anchor_k a draw of the prior N(pretrained_k, s_k^2) and `strength` the precision multiplier.
-    Added to a loss that is a mean over images, its weight against the data does not depend on the batch size. For a
-    squared error that is a mean over D entries with noise of variance sigma^2, their loss is strength = 2 sigma^2 / D.
+    with N training images of D entries, anchor_k a draw of the prior N(pretrained_k, s_k^2) and `strength` the
+    precision multiplier. Beside a loss that is a mean over images and entries, its weight depends neither on the batch
+    size nor on the resolution: with noise of variance sigma^2 in every entry their loss is strength = 2 sigma^2.
 
     Holds its tensors as buffers that are not saved: they are drawn again from the member's seed.
 
     Args:
         anchors: {parameter name: value}.
         deviations: {parameter name: s}, broadcasting to the value; infinite where nothing pulls.
-        strength: see above.
+        strength, entries: see above; entries is D.
 
     Raises:
         ValueError: if the prior of a parameter has no width.
     """
 
-    def __init__(self, anchors: Mapping[str, Tensor], deviations: Mapping[str, Tensor], strength: float):
+    def __init__(self, anchors: Mapping[str, Tensor], deviations: Mapping[str, Tensor], strength: float, entries: int):
         super().__init__()
-        self.names, self.strength = tuple(anchors), strength
+        self.names, self.strength = tuple(anchors), strength / entries
         for number, name in enumerate(self.names):
             if not bool((deviations[name] > 0).all()):
                 raise ValueError(

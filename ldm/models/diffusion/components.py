@@ -34,7 +34,8 @@ DEFAULTS: Mapping[str, Any] = {
     "row_rates": "none",
     "row_cap": 2000.0,
 }
-DEFAULT_ANCHOR = 1.0
+# 2 sigma^2, sigma^2 = 0.05 being what a trained network's prediction of a unit-variance noise is off by.
+DEFAULT_ANCHOR = 0.1
 
 
 class ComponentTraining:
@@ -110,8 +111,8 @@ def start(model: nn.Module, trunk: str, index: int, seed: int, options: Mapping[
     """Load the trunk, freeze everything but the heads, and start them from draws seeded by (seed, index).
 
     Args:
-        model: with `init_from_ckpt`, `head_patterns`, `tables`, `low_rank`, `null_class` and, where it averages
-            weights, `model_ema`; `model.anchor` becomes the `Anchor` of an anchored member.
+        model: with `init_from_ckpt`, `head_patterns`, `tables`, `low_rank`, `null_class`, `channels`, `image_size`
+            and, where it averages weights, `model_ema`; `model.anchor` becomes the `Anchor` of an anchored member.
         trunk: checkpoint of the trained base model.
         index, seed: of this member.
         options: `names` of heads or patterns; `init` (pretrained, perturbed, random, anchored); `noise` in row
@@ -141,7 +142,7 @@ def start(model: nn.Module, trunk: str, index: int, seed: int, options: Mapping[
         for name, axis in tables.items():
             everywhere = deviations[name].expand_as(parameters[name])
             deviations[name] = everywhere.index_fill(axis, torch.tensor([null], device=everywhere.device), torch.inf)
-        model.anchor = Anchor(parameters, deviations, component.anchor)
+        model.anchor = Anchor(parameters, deviations, component.anchor, model.channels * model.image_size**2)
     return component
 
 
