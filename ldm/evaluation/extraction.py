@@ -1,0 +1,190 @@
+"""Features of a set of images, on disk: extracted in parts that processes share, then read as memory maps.
+
+A folder holds `pooled.npy`, `logits.npy`, `spatial.npy` (those the extractor gives, float32 [N, .]), `statistics.npz`
+(mu, sigma, mu_s, sigma_s, as published ones) and `parts/`, which lets a stopped extraction continue.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldm.evaluation.features import Activations, Extractor
+from ldm.evaluation.statistics import PUBLISHED, Features, Statistics, load_statistics, moments, save_statistics
+from ldm.jobs import WorkList
+from ldm.util import atomic_write
+
+KINDS = Activations._fields
+# Images in a part: what a process takes at once, and what is lost when it is stopped.
+PART = 500
+
+
+class Images(Protocol):
+    """Images uint8 [B, C, H, W] by position; see `ldm.data.sources`."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Tensor: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+# (images uint8 [B, C, H, W], their positions) -> images
+Change = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of N images in the order of their source: any of pooled [N, D], logits [N, K], spatial [N, S].
+
+    `given` holds statistics without features, as published files do.
+    """
+
+    pooled: Features | None = None
+    logits: Features | None = None
+    spatial: Features | None = None
+    given: Mapping[str, Statistics] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return 0 if self.pooled is None else len(self.pooled)
+
+    def has_statistics(self, kind: str) -> bool:
+        """True if there are features or statistics of a kind."""
+        return kind in self.given or getattr(self, kind) is not None
+
+    def statistics(self, kind: str, device: str | torch.device = "cpu") -> Statistics:
+        """Mean and covariance of a kind of features, "pooled" or "spatial"."""
+        if kind in self.given:
+            return self.given[kind]
+        return moments(getattr(self, kind), device=device).statistics()
+
+    def rows(self, chosen: NDArray[np.int64]) -> FeatureSet:
+        """The features of some images, in memory, in the order given."""
+        kinds = {kind: getattr(self, kind) for kind in KINDS}
+        return FeatureSet(
+            **{kind: None if value is None else np.asarray(value[chosen]) for kind, value in kinds.items()}
+        )
+
+
+def parts_of(count: int) -> dict[str, tuple[int, int]]:
+    """{key: (start, stop)} of every part."""
+    spans = [(start, min(start + PART, count)) for start in range(0, count, PART)]
+    return {f"{start:07d}_{stop - start}": (start, stop) for start, stop in spans}
+
+
+@torch.no_grad()
+def activations_of(
+    source: Images,
+    span: tuple[int, int],
+    extractor: Extractor,
+    batch_size: int,
+    device: str | torch.device,
+    change: Change | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """{kind: float32 [stop - start, .]} of the images start .. stop - 1."""
+    found: list[Activations] = []
+    for start in range(*span, batch_size):
+        stop = min(start + batch_size, span[1])
+        images = source.read(start, stop)
+        if change is not None:
+            images = change(images, range(start, stop))
+        found.append(extractor.activations(images.to(device)))
+    kinds = [kind for kind in KINDS if getattr(found[0], kind) is not None]
+    return {kind: torch.cat([getattr(part, kind) for part in found]).float().cpu().numpy() for kind in kinds}
+
+
+def extract(
+    source: Images,
+    extractor: Extractor,
+    folder: str | Path,
+    *,
+    batch_size: int = 100,
+    device: str | torch.device = "cpu",
+    shard: tuple[int, int] = (0, 1),
+    change: Change | None = None,
+    change_settings: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> FeatureSet | None:
+    """Extract what `folder` lacks and open it; None while parts of other processes are missing.
+
+    Args:
+        source: the images.
+        extractor: the network, on `device`.
+        shard: (rank, world): this process takes every world-th part.
+        change: applied to the images before the network, a distortion for example; `change_settings` name it.
+        progress: called with the number of images of each finished part.
+
+    Raises:
+        ValueError: if the folder holds features of other images or another network.
+    """
+    folder = Path(folder)
+    settings = {
+        "images": source.describe(),
+        "features": extractor.describe(),
+        "change": dict(change_settings) if change_settings else None,
+    }
+    work, parts = WorkList(folder / "parts", settings, shard), parts_of(len(source))
+    if not parts:
+        raise ValueError("there are no images to measure")
+    for key in work.pending(parts):
+        arrays = activations_of(source, parts[key], extractor, batch_size, device, change)
+        with atomic_write(work.folder / f"{key}.npz", overwrite=True) as partial:
+            np.savez(partial, **arrays)
+        work.save(key, {kind: list(array.shape) for kind, array in arrays.items()})
+        if progress is not None:
+            progress(parts[key][1] - parts[key][0])
+    if not work.complete(parts):
+        return None
+    if not (folder / "statistics.npz").exists():
+        _join(work, list(parts), len(source), folder)
+    return open_features(folder)
+
+
+def _join(work: WorkList, keys: list[str], count: int, folder: Path) -> None:
+    """Write the parts as one array a kind, and their statistics; the statistics last, as a sign that all is there."""
+    statistics = {}
+    for kind, shape in work.load(keys[0]).items():
+        with atomic_write(folder / f"{kind}.npy", overwrite=True) as partial:
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(count, shape[1]))
+            start = 0
+            for key in keys:
+                with np.load(work.folder / f"{key}.npz") as content:
+                    rows = content[kind]
+                array[start : start + len(rows)] = rows
+                start += len(rows)
+            array.flush()
+            del array
+        if kind in PUBLISHED and count > 1:
+            statistics[kind] = moments(np.load(folder / f"{kind}.npy", mmap_mode="r")).statistics()
+    save_statistics(statistics, folder / "statistics.npz", overwrite=True)
+
+
+def is_feature_folder(path: str | Path) -> bool:
+    """True for a folder that `extract` completed."""
+    return (Path(path) / "parts" / "settings.json").is_file() and (Path(path) / "statistics.npz").is_file()
+
+
+def open_features(folder: str | Path) -> FeatureSet:
+    """Open a folder of `extract` without reading the features into memory.
+
+    Raises:
+        FileNotFoundError: if the extraction was not completed.
+    """
+    folder = Path(folder)
+    if not is_feature_folder(folder):
+        raise FileNotFoundError(f"{folder} holds no complete features; run scripts/evaluate.py ref (again)")
+    arrays = {kind: folder / f"{kind}.npy" for kind in KINDS}
+    return FeatureSet(
+        **{kind: np.load(path, mmap_mode="r") for kind, path in arrays.items() if path.is_file()},
+        given=load_statistics(folder / "statistics.npz"),
+        settings=json.loads((folder / "parts" / "settings.json").read_text()),
+    )

@@ -1,0 +1,93 @@
+"""Frechet distance between Gaussians fitted to features: FID (Heusel et al. 2017, arXiv 1706.08500, Equation 6).
+
+sFID (Nash et al. 2021, arXiv 2103.03841) is the same distance on spatial features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ldm.evaluation.statistics import Estimate, Features, Statistics, moments, resample_weights
+
+NORMAL_95 = 1.959963984540054
+
+
+def square_root(covariance: Tensor) -> Tensor:
+    """R [D, D] with R^T R = covariance, by its eigenvalues; those that rounding made negative count as 0.
+
+    Raises:
+        ValueError: if the matrix is not symmetric within 1e-6 of its largest entry.
+    """
+    scale = float(covariance.abs().max())
+    if float((covariance - covariance.T).abs().max()) > 1e-6 * scale:
+        raise ValueError("a covariance must be symmetric; is this file another matrix?")
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    return values.clamp_min(0).sqrt()[:, None] * vectors.T
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """Squared 2-Wasserstein distance of N(mu_a, S_a) and N(mu_b, S_b), in squared units of the features.
+
+        d = |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a^(1/2) S_b S_a^(1/2))^(1/2)
+
+    The last trace is the sum of the singular values of S_a^(1/2) S_b^(1/2): their squares are the eigenvalues of the
+    symmetric product, and no small one is lost to a square root of rounding, also where covariances are singular.
+
+    Raises:
+        ValueError: if the dimensions differ.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared: both sides must come from one "
+            "extractor"
+        )
+    return _distance(a, b, square_root(a.covariance))
+
+
+def _distance(a: Statistics, b: Statistics, root_a: Tensor) -> float:
+    root_b = square_root(b.covariance)
+    shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    traces = a.covariance.trace() + b.covariance.trace()
+    return float((a.mean - b.mean).square().sum() + traces - 2 * shared)
+
+
+def fid(
+    reference: Statistics, samples: Features, resamples: int = 0, seed: int = 0, device: str | torch.device = "cpu"
+) -> Estimate:
+    """FID of samples [N, D] against a reference, with an interval for the draw of the samples.
+
+    The interval is value +- 1.96 bootstrap standard deviations over the samples, the reference held fixed. It is not
+    the percentile interval: resampling adds the estimator's bias once more, so that the resampled values lie above.
+    It says nothing about that bias: FID falls as N grows, so compare values of equal N only (arXiv 1801.01401).
+    """
+    reference = Statistics(reference.mean.to(device), reference.covariance.to(device))
+    own = moments(samples, device=device).statistics()
+    value = frechet_distance(reference, own)
+    if not resamples:
+        return Estimate(value)
+    root = square_root(reference.covariance)
+    drawn = [
+        _distance(reference, moments(samples, weights, device).statistics(), root)
+        for weights in resample_weights(len(samples), resamples, "fid", seed)
+    ]
+    spread = float(torch.tensor(drawn, dtype=torch.float64).std()) if resamples > 1 else math.nan
+    return Estimate(value, value - NORMAL_95 * spread, value + NORMAL_95 * spread)
+
+
+def extrapolated(counts: Tensor, values: Tensor) -> tuple[float, float]:
+    """FID without its leading bias: intercept and slope of value = intercept + slope / N by least squares.
+
+    (Chong & Forsyth 2020, arXiv 1911.07023.) counts: [P] images of each value, of at least two sizes; values: [P].
+
+    Raises:
+        ValueError: if there are fewer than two different counts.
+    """
+    if len(counts.unique()) < 2:
+        raise ValueError(f"extrapolation needs at least two sample sizes, got {counts.unique().tolist()}")
+    inverse = 1 / counts.double()
+    design = torch.stack((torch.ones_like(inverse), inverse), dim=1)
+    intercept, slope = torch.linalg.lstsq(design, values.double()[:, None]).solution[:, 0]
+    return float(intercept), float(slope)

@@ -1,0 +1,58 @@
+"""Inception Score: exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al. 2016, arXiv 1606.03498)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm.evaluation.statistics import Estimate, Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.util import generator
+
+
+def probabilities(logits: Features) -> Tensor:
+    """Softmax of logits [N, K] in float64."""
+    check_features("logits", logits)
+    return torch.cat([rows.softmax(dim=1) for _, rows in blocks(logits)])
+
+
+def inception_score(predictions: Tensor, splits: int = 1, seed: int | None = None) -> Tensor:
+    """Score of each of `splits` near-equal parts [splits], from 1 (all alike) to K (certain and balanced).
+
+        IS = exp( mean_x sum_y p(y|x) ln( p(y|x) / p(y) ) ),    p(y) = mean_x p(y|x) within the part
+
+    Args:
+        predictions: p(y|x), [N, K], rows that sum to 1.
+        splits: number of parts. The published score is the mean over 10, or over parts of 5,000.
+        seed: shuffles the images first, so that an order by class does not make parts of one class; None keeps it.
+
+    Raises:
+        ValueError: if rows are no probabilities, or there are fewer images than parts.
+    """
+    check_features("predictions", predictions, least=max(splits, 1))
+    if splits < 1:
+        raise ValueError(f"splits must be at least 1, got {splits}")
+    predictions = predictions.double()
+    if float(predictions.min()) < 0 or float((predictions.sum(1) - 1).abs().max()) > 1e-5:
+        raise ValueError("predictions must be probabilities: rows of values >= 0 that sum to 1 (take a softmax)")
+    if seed is not None:
+        order = torch.randperm(len(predictions), generator=generator("inception score", seed))
+        predictions = predictions[order]
+    return torch.stack([_score(part) for part in predictions.chunk(splits)])
+
+
+def _score(predictions: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Score of one part; weights [R, N] that sum to N give R scores."""
+    weights = predictions.new_ones(1, len(predictions)) if weights is None else weights
+    share = weights / weights.sum(1, keepdim=True)
+    certain = torch.special.entr(predictions).sum(1)  # [N], entropy of p(y|x)
+    spread = torch.special.entr(share @ predictions).sum(1)  # [R], entropy of p(y)
+    return (spread - share @ certain).exp().squeeze(0)
+
+
+def inception_score_interval(predictions: Tensor, resamples: int = 0, seed: int = 0) -> Estimate:
+    """Score of all images as one part, with its percentile bootstrap interval over the images."""
+    value = float(inception_score(predictions))
+    if not resamples:
+        return Estimate(value)
+    weights = resample_weights(len(predictions), resamples, "inception score", seed)
+    return percentile_interval(value, torch.atleast_1d(_score(predictions.double(), weights)))

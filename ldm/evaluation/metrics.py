@@ -1,0 +1,231 @@
+"""Every metric by name, over sets of features: one row a number, with its interval and what it was computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ldm.evaluation.cmmd import (
+    CMMD_SCALE,
+    CMMD_SIGMA,
+    GramSums,
+    Kernel,
+    cmmd,
+    cubic_kernel,
+    gaussian_kernel,
+    gram_within,
+    kid_subsets,
+    mmd2,
+)
+from ldm.evaluation.extraction import FeatureSet
+from ldm.evaluation.fid import fid
+from ldm.evaluation.inception_score import inception_score, inception_score_interval, probabilities
+from ldm.evaluation.precision_recall import DENSITY_K, PRECISION_K, density_coverage, precision_recall
+from ldm.evaluation.statistics import Estimate, Statistics
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number: its 95 % interval (NaN without one), what the interval covers, and the numbers of images behind it."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    interval: str
+    n: int
+    n_reference: int | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the metrics depend on besides the features; published values are the defaults."""
+
+    resamples: int = 200
+    fid_resamples: int = 20
+    seed: int = 0
+    sigma: float = CMMD_SIGMA
+    scale: float = CMMD_SCALE
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    splits: int = 10
+    precision_k: int = PRECISION_K
+    density_k: int = DENSITY_K
+    device: str | torch.device = "cpu"
+
+    def describe(self) -> dict[str, Any]:
+        """The options in plain values."""
+        return {**asdict(self), "device": str(self.device)}
+
+
+class Reference:
+    """The set to compare with; what all samples need of it is computed once."""
+
+    def __init__(self, features: FeatureSet):
+        self.features = features
+        self._statistics: dict[str, Statistics] = {}
+        self._sums: dict[str, GramSums] = {}
+
+    def statistics(self, kind: str, device: str | torch.device) -> Statistics:
+        """Mean and covariance of "pooled" or "spatial"."""
+        if kind not in self._statistics:
+            self._statistics[kind] = self.features.statistics(kind, device)
+        return self._statistics[kind]
+
+    def sums(self, name: str, kernel: Kernel, device: str | torch.device) -> GramSums:
+        """Kernel sums within the reference; `name` identifies the kernel."""
+        if name not in self._sums:
+            self._sums[name] = gram_within(kernel, self.features.pooled, device=device)
+        return self._sums[name]
+
+
+Named = dict[str, tuple[Estimate, str]]
+RESAMPLED = "bootstrap of the samples, percentiles"
+
+
+def _fid(kind: str, name: str, reference: Reference, samples: FeatureSet, options: Options) -> Named:
+    statistics = reference.statistics(kind, options.device)
+    found = fid(statistics, getattr(samples, kind), options.fid_resamples, options.seed, options.device)
+    return {name: (found, "bootstrap of the samples, +- 1.96 s.d.")}
+
+
+def _is(reference: Reference, samples: FeatureSet, options: Options) -> Named:
+    predictions = probabilities(samples.logits)
+    whole = inception_score_interval(predictions, options.resamples, options.seed)
+    found = {"is": (whole, RESAMPLED)}
+    if 1 < options.splits <= len(predictions):
+        parts = inception_score(predictions, options.splits, options.seed)
+        name = f"is_{options.splits}_splits"
+        found[name] = (_mean_and_spread(parts), f"mean of {options.splits} parts +- their s.d.")
+    return found
+
+
+def _mean_and_spread(values: torch.Tensor) -> Estimate:
+    mean, spread = float(values.mean()), float(values.std()) if len(values) > 1 else float("nan")
+    return Estimate(mean, mean - spread, mean + spread)
+
+
+def _kid(reference: Reference, samples: FeatureSet, options: Options) -> Named:
+    sums = reference.sums("cubic", cubic_kernel, options.device)
+    shared = {"resamples": options.resamples, "seed": options.seed, "device": options.device}
+    whole = mmd2(cubic_kernel, reference.features.pooled, samples.pooled, reference_sums=sums, **shared)
+    found = {"kid": (whole, RESAMPLED)}
+    size = min(options.kid_subset_size, len(samples), len(reference.features))
+    if options.kid_subsets > 0 and size >= 2:
+        values = kid_subsets(reference.features.pooled, samples.pooled, options.kid_subsets, size, options.seed)
+        found["kid_subsets"] = (
+            _mean_and_spread(values),
+            f"mean of {options.kid_subsets} draws of {size} +- their s.d.",
+        )
+    return found
+
+
+def _cmmd(biased: bool, reference: Reference, samples: FeatureSet, options: Options) -> Named:
+    sums = reference.sums("gaussian", partial(gaussian_kernel, sigma=options.sigma), options.device)
+    estimate = cmmd(
+        reference.features.pooled,
+        samples.pooled,
+        options.sigma,
+        options.scale,
+        biased,
+        resamples=options.resamples,
+        seed=options.seed,
+        device=options.device,
+        reference_sums=sums,
+    )
+    return {"cmmd_biased" if biased else "cmmd": (estimate, RESAMPLED)}
+
+
+def _balls(function: Callable, k_name: str, reference: Reference, samples: FeatureSet, options: Options) -> Named:
+    found = function(
+        reference.features.pooled,
+        samples.pooled,
+        getattr(options, k_name),
+        options.resamples,
+        options.seed,
+        options.device,
+    )
+    first, second = found._fields
+    return {
+        first: (found[0], "bootstrap of the samples, balls fixed"),
+        second: (found[1], "bootstrap of the reference, balls fixed"),
+    }
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed and what it needs: of the samples a kind of features, of the reference more or less."""
+
+    compute: Callable[[Reference, FeatureSet, Options], Named]
+    kind: str = "pooled"
+    reference: str = "features"  # "features", "statistics" or "nothing"
+    better: str = "lower"
+
+
+METRICS = {
+    "fid": Metric(partial(_fid, "pooled", "fid"), reference="statistics"),
+    "sfid": Metric(partial(_fid, "spatial", "sfid"), kind="spatial", reference="statistics"),
+    "is": Metric(_is, kind="logits", reference="nothing", better="higher"),
+    "kid": Metric(_kid),
+    "cmmd": Metric(partial(_cmmd, False)),
+    "cmmd_biased": Metric(partial(_cmmd, True)),
+    "precision_recall": Metric(partial(_balls, precision_recall, "precision_k"), better="higher"),
+    "density_coverage": Metric(partial(_balls, density_coverage, "density_k"), better="higher"),
+}
+
+
+def obstacle(name: str, reference: FeatureSet, samples: FeatureSet) -> str | None:
+    """Why a metric cannot be computed from these sets, or None if it can.
+
+    Raises:
+        ValueError: for an unknown metric.
+    """
+    if name not in METRICS:
+        raise ValueError(f"unknown metric '{name}': expected {', '.join(METRICS)}")
+    metric = METRICS[name]
+    if getattr(samples, metric.kind) is None:
+        return f"the extractor gives no {metric.kind} features"
+    if len(samples) < 2:
+        return f"it needs at least 2 images, got {len(samples)}"
+    if metric.reference == "statistics" and not reference.has_statistics(metric.kind):
+        return f"the reference has no statistics of {metric.kind} features"
+    if metric.reference == "features" and len(reference) < 2:
+        return "the reference holds statistics only, no features: give its images"
+    return None
+
+
+def measure(
+    names: Iterable[str],
+    reference: FeatureSet | Reference,
+    samples: FeatureSet,
+    options: Options | None = None,
+) -> list[Row]:
+    """Compute metrics; some give two rows.
+
+    Args:
+        names: keys of `METRICS`.
+        reference, samples: features of the same extractor.
+
+    Raises:
+        ValueError: if one of them cannot be computed from these sets.
+    """
+    options = options or Options()
+    reference = reference if isinstance(reference, Reference) else Reference(reference)
+    rows = []
+    for name in names:
+        if (reason := obstacle(name, reference.features, samples)) is not None:
+            raise ValueError(f"{name} cannot be computed: {reason}")
+        used = None if METRICS[name].reference == "nothing" else len(reference.features) or None
+        for label, (estimate, interval) in METRICS[name].compute(reference, samples, options).items():
+            covers = interval if estimate.low == estimate.low else ""
+            rows.append(Row(label, *estimate, covers, len(samples), used))
+    return rows
+
+
+def row_dict(row: Row, **more: Any) -> Mapping[str, Any]:
+    """A row in plain values, for tables."""
+    return {**more, **asdict(row)}

@@ -1,0 +1,172 @@
+"""Moments of features in float64: streamed in blocks, merged across processes, weighted for the bootstrap, on disk.
+
+An array of features [N, D] is a NumPy array (a memory map of any size) or a tensor; it is read block by block.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldm.util import atomic_write, generator
+
+Features = Tensor | NDArray[np.floating]
+BLOCK = 1024  # rows
+
+
+class Estimate(NamedTuple):
+    """A value with the ends of its 95 % interval; NaN where no interval was asked for."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+def check_features(name: str, features: Features, least: int = 1) -> None:
+    """Raise ValueError unless `features` is [N, D] with at least `least` rows."""
+    shape = tuple(features.shape)
+    if len(shape) != 2 or shape[0] < least or shape[1] < 1:
+        raise ValueError(f"{name} must be features [N, D] with at least {least} rows, got shape {shape}")
+
+
+def blocks(features: Features, size: int = BLOCK, device: str | torch.device = "cpu") -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, float64 rows [<= size, D]) from the first to the last row.
+
+    Raises:
+        ValueError: if a value is NaN or infinite, with its row.
+    """
+    for start in range(0, len(features), size):
+        piece = features[start : start + size]
+        rows = piece if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece))
+        rows = rows.to(device=device, dtype=torch.float64)
+        broken = (~rows.isfinite()).any(1).nonzero().flatten()
+        if len(broken):
+            raise ValueError(f"features of row {start + int(broken[0])} hold NaN or infinity; look at that image")
+        yield start, rows
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What FID needs of a set: mean [D] and unbiased covariance [D, D] in float64; `count` where it is known."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weight `count`, mean [D] and scatter sum (x - mean)(x - mean)^T [D, D] of rows seen so far, in float64.
+
+    Merging is exact in any order up to rounding (Chan, Golub & LeVeque 1983), so processes may share the rows.
+    """
+
+    count: float
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, weights: Tensor | None = None) -> Moments:
+        """Moments of rows [N, D]; `weights` [N] count each row that many times."""
+        rows = rows.double()
+        weights = rows.new_ones(len(rows)) if weights is None else weights.double()
+        count = float(weights.sum())
+        mean = weights @ rows / max(count, 1)
+        centred = rows - mean
+        return cls(count, mean, (centred * weights[:, None]).T @ centred)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        shift, share = other.mean - self.mean, other.count / count
+        scatter = self.scatter + other.scatter + self.count * share * torch.outer(shift, shift)
+        return Moments(count, self.mean + share * shift, scatter)
+
+    def statistics(self) -> Statistics:
+        """Mean and covariance with denominator N - 1, as in the published statistics.
+
+        Raises:
+            ValueError: if there are fewer than two rows.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count:g}")
+        return Statistics(self.mean, self.scatter / (self.count - 1), round(self.count))
+
+
+def moments(features: Features, weights: Tensor | None = None, device: str | torch.device = "cpu") -> Moments:
+    """Moments of features [N, D], a block at a time: memory of order D^2, whatever N is."""
+    check_features("features", features)
+    total: Moments | None = None
+    for start, rows in blocks(features, device=device):
+        part = Moments.of(rows, None if weights is None else weights[start : start + len(rows)].to(rows.device))
+        total = part if total is None else total.merge(part)
+    return total
+
+
+def resample_weights(count: int, resamples: int, *keys: int | str) -> Tensor:
+    """Bootstrap weights [resamples, count]: how often each of `count` items is drawn in `count` draws (Efron 1979)."""
+    source = generator("bootstrap", *keys)
+    weights = torch.zeros(resamples, count, dtype=torch.float64)
+    for row in weights:
+        row += torch.bincount(torch.randint(count, (count,), generator=source), minlength=count)
+    return weights
+
+
+def percentile_interval(value: float, resampled: Tensor, level: float = 0.95) -> Estimate:
+    """`value` with the percentile interval of its bootstrap values [R]; those that are NaN are left out."""
+    resampled = resampled[~resampled.isnan()].double()
+    if not len(resampled):
+        return Estimate(value)
+    ends = torch.quantile(resampled, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
+    return Estimate(value, float(ends[0]), float(ends[1]))
+
+
+PUBLISHED = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+def save_statistics(statistics: Mapping[str, Statistics], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write statistics {"pooled": ..., "spatial": ...} as .npz in the published layout: mu, sigma, mu_s, sigma_s."""
+    arrays = {}
+    for kind, names in PUBLISHED.items():
+        if kind in statistics:
+            values = (statistics[kind].mean, statistics[kind].covariance)
+            arrays.update({name: value.cpu().numpy() for name, value in zip(names, values, strict=True)})
+    with atomic_write(path, overwrite) as partial:
+        np.savez(partial, **arrays)
+
+
+def load_statistics(path: str | os.PathLike) -> dict[str, Statistics]:
+    """Read published statistics (.npz with mu, sigma and for sFID mu_s, sigma_s); {} where the file has none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if shapes do not fit, or a value is not finite.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no statistics at {path}")
+    found = {}
+    with np.load(path, allow_pickle=False) as content:
+        for kind, (mean_name, covariance_name) in PUBLISHED.items():
+            if mean_name not in content or covariance_name not in content:
+                continue
+            mean = torch.from_numpy(np.asarray(content[mean_name], dtype=np.float64))
+            covariance = torch.from_numpy(np.asarray(content[covariance_name], dtype=np.float64))
+            if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+                raise ValueError(
+                    f"{path}: expected {mean_name} [D] and {covariance_name} [D, D], got {tuple(mean.shape)} and "
+                    f"{tuple(covariance.shape)}"
+                )
+            if not (mean.isfinite().all() and covariance.isfinite().all()):
+                raise ValueError(f"{path}: {mean_name} or {covariance_name} holds NaN or infinity")
+            found[kind] = Statistics(mean, covariance)
+    return found

@@ -1,0 +1,120 @@
+"""Figures of image metrics: against the number of images, and against the strength of distortions."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ldm.evaluation.study import SizeSummary
+from ldm.images import save_figure
+from ldm.report.plots import COLOURS, MARKERS
+
+LABELS = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "is": "Inception Score",
+    "kid": "KID",
+    "cmmd": "CMMD",
+    "cmmd_biased": "CMMD, biased",
+}
+PANEL = (2.9, 2.5)  # inches
+
+
+def label(metric: str) -> str:
+    """A metric's name in figures."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def sample_size_plot(
+    summaries: Sequence[SizeSummary],
+    path: str | os.PathLike,
+    title: str = "",
+    unbiased_fid: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Draw each metric's mean +- standard error against the number of images, absolute and in percent of the last.
+
+    Args:
+        summaries: from `ldm.evaluation.study.summarise`.
+        path: .png or .pdf.
+        unbiased_fid: FID extrapolated to infinitely many images, a dashed line.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+        ValueError: if there is nothing to draw.
+    """
+    metrics = list(dict.fromkeys(summary.metric for summary in summaries))
+    if not metrics:
+        raise ValueError("there are no values to draw")
+    figure, grid = _grid(len(metrics) + 1, title)
+    relative = grid[-1]
+    for number, (axes, metric) in enumerate(zip(grid, metrics, strict=False)):
+        chosen = [summary for summary in summaries if summary.metric == metric]
+        sizes = [summary.size for summary in chosen]
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 4, "lw": 1.4}
+        errors = [0 if math.isnan(summary.error) else summary.error for summary in chosen]
+        axes.errorbar(sizes, [summary.mean for summary in chosen], errors, capsize=2, **style)
+        if metric == "fid" and unbiased_fid is not None:
+            axes.axhline(unbiased_fid, color="#222222", lw=1, ls="--")
+            axes.annotate("extrapolated", (sizes[-1], unbiased_fid), fontsize=7, ha="right", va="bottom")
+        if min(summary.mean - error for summary, error in zip(chosen, errors, strict=True)) < 0:
+            axes.axhline(0, color="#999999", lw=0.8)
+        axes.set_ylabel(label(metric), fontsize=9)
+        relative.plot(sizes, [summary.percent for summary in chosen], label=label(metric), **style)
+    relative.set_ylabel("percent of the largest set's", fontsize=9)
+    relative.axhline(100, color="#999999", lw=0.8)
+    relative.legend(fontsize=7, frameon=False)
+    for axes in grid:
+        axes.set_xscale("log")
+        axes.set_xlabel("images", fontsize=9)
+    save_figure(figure, path, overwrite)
+
+
+def distortion_plot(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    path: str | os.PathLike,
+    title: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Draw {metric: {distortion: [(strength, value, low, high), ...]}}, a panel a metric with bands for intervals.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+        ValueError: if there is nothing to draw.
+    """
+    if not curves:
+        raise ValueError("there are no values to draw")
+    figure, grid = _grid(len(curves), title)
+    for axes, (metric, by_distortion) in zip(grid, curves.items(), strict=True):
+        for number, (name, points) in enumerate(by_distortion.items()):
+            strength, value, low, high = np.asarray(sorted(points), dtype=float).T
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(strength, value, color=colour, marker=MARKERS[number % len(MARKERS)], ms=3.5, lw=1.4, label=name)
+            axes.fill_between(strength, low, high, color=colour, alpha=0.18, lw=0)
+        axes.set_xlabel("strength of the distortion", fontsize=9)
+        axes.set_ylabel(label(metric), fontsize=9)
+    grid[0].legend(fontsize=7, frameon=False)
+    save_figure(figure, path, overwrite)
+
+
+def _grid(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of its own with so many plain axes, at most four in a row."""
+    columns = min(4, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.3 * bool(title)), layout="constrained")
+    drawn = []
+    for number in range(panels):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#E4E4E4", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=7)
+        drawn.append(axes)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure, drawn
