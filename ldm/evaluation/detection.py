@@ -22,7 +22,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     x, y = _vectors(2, x=x, y=y)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return float(_correlations(rankdata(x), rankdata(y)))
 
 
 def spearman_ceiling(budgets: ArrayLike) -> float:
@@ -57,9 +57,20 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float:
         raise ValueError(f"positives must be booleans or 0/1, got values {np.unique(positives)[:5].tolist()}")
     if positives.all() or not positives.any():
         return float("nan")
-    count = int(positives.sum())
-    wins = rankdata(scores)[positives == 1].sum() - count * (count + 1) / 2
-    return float(wins / (count * (len(scores) - count)))
+    return float(_areas(rankdata(scores), positives))
+
+
+def _correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson's correlation along the last axis."""
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
+
+def _areas(ranks: NDArray[np.float64], positives: NDArray[np.float64]) -> NDArray[np.float64]:
+    """AUROC along the last axis, from the ranks of the scores."""
+    count = positives.sum(-1)
+    wins = (ranks * positives).sum(-1) - count * (count + 1) / 2
+    return wins / (count * (ranks.shape[-1] - count))
 
 
 class Interval(NamedTuple):
@@ -72,12 +83,13 @@ class Interval(NamedTuple):
 
 
 def bootstrap_interval(
-    statistic: Callable[..., float],
+    statistic: Callable[..., Any],
     *arrays: Any,
     seed: int,
     resamples: int = 2000,
     level: float = 0.95,
     strata: ArrayLike | None = None,
+    batched: bool = False,
 ) -> Interval:
     """Percentile bootstrap of `statistic(*arrays)`, resampling the first axis of all arrays jointly (Efron 1979).
 
@@ -87,6 +99,7 @@ def bootstrap_interval(
         seed: the resamples are functions of it alone.
         level: share between the ends, by quantiles of (1 - level)/2 on both sides.
         strata: [N] labels; given, each stratum keeps its size (for AUROC: `strata=positives`).
+        batched: the statistic takes resampled vectors [R, N] and gives [R]: all resamples in one call.
 
     Raises:
         ValueError: if arrays differ in length or are empty, or more than half of the resamples give NaN.
@@ -105,7 +118,12 @@ def bootstrap_interval(
     source = generator("bootstrap", seed)
     picks = [group[torch.randint(len(group), (resamples, len(group)), generator=source).numpy()] for group in groups]
     rows = np.concatenate(picks, axis=1)
-    values = np.array([statistic(*(column[row] for column in columns)) for row in rows], dtype=float)
+    if batched:
+        values = np.asarray(statistic(*(column[rows] for column in columns)), dtype=float)
+        estimate = statistic(*(column[None] for column in columns))[0]
+    else:
+        values = np.array([statistic(*(column[row] for column in columns)) for row in rows], dtype=float)
+        estimate = statistic(*columns)
     values = values[~np.isnan(values)]
     if len(values) * 2 < resamples:
         raise ValueError(
@@ -113,7 +131,7 @@ def bootstrap_interval(
             "strata= to keep every class in each resample"
         )
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*columns)), float(low), float(high), len(values))
+    return Interval(float(estimate), float(low), float(high), len(values))
 
 
 class MeanInterval(NamedTuple):
@@ -156,7 +174,7 @@ class BudgetScores(NamedTuple):
 
 
 def against_budgets(
-    scores: ArrayLike, budgets: ArrayLike, few: float = 10, seed: int = 0, resamples: int = 1000
+    scores: ArrayLike, budgets: ArrayLike, few: float = 10, seed: int = 0, resamples: int = 2000
 ) -> BudgetScores:
     """Rank correlation of scores with budgets, and detection of small budgets, with bootstrap intervals over classes.
 
@@ -176,19 +194,23 @@ def against_budgets(
         raise ValueError(f"all {len(ranks)} classes have one budget: nothing to correlate")
     # Copies of a class in a resample are no ties: broken, they leave the ceiling where it is.
     ties = "ordinal" if len(np.unique(scores)) == len(scores) else "average"
+    options = {"seed": seed, "resamples": resamples, "batched": True}
     correlation = bootstrap_interval(
-        lambda budgets, scores: spearman(budgets, rankdata(scores, method=ties)),
+        lambda x, y: _correlations(rankdata(x, axis=-1), rankdata(y, method=ties, axis=-1)),
         ranks,
         scores,
-        seed=seed,
         strata=ranks,
-        resamples=resamples,
+        **options,
     )
     largest = budgets == budgets.max()
     positives = ~largest & (budgets <= max(few, budgets.min()))
     chosen = positives | largest
     area = bootstrap_interval(
-        auroc, scores[chosen], positives[chosen], seed=seed, strata=ranks[chosen], resamples=resamples
+        lambda x, y: _areas(rankdata(x, axis=-1), y),
+        scores[chosen],
+        positives[chosen].astype(np.float64),
+        strata=ranks[chosen],
+        **options,
     )
     return BudgetScores(correlation, spearman_ceiling(ranks), area, sorted(set(budgets[positives].tolist())))
 

@@ -76,6 +76,13 @@ def test_bootstrap_covers_a_known_correlation_and_repeats_by_seed():
     assert result != bootstrap_interval(correlation, x, y, seed=3, resamples=300)
 
 
+def test_bootstrap_in_one_call_is_the_bootstrap_call_by_call():
+    data, weights = draw(30, key=9), draw(30, key=10)
+    single = bootstrap_interval(lambda a, b: (a * b).sum(), data, weights, seed=4, resamples=50)
+    batched = bootstrap_interval(lambda a, b: (a * b).sum(-1), data, weights, seed=4, resamples=50, batched=True)
+    assert batched == pytest.approx(single)
+
+
 def test_bootstrap_strata_keep_the_class_sizes():
     """With two positives in 40, plain resamples lose all of them in e^-2 = 13.5 % of the cases; strata never do."""
     positives = np.arange(40) < 2
@@ -104,7 +111,7 @@ def test_mean_interval_covers_as_often_as_it_says():
 
 def test_perfect_order_of_the_bins_stays_perfect_in_every_resample():
     budgets = [1] * 3 + [10] * 2 + [50] * 2 + [math.inf] * 3
-    found = against_budgets(np.linspace(1, 0.1, 10), budgets, resamples=100)
+    found = against_budgets(np.linspace(1, 0.1, 10), budgets)
     assert found.spearman[:3] == pytest.approx((-found.ceiling,) * 3)
     assert found.ceiling == pytest.approx(math.sqrt(1 - 60 / 990))
     assert found.auroc[:3] == (1, 1, 1) and found.few == [1, 10]
@@ -112,12 +119,12 @@ def test_perfect_order_of_the_bins_stays_perfect_in_every_resample():
 
 def test_budgets_without_few_images_take_the_smallest():
     scores, budgets = draw(90, key=8), np.repeat([20, 50, math.inf], 30)
-    found = against_budgets(scores, budgets, resamples=200)
+    found = against_budgets(scores, budgets)
     assert found.few == [20]
     assert found.auroc.estimate == pytest.approx(auroc(np.r_[scores[:30], scores[60:]], np.arange(60) < 30))
     assert found.auroc.low < 0.5 < found.auroc.high, "scores that know nothing"
     assert found.spearman.low < 0 < found.spearman.high
-    assert found == against_budgets(scores, budgets, resamples=200), "the resamples are seeded"
+    assert found == against_budgets(scores, budgets), "the resamples are seeded"
     with pytest.raises(ValueError, match="all 3 classes have one budget"):
         against_budgets([1, 2, 3], [5, 5, 5])
 
