@@ -34,8 +34,8 @@ def squared_radii(features: Features, k: int, device="cpu") -> Tensor:
             distances = squared_distances(a, b)
             if i == j:
                 distances.fill_diagonal_(torch.inf)
-            together = torch.cat((nearest, distances), dim=1)
-            nearest = together.topk(k, dim=1, largest=False).values
+            nearer = distances.topk(min(k, len(b)), dim=1, largest=False).values
+            nearest = torch.cat((nearest, nearer), dim=1).topk(k, dim=1, largest=False).values
         radii.append(nearest.amax(1))
     return torch.cat(radii)
 
