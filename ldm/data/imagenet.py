@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -69,7 +69,7 @@ class ImageNetPart(FileImages):
         files = Files(self.root / "data")
         listed = self.root / "filelist.txt"
         relpaths = listed.read_text().split() if listed.exists() else files.images()
-        relpaths = [path for path in relpaths if PurePosixPath(path).name != IGNORED_NAME]
+        relpaths = [path for path in relpaths if not path.endswith(IGNORED_NAME)]
         owners = [path.partition("/")[0] for path in relpaths]
         synsets = read_synsets(self.root / "index_synset.yaml") or sorted(set(owners))
         super().__init__(

@@ -80,7 +80,8 @@ class Files:
         root = self.roots[owner]
         if root.is_dir():
             walk = os.walk(root / prefix, followlinks=True)
-            return [(Path(top) / file).relative_to(root).as_posix() for top, _, files in walk for file in files]
+            folders = ((Path(top).relative_to(root).as_posix(), files) for top, _, files in walk)
+            return [file if folder == "." else f"{folder}/{file}" for folder, files in folders for file in files]
         return self._zip(owner).namelist()
 
     def _zip(self, owner: int) -> zipfile.ZipFile:
@@ -92,6 +93,8 @@ class Files:
 
 def hidden(name: str) -> bool:
     """Tell whether a path is an operating system's by-product (`.DS_Store`, `__MACOSX/...`)."""
+    if "/." not in f"/{name}" and "__MACOSX" not in name:  # nearly all, without taking the path apart
+        return False
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +18,10 @@ ARRAY_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
+BROKEN = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(OverflowError, MemoryError, SystemError),
+)
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -36,6 +42,17 @@ class RestrictedUnpickler(pickle.Unpickler):
         return self.allowed[module, name]
 
 
+def check_sizes(content: bytes) -> None:
+    """Refuse a pickle whose parts claim more memory than its own size, which a few bytes can do.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    for code, argument, position in pickletools.genops(content):  # itself refuses strings longer than the rest
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(content):
+            raise ValueError(f"at byte {position} it asks for a memo of {argument} places")
+
+
 def load_plain(path: str | Path, arrays: bool = False, encoding: str = "ASCII") -> Any:
     """Read a pickle of dicts, lists, tuples, strings, bytes and numbers, and numpy arrays if `arrays`.
 
@@ -48,8 +65,9 @@ def load_plain(path: str | Path, arrays: bool = False, encoding: str = "ASCII") 
         ValueError: if the file is no pickle, or names anything else; nothing of it has been run.
     """
     kinds = "plain values and numpy arrays" if arrays else "plain values"
+    content = Path(path).read_bytes()
     try:
-        with open(path, "rb") as file:
-            return RestrictedUnpickler(file, arrays, encoding).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        check_sizes(content)
+        return RestrictedUnpickler(io.BytesIO(content), arrays, encoding).load()
+    except BROKEN as error:
         raise ValueError(f"{path} must be a pickle of {kinds}, and is refused: {error}") from error

@@ -183,3 +183,15 @@ def test_omniglot_itself():
     assert data.n_classes == 136 + 156 - 50 and data.labels.bincount().unique().tolist() == [20]
     item = data[1000]
     assert item["image"].shape == (32, 32, 1) and item["image"].mean() > 0.5  # thin black strokes on white
+
+
+def test_files_kept_in_memory_are_read_once_and_stay_the_same(tmp_path):
+    files = {f"{name}/{index}.png": png(30 * index) for name in "ab" for index in range(3)}
+    data = ImageFolder(str(write(tmp_path, files)), image_size=6, in_memory=True)
+    before = [item["image"].clone() for item in data]
+    data[0]["image"].zero_()  # an item is the caller's own
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    assert all(torch.equal(item["image"], image) for item, image in zip(data, before, strict=True))
+    with pytest.raises(ValueError, match="cannot read image"):
+        ImageFolder(str(write(tmp_path, {"a/1.png": b"x"})), image_size=6, in_memory=True)[0]
