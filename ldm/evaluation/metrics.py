@@ -24,7 +24,13 @@ from ldm.evaluation.cmmd import (
 from ldm.evaluation.extraction import FeatureSet
 from ldm.evaluation.fid import fid
 from ldm.evaluation.inception_score import inception_score, inception_score_interval, probabilities
-from ldm.evaluation.precision_recall import DENSITY_K, PRECISION_K, density_coverage, precision_recall
+from ldm.evaluation.precision_recall import (
+    DENSITY_K,
+    PRECISION_K,
+    density_coverage,
+    precision_recall,
+    squared_radii,
+)
 from ldm.evaluation.statistics import Estimate, Statistics
 
 
@@ -69,6 +75,7 @@ class Reference:
         self.features = features
         self._statistics: dict[str, Statistics] = {}
         self._sums: dict[str, GramSums] = {}
+        self._radii: dict[int, torch.Tensor] = {}
 
     def statistics(self, kind: str, device: str | torch.device) -> Statistics:
         """Mean and covariance of "pooled" or "spatial"."""
@@ -81,6 +88,12 @@ class Reference:
         if name not in self._sums:
             self._sums[name] = gram_within(kernel, self.features.pooled, device=device)
         return self._sums[name]
+
+    def radii(self, k: int, device: str | torch.device) -> torch.Tensor:
+        """Squared distances to the k-th nearest neighbours within the reference."""
+        if k not in self._radii:
+            self._radii[k] = squared_radii(self.features.pooled, k, device)
+        return self._radii[k]
 
 
 Named = dict[str, tuple[Estimate, str]]
@@ -141,14 +154,10 @@ def _cmmd(biased: bool, reference: Reference, samples: FeatureSet, options: Opti
 
 
 def _balls(function: Callable, k_name: str, reference: Reference, samples: FeatureSet, options: Options) -> Named:
-    found = function(
-        reference.features.pooled,
-        samples.pooled,
-        getattr(options, k_name),
-        options.resamples,
-        options.seed,
-        options.device,
-    )
+    k = getattr(options, k_name)
+    radii = reference.radii(k, options.device)
+    shared = (options.resamples, options.seed, options.device, radii)
+    found = function(reference.features.pooled, samples.pooled, k, *shared)
     first, second = found._fields
     return {
         first: (found[0], "bootstrap of the samples, balls fixed"),

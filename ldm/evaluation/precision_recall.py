@@ -72,15 +72,23 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(
-    reference: Features, samples: Features, k: int = PRECISION_K, resamples: int = 0, seed: int = 0, device="cpu"
+    reference: Features,
+    samples: Features,
+    k: int = PRECISION_K,
+    resamples: int = 0,
+    seed: int = 0,
+    device="cpu",
+    radii: Tensor | None = None,
 ) -> PrecisionRecall:
     """Improved precision and recall of samples [N, D] against a reference [M, D].
 
         precision = mean_j 1[ y_j in any B(x_i) ],    recall = mean_i 1[ x_i in any B(y_j) ]
 
     Intervals: percentile bootstrap of these means, over the samples and over the reference, with the balls held fixed.
+    `radii` are `squared_radii(reference, k)`, where they are known already.
     """
-    inside = ball_counts(samples, reference, squared_radii(reference, k, device), device)[0] > 0
+    radii = squared_radii(reference, k, device) if radii is None else radii
+    inside = ball_counts(samples, reference, radii, device)[0] > 0
     reached = ball_counts(reference, samples, squared_radii(samples, k, device), device)[0] > 0
     return PrecisionRecall(
         mean_interval(inside, resamples, "precision", seed), mean_interval(reached, resamples, "recall", seed)
@@ -88,15 +96,22 @@ def precision_recall(
 
 
 def density_coverage(
-    reference: Features, samples: Features, k: int = DENSITY_K, resamples: int = 0, seed: int = 0, device="cpu"
+    reference: Features,
+    samples: Features,
+    k: int = DENSITY_K,
+    resamples: int = 0,
+    seed: int = 0,
+    device="cpu",
+    radii: Tensor | None = None,
 ) -> DensityCoverage:
     """Density and coverage of samples [N, D] against a reference [M, D].
 
         density = mean_j (1/k) sum_i 1[ y_j in B(x_i) ],    coverage = mean_i 1[ some y_j in B(x_i) ]
 
-    Intervals as in `precision_recall`.
+    Intervals and `radii` as in `precision_recall`.
     """
-    balls, held = ball_counts(samples, reference, squared_radii(reference, k, device), device)
+    radii = squared_radii(reference, k, device) if radii is None else radii
+    balls, held = ball_counts(samples, reference, radii, device)
     return DensityCoverage(
         mean_interval(balls / k, resamples, "density", seed), mean_interval(held > 0, resamples, "coverage", seed)
     )
