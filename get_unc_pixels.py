@@ -66,6 +66,7 @@ def draw(opened: OpenEnsemble, images: Tensor, maps: Tensor, titles: list[str], 
     shown = maps.mean(1, keepdim=True) if options.mean else maps
     limits = (0.0, float(shown.max()) if options.limit is None else options.limit)
     label = f"mutual information per pixel (nats)\n{SPACES[space]}, distance {options.distance_scale}"
+    label += ", channel by channel" if options.channels == "mean" else ""
     label += f", mean over {options.n} noises" if options.mean else ""
     for noise in range(shown.shape[1]):
         path = out / f"{stem}_{'mean' if options.mean else noise}.png"

@@ -125,18 +125,15 @@ def test_scales_and_distances_act(ensemble, tmp_path):
     found = {
         name: read_csv(synsets(ensemble, tmp_path / name, f"{words} {more}") / "uncertainty.csv")[0]
         for name, more in {
-            "sum": "",
             "mean": "--distance_scale mean",
             "part": f"--distance_scale {1 / 64}",
-            "kl": "--distance kl",
-            "bhattacharyya": "--distance bhattacharyya",
+            "kl": "--distance kl --distance_scale mean",
         }.items()
     }
     assert found["mean"]["mi_mean"] == pytest.approx(found["part"]["mi_mean"])
-    assert found["sum"]["mean_pairwise_distance"] == pytest.approx(64 * found["mean"]["mean_pairwise_distance"])
-    # With equal variances v: KL = gap^2 / (2 v) and Bhattacharyya = gap^2 / (8 v).
-    ratio = found["kl"]["mean_pairwise_distance"] / found["bhattacharyya"]["mean_pairwise_distance"]
-    assert ratio == pytest.approx(4)
+    # With one variance v for all members KL = gap^2 / (2 v).
+    ratio = found["mean"]["mean_pairwise_distance"] / found["kl"]["mean_pairwise_distance"]
+    assert ratio == pytest.approx(2 * found["mean"]["aleatoric_variance"], rel=1e-5)
     with pytest.raises(ValueError, match="sample with eta > 0"):
         synsets(ensemble, tmp_path / "no", "--classes 0 --n 2 --distance kl")
     with pytest.raises(SystemExit):
@@ -168,18 +165,18 @@ def test_certain_and_uncertain_rollouts_in_one_figure(ensemble, tmp_path):
 
 
 def test_pixel_maps_of_as_many_noises_as_members(ensemble, tmp_path):
-    words = ["--path", str(ensemble), "--classes", "0", "2", "--n", "3", *CPU]
+    words = ["--path", str(ensemble), "--classes", "0", "2", "--n", "3", "--steps", "2", *CPU]
     both = get_unc_pixels.main([*words, "--space", "image", "latent", "--out", str(tmp_path / "a")])
-    image, latent = (np.load(both / f"pixel_unc{stem}_branch2.npz") for stem in ("", "_latent"))
+    image, latent = (np.load(both / f"pixel_unc{stem}_branch1.npz") for stem in ("", "_latent"))
     assert image["mi"].shape == latent["mi"].shape == (2, 3, 8, 8)
     assert len(list(both.glob("*.png"))) == 6
     alone = get_unc_pixels.main([*words, "--n", "1", "--out", str(tmp_path / "b"), "--base_comp", "0"])
-    np.testing.assert_allclose(np.load(alone / "pixel_unc_branch2.npz")["mi"][:, 0], image["mi"][:, 0], atol=1e-5)
+    np.testing.assert_allclose(np.load(alone / "pixel_unc_branch1.npz")["mi"][:, 0], image["mi"][:, 0], atol=1e-5)
     mean = get_unc_pixels.main(
-        [*words, "--mean", "--limit", "0.5", "--branch_at", "0", "0.5", "--out", str(tmp_path / "c")]
+        [*words, "--mean", "--limit", "0.5", "--unc_branch", "0", "1", "--out", str(tmp_path / "c")]
     )
-    assert {file.name for file in mean.glob("*.png")} == {"pixel_unc_branch0_mean.png", "pixel_unc_branch2_mean.png"}
-    settings = json.loads((mean / "record_branch2.json").read_text())["settings"]
+    assert {file.name for file in mean.glob("*.png")} == {"pixel_unc_branch0_mean.png", "pixel_unc_branch1_mean.png"}
+    settings = json.loads((mean / "record_branch1.json").read_text())["settings"]
     assert settings["distance_scale"] == "sum"
 
 

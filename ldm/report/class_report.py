@@ -87,10 +87,10 @@ def _bin_plots(out: Path, rows: Sequence[Mapping[str, Any]], opened: OpenEnsembl
     values, xlabel = ordered_bins(rows), IMAGES
     quantity = "one-step mutual information (nats)"
     if opened.masked:
-        columns = {"saw the class": "distance_certain", "between": "distance_between", "did not": "distance_uncertain"}
+        columns = {"both saw it": "distance_certain", "one did": "distance_between", "neither": "distance_uncertain"}
         values = {name: [row[column] for row in rows if row[column] is not None] for name, column in columns.items()}
         values = {name: numbers for name, numbers in values.items() if numbers}
-        quantity, xlabel = "mean distance between members", "members that .."
+        quantity, xlabel = "mean distance between members", "pairs of members by who saw the class"
     limit = None if opened.masked else _limit(opened.members)
     if values:
         per_bin_plot(values, out / "uncertainty.png", quantity, xlabel, title, note, limit, overwrite=True)
