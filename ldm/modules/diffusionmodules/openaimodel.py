@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import BlockFactory, TimestepEmbedSequential, build_encoder, build_middle
+from ldm.modules.diffusionmodules.encoder_unet import EncoderUNetModel
 from ldm.modules.diffusionmodules.util import (
     conv_nd,
     convert_linear_maps,
@@ -18,7 +19,7 @@ from ldm.modules.diffusionmodules.util import (
     zero_module,
 )
 
-__all__ = ["UNetModel", "split_last_layer"]
+__all__ = ["EncoderUNetModel", "UNetModel", "split_last_layer"]
 
 
 class UNetModel(nn.Module):
