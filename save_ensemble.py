@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_checkpoint, load_into, save_tensors, sha256
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.data.bins import MASKED
 from ldm.opened import build_model
 from ldm.training.config import load_config
 from ldm.training.runs import RunDirectory, runs_named
@@ -73,7 +74,7 @@ def find_components(
 
 
 def data_record(config: Any) -> dict[str, Any]:
-    """Name of the data set, its class names, and the subset's bins, where the training data tell them."""
+    """Name of the data set, its class names, the subset's bins, and who saw what, where the training data tell them."""
     train = config.data.params.train
     inner = train.params.get("dataset", train) if "params" in train and train.params is not None else train
     record: dict[str, Any] = {"dataset": get_obj_from_str(inner.target).__module__.rpartition(".")[2]}
@@ -81,7 +82,10 @@ def data_record(config: Any) -> dict[str, Any]:
     names = getattr(data, "human_names", None) or getattr(data, "class_names", None)
     record["class_names"] = [str(name) for name in names or []]
     record["bins"] = dict(getattr(data, "bins", None) or {})
-    record["split"] = getattr(getattr(data, "subsets", None), "dataset_name", None)
+    subsets = getattr(data, "subsets", None)
+    record["split"] = getattr(subsets, "dataset_name", None)
+    if record["split"] == MASKED:
+        record["sees"] = {int(member): list(classes) for member, classes in subsets.sees.items()}
     return record
 
 

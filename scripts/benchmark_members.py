@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     together = MemberNetwork(network, members)
     apart = [single(network, members, member) for member in range(len(members))]
     source = generator(options.seed)
-    labels = torch.arange(options.n, device=device) % model.null_class
+    labels = torch.arange(options.n, device=device) % model.n_classes
     t = torch.full((options.n,), 500.0, device=device)
     rows, worst = [], 0.0
     for shape, name in (((), "shared x"), ((len(members),), "own x")):

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> float:
     classifier = PixelClassifier(*real)
     own = classifier.recognised(*tests).mean()
     rates, every = [], []
-    for label in tqdm(range(opened.model.null_class), desc="classes", unit="class"):
+    for label in tqdm(range(opened.n_classes), desc="classes", unit="class"):
         labels = [label] * options.n
         images = opened.decode(opened.sample(labels, range(label * options.n, (label + 1) * options.n)))
         every.append(images)

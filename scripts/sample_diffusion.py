@@ -83,21 +83,21 @@ class Plan:
         return opened.sample(labels, [0] * len(images), self.arc[[image % len(self.arc) for image in images]])
 
 
-def classes_of(options: argparse.Namespace, null_class: int | None) -> list[int] | None:
+def classes_of(options: argparse.Namespace, n_classes: int) -> list[int] | None:
     """The classes to sample; the null class, which is no class of `all`, may be named.
 
     Raises:
         ValueError: if the model is unconditional and classes are given, or a word is no number.
     """
     words = options.classes
-    if null_class is None:
+    if not n_classes:
         if words or options.n_per_class:
             raise ValueError("this model is unconditional: give --n, without --classes and --n_per_class")
         return None
     if words is None and options.interpolate:
         return [0]
     if words in (None, ["all"]):
-        return list(range(null_class))
+        return list(range(n_classes))
     try:
         return [int(word) for word in words]
     except ValueError as error:
@@ -114,7 +114,7 @@ def make_plan(options: argparse.Namespace, opened: OpenModel) -> Plan:
     wrong = {name: value for name, value in numbers.items() if value is not None and value < 1}
     if wrong:
         raise ValueError(f"expected counts of at least 1, got {wrong}")
-    classes = classes_of(options, opened.model.null_class)
+    classes = classes_of(options, opened.n_classes)
     if classes is not None:
         opened.labels(classes, null=True)
     each = options.frames if options.interpolate else options.n_per_class
@@ -134,7 +134,7 @@ def settings_of(options: argparse.Namespace, opened: OpenModel) -> dict[str, Any
     """What the images depend on; the number of images and the batch size may change when a run continues."""
     return {
         **opened.describe(),
-        "classes": classes_of(options, opened.model.null_class),
+        "classes": classes_of(options, opened.n_classes),
         "n_per_class": options.n_per_class,
         "interpolate": options.interpolate,
         "frames": options.frames if options.interpolate else None,

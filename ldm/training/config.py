@@ -70,7 +70,10 @@ def point_data(config: DictConfig, component: int | None, root: str = "", synset
         if params is None:
             continue
         if root:
-            params["overwrite_root" if "overwrite_root" in params or "data_root" in params else "root"] = root
+            own = params
+            while "dataset" in own and OmegaConf.is_dict(own.dataset):  # a subset of a data set
+                own = own.dataset.params
+            own["overwrite_root" if "overwrite_root" in own or "data_root" in own else "root"] = root
         if component is not None and split == "train":
             params.update({key: component for key in ("component", "comp_numb") if key in params})
         if synset_bins and "synset_bins" in params:
