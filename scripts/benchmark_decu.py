@@ -53,7 +53,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "random": (f"{HEADS}.init=random",),
     "anchored": (f"{HEADS}.init=anchored",),
     "equal_rows": (f"{HEADS}.row_rates=equal",),
-    "lora": (f"{HEADS}.names=[lora]", "model.params.cond_stage_config.params.lora=true"),
+    "lora": (f"{HEADS}.names=[lora]", "model.params.cond_stage_config.params.lora=true", f"{RATE}=3.0e-2"),
     "output": (f"{HEADS}.names=[output]", f"{RATE}=2.0e-3"),
     "time_embedding": (f"{HEADS}.names=[time_embedding]", f"{RATE}=2.0e-3"),
     "class_and_output": (f"{HEADS}.names=[class_embedding,output]", f"{RATE}=2.0e-2"),
