@@ -55,8 +55,7 @@ class OpenModel:
     @property
     def n_classes(self) -> int:
         """Number of real classes, without the null class of guidance; 0 for an unconditional model."""
-        declared = getattr(self.model, "n_classes", None)
-        return (self.model.null_class or 0) if declared is None else declared
+        return self.model.n_classes or 0
 
     @property
     def sampler(self) -> Sampler:
