@@ -61,9 +61,10 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float:
 
 
 def _correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pearson's correlation along the last axis."""
+    """Pearson's correlation along the last axis; 0 where one side is constant."""
     x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
-    return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    size = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return (x * y).sum(-1) / np.where(size > 0, size, 1)
 
 
 def _areas(ranks: NDArray[np.float64], positives: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -180,7 +181,7 @@ def against_budgets(
 
     Spearman of (budget, score), -`ceiling` at best for an uncertainty; AUROC of classes with up to `few` images (or, if
     none has so few, those of the smallest budget) as positives against the largest budget.
-    Classes are resampled within their budgets, whose sizes are part of the design.
+    Classes are resampled within their budgets, whose sizes are part of the design. Equal scores order nothing: 0 and 1/2.
 
     Args:
         scores, budgets: [N], one for each class; infinity stands for "all images".

@@ -117,6 +117,12 @@ def test_perfect_order_of_the_bins_stays_perfect_in_every_resample():
     assert found.auroc[:3] == (1, 1, 1) and found.few == [1, 10]
 
 
+def test_equal_scores_order_nothing():
+    """Identical members have 0 nats everywhere: a report of it must not fail."""
+    found = against_budgets(np.zeros(6), [1, 1, 10, 10, math.inf, math.inf])
+    assert found.spearman[:3] == (0, 0, 0) and found.auroc[:3] == (0.5, 0.5, 0.5)
+
+
 def test_budgets_without_few_images_take_the_smallest():
     scores, budgets = draw(90, key=8), np.repeat([20, 50, math.inf], 30)
     found = against_budgets(scores, budgets)
