@@ -181,7 +181,7 @@ def against_budgets(
 
     Spearman of (budget, score), -`ceiling` at best for an uncertainty; AUROC of classes with up to `few` images (or, if
     none has so few, those of the smallest budget) as positives against the largest budget.
-    Classes are resampled within their budgets, whose sizes are part of the design. Equal scores order nothing: 0 and 1/2.
+    Classes are resampled within their budgets, whose sizes are part of the design. Equal scores give 0 and 1/2.
 
     Args:
         scores, budgets: [N], one for each class; infinity stands for "all images".
