@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -62,10 +61,6 @@ class Options:
     precision_k: int = PRECISION_K
     density_k: int = DENSITY_K
     device: str | torch.device = "cpu"
-
-    def describe(self) -> dict[str, Any]:
-        """The options in plain values."""
-        return {**asdict(self), "device": str(self.device)}
 
 
 class Reference:
@@ -138,7 +133,7 @@ def _kid(reference: Reference, samples: FeatureSet, options: Options) -> Named:
 
 
 def _cmmd(biased: bool, reference: Reference, samples: FeatureSet, options: Options) -> Named:
-    sums = reference.sums("gaussian", partial(gaussian_kernel, sigma=options.sigma), options.device)
+    sums = reference.sums(f"gaussian {options.sigma}", partial(gaussian_kernel, sigma=options.sigma), options.device)
     estimate = cmmd(
         reference.features.pooled,
         samples.pooled,
@@ -172,18 +167,17 @@ class Metric:
     compute: Callable[[Reference, FeatureSet, Options], Named]
     kind: str = "pooled"
     reference: str = "features"  # "features", "statistics" or "nothing"
-    better: str = "lower"
 
 
 METRICS = {
     "fid": Metric(partial(_fid, "pooled", "fid"), reference="statistics"),
     "sfid": Metric(partial(_fid, "spatial", "sfid"), kind="spatial", reference="statistics"),
-    "is": Metric(_is, kind="logits", reference="nothing", better="higher"),
+    "is": Metric(_is, kind="logits", reference="nothing"),
     "kid": Metric(_kid),
     "cmmd": Metric(partial(_cmmd, False)),
     "cmmd_biased": Metric(partial(_cmmd, True)),
-    "precision_recall": Metric(partial(_balls, precision_recall, "precision_k"), better="higher"),
-    "density_coverage": Metric(partial(_balls, density_coverage, "density_k"), better="higher"),
+    "precision_recall": Metric(partial(_balls, precision_recall, "precision_k")),
+    "density_coverage": Metric(partial(_balls, density_coverage, "density_k")),
 }
 
 
@@ -233,8 +227,3 @@ def measure(
             covers = interval if estimate.low == estimate.low else ""
             rows.append(Row(label, *estimate, covers, len(samples), used))
     return rows
-
-
-def row_dict(row: Row, **more: Any) -> Mapping[str, Any]:
-    """A row in plain values, for tables."""
-    return {**more, **asdict(row)}

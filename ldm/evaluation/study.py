@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -43,7 +43,7 @@ def sample_sizes(
         ValueError: if a size is below 2 or above the number of samples.
     """
     options = options or Options()
-    plain = Options(**{**options.__dict__, "resamples": 0, "fid_resamples": 0, "kid_subsets": 0, "splits": 1})
+    plain = replace(options, resamples=0, fid_resamples=0, kid_subsets=0, splits=1)
     reference = reference if isinstance(reference, Reference) else Reference(reference)
     sizes = sorted(set(sizes))
     if not sizes or sizes[0] < 2 or sizes[-1] > len(samples) or repeats < 1:

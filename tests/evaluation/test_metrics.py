@@ -16,7 +16,7 @@ from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.features import Activations, Extractor
 from ldm.evaluation.fid import frechet_distance
 from ldm.evaluation.inception_score import inception_score, probabilities
-from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle, row_dict
+from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
 from ldm.evaluation.precision_recall import density_coverage, precision_recall
 from ldm.evaluation.statistics import BLOCK, Statistics, moments
 from ldm.evaluation.study import sample_sizes, summarise, without_bias
@@ -62,7 +62,14 @@ def test_every_row_is_its_function(sets):
         assert rows[name].low <= rows[name].value <= rows[name].high, name
         assert rows[name].interval and rows[name].n == 70, name
     assert rows["is"].n_reference is None and rows["fid"].n_reference == 90
-    assert row_dict(rows["fid"], seed=3)["seed"] == 3
+
+
+def test_a_reference_keeps_what_it_computed_for_its_own_settings(sets):
+    reference = Reference(sets[0])
+    for sigma, k in ((10.0, 3), (2.0, 5), (10.0, 3)):
+        rows = measure(["cmmd", "precision_recall"], reference, sets[1], Options(0, 0, sigma=sigma, precision_k=k))
+        assert rows[0].value == pytest.approx(cmmd(sets[0].pooled, sets[1].pooled, sigma).value)
+        assert rows[1].value == precision_recall(sets[0].pooled, sets[1].pooled, k).precision.value
 
 
 def test_statistics_alone_are_enough_for_fid_and_nothing_else(sets):
