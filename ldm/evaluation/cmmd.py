@@ -14,7 +14,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import Estimate, Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.evaluation.statistics import (
+    Estimate,
+    Features,
+    blocks,
+    check_features,
+    normal_interval,
+    percentile_interval,
+    resample_weights,
+)
 from ldm.util import generator
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -122,7 +130,9 @@ def mmd2(
     device="cpu",
     reference_sums: GramSums | None = None,
 ) -> Estimate:
-    """MMD^2 over all pairs, with its percentile bootstrap interval over the samples, the reference held fixed.
+    """MMD^2 over all pairs, with its bootstrap interval over the samples, the reference held fixed.
+
+    The interval is that of percentiles; of the biased estimate, +- 1.96 standard deviations (see `normal_interval`).
 
     Args:
         kernel: (a [N, D], b [M, D]) -> [N, M].
@@ -143,7 +153,8 @@ def mmd2(
     theirs = gram_within(kernel, reference, device=device) if reference_sums is None else reference_sums
     between = gram_between(kernel, samples, reference, weights, device=device)
     values = mmd2_of_sums(own, theirs, between, weights, len(reference), biased).cpu()
-    return percentile_interval(float(values[0]), values[1:])
+    interval = normal_interval if biased else percentile_interval
+    return interval(float(values[0]), values[1:])
 
 
 def cmmd(

@@ -5,14 +5,10 @@ sFID (Nash et al. 2021, arXiv 2103.03841) is the same distance on spatial featur
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import Estimate, Features, Statistics, moments, resample_weights
-
-NORMAL_95 = 1.959963984540054
+from ldm.evaluation.statistics import Estimate, Features, Statistics, moments, normal_interval, resample_weights
 
 
 def square_root(covariance: Tensor) -> Tensor:
@@ -73,8 +69,7 @@ def fid(
         _distance(reference, moments(samples, weights, device).statistics(), root)
         for weights in resample_weights(len(samples), resamples, "fid", seed)
     ]
-    spread = float(torch.tensor(drawn, dtype=torch.float64).std()) if resamples > 1 else math.nan
-    return Estimate(value, value - NORMAL_95 * spread, value + NORMAL_95 * spread)
+    return normal_interval(value, torch.tensor(drawn, dtype=torch.float64))
 
 
 def extrapolated(counts: Tensor, values: Tensor) -> tuple[float, float]:

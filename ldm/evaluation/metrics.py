@@ -92,13 +92,13 @@ class Reference:
 
 
 Named = dict[str, tuple[Estimate, str]]
-RESAMPLED = "bootstrap of the samples, percentiles"
+RESAMPLED, SPREAD = "bootstrap of the samples, percentiles", "bootstrap of the samples, +- 1.96 s.d."
 
 
 def _fid(kind: str, name: str, reference: Reference, samples: FeatureSet, options: Options) -> Named:
     statistics = reference.statistics(kind, options.device)
     found = fid(statistics, getattr(samples, kind), options.fid_resamples, options.seed, options.device)
-    return {name: (found, "bootstrap of the samples, +- 1.96 s.d.")}
+    return {name: (found, SPREAD)}
 
 
 def _is(reference: Reference, samples: FeatureSet, options: Options) -> Named:
@@ -145,7 +145,7 @@ def _cmmd(biased: bool, reference: Reference, samples: FeatureSet, options: Opti
         device=options.device,
         reference_sums=sums,
     )
-    return {"cmmd_biased" if biased else "cmmd": (estimate, RESAMPLED)}
+    return {"cmmd_biased": (estimate, SPREAD)} if biased else {"cmmd": (estimate, RESAMPLED)}
 
 
 def _balls(function: Callable, k_name: str, reference: Reference, samples: FeatureSet, options: Options) -> Named:

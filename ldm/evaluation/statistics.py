@@ -20,6 +20,7 @@ from ldm.util import atomic_write, generator
 
 Features = Tensor | NDArray[np.floating]
 BLOCK = 1024  # rows
+NORMAL_95 = 1.959963984540054
 
 
 class Estimate(NamedTuple):
@@ -129,6 +130,18 @@ def percentile_interval(value: float, resampled: Tensor, level: float = 0.95) ->
         return Estimate(value)
     ends = torch.quantile(resampled, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
     return Estimate(value, float(ends[0]), float(ends[1]))
+
+
+def normal_interval(value: float, resampled: Tensor) -> Estimate:
+    """`value` +- 1.96 standard deviations of its bootstrap values [R].
+
+    For statistics with a bias that resampling adds once more (FID, V-statistics): their bootstrap values lie to one
+    side of the estimate, their spread is still right.
+    """
+    if len(resampled) < 2:
+        return Estimate(value)
+    reach = NORMAL_95 * float(resampled.double().std())
+    return Estimate(value, value - reach, value + reach)
 
 
 PUBLISHED = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

@@ -120,6 +120,8 @@ def test_interval_covers_the_value_and_follows_the_seed():
     assert found.value == pytest.approx(mmd2(cubic_kernel, y, x).value, rel=1e-12)
     assert found == mmd2(cubic_kernel, y, x, resamples=100, seed=1)
     assert found != mmd2(cubic_kernel, y, x, resamples=100, seed=2)
+    biased = mmd2(cubic_kernel, y, x, True, resamples=100, seed=1)
+    assert biased.low < biased.value < biased.high
 
 
 def test_kid_is_torchmetrics():
