@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -197,20 +198,24 @@ def study_members(options: argparse.Namespace, ensemble: Path) -> list[dict[str,
     return members_study(distances, {label: budget_order(bins[label]) for label in distances})
 
 
-def seconds(task: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """The shortest duration of a few calls."""
+def measure(task: Callable[[], Any], device: torch.device, repeats: int = 3) -> tuple[float, float]:
+    """(shortest duration of a few calls in seconds, peak memory in MiB: of the GPU, or of this process until now)."""
     found = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     for _ in range(repeats):
         began = time.perf_counter()
         task()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         found.append(time.perf_counter() - began)
-    return min(found)
+    if device.type == "cuda":
+        return min(found), torch.cuda.max_memory_allocated(device) / 2**20
+    return min(found), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def cost_at(one: OpenEnsemble, n: int) -> dict[str, tuple[float, int]]:
-    """{task: (seconds for n images of one class, passes of the network an image)}."""
+def cost_at(one: OpenEnsemble, n: int) -> list[dict[str, Any]]:
+    """Samples and uncertainty of n images of one class: seconds, peak memory, passes of the network an image."""
     given, steps, branch = ([0] * n, list(range(n))), len(one.grid) - 1, one.branch
     tasks = {
         "plain model: samples": (lambda: one.sample(*given), steps),
@@ -220,17 +225,21 @@ def cost_at(one: OpenEnsemble, n: int) -> dict[str, tuple[float, int]]:
             branch + one.members * (steps - branch),
         ),
     }
-    return {name: (seconds(task, one.device), passes) for name, (task, passes) in tasks.items()}
+    rows = []
+    for name, (task, passes) in tasks.items():
+        duration, memory = measure(task, one.device)
+        rows.append({"task": name, "images": n, "seconds": duration, "peak_mib": memory, "passes_an_image": passes})
+    return rows
 
 
 def study_cost(options: argparse.Namespace, ensemble: Path) -> list[dict[str, Any]]:
-    """Seconds and network passes of samples and uncertainty, beside a plain model's; stored bytes of the members."""
-    stored, rows = sum(file.stat().st_size for file in ensemble.glob("member_*")), []
-    for at in options.branch_at:
-        for task, (duration, passes) in cost_at(opened(options, ensemble, at), options.n).items():
-            row = {"branch_at": at, "task": task, "images": options.n, "seconds": duration, "passes_an_image": passes}
-            rows.append({**row, "members_bytes": stored if task.startswith("ensemble") else 0})
-    return rows
+    """See `cost_at`, at every branch point; and the bytes of the members, which a plain model does not have."""
+    stored = sum(file.stat().st_size for file in ensemble.glob("member_*"))
+    return [
+        {"branch_at": at, **row, "members_bytes": stored if row["task"].startswith("ensemble") else 0}
+        for at in options.branch_at
+        for row in cost_at(opened(options, ensemble, at), options.n)
+    ]
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -258,11 +267,11 @@ def main(argv: list[str] | None = None) -> Path:
         studies["controls"] = []
         for rotation, ensemble in ensembles.items():
 
-            def measure(ensemble: Path = ensemble) -> list[dict[str, Any]]:
+            def control(ensemble: Path = ensemble) -> list[dict[str, Any]]:
                 one = opened(options, ensemble, steps=options.quality_steps)
                 return class_controls(one, range(one.n_classes), options.quality_n, classifier, references)
 
-            rows = once(ensemble / "class_controls.csv", measure)
+            rows = once(ensemble / "class_controls.csv", control)
             studies["controls"] += [{"rotation": rotation, **row} for row in rows]
         first = next(iter(ensembles.values()))
         if any(first.parent.glob(f"{NAME}_*_{options.most_members}")):

@@ -90,9 +90,10 @@ def _same_class_plot(rows: Sequence[Row], path: Path, at: float) -> None:
     curve_plot(
         curves,
         path,
-        f"images of the class: {', '.join(f'{place} = {name}' for place, name in enumerate(budgets))}",
+        "training images of the class",
         "mutual information (nats)",
         title=f"the same class with different numbers of images, branch at {at:g}",
+        xnames=dict(enumerate(budgets)),
         log=True,
         overwrite=True,
     )
@@ -125,10 +126,12 @@ def write_control_report(out: Path, tables: Tables, studies: Mapping[str, Sequen
     if studies.get("members"):
         rows = studies["members"]
         counts = [row["members"] for row in rows]
-        curves = {"Spearman (sign turned)": Curve(counts, [-row["spearman"] for row in rows]),
-                  "AUROC": Curve(counts, [row["auroc"] for row in rows]),
-                  "MI / ln M": Curve(counts, [row["share_of_ln_m"] for row in rows])}  # fmt: skip
-        curve_plot(curves, out / "members.png", "members M", "score", title="number of members", overwrite=True)
+        curves = {}
+        for name, column, sign in (("Spearman, sign turned", "spearman", -1), ("AUROC", "auroc", 1)):
+            middle = np.array([sign * row[column] for row in rows])
+            spread = np.array([row[f"{column}_sd"] for row in rows])
+            curves[name] = Curve(counts, middle, middle - spread, middle + spread)
+        curve_plot(curves, out / "members.png", "members M", "score (band: s.d. over groups)", overwrite=True)
         parts += ["# The number of members", markdown_table(rows)]
     if studies.get("cost"):
         parts += ["# Cost", markdown_table(studies["cost"])]

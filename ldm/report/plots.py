@@ -17,6 +17,7 @@ from ldm.images import save_figure
 # Paul Tol's "bright" scheme, which stays apart for colour-blind readers.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
 MARKERS = "osD^vPX"
+LINES = ("-", "--", ":")  # one after the colours are used up
 # A ceiling higher than this many times the data is written down instead of drawn, so that it does not flatten them.
 CEILING_IN_VIEW = 2.5
 
@@ -126,16 +127,17 @@ def curve_plot(
     invert_x: bool = False,
     log: bool = False,
     legend: str | None = None,
+    xnames: Mapping[float, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Draw named curves with their bands, told apart by colour and, if they have up to 25 points, by marker.
+    """Draw named curves with their bands, told apart by colour and line, and by marker if they have up to 25 points.
 
     Args:
         curves: name -> Curve; NaN leaves a gap.
         invert_x: noise on the left, clean image on the right (diffusion time falls while sampling).
         log: logarithmic y axis; values at or below 0 leave gaps, and the ceiling is always drawn.
-
         legend: what the curves' names are.
+        xnames: names to write at these x instead of numbers.
 
     The other arguments and errors are those of `per_bin_plot`.
     """
@@ -150,7 +152,8 @@ def curve_plot(
         if log:
             y = np.where(y > 0, y, np.nan)
         marker = MARKERS[number % len(MARKERS)] if len(x) <= 25 else None
-        axes.plot(x, y, color=colour, lw=1.6, marker=marker, ms=4, label=name)
+        line = LINES[number // len(COLOURS) % len(LINES)]
+        axes.plot(x, y, color=colour, ls=line, lw=1.6, marker=marker, ms=4, label=name)
         if curve.low is not None and curve.high is not None:
             low = np.maximum(curve.low, np.nanmin(y)) if log else curve.low
             axes.fill_between(x, low, curve.high, color=colour, alpha=0.18, lw=0)
@@ -159,6 +162,8 @@ def curve_plot(
         axes.invert_xaxis()
     if log:
         axes.set_yscale("log")
+    if xnames is not None:
+        axes.set_xticks(list(xnames), list(xnames.values()))
     note = _draw_ceiling(axes, ceiling, np.inf if log else highest, note)
     axes.legend(
         title=legend,
@@ -180,7 +185,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E4E4E4", lw=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     return figure, axes
 
 
