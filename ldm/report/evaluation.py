@@ -61,16 +61,18 @@ def sample_size_plot(
         axes.errorbar(sizes, [summary.mean for summary in chosen], errors, capsize=2, **style)
         if metric == "fid" and unbiased_fid is not None:
             axes.axhline(unbiased_fid, color="#222222", lw=1, ls="--")
-            axes.annotate("extrapolated", (sizes[-1], unbiased_fid), fontsize=7, ha="right", va="bottom")
-        if min(summary.mean - error for summary, error in zip(chosen, errors, strict=True)) < 0:
-            axes.axhline(0, color="#999999", lw=0.8)
+            axes.annotate("extrapolated", (sizes[0], unbiased_fid), fontsize=7, ha="left", va="top")
+        axes.axhline(0, color="#999999", lw=0.8)
         axes.set_ylabel(label(metric), fontsize=9)
         relative.plot(sizes, [summary.percent for summary in chosen], label=label(metric), **style)
+    drawn = sorted({summary.size for summary in summaries})
     relative.set_ylabel("percent of the largest set's", fontsize=9)
     relative.axhline(100, color="#999999", lw=0.8)
     relative.legend(fontsize=7, frameon=False)
     for axes in grid:
         axes.set_xscale("log")
+        axes.set_xticks(drawn, [f"{size:,}" for size in drawn], minor=False)
+        axes.minorticks_off()
         axes.set_xlabel("images", fontsize=9)
     save_figure(figure, path, overwrite)
 
@@ -104,8 +106,8 @@ def distortion_plot(
 
 def _grid(panels: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure of its own with so many plain axes, at most four in a row."""
-    columns = min(4, panels)
-    rows = -(-panels // columns)
+    rows = -(-panels // 4)
+    columns = -(-panels // rows)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.3 * bool(title)), layout="constrained")
     drawn = []
     for number in range(panels):
