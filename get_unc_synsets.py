@@ -29,6 +29,7 @@ from tqdm import tqdm
 from ldm.arguments import add_ensemble_arguments, fill_in_published, scale_of
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.evaluation.diversity import load_lpips
 from ldm.images import labelled_grid
 from ldm.jobs import WorkList, shard_from_environment
 from ldm.opened import OpenEnsemble, open_ensemble
@@ -59,6 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--distance_scale", type=scale_of, default="sum", help=scale)
     add("--curve", "--steps_curve", action="store_true", help="mutual information of every step: walks to the end")
     add("--diversity", action="store_true", help="structural similarity of the members' pictures: walks to the end")
+    add("--lpips", metavar="FILE", help="with --diversity: the learned perceptual distance too, with these weights")
     keep = "keep a picture of members x noises (grid), latents and distances (tensors) of each class under kept/"
     add("--keep_images", nargs="*", choices=KEEPABLE, help=keep)
     add("--classes_at_once", type=int, default=10, help="classes in one batch")
@@ -67,7 +69,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def plan_of(options: argparse.Namespace, opened: OpenEnsemble) -> Plan:
-    """What the options say to measure."""
+    """What the options say to measure.
+
+    Raises:
+        ValueError: if weights of LPIPS come without --diversity.
+    """
+    if options.lpips and not options.diversity:
+        raise ValueError("--lpips goes with --diversity")
     return Plan(
         Estimator(options.distance, options.distance_scale),
         n=opened.setting("n", 10) if options.n is None else options.n,
@@ -75,6 +83,7 @@ def plan_of(options: argparse.Namespace, opened: OpenEnsemble) -> Plan:
         most=options.max_n,
         curve=options.curve,
         diversity=options.diversity,
+        lpips=None if options.lpips is None else load_lpips(options.lpips).to(opened.device),
         keep=options.keep_images is not None,
     )
 

@@ -1,13 +1,17 @@
-"""How different the pictures of an ensemble's members are: structural similarity between pairs of them."""
+"""How different the pictures of an ensemble's members are: structural similarity and LPIPS between pairs of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from ldm.checkpoint import load_into, load_state_dict
+from ldm.modules.losses import LPIPS
 
 # Window of Wang et al. 2004: 11 pixels, a Gaussian of 1.5.
 WINDOW, SIGMA_PER_RADIUS = 11, 0.3
@@ -46,13 +50,16 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     return everywhere[..., radius:-radius, radius:-radius].mean((1, 2, 3))  # without the padded border
 
 
-def pairwise_ssim(
-    images: Tensor, data_range: float = 2.0, members: Sequence[int] | None = None, pairs_at_once: int = 64
+def pairwise(
+    images: Tensor,
+    compare: Callable[[Tensor, Tensor], Tensor],
+    members: Sequence[int] | None = None,
+    pairs_at_once: int = 64,
 ) -> Tensor:
-    """Mean structural similarity over the M (M - 1) / 2 pairs of members, in [-1, 1]; lower is more diverse.
+    """Mean of `compare` over the M (M - 1) / 2 pairs of members.
 
     Args:
-        images: [M, B, C, H, W] in [-1, 1] (or another range of width `data_range`).
+        images: [M, B, C, H, W]; compare: of two batches [K, C, H, W], symmetric, to [K].
         members: use this group only.
         pairs_at_once: pictures compared in one batch, which bounds the memory.
 
@@ -60,7 +67,7 @@ def pairwise_ssim(
         [B], float64.
 
     Raises:
-        ValueError: for fewer than two members, or images that are too small.
+        ValueError: for fewer than two members, or images that `compare` refuses.
     """
     if images.ndim != 5:
         raise ValueError(f"images must be [M, B, C, H, W], got {tuple(images.shape)}")
@@ -72,5 +79,42 @@ def pairwise_ssim(
     # Pair p of picture b is number p B + b.
     for part in torch.arange(len(pairs) * images.shape[1], device=images.device).split(pairs_at_once):
         (i, j), picture = pairs[part // images.shape[1]].unbind(1), part % images.shape[1]
-        values.append(ssim(images[i, picture].double(), images[j, picture].double(), data_range))
+        values.append(compare(images[i, picture], images[j, picture]).double())
     return torch.cat(values).reshape(len(pairs), -1).mean(0)
+
+
+def pairwise_ssim(
+    images: Tensor, data_range: float = 2.0, members: Sequence[int] | None = None, pairs_at_once: int = 64
+) -> Tensor:
+    """Mean structural similarity over pairs of members, in [-1, 1]; lower is more diverse.
+
+    `images` lie in [-1, 1], or another range of width `data_range`; the rest is that of `pairwise`.
+    """
+    return pairwise(images.double(), lambda a, b: ssim(a, b, data_range), members, pairs_at_once)
+
+
+def load_lpips(path: str | os.PathLike) -> LPIPS:
+    """The learned perceptual distance with the weights of a file (all of VGG's and the linear layers').
+
+    Raises:
+        ValueError: listing the keys, if the file is not a complete set of them.
+    """
+    network = LPIPS().eval()
+    load_into(network, load_state_dict(path))
+    return network
+
+
+def pairwise_lpips(images: Tensor, network: LPIPS, members: Sequence[int] | None = None, at_once: int = 16) -> Tensor:
+    """Mean learned perceptual distance over pairs of members, 0 where they are equal; higher is more diverse.
+
+    Args:
+        images: [M, B, C, H, W] in [-1, 1], C of 1 (repeated) or 3, of 16 pixels a side or more.
+        network: see `load_lpips`; the rest is that of `pairwise`.
+
+    Raises:
+        ValueError: for other channels or smaller images, which VGG cannot take.
+    """
+    if images.shape[-3] not in (1, 3) or min(images.shape[-2:]) < 16:
+        raise ValueError(f"LPIPS needs images of 1 or 3 channels and 16 x 16 pixels or more, got {tuple(images.shape)}")
+    colour = images.float().expand(*images.shape[:-3], 3, *images.shape[-2:])
+    return pairwise(colour, lambda a, b: network(a, b)[:, 0, 0, 0], members, at_once)

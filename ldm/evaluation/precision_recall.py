@@ -113,7 +113,8 @@ def density_coverage(
     radii = squared_radii(reference, k, device) if radii is None else radii
     balls, held = ball_counts(samples, reference, radii, device)
     return DensityCoverage(
-        mean_interval(balls.double() / k, resamples, "density", seed), mean_interval(held > 0, resamples, "coverage", seed)
+        mean_interval(balls.double() / k, resamples, "density", seed),
+        mean_interval(held > 0, resamples, "coverage", seed),
     )
 
 

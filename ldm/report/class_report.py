@@ -117,7 +117,11 @@ def write_branch_report(
     lines = [line for step, rows in tables.items() for line in bin_means(rows, branch_step=step, t=times[step])]
     files = [out / "by_branch.csv"]
     write_csv(files[0], lines, [*comments, *EXPLAINED], overwrite=True)
-    quantities = {"mi": "one-step mutual information (nats)", "ssim": "structural similarity between members"}
+    quantities = {
+        "mi": "one-step mutual information (nats)",
+        "ssim": "structural similarity between members",
+        "lpips": "perceptual distance (LPIPS) between members",
+    }
     for column, label in quantities.items():
         if column not in lines[0]:
             continue

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.detection import mean_interval
-from ldm.evaluation.diversity import pairwise_ssim
+from ldm.evaluation.diversity import pairwise_lpips, pairwise_ssim
+from ldm.modules.losses import LPIPS
 from ldm.opened import OpenEnsemble
 from ldm.uncertainty.quantities import Estimator, group_quantities, quantities, step_curve
 
@@ -28,6 +29,7 @@ class Plan:
         width: add rounds until the 95 % interval of the class's mean is at most this wide (nats) ...
         most: ... or this many noises were used.
         curve, diversity: walk to the end, for the mutual information of every step, for the similarity of the pictures.
+        lpips: with `diversity`, the network of their learned perceptual distance as well.
         keep: keep latents and distances.
     """
 
@@ -37,6 +39,7 @@ class Plan:
     most: int = 100
     curve: bool = False
     diversity: bool = False
+    lpips: LPIPS | None = None
     keep: bool = False
 
     def __post_init__(self):
@@ -49,7 +52,7 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """What the results of a class depend on."""
         stop = {} if self.width is None else {"ci_width": self.width, "max_n": self.most}
-        parts = {"curve": self.curve, "diversity": self.diversity, "kept": self.keep}
+        parts = {"curve": self.curve, "diversity": self.diversity, "lpips": self.lpips is not None, "kept": self.keep}
         return {
             "n": self.n,
             **stop,
@@ -71,7 +74,7 @@ def measure_round(
     """Measure classes of the same bases on the same noises, in one batch.
 
     Quantities are averages over the base members: one value a noise, on the last axis. `mi_by_base` [K, n] holds what
-    was averaged, `curve` [steps, n] the step curve, `ssim` [n] the similarity of the pictures; `latents`
+    was averaged, `curve` [steps, n] the step curve, `ssim` and `lpips` [n] the similarity of the pictures; `latents`
     [M, n, c, h, w] are samples from the first base, `distances` [M, M, n] those of the branched step.
 
     Returns:
@@ -117,6 +120,8 @@ def _of_class(
         own = samples[:, place]  # [M, n, K, c, h, w]
         pictures = opened.decode(own.flatten(1, 2)).to(opened.device)
         result["ssim"] = pairwise_ssim(pictures).unflatten(0, own.shape[1:3]).mean(-1)
+        if plan.lpips is not None:
+            result["lpips"] = pairwise_lpips(pictures, plan.lpips).unflatten(0, own.shape[1:3]).mean(-1)
     if plan.keep:
         result[LATENTS], result[DISTANCES] = samples[:, place, :, 0], found[DISTANCES][..., 0]
     return {name: value.cpu() for name, value in result.items()}

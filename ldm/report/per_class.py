@@ -21,6 +21,7 @@ MEANS = (
     "epistemic_variance",
     "aleatoric_variance",
     "ssim",
+    "lpips",
     "mi_certain",
     "mi_uncertain",
     "distance_certain",
@@ -33,7 +34,8 @@ EXPLAINED = (
     "95 % interval (Student) over n noises, each averaged over the base members; mi_base_sd: s.d. of the class's mean "
     "over base members",
     "multistep_*: the same of the last step, between chains that have parted before",
-    "ssim: structural similarity between members' pictures, mean over pairs and noises (lower: more diverse)",
+    "ssim: structural similarity between members' pictures, mean over pairs and noises (lower: more diverse); "
+    "lpips: their learned perceptual distance (higher: more diverse)",
     "*_certain, *_uncertain: among the members that saw the class, that did not; a group of one gives 0 nats",
 )
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ldm.evaluation.diversity import pairwise_ssim, ssim, ssim_window
+from ldm.checkpoint import save_checkpoint
+from ldm.evaluation.diversity import load_lpips, pairwise_lpips, pairwise_ssim, ssim, ssim_window
+from ldm.modules.losses import LPIPS
 from ldm.util import generator
 
 
@@ -76,3 +78,25 @@ def test_windows_fit_small_images():
         pairwise_ssim(draw(1, 2, 1, 8, 8))
     with pytest.raises(ValueError, match="of one shape"):
         ssim(draw(1, 1, 8, 8), draw(2, 1, 8, 8))
+
+
+def test_lpips_over_pairs_is_the_mean_of_single_calls(tmp_path):
+    network, source = LPIPS().eval(), generator("lpips")
+    with torch.no_grad():
+        for value in network.parameters():
+            value.copy_(torch.rand(value.shape, generator=source) / value[0].numel() ** 0.5)
+    save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "lpips.ckpt")
+    again = load_lpips(tmp_path / "lpips.ckpt")
+    images = draw(3, 2, 1, 16, 16, key=7)
+    images[2, 1] = images[1, 1]
+    colour = images.float().expand(3, 2, 3, 16, 16)
+    pairs = [network(colour[i], colour[j])[:, 0, 0, 0] for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert pairs[2][1] == 0 and pairs[0].min() > 0
+    found = pairwise_lpips(images, again, at_once=4)
+    torch.testing.assert_close(found, torch.stack(pairs).mean(0).double(), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="16 x 16"):
+        pairwise_lpips(images[..., :8, :8], again)
+    del network.lin0
+    save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "part.ckpt")
+    with pytest.raises(ValueError, match="lin0"):
+        load_lpips(tmp_path / "part.ckpt")

@@ -36,7 +36,9 @@ class AttentionPool2d(nn.Module):
         if channels % head_channels:
             raise ValueError(f"attention pooling: {channels} channels do not divide into heads of {head_channels}")
         self.heads = channels // head_channels
-        self.positional_embedding = nn.Parameter(torch.randn(channels, size**2 + 1) / channels**0.5)
+        self.positional_embedding = nn.Parameter(
+            nn.init.normal_(torch.empty(channels, size**2 + 1), std=channels**-0.5)
+        )
         self.qkv_proj = conv_nd(1, channels, 3 * channels, 1)
         self.c_proj = conv_nd(1, channels, out_channels, 1)
 
