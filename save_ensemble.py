@@ -77,7 +77,8 @@ def data_record(config: Any) -> dict[str, Any]:
     """Name of the data set, its class names, the subset's bins, and who saw what, where the training data tell them."""
     train = config.data.params.train
     inner = train.params.get("dataset", train) if "params" in train and train.params is not None else train
-    record: dict[str, Any] = {"dataset": get_obj_from_str(inner.target).__module__.rpartition(".")[2]}
+    target = get_obj_from_str(inner.target)
+    record: dict[str, Any] = {"dataset": getattr(target, "data_name", target.__module__.rpartition(".")[2])}
     data = instantiate_from_config(train)
     names = getattr(data, "human_names", None) or getattr(data, "class_names", None)
     record["class_names"] = [str(name) for name in names or []]

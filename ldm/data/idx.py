@@ -125,12 +125,14 @@ class IdxImages(LabelledImages):
 class MNIST(IdxImages):
     """Handwritten digits, 60,000 and 10,000 images of 28x28 pixels. Source: yann.lecun.com/exdb/mnist."""
 
+    data_name = "mnist"
     names = tuple(str(digit) for digit in range(10))
 
 
 class FashionMNIST(IdxImages):
     """Articles of clothing in MNIST's format and numbers. Source: Xiao et al. 2017, arXiv 1708.07747."""
 
+    data_name = "fashion-mnist"
     names = (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -140,4 +142,5 @@ class FashionMNIST(IdxImages):
 class KMNIST(IdxImages):
     """Cursive Japanese characters in MNIST's format and numbers. Source: Clanuwat et al. 2018, arXiv 1812.01718."""
 
+    data_name = "kmnist"
     names = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
