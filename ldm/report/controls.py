@@ -118,8 +118,8 @@ def same_class(rows: Iterable[Mapping[str, Any]], value: str = "mi_mean") -> lis
         rows: with `class`, `bin` (number of images, or "all") and `value`, from all runs.
 
     Returns:
-        A row a class: the mean value at each budget, Spearman of budget and value over its runs, whether the mean falls
-        from the smallest to the largest budget, and whether it does so at every step.
+        A row a class: the mean value at each budget, Spearman of budget and value over its runs (None for one run),
+        whether the mean falls from the smallest to the largest budget, and whether it does so at every step.
     """
     rows, table = list(rows), []
     budgets = sorted({row["bin"] for row in rows}, key=_budget)
@@ -136,9 +136,9 @@ def same_class(rows: Iterable[Mapping[str, Any]], value: str = "mi_mean") -> lis
             {
                 "class": label,
                 **{f"at_{name}": means.get(name) for name in budgets},
-                "spearman": spearman(ranks, [row[value] for row in own]),
+                "spearman": spearman(ranks, [row[value] for row in own]) if len(own) > 1 else None,
                 "falls": bool(falls[0] > falls[-1]),
-                "falls_at_every_step": bool(np.all(np.diff(falls) < 0)),
+                "falls_at_every_step": len(falls) > 1 and bool(np.all(np.diff(falls) < 0)),
             }
         )
     return table

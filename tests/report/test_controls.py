@@ -31,6 +31,8 @@ def test_the_same_class_under_different_budgets():
     assert rows[0] == {"class": 0, "at_1": 4.0, "at_10": 3.0, "at_50": 2.0, "at_all": 1.0, "spearman": -1.0,
                        "falls": True, "falls_at_every_step": True}  # fmt: skip
     assert rows[3]["at_1"] == 9.0
+    (alone, *_) = same_class(run_of())
+    assert (alone["spearman"], alone["falls"], alone["falls_at_every_step"]) == (None, False, False)
     upside_down = same_class([{**row, "mi_mean": -row["mi_mean"]} for row in run_of() + run_of(order=(1, 2, 3, 0))])
     assert not any(row["falls"] for row in upside_down) and upside_down[1]["spearman"] == 1.0
 
