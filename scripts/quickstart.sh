@@ -30,17 +30,16 @@ fi
 [ -f data/digits_bins/subsets_binned_classes.yaml ] || python scripts/make_bins.py --base $config
 
 if [ ! -f "$ensemble/ensemble.yaml" ]; then
-    for i in 0 1 2 3 4; do
-        run=$(newest "$logs" "digits_bootstrapped$i")
-        [ -n "$run" ] && [ -f "$run/finished.json" ] && continue
-        step "training component $i"
-        if [ -n "$run" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
-            python main.py --resume "$run" -t --gpus 0,
-        else
-            python main.py --base $config -t --gpus 0, --scale_lr False --start_from_pretrained --logdir "$logs" \
-                --seed "$i" --component "$i" --ensemble_name bootstrapped
-        fi
-    done
+    step "training the five components"
+    run=$(newest "$logs" digits_bootstrappedall)
+    if [ -n "$run" ] && [ -f "$run/finished.json" ]; then
+        echo "using the finished run $run"
+    elif [ -n "$run" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
+        python main.py --resume "$run" -t --gpus 0,
+    else
+        python main.py --base $config -t --gpus 0, --scale_lr False --start_from_pretrained --logdir "$logs" \
+            --seed 0 --component all --members 5 --ensemble_name bootstrapped
+    fi
     step "gathering the ensemble"
     python save_ensemble.py --path "$logs" --ensemble_name bootstrapped --ensemble_comps 5
 fi
