@@ -1,0 +1,69 @@
+"""Configs of ADM models: sizes as published, schedules, scaling by number of steps, and sampling at a tiny width."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.models.diffusion.denoiser import NetworkDenoiser, clipped
+from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, published_scaling, scaled
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import ancestral, run
+from ldm.training.config import load_config
+from ldm.util import instantiate_from_config
+from tests.conftest import golden_tensors
+from tests.models.test_released import CONFIGS, meta_model, parameters
+
+FOLDER = CONFIGS / "guided-diffusion"
+# name -> (parameters of the published network, labels, mean lambda of the published 20-step slope).
+MODELS = {
+    "cifar10-32": (57_094_662, False, 1.02375),
+    "lsun-tower-64": (295_136_454, False, 1.0110),
+    "ffhq-128": (542_811_398, False, 1.0080),
+    "imagenet-64": (295_904_454, True, 1.0060),
+    "imagenet-128": (421_529_606, True, 1.0050),
+}
+TINY = ["model.params.unet_config.params.model_channels=32", "model.params.image_size=32", "model.params.use_ema=false"]
+TINY += ["model.params.unet_config.params.num_res_blocks=1", "model.params.unet_config.params.num_head_channels=32"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_are_the_published_ones(name):
+    model = meta_model(FOLDER / f"{name}.yaml")
+    count, labelled, _ = MODELS[name]
+    assert parameters(model.model) == count
+    assert (model.n_classes, model.null_class) == ((1000 if labelled else None), None)
+    assert parameters(model.cond_stage_model or torch.nn.Identity()) == 0, "labels are embedded by the network"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scaling_is_published_for_20_50_and_100_steps(name):
+    config = OmegaConf.load(FOLDER / f"{name}.yaml")
+    entries = OmegaConf.to_container(config.epsilon_scaling)
+    assert all(1 < published_scaling(entries, steps).b < 1.02 for steps in (20, 50, 100))
+    slope = published_scaling(entries, 20, linear=True)
+    assert slope.b + 9.5 * slope.k == pytest.approx(MODELS[name][2], abs=5e-5)
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("cifar10-32", "cosine"), ("imagenet-128", "linear")])
+def test_an_adm_model_samples_with_learned_variance_and_scaling(name, schedule):
+    """Every part in order at a tiny width: network, scaling, clipping, ancestral steps; the schedule is ADM's."""
+    model = instantiate_from_config(load_config([str(FOLDER / f"{name}.yaml")], TINY).model).eval()
+    expected = golden_tensors("es")[f"schedule/betas_{schedule}_1000"]
+    torch.testing.assert_close(model.path.betas, expected.double(), rtol=1e-6, atol=1e-9)
+    cond, grid = (torch.tensor([3]) if MODELS[name][1] else None), model.grid("2")
+    denoiser = NetworkDenoiser(model.network, model.path, model.target, cond, learned_range=True)
+    wrapped = clipped(scaled(denoiser, model.path, EpsilonScaling(1.017), grid), model.path)
+    noise = ImageNoise(0, (0,))
+    x = noise.initial((1, *model.latent_shape))
+    images = run(ancestral(wrapped, model.path, x, grid, variance="learned_range", noise=noise))
+    assert images.shape == (1, 3, 32, 32) and float(images.abs().max()) <= 1
+
+
+def test_the_classifier_is_the_published_one():
+    """128 to 8 pixels in five levels of widths 128, 128, 256, 384, 512; 1,000 logits from an attention pool."""
+    model = meta_model(FOLDER / "imagenet-128-classifier.yaml")
+    assert model.out[2].positional_embedding.shape == (512, 8 * 8 + 1)
+    assert model.out[2].c_proj.weight.shape == (1000, 512, 1)
+    assert model.out[2].heads == 8 and model.input_blocks[0][0].weight.shape == (128, 3, 3, 3)
