@@ -1,0 +1,161 @@
+"""Weights held for a whole trajectory: sampled members, and their first-order limit, tangents.
+
+    sampled    K samplers from one x with weights W_k ~ N(W, S), variance over k
+    tangents   z_k = d x / d W . (W_k - W), carried along the trajectory by derivatives in direction (z_k, W_k - W)
+
+Samplers are linear in (x, x_0, eps), so a tangent is one more member of the state and no sampler knows of it. Weights
+drawn anew at every step (see `fresh`) lose the scale: their variance falls like 1 / steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ldm.models.diffusion.denoiser import Denoiser, Network, Prediction
+from ldm.models.diffusion.path import Path
+from ldm.models.diffusion.sampler import Step, run
+from ldm.models.diffusion.sampler.transition import Noise
+from ldm.uncertainty.laplace import LastLayerLaplace
+from ldm.uncertainty.posterior import MemberNetwork, Members
+
+Sampler = Callable[..., Iterator[Step]]
+Build = Callable[[Network], Denoiser]
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """`image` [B, C, H, W] of the plain sampler, its variance `var` [B, C, H, W] over weights, and what gave it:
+    `members` [K, B, C, H, W], sampled images or tangents."""
+
+    image: Tensor
+    var: Tensor
+    members: Tensor
+
+
+@dataclass(frozen=True)
+class TangentDenoiser:
+    """A denoiser of states [1 + K, B, C, H, W]: the state itself, then its tangents in K directions of the weights.
+
+    The first member is what `build(network)` predicts, bit for bit. Derivatives pass through whatever `build` wraps
+    (guidance, clipping); the learned variance fraction of an ancestral step is taken as constant.
+
+    Args:
+        build: network -> Denoiser, as `lambda network: model.denoiser(labels, scale, network)`.
+        directions: changes of parameters {name: [K, ...]}, names as in the network's state dict.
+        chunk: directions carried at once; all where None.
+    """
+
+    build: Build
+    network: nn.Module
+    directions: dict[str, Tensor]
+    chunk: int | None = None
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        plain = self.build(self.network)(x[0], u)
+        known = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        weights = {name: known[name].detach() for name in self.directions}
+
+        def parts(state: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            prediction = self.build(lambda *args: functional_call(self.network, weights, args))(state, u)
+            return prediction.x0, prediction.eps
+
+        def push(tangent: Tensor, change: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return jvp(parts, (x[0], weights), (tangent, change))[1]
+
+        with sdpa_kernel(SDPBackend.MATH):
+            x0, eps = vmap(push, chunk_size=self.chunk)(x[1:], self.directions)
+        return Prediction(torch.cat([plain.x0[None], x0]), torch.cat([plain.eps[None], eps]), plain.var_fraction)
+
+
+def directions_of(network: nn.Module, members: Members) -> dict[str, Tensor]:
+    """What members add to the network's own parameters {name: [K, ...]}."""
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    return {name: value - own[name].detach() for name, value in members.overrides.items()}
+
+
+def all_directions(laplace: LastLayerLaplace) -> Members:
+    """Members for tangents without sampling error: sqrt(C K) times every column of a root of the covariance.
+
+    The mean of squared tangents is then diag(J S J^T) exactly, for K (+ 1) entries in each of C rows: affordable where
+    the last layer is small.
+    """
+    shape = (laplace.layer.outputs, laplace.layer.width)
+    count = shape[0] * shape[1]
+    units = count**0.5 * torch.eye(count, dtype=torch.float64, device=laplace.mean.device).unflatten(1, shape)
+    stacked = laplace.layer.overrides(laplace.mean + laplace.covariance().correlate(units))
+    return Members({f"{laplace.name}.{key}": value for key, value in stacked.items()})
+
+
+def sampled(
+    sampler: Sampler,
+    build: Build,
+    network: nn.Module,
+    members: Members,
+    path: Path,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    chunk: int | None = None,
+    noise: Noise | None = None,
+    **options: Any,
+) -> Propagated:
+    """Every member walks from the same x with the same noise: the truth that other propagations approximate.
+
+    Args:
+        x: state [B, C, H, W] at grid[0].
+        chunk: images a trunk pass holds.
+        noise, options: the sampler's own.
+
+    The variance is unbiased, with relative standard error sqrt(2 / (M - 1)) a pixel.
+    """
+    given = options if noise is None else {**options, "noise": _common(noise)}
+    image = run(sampler(build(network), path, x, grid, **given))
+    images = run(sampler(build(MemberNetwork(network, members, chunk)), path, x, grid, **given))
+    return Propagated(image, images.var(0), images)
+
+
+def tangents(
+    sampler: Sampler,
+    build: Build,
+    network: nn.Module,
+    members: Members,
+    path: Path,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    chunk: int | None = None,
+    noise: Noise | None = None,
+    **options: Any,
+) -> Propagated:
+    """The first-order limit of `sampled` for small changes of the weights: variance = mean of squared tangents.
+
+    Arguments of `sampled`, but `chunk` counts directions. Their mean is known to be 0, so the relative standard error
+    of draws is sqrt(2 / K) a pixel; `all_directions` has none. A `mean_shift` of the sampler is not differentiated.
+    """
+    denoiser = TangentDenoiser(build, network, directions_of(network, members), chunk)
+    given = options if noise is None else {**options, "noise": _for_the_first(noise)}
+    start = torch.cat([x[None], x.new_zeros(len(members), *x.shape)])
+    state = run(sampler(denoiser, path, start, grid, **given))
+    return Propagated(state[0], state[1:].square().mean(0), state[1:])
+
+
+def _common(noise: Noise) -> Noise:
+    """One draw an image for all members."""
+    return lambda index, shape: noise(index, shape[-4:])
+
+
+def _for_the_first(noise: Noise) -> Noise:
+    """Noise for the state and none for its tangents, which do not depend on it directly."""
+
+    def drawn(index: int, shape: Sequence[int]) -> Tensor:
+        first = noise(index, shape[1:])
+        return torch.cat([first[None], first.new_zeros(shape[0] - 1, *shape[1:])])
+
+    return drawn
