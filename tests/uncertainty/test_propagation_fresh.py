@@ -1,0 +1,119 @@
+"""The recursion with weights drawn anew: affine maps by matrix algebra, limits, and the published defects."""
+
+import pytest
+import torch
+
+from ldm.models.diffusion.denoiser import Target
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import make_sampler, run
+from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff, path_integral
+from tests.uncertainty.test_propagation import LABELS, PATHS, X, posterior, setting
+
+
+def parts(name="flow", bend=False, scale=1.0, local=False):
+    network, laplace = posterior(bend, local=local)
+    build, path, grid = setting(name, network, scale)
+    null = torch.full_like(LABELS, 2)
+    denoiser = PredictiveDenoiser(laplace, path, Target(PATHS[name][1]), LABELS, null, scale)
+    return network, laplace, build, path, grid, denoiser
+
+
+def walk(steps, denoiser, seed=0, **options):
+    return list(bayesdiff(steps, denoiser, source=torch.Generator().manual_seed(seed), **options))
+
+
+def dense(network, laplace, path, grid):
+    """V' = diag((I - h J) diag(V) (I - h J)^T) + h^2 gamma^2(x), J from the network's answers to unit images."""
+    variances = []
+    for b in range(2):
+        label, x, var = LABELS[b : b + 1], X[b : b + 1], torch.zeros(12).double()
+        units = torch.eye(12).double().reshape(12, 1, 3, 4)
+        with torch.no_grad():
+            origin = network(torch.zeros_like(x), None, label)
+            matrix = (network(units, None, label.expand(12)) - origin).flatten(1).T
+            for width in (grid[:-1] - grid[1:]).tolist():
+                step = torch.eye(12).double() - width * matrix
+                gamma = laplace(x, torch.ones(1), label)[1].flatten()
+                gamma = gamma + extra_gamma(laplace, x, var, label)
+                var = step.square() @ var + width**2 * gamma
+                x = x - width * network(x, None, label)
+        variances.append(var.reshape(1, 3, 4))
+    return torch.stack(variances)
+
+
+def extra_gamma(laplace, x, var, label):
+    """E gamma^2 - gamma^2(mean) for independent x: features are linear, so it is sum_j var_j |root^T d a / d x_j|^2."""
+    units = torch.eye(12).double().reshape(12, 1, 3, 4)
+    zero = laplace.layer.patches(laplace.features(torch.zeros_like(x), None, label))
+    moved = laplace.layer.patches(laplace.features(units, None, label.expand(12))) - zero
+    return var @ (moved @ laplace.covariance().root[0]).square().sum(-1)
+
+
+def test_total_variance_of_a_linear_network_is_matrix_algebra():
+    network, laplace, build, path, grid, denoiser = parts()
+    steps = make_sampler("Euler")(build(network), path, X, grid)
+    found = walk(steps, denoiser, particles=2000)
+    with torch.no_grad():
+        expected = dense(network, laplace, path, grid)
+    # 1000 pairs: relative standard error of a variance sqrt(2 / 1000) = 0.045 a step.
+    torch.testing.assert_close(found[-1].var, expected, rtol=0.2, atol=0)
+    torch.testing.assert_close(found[0].var, (grid[0] - grid[1]) ** 2 * laplace(X, torch.ones(2), LABELS)[1])
+
+
+@pytest.mark.parametrize("form", ["total", "published"])
+@pytest.mark.parametrize("sampler", ["DDIM", "DDPM"])
+def test_images_are_the_plain_samplers(sampler, form):
+    network, _, build, path, grid, denoiser = parts("vp", bend=True, scale=3.0)
+    noise, solver = ImageNoise(3, [0, 1]), make_sampler(sampler)
+    found = walk(solver(build(network), path, X, grid, noise=noise), denoiser, form=form)
+    assert torch.equal(found[-1].step.x_next, run(solver(build(network), path, X, grid, noise=noise)))
+    assert len(found) == len(grid) - 1
+    if form == "total":
+        assert all(bool((each.var > 0).all()) for each in found)
+
+
+def test_slopes_are_those_of_the_samplers_step():
+    network, _, build, path, grid, denoiser = parts("vp", scale=2.0)
+    step = next(make_sampler("DDIM")(build(network), path, X, grid))
+    a, b = denoiser.slopes(step.transition, step.x)
+    mean, _ = denoiser.law(X, step.u)
+    torch.testing.assert_close(a * X + b * mean, step.x_next, rtol=1e-9, atol=1e-9)
+
+
+def test_held_slopes_keep_the_contraction_that_the_published_skip_drops():
+    """A diagonal Jacobian j: V' = (1 - h j)^2 V + h^2 gamma^2 at every step; published, V stays where it was."""
+    network, laplace, build, path, _, denoiser = parts(local=True)
+    grid = torch.linspace(1, 0, 9, dtype=torch.float64)
+
+    def variances(**options):
+        steps = make_sampler("Euler")(build(network), path, X, grid)
+        return walk(steps, denoiser, particles=800, every=1000, **options)
+
+    gain = network(torch.ones_like(X), None, LABELS) - network(torch.zeros_like(X), None, LABELS)
+    x, var = X, torch.zeros_like(X)
+    for _ in range(8):
+        mean, gamma = laplace(x, torch.ones(2), LABELS)
+        x, var = x - mean / 8, (1 - gain.detach() / 8) ** 2 * var + gamma / 64
+    # One step of 400 pairs, relative standard error 0.07 of its share; the spread of x widens gamma^2 a little there.
+    torch.testing.assert_close(variances()[-1].var, var, rtol=0.15, atol=0)
+    assert bool((variances()[-1].var / variances(form="published")[-1].var - 1).abs().min() > 0.15)
+    published = variances(form="published")
+    torch.testing.assert_close(published[-1].var, published[1].var)
+    torch.testing.assert_close(published[0].var, laplace(X, torch.ones(2), LABELS)[1] / 64)
+
+
+def test_path_integral_sums_the_variance_along_the_walk():
+    network, laplace, build, path, grid, denoiser = parts(bend=True)
+    steps = list(make_sampler("Euler")(build(network), path, X, grid))
+    expected = sum((step.u - step.transition.s) * laplace(step.x, torch.ones(2), LABELS)[1] for step in steps)
+    torch.testing.assert_close(path_integral(make_sampler("Euler")(denoiser, path, X, grid), denoiser), expected)
+    assert len(denoiser.visited) == len(steps)
+    with pytest.raises(ValueError, match="already walked"):
+        path_integral(iter([]), denoiser)
+
+
+def test_errors_say_what_is_wrong():
+    denoiser = parts()[-1]
+    for options in ({"particles": 3}, {"form": "other"}, {"every": 0}):
+        with pytest.raises(ValueError, match="even number"):
+            walk(iter([]), denoiser, **options)
