@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.evaluation.detection import bootstrap_interval, spearman
-from ldm.report.controls import pooled_scores, same_class
+from ldm.evaluation.detection import spearman
+from ldm.report.controls import over_runs, pooled_scores, same_class
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import markdown_table, write_csv
 from ldm.util import atomic_write
@@ -61,14 +61,10 @@ def baseline_table(runs: Mapping[int, Mapping[float, Sequence[Row]]], controls: 
                 values = {one["class"]: sign * one[column] for one in rows}
                 good = {one["class"]: better * one[quality] for one in own[rotation]}
                 each.append(spearman([values[label] for label in good], list(good.values())))
-            each = [value for value in each if value == value]
-            if len(each) > 1:
-                interval = bootstrap_interval(lambda sample: float(np.mean(sample)), each, seed=0)
-                row.update({f"rho_{quality}": interval.estimate, f"rho_{quality}_low": interval.low,
-                            f"rho_{quality}_high": interval.high})  # fmt: skip
-            else:
-                row.update({f"rho_{quality}": each[0] if each else None, f"rho_{quality}_low": None,
-                            f"rho_{quality}_high": None})  # fmt: skip
+            each = [value for value in each if value == value]  # a run without differences in quality has none
+            found = over_runs(each) if each else None
+            names = (f"rho_{quality}", f"rho_{quality}_low", f"rho_{quality}_high")
+            row.update(zip(names, found[:3] if found else (None,) * 3, strict=True))
         table.append(row)
     return table
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.data.bins import budget_order
 from ldm.evaluation.detection import Interval, against_budgets, bootstrap_interval, spearman
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.opened import OpenEnsemble
@@ -122,7 +123,7 @@ def same_class(rows: Iterable[Mapping[str, Any]], value: str = "mi_mean") -> lis
         whether the mean falls from the smallest to the largest budget, and whether it does so at every step.
     """
     rows, table = list(rows), []
-    budgets = sorted({row["bin"] for row in rows}, key=_budget)
+    budgets = sorted({row["bin"] for row in rows}, key=budget_order)
     for label in sorted({row["class"] for row in rows}):
         own = [row for row in rows if row["class"] == label]
         means = {
@@ -156,25 +157,22 @@ def pooled_scores(
         `POOLED` (`_worst` of the runs); all None where a run has one value for all classes, which ranks nothing.
     """
     values = [np.array([sign * row[value] for row in rows]) for rows in runs]
-    budgets = [np.array([_budget(row["bin"]) for row in rows]) for rows in runs]
+    budgets = [np.array([budget_order(row["bin"]) for row in rows]) for rows in runs]
     if any(np.ptp(one) == 0 for one in values):
         return {"runs": len(runs), **dict.fromkeys(POOLED)}
     scores = [against_budgets(*pair, resamples=20) for pair in zip(values, budgets, strict=True)]
     found: dict[str, Any] = {"runs": len(runs)}
     for name in ("spearman", "auroc"):
         each = [getattr(one, name).estimate for one in scores]
-        interval = _over_runs(each)
+        interval = over_runs(each)
         found.update({name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high})
         found[f"{name}_worst"] = max(each) if name == "spearman" else min(each)
     found["ratio"] = found["spearman"] / -float(np.mean([one.ceiling for one in scores]))
     return found
 
 
-def _over_runs(values: Sequence[float]) -> Interval:
+def over_runs(values: Sequence[float]) -> Interval:
+    """Mean of a value that every run has, with its bootstrap interval over runs; NaN for the interval of one run."""
     if len(values) == 1:
         return Interval(values[0], math.nan, math.nan, 0)
     return bootstrap_interval(lambda sample: float(np.mean(sample)), values, seed=0)
-
-
-def _budget(name: str) -> float:
-    return float(name) if str(name).isdigit() else math.inf

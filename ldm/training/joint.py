@@ -75,10 +75,10 @@ class JointComponents(pl.LightningModule):
 
     use_ema = False
 
-    def __init__(self, members: Sequence[LatentDiffusion], monitor: str | None = None):
+    def __init__(self, members: Sequence[LatentDiffusion]):
         super().__init__()
         self._members = tuple(members)
-        self.monitor = members[0].monitor if monitor is None else monitor
+        self.monitor = members[0].monitor
         self.learning_rate: float | None = None
         self.heads = [
             {name: value for name, value in member.named_parameters() if value.requires_grad} for member in members
