@@ -1,7 +1,16 @@
 """Laplace posterior of a network's last layer, in closed form."""
 
+from ldm.uncertainty.laplace.bootstrap import Refits, bootstrap
 from ldm.uncertainty.laplace.posterior import LastLayerLaplace
 from ldm.uncertainty.laplace.statistics import Observation, Statistics
 from ldm.uncertainty.laplace.storage import load_laplace, save_laplace
 
-__all__ = ["LastLayerLaplace", "Observation", "Statistics", "load_laplace", "save_laplace"]
+__all__ = [
+    "LastLayerLaplace",
+    "Observation",
+    "Refits",
+    "Statistics",
+    "bootstrap",
+    "load_laplace",
+    "save_laplace",
+]
