@@ -32,6 +32,7 @@ ROOMS = {
     "ldm.models.diffusion.path": (2.0, "path"),
     "ldm.models.diffusion.noise": (2.0, "noise"),
     "ldm.models.diffusion.denoiser": (2.1, "denoiser"),
+    "ldm.models.diffusion.times": (2.1, "times"),
     "ldm.models.diffusion.objective": (2.2, "objective"),
     "ldm.models.diffusion.sampler": (2.2, "sampler"),
     "ldm.models.diffusion.schedule": (2.1, "schedule"),

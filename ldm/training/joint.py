@@ -139,11 +139,13 @@ class JointComponents(pl.LightningModule):
                  for m in range(count)]  # fmt: skip
         drawn = [one(step, samples, x.shape[2:], first.num_timesteps) for one in draws]
         t, noise, uniform = (torch.stack(values).to(x.device) for values in zip(*drawn, strict=True))
+        t = first.drawn_times(t)
         labels = [member.labels_of(part, own) for member, part, own in zip(self._members, parts, uniform, strict=True)]
-        noisy = torch.stack([first.q_sample(*each) for each in zip(x, t, noise, strict=True)])
+        inputs = [first.network_input(first.q_sample(*each), each[1]) for each in zip(x, t, noise, strict=True)]
+        noisy, times = (torch.stack(values) for values in zip(*inputs, strict=True))
         stacked = Members({name: torch.stack([heads[name] for heads in self.heads]) for name in self.heads[0]})
         network = MemberNetwork(first.network, stacked)
-        output = network(noisy, t, None if labels[0] is None else torch.stack(labels))  # [M, B, c, h, w]
+        output = network(noisy, times, None if labels[0] is None else torch.stack(labels))  # [M, B, c, h, w]
         return [
             member.regularised(*member.losses_of(output[m], x[m], t[m], noise[m]))
             for m, member in enumerate(self._members)

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checkpoint import averaged, load_into, load_state_dict
 from ldm.heads import Component
@@ -18,10 +18,9 @@ from ldm.models.diffusion.anchor import Anchor
 from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.objective import elbo_weights, elementwise_error
+from ldm.models.diffusion.objective import elementwise_error
 from ldm.models.diffusion.optimisation import mean_over_devices, optimiser
-from ldm.models.diffusion.path import VPPath, beta_schedule
-from ldm.models.diffusion.schedule import schedule_tables
+from ldm.models.diffusion.process import NoiseProcess
 from ldm.modules.ema import LitEma
 
 EMA_KEYS = ("model_ema.*",)
@@ -44,11 +43,13 @@ def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool
         model.model_ema.reset(model.model)
 
 
-class DDPM(components.ComponentTraining, pl.LightningModule):
+class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
     """Diffusion on what `get_input` returns; arguments are latent-diffusion's.
 
-    Ours: `weight_decay` (0; the published AdamW default is 0.01) and, for training components of an ensemble,
-    `pretrained_path` and `heads` (see `ComponentTraining`).
+    Ours: `weight_decay` (0; the published AdamW default is 0.01); for training components of an ensemble,
+    `pretrained_path` and `heads` (see `ComponentTraining`); a continuous path in place of a table of betas:
+    `path_config` (`FlowPath`, `EDMPath`, ...), `times_config` (`ldm.models.diffusion.times`; uniform by default) and
+    `sigma_data`; `unit_time` tells the network t / T (DDAE).
     """
 
     def __init__(
@@ -83,9 +84,14 @@ class DDPM(components.ComponentTraining, pl.LightningModule):
         weight_decay: float = 0.0,
         pretrained_path: str | None = None,
         heads: Mapping[str, Any] | None = None,
+        path_config: Mapping[str, Any] | None = None,
+        times_config: Mapping[str, Any] | None = None,
+        sigma_data: float = 0.5,
+        unit_time: bool = False,
     ):
         super().__init__()
-        self.target, self.parameterization, self.loss_type = Target(parameterization), parameterization, loss_type
+        self.target = Target(parameterization, sigma_data)
+        self.parameterization, self.loss_type = parameterization, loss_type
         self.original_elbo_weight, self.l_simple_weight = original_elbo_weight, l_simple_weight
         self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
         self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
@@ -100,47 +106,11 @@ class DDPM(components.ComponentTraining, pl.LightningModule):
         self.use_ema = use_ema
         if use_ema:
             self.model_ema = LitEma(self.model)
-        self.register_schedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        self._register_logvar(learn_logvar, logvar_init)
+        tables = (given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
+        self.register_process(path_config, times_config, tables, learn_logvar, logvar_init)
         self._pending_checkpoint = (ckpt_path, tuple(ignore_keys), load_only_unet) if ckpt_path else None
         if type(self) is DDPM:
             self._load_pending()
-
-    # Schedule
-
-    def register_schedule(
-        self,
-        given_betas: Sequence[float] | None = None,
-        schedule: str = "linear",
-        timesteps: int = 1000,
-        linear_start: float = 1e-4,
-        linear_end: float = 2e-2,
-        cosine_s: float = 8e-3,
-    ) -> None:
-        """Build the path and its 12 buffers; a list of betas goes before a named schedule."""
-        if given_betas is None:
-            betas = beta_schedule(schedule, timesteps, linear_start, linear_end, cosine_s)
-        else:
-            betas = torch.as_tensor(given_betas, dtype=torch.float64)
-        self.path, self.num_timesteps = VPPath(betas), len(betas)
-        tables = schedule_tables(self.path, self.v_posterior)
-        for name, table in tables.items():
-            self.register_buffer(name, table)
-        weights = elbo_weights(self.path, self.parameterization, tables["posterior_variance"].double())
-        self.register_buffer("lvlb_weights", weights.float(), persistent=False)
-
-    def _register_logvar(self, learn: bool, value: float) -> None:
-        self.learn_logvar = learn
-        logvar = torch.full((self.num_timesteps,), float(value))
-        if learn:
-            self.logvar = nn.Parameter(logvar)
-        else:
-            self.register_buffer("logvar", logvar, persistent=False)
-
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; t [B] counts table entries from 0."""
-        alpha, sigma = self.sqrt_alphas_cumprod[t], self.sqrt_one_minus_alphas_cumprod[t]
-        return alpha.reshape(-1, 1, 1, 1) * x_start + sigma.reshape(-1, 1, 1, 1) * noise
 
     # Weights
 
@@ -194,17 +164,21 @@ class DDPM(components.ComponentTraining, pl.LightningModule):
         """The training loss and its parts at a condition.
 
         Args:
-            x_start: clean states [B, C, H, W]; t: table entries [B] from 0; noise: like x_start.
+            x_start: clean states [B, C, H, W]; t: times [B], see `NoiseProcess`; noise: like x_start.
         """
-        return self.losses_of(self.apply_model(self.q_sample(x_start, t, noise), t, cond), x_start, t, noise)
+        inputs, time = self.network_input(self.q_sample(x_start, t, noise), t)
+        return self.losses_of(self.apply_model(inputs, time, cond), x_start, t, noise)
 
     def losses_of(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and parts of the network's output (latent-diffusion): l_simple / exp(logvar) + logvar, and the bound."""
-        alpha = self.sqrt_alphas_cumprod[t].reshape(-1, 1, 1, 1)
-        sigma = self.sqrt_one_minus_alphas_cumprod[t].reshape(-1, 1, 1, 1)
-        simple = self.get_loss(output, self.target.of(x_start, noise, alpha, sigma), mean=False).mean(dim=(1, 2, 3))
+        """Loss and parts of the network's output: the mean squared error of what is regressed; on a table of betas
+        latent-diffusion's l_simple / exp(logvar) + logvar, and the bound."""
+        target = self.target.of(x_start, noise, *self.levels(t, x_start))
+        simple = self.get_loss(output, target, mean=False).mean(dim=(1, 2, 3))
         prefix = "train" if self.training else "val"
         parts = {f"{prefix}/loss_simple": simple.mean().detach()}
+        if self.times is not None:
+            loss = self.l_simple_weight * simple.mean()
+            return loss, {**parts, f"{prefix}/loss": loss.detach()}
         logvar = self.logvar[t]
         loss = simple / logvar.exp() + logvar
         if self.learn_logvar:
@@ -227,7 +201,7 @@ class DDPM(components.ComponentTraining, pl.LightningModule):
         """Loss of a batch at the draws that belong to (step, samples)."""
         x = self.get_input(batch, self.first_stage_key)
         t, noise, uniform = draws(step, samples, x.shape[1:], self.num_timesteps)
-        t, noise, uniform = t.to(x.device), noise.to(x), uniform.to(x)
+        t, noise, uniform = self.drawn_times(t).to(x.device), noise.to(x), uniform.to(x)
         return self.regularised(*self.p_losses(x, self.condition_of(batch, uniform), t, noise))
 
     def regularised(self, loss: Tensor, parts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -93,13 +93,19 @@ class TrainingDraws:
     purpose: str = "train"
 
     def __call__(
-        self, step: int, samples: Sequence[int], shape: Sequence[int], timesteps: int
+        self, step: int, samples: Sequence[int], shape: Sequence[int], timesteps: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Times [B] in 0 .. timesteps - 1, noise [B, *shape] and a uniform draw [B] (label dropout)."""
+        """Times [B] in 0 .. timesteps - 1, noise [B, *shape] and a uniform draw [B] (label dropout).
+
+        Where `timesteps` is None (a continuous path), a time is a float64 draw in [0, 1).
+        """
         times, noises, uniforms = [], [], []
         for sample in samples:
             source = generator(self.purpose, self.seed, self.member, step, sample)
-            times.append(torch.randint(0, timesteps, (), generator=source))
+            if timesteps is None:
+                times.append(torch.rand((), generator=source, dtype=torch.float64))
+            else:
+                times.append(torch.randint(0, timesteps, (), generator=source))
             uniforms.append(torch.rand((), generator=source))
             noises.append(torch.randn(tuple(shape), generator=source))
         return torch.stack(times), torch.stack(noises), torch.stack(uniforms)

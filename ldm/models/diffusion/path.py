@@ -198,10 +198,12 @@ class EDMPath(Path):
 class FlowPath(Path):
     """Straight path x = (1 - u) x_0 + u eps (rectified flow, CondOT).
 
-    The network's time is u, or 1 - u with `reversed_time`, where a flow counts from noise (flow_matching's users).
+    The network's time is `time_scale` times u, or 1 - u with `reversed_time`, where a flow counts from noise
+    (flow_matching's users). Sinusoidal embeddings made for 0 .. 1000 want a scale of 1000 (diffusers).
     """
 
     reversed_time: bool = False
+    time_scale: float = 1.0
     end: float = 1.0
     field = "velocity"
 
@@ -213,7 +215,7 @@ class FlowPath(Path):
 
     def time_to_net(self, u: Tensor | float) -> Tensor:
         u = torch.as_tensor(u, dtype=torch.float64)
-        return 1 - u if self.reversed_time else u
+        return self.time_scale * (1 - u if self.reversed_time else u)
 
     def time_at(self, ratio: Tensor | float) -> Tensor:
         return 1 - 1 / (1 + torch.as_tensor(ratio, dtype=torch.float64))

@@ -1,0 +1,116 @@
+"""The noising of a LightningModule: a table of betas with its 12 buffers, or a continuous path from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.denoiser import Target
+from ldm.models.diffusion.objective import elbo_weights
+from ldm.models.diffusion.path import Path, VPPath, beta_schedule
+from ldm.models.diffusion.schedule import schedule_tables
+from ldm.models.diffusion.times import TrainingTimes, UniformTimes
+from ldm.util import instantiate_from_config
+
+
+class NoiseProcess:
+    """What a module needs to noise data and to tell its network the time; goes before it among the bases.
+
+    The module sets `target`, `parameterization`, `v_posterior` and `original_elbo_weight`. Its `t` [B] are whole
+    numbers that count the entries of a table from 0 (latent-diffusion), or on a continuous path the times u in float64.
+    """
+
+    path: Path
+    target: Target
+    num_timesteps: int | None
+    times: TrainingTimes | None = None
+
+    def register_process(
+        self,
+        path_config: Mapping[str, Any] | None,
+        times_config: Mapping[str, Any] | None,
+        tables: Sequence[Any],
+        learn_logvar: bool = False,
+        logvar_init: float = 0.0,
+    ) -> None:
+        """A continuous path where a config names one, else a table of betas (`tables`: see `register_schedule`).
+
+        Raises:
+            ValueError: if what belongs to one of the two comes with the other, or the target is no path.
+        """
+        if path_config is None:
+            if times_config is not None:
+                raise ValueError("times_config belongs to a continuous path: set path_config, or leave it out")
+            self.register_schedule(*tables)
+            self._register_logvar(learn_logvar, logvar_init)
+            return
+        given = {"given_betas": tables[0], "unit_time": tables[-1], "learn_logvar": learn_logvar}
+        given["original_elbo_weight"] = self.original_elbo_weight
+        foreign = [name for name, value in given.items() if value]
+        if foreign:
+            raise ValueError(
+                f"{', '.join(foreign)} belong to a table of betas: leave them out, or leave out path_config"
+            )
+        path = instantiate_from_config(path_config)
+        if not isinstance(path, Path) or isinstance(path, VPPath):
+            raise ValueError(f"path_config.target must be a continuous path, FlowPath for example; got {path_config}")
+        self.path, self.num_timesteps = path, None
+        self.times = UniformTimes() if times_config is None else instantiate_from_config(times_config)
+
+    def register_schedule(
+        self,
+        given_betas: Sequence[float] | None = None,
+        schedule: str = "linear",
+        timesteps: int = 1000,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+        unit_time: bool = False,
+    ) -> None:
+        """Build the path and its 12 buffers; a list of betas goes before a named schedule."""
+        if given_betas is None:
+            betas = beta_schedule(schedule, timesteps, linear_start, linear_end, cosine_s)
+        else:
+            betas = torch.as_tensor(given_betas, dtype=torch.float64)
+        self.path, self.num_timesteps = VPPath(betas, unit_time), len(betas)
+        tables = schedule_tables(self.path, self.v_posterior)
+        for name, table in tables.items():
+            self.register_buffer(name, table)
+        weights = elbo_weights(self.path, self.parameterization, tables["posterior_variance"].double())
+        self.register_buffer("lvlb_weights", weights.float(), persistent=False)
+
+    def _register_logvar(self, learn: bool, value: float) -> None:
+        """The logarithm of the loss's variance at each entry of the table (latent-diffusion), learned or held."""
+        self.learn_logvar = learn
+        logvar = torch.full((self.num_timesteps,), float(value))
+        if learn:
+            self.logvar = nn.Parameter(logvar)
+        else:
+            self.register_buffer("logvar", logvar, persistent=False)
+
+    def drawn_times(self, draws: Tensor) -> Tensor:
+        """Times t of any shape that a draw of `TrainingDraws` stands for: itself, or a quantile of `times`."""
+        return draws if self.times is None else self.times(draws, self.path)
+
+    def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma [B, 1, 1, 1] at times t [B], in the dtype of `like`."""
+        if self.times is not None:
+            return self.path.coefficients(t, like)
+        return self.sqrt_alphas_cumprod[t].reshape(-1, 1, 1, 1), self.sqrt_one_minus_alphas_cumprod[t].reshape(
+            -1, 1, 1, 1
+        )
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = alpha x_0 + sigma noise [B, C, H, W] at times t [B]."""
+        alpha, sigma = self.levels(t, x_start)
+        return alpha * x_start + sigma * noise
+
+    def network_input(self, x_noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_in x_t [B, C, H, W], and what the network takes as time [B]."""
+        scale = self.target.coefficients(*self.levels(t, x_noisy))[2]
+        if self.times is not None:
+            return scale * x_noisy, self.path.time_to_net(t).to(x_noisy)
+        return scale * x_noisy, (t + 1) / self.num_timesteps if self.path.unit_time else t

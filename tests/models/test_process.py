@@ -1,0 +1,114 @@
+"""Continuous paths in LatentDiffusion: times against scipy's quantiles, losses against the papers' own formulas."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from ldm.models.diffusion.noise import ImageNoise, TrainingDraws
+from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath
+from ldm.models.diffusion.times import LogNormalNoise, UniformTimes
+from tests.conftest import tiny_model
+
+SHARES = torch.linspace(0.01, 0.99, 23, dtype=torch.float64)
+FLOW = {"target": "ldm.models.diffusion.path.FlowPath"}
+EDM = {"target": "ldm.models.diffusion.path.EDMPath"}
+
+
+def batch_of(model, t):
+    noise = ImageNoise(0, tuple(range(len(t))))
+    return noise.initial((len(t), *model.latent_shape)), noise(0, (len(t), *model.latent_shape))
+
+
+def test_log_normal_noise_on_the_edm_path_is_karras_distribution():
+    times = LogNormalNoise(-1.2, 1.2)(SHARES, EDMPath())
+    torch.testing.assert_close(times, torch.from_numpy(stats.lognorm(s=1.2, scale=math.exp(-1.2)).ppf(SHARES)))
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-1.2, 1.2)])
+def test_log_normal_noise_on_a_straight_path_has_a_normal_logit(mean, deviation):
+    times = LogNormalNoise(mean, deviation)(SHARES, FlowPath())
+    torch.testing.assert_close(torch.logit(times), torch.from_numpy(stats.norm(mean, deviation).ppf(SHARES)))
+
+
+def test_uniform_times_cover_their_share_of_the_path():
+    torch.testing.assert_close(UniformTimes(0.1, 0.9)(SHARES, FlowPath()), 0.1 + 0.8 * SHARES)
+    torch.testing.assert_close(UniformTimes()(SHARES, LinearVPPath(end=2.0)), 2 * SHARES)
+
+
+def test_a_scaled_time_reaches_the_network():
+    model = tiny_model(path_config={**FLOW, "params": {"time_scale": 1000.0}}, parameterization="velocity")
+    x0, eps = batch_of(model, t := torch.tensor([0.25, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(model.network_input(model.q_sample(x0, t, eps), t)[1], torch.tensor([250.0, 1000.0]))
+
+
+@pytest.mark.parametrize("times", [UniformTimes(), LogNormalNoise()])
+def test_the_least_and_the_largest_draw_give_finite_times(times):
+    found = times(torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64), EDMPath())
+    assert bool(torch.isfinite(found).all())
+
+
+def test_flow_loss_is_the_error_of_the_velocity():
+    model = tiny_model(path_config=FLOW, parameterization="velocity")
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    x0, eps = batch_of(model, t)
+    cond = model.get_learned_conditioning(torch.tensor([1, 2, 3]))
+    u = t.float().reshape(-1, 1, 1, 1)
+    velocity = model.apply_model((1 - u) * x0 + u * eps, t.float(), cond)
+    loss, _ = model.p_losses(x0, cond, t, eps)
+    torch.testing.assert_close(loss, (velocity - (eps - x0)).square().mean())
+
+
+def test_edm_loss_is_karras_weighted_denoising_error():
+    """lambda(sigma) |D(x_0 + sigma eps) - x_0|^2, lambda = (sigma^2 + s^2) / (sigma s)^2, D by table 1's scalings."""
+    model = tiny_model(path_config=EDM, parameterization="edm", sigma_data=0.7)
+    sigma = torch.tensor([0.05, 0.5, 20.0], dtype=torch.float64)
+    x0, eps = batch_of(model, sigma)
+    cond = model.get_learned_conditioning(torch.tensor([1, 2, 3]))
+    s, data = sigma.reshape(-1, 1, 1, 1), 0.7
+    x = x0 + s * eps
+    raw = model.apply_model((x / (s**2 + data**2).sqrt()).float(), (sigma.log() / 4).float(), cond)
+    denoised = data**2 / (s**2 + data**2) * x + s * data / (s**2 + data**2).sqrt() * raw
+    expected = ((s**2 + data**2) / (s * data) ** 2 * (denoised - x0).square()).mean()
+    loss, _ = model.p_losses(x0, cond, sigma, eps)
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-4, atol=1e-5)  # float32 network, sigma up to 20
+
+
+def test_unit_time_tells_the_network_its_share_of_the_table():
+    model, plain = tiny_model(unit_time=True), tiny_model()
+    x0, eps = batch_of(model, t := torch.tensor([0, 499, 999]))
+    inputs, time = model.network_input(model.q_sample(x0, t, eps), t)
+    torch.testing.assert_close(time, torch.tensor([0.001, 0.5, 1.0]))
+    torch.testing.assert_close(time.double(), model.path.time_to_net(t.double() + 1))
+    other, index = plain.network_input(plain.q_sample(x0, t, eps), t)
+    assert torch.equal(inputs, other) and torch.equal(index, t)
+
+
+def test_draws_of_a_continuous_path_belong_to_their_sample():
+    draws = TrainingDraws(3, 1)
+    together, alone = draws(5, range(4), (1, 2, 2), None), draws(5, [2], (1, 2, 2), None)
+    for all_of_them, one in zip(together, alone, strict=True):
+        assert torch.equal(all_of_them[2:3], one)
+    assert together[0].dtype == torch.float64 and bool(((together[0] >= 0) & (together[0] < 1)).all())
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"times_config": {"target": "ldm.models.diffusion.times.UniformTimes"}},
+        {"path_config": FLOW, "unit_time": True},
+        {"path_config": FLOW, "learn_logvar": True},
+        {"path_config": FLOW, "original_elbo_weight": 0.1},
+        {"path_config": {"target": "ldm.models.diffusion.times.UniformTimes"}},
+    ],
+)
+def test_what_does_not_act_is_refused(params):
+    with pytest.raises(ValueError, match="path"):
+        tiny_model(**params)
+
+
+def test_a_continuous_path_has_no_tables():
+    assert not any(
+        name in tiny_model(path_config=FLOW, parameterization="velocity").state_dict() for name in ("betas",)
+    )
