@@ -48,8 +48,13 @@ class ConditionedNetwork(nn.Module):
     equal the base model's, so a posterior's overrides apply through `torch.func.functional_call` as they are.
     """
 
-    input_patterns = ("cond_stage_model.*", "model.diffusion_model.time_embed.*", "model.diffusion_model.label_emb.*")
-    output_patterns = ("model.diffusion_model.out.*",)
+    input_patterns = (
+        "cond_stage_model.*",
+        "model.diffusion_model.time_embed.*",
+        "model.diffusion_model.time_emb.*",
+        "model.diffusion_model.label_emb.*",
+    )
+    output_patterns = ("model.diffusion_model.out.*", "model.diffusion_model.final.*")
 
     def __init__(self, model: DiffusionWrapper, cond_stage_model: nn.Module | None = None):
         super().__init__()
@@ -76,7 +81,7 @@ class ConditionedNetwork(nn.Module):
 
     def readout(self, features: Tensor) -> Tensor:
         """Output [B, C', H, W]."""
-        return self.model.diffusion_model.out(features)
+        return self.model.diffusion_model.readout(features)
 
     def forward(self, *args: Any, stage: str = "whole") -> Any:
         """`network(x, t, cond)`, or one stage by name with its own arguments (for `functional_call`)."""

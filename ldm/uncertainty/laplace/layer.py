@@ -38,16 +38,18 @@ def split_network(network: nn.Module, name: str | None = None) -> tuple[Features
         features, layer = split_last_layer(network, name)
         return features, layer, name
     heads = {pattern.removesuffix(".*") for pattern in network.output_patterns}
-    candidates = [key for key in weighted if key.rpartition(".")[0] in heads]
+    candidates = [key for key in weighted if key in heads or key.rpartition(".")[0] in heads]
     last = candidates[-1] if candidates else None
-    head = network.get_submodule(last.rpartition(".")[0]) if last else None
-    if name not in (None, last) or not isinstance(head, nn.Sequential) or head[-1] is not network.get_submodule(last):
+    head = network.get_submodule(last if last in heads else last.rpartition(".")[0]) if last else None
+    before = head[:-1] if isinstance(head, nn.Sequential) else nn.Identity()
+    layer = head[-1] if isinstance(head, nn.Sequential) else head
+    if name not in (None, last) or layer is None or layer is not network.get_submodule(last):
         raise ValueError(f"the last layer of {type(network).__name__} is '{last}', got '{name}'")
 
     def staged(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return head[:-1](network.trunk(x, *network.condition(t, cond)))
+        return before(network.trunk(x, *network.condition(t, cond)))
 
-    return staged, head[-1], last
+    return staged, layer, last
 
 
 @dataclass(frozen=True)
