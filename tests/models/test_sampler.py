@@ -191,6 +191,8 @@ def test_a_branch_starts_with_empty_history(name):
     first_order = next(ddim(denoiser, VP, steps[4].x_next, grid, start=5))
     if name in ("DPM-Solver++", "dpmpp_2m"):
         assert torch.equal(branched[0].x_next, first_order.x_next)
+    elif name == "Dopri5":  # its first step has a size of its own
+        torch.testing.assert_close(branched[-1].x_next, steps[-1].x_next, rtol=0, atol=1e-3)
     elif name != "PLMS":
         assert torch.equal(branched[-1].x_next, steps[-1].x_next)
     with pytest.raises(ValueError, match="not on a grid"):
@@ -219,8 +221,10 @@ def test_members_are_walked_together(name):
     zero = lambda index, shape: torch.zeros(shape, dtype=F64)  # noqa: E731
     sampler = partial(make_sampler(name), noise=zero)
     together = run(sampler(members, VP, x, grid))
+    # Adaptive steps are those of the first member: the others agree within the tolerance.
+    accuracy = 1e-4 if name == "Dopri5" else 1e-12
     for index, one in enumerate(alone):
-        torch.testing.assert_close(together[index], run(sampler(one, VP, x, grid)), rtol=0, atol=1e-12)
+        torch.testing.assert_close(together[index], run(sampler(one, VP, x, grid)), rtol=0, atol=accuracy)
 
 
 def test_heun_on_a_vp_path_is_edms_heun_in_scaled_variables():
@@ -240,7 +244,7 @@ def test_options_that_a_sampler_lacks_are_errors():
         make_sampler(name, eta=None, temperature=None)
         with pytest.raises(TypeError):
             make_sampler(name)(None, VP, None, None, eta=0.0)
-    for name in ("PLMS", "DPM-Solver++", "Euler", "Midpoint", "RK4"):
+    for name in ("PLMS", "DPM-Solver++", "Euler", "Midpoint", "RK4", "Dopri5"):
         make_sampler(name, eta=0.0, temperature=1.0)
         assert "noise" not in inspect.signature(SAMPLERS[name]).parameters
         with pytest.raises(ValueError, match=f"sampler {name.replace('+', '.')} has no eta"):

@@ -9,13 +9,13 @@ members, [M, B, C, H, W].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.path import Path
+from ldm.models.diffusion.path import FlowPath, Path, VPPath
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -79,6 +79,32 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tenso
     "velocity": lambda alpha, sigma, _: (torch.ones_like(alpha), -torch.ones_like(alpha), torch.ones_like(alpha)),
     "edm": _edm,
 }
+
+
+@dataclass(frozen=True)
+class PathVelocity(Target):
+    """The velocity of a path, d x_u / d u = alpha' x_0 + sigma' eps (conditional flow matching, Lipman et al. 2023).
+
+    On the straight path it is the target "velocity", eps - x_0. Where alpha' sigma = alpha sigma' (a polynomial path at
+    pure noise) it says nothing of the data, and `solve` gives no numbers: begin the grid later, or regress x0 or v.
+    """
+
+    name: str = "velocity"
+    path: Path = field(default_factory=FlowPath)
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slope_alpha, slope_sigma = self.path.rates(self.path.time_at(sigma.double() / alpha.double()))
+        return slope_sigma.to(alpha), slope_alpha.to(alpha), torch.ones_like(alpha)
+
+
+def target_on(path: Path, name: str, sigma_data: float = 0.5) -> Target:
+    """What a network regresses on a path: "velocity" is the path's own, everything else a function of the levels.
+
+    On a table of betas, which has no rates between its entries, "velocity" is eps - x_0.
+    """
+    if name == "velocity" and not isinstance(path, (FlowPath, VPPath)):
+        return PathVelocity(name, sigma_data, path)
+    return Target(name, sigma_data)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,14 @@ class Path(ABC):
     def time_at(self, ratio: Tensor | float) -> Tensor:
         """The time u at which sigma(u) / alpha(u) = ratio; a path that ends earlier gives its end."""
 
+    def rates(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        """d alpha / d u and d sigma / d u: the velocity of x_u is alpha' x_0 + sigma' eps.
+
+        Raises:
+            NotImplementedError: for a path that does not define them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no rates, so no velocity: regress eps, x0 or v on it")
+
     def ratio(self, u: Tensor | float) -> Tensor:
         """Noise for each unit of data, sigma(u) / alpha(u); infinite where a path starts from pure noise."""
         return self.sigma(u) / self.alpha(u)
@@ -90,6 +98,11 @@ def beta_schedule(
     raise ValueError(f"beta_schedule must be linear, sqrt_linear, sqrt or cosine, got '{schedule}'")
 
 
+def _vp_rates(log_abar: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Rates of alpha = exp(log_abar / 2) and sigma = sqrt(1 - alpha^2), for the slope of log_abar."""
+    return 0.5 * slope * (0.5 * log_abar).exp(), -0.5 * slope * log_abar.exp() / (-torch.expm1(log_abar)).sqrt()
+
+
 class VPPath(Path):
     """Variance preserving: alpha^2 + sigma^2 = 1, from a table of betas (DDPM, Ho et al. 2020; LDM, ADM).
 
@@ -120,6 +133,11 @@ class VPPath(Path):
 
     def sigma(self, u: Tensor | float) -> Tensor:
         return (-torch.expm1(self._log_abar(u))).sqrt()
+
+    def rates(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Inside an interval of the table, where log alpha-bar is linear; at an entry those of the interval above."""
+        below = torch.as_tensor(u, dtype=torch.float64).cpu().floor().clamp(max=self.end - 1).long()
+        return _vp_rates(self._log_abar(u), self.log_abar[below + 1] - self.log_abar[below])
 
     def time_to_net(self, u: Tensor | float) -> Tensor:
         u = torch.as_tensor(u, dtype=torch.float64)
@@ -156,6 +174,10 @@ class LinearVPPath(Path):
     def sigma(self, u: Tensor | float) -> Tensor:
         return (-torch.expm1(self._log_abar(u))).sqrt()
 
+    def rates(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        return _vp_rates(self._log_abar(u), -(self.beta_min + (self.beta_max - self.beta_min) * u))
+
     def time_to_net(self, u: Tensor | float) -> Tensor:
         return self.time_scale * torch.as_tensor(u, dtype=torch.float64)
 
@@ -187,6 +209,10 @@ class EDMPath(Path):
     def sigma(self, u: Tensor | float) -> Tensor:
         return torch.as_tensor(u, dtype=torch.float64)
 
+    def rates(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        return torch.zeros_like(u), torch.ones_like(u)
+
     def time_to_net(self, u: Tensor | float) -> Tensor:
         return torch.as_tensor(u, dtype=torch.float64).log() / 4
 
@@ -195,10 +221,10 @@ class EDMPath(Path):
 
 
 @dataclass(frozen=True)
-class FlowPath(Path):
-    """Straight path x = (1 - u) x_0 + u eps (rectified flow, CondOT).
+class AffinePath(Path):
+    """A path from data at u = 0 to pure noise at u = 1, alpha(1) = 0, as flow matching trains on.
 
-    The network's time is `time_scale` times u, or 1 - u with `reversed_time`, where a flow counts from noise
+    The network's time is `time_scale` u, or `time_scale` (1 - u) with `reversed_time`, where a flow counts from noise
     (flow_matching's users). Sinusoidal embeddings made for 0 .. 1000 want a scale of 1000 (diffusers).
     """
 
@@ -207,15 +233,24 @@ class FlowPath(Path):
     end: float = 1.0
     field = "velocity"
 
+    def time_to_net(self, u: Tensor | float) -> Tensor:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        return self.time_scale * (1 - u if self.reversed_time else u)
+
+
+@dataclass(frozen=True)
+class FlowPath(AffinePath):
+    """Straight path x = (1 - u) x_0 + u eps (rectified flow; flow_matching's CondOT). More of them: `affine`."""
+
     def alpha(self, u: Tensor | float) -> Tensor:
         return 1 - torch.as_tensor(u, dtype=torch.float64)
 
     def sigma(self, u: Tensor | float) -> Tensor:
         return torch.as_tensor(u, dtype=torch.float64)
 
-    def time_to_net(self, u: Tensor | float) -> Tensor:
-        u = torch.as_tensor(u, dtype=torch.float64)
-        return self.time_scale * (1 - u if self.reversed_time else u)
+    def rates(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(torch.as_tensor(u, dtype=torch.float64))
+        return -one, one
 
     def time_at(self, ratio: Tensor | float) -> Tensor:
         return 1 - 1 / (1 + torch.as_tensor(ratio, dtype=torch.float64))

@@ -1,5 +1,6 @@
 """Samplers: grids of times, transitions between them, and the solvers that walk them."""
 
+from ldm.models.diffusion.sampler.adaptive import dopri5
 from ldm.models.diffusion.sampler.ancestral import ancestral
 from ldm.models.diffusion.sampler.grids import make_grid, vp_grid
 from ldm.models.diffusion.sampler.multistep import dpm_solver_2m, plms
@@ -14,6 +15,7 @@ __all__ = [
     "Transition",
     "ancestral",
     "ddim",
+    "dopri5",
     "dpm_solver_2m",
     "euler",
     "heun",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.denoiser import Denoiser
 from ldm.models.diffusion.path import Path
+from ldm.models.diffusion.sampler.adaptive import dopri5
 from ldm.models.diffusion.sampler.ancestral import ancestral
 from ldm.models.diffusion.sampler.multistep import dpm_solver_2m, plms
 from ldm.models.diffusion.sampler.runge_kutta import heun, midpoint, rk4
@@ -28,6 +29,7 @@ SAMPLERS: dict[str, Sampler] = {
     "Euler": euler,
     "Midpoint": midpoint,
     "RK4": rk4,
+    "Dopri5": dopri5,
 }
 # Values of options that are true of every deterministic sampler.
 DETERMINISTIC = {"eta": 0, "temperature": 1}

@@ -1,4 +1,4 @@
-"""Runge-Kutta solvers of any path: Heun (EDM, with churn), midpoint, RK4.
+"""Runge-Kutta solvers of any path in fixed steps: Heun (EDM, with churn), midpoint, RK4.
 
 Line 2 moves along straight lines of the path on which one linear field stays constant: eps in the variables
 (x / alpha, sigma / alpha), or for a flow the velocity eps - x_0 in (x, u). A method with several evaluations combines
@@ -32,18 +32,31 @@ def straight_step(path: Path, index: int, x: Tensor, field: Tensor, u: float, s:
     return advance(index, x, x0, eps, ddim_transition(path, u, s))
 
 
+def coordinates(path: Path, u: Tensor | float) -> tuple[Tensor, Tensor]:
+    """(scale, tau) in which lines are straight: y = x / scale moves along them by `field` for each unit of tau.
+
+    (alpha, sigma / alpha), or for a flow (alpha + sigma, sigma / (alpha + sigma)); float64, shapes of u.
+    """
+    if path.field == "eps":
+        return path.alpha(u), path.ratio(u)
+    alpha, sigma = path.alpha(u), path.sigma(u)
+    return alpha + sigma, sigma / (alpha + sigma)
+
+
+def time_of(path: Path, tau: Tensor | float) -> float:
+    """The time at a value of the variable `tau` of `coordinates`."""
+    tau = torch.as_tensor(tau, dtype=torch.float64)
+    return float(path.time_at(tau if path.field == "eps" else tau / (1 - tau)))
+
+
 def _between(path: Path, u: float, s: float, fraction: float) -> float:
     """The time a fraction of the way from u to s, measured in the variable in which lines are straight."""
     if fraction == 1:
         return s
-    if path.field == "eps":
-        return float(path.time_at(torch.lerp(path.ratio(u), path.ratio(s), fraction)))
-    noise_u, noise_s = (path.sigma(time) / (path.alpha(time) + path.sigma(time)) for time in (u, s))
-    share = torch.lerp(noise_u, noise_s, fraction)
-    return float(path.time_at(share / (1 - share)))
+    return time_of(path, torch.lerp(coordinates(path, u)[1], coordinates(path, s)[1], fraction))
 
 
-def _two_stage(denoiser: Denoiser, path: Path, index: int, x: Tensor, u: float, s: float, fraction: float) -> Step:
+def two_stage(denoiser: Denoiser, path: Path, index: int, x: Tensor, u: float, s: float, fraction: float) -> Step:
     """Second order: the field at u and at a fraction of the way, weighted 1 - 1/(2f) and 1/(2f).
 
     Without an evaluation at clean data: f = 1 (Heun) becomes Euler there.
@@ -84,7 +97,7 @@ def heun(
         ratio = float(path.ratio(u))
         if gamma > 0 and S_min <= ratio <= S_max and math.isfinite(ratio):
             x, u = _churned(path, index, x, u, gamma, S_noise, noise)
-        step = _two_stage(denoiser, path, index, x, u, s, 1.0)
+        step = two_stage(denoiser, path, index, x, u, s, 1.0)
         x = following(step, (yield step))
 
 
@@ -113,7 +126,7 @@ def midpoint(
         if euler_end and path.sigma(s) == 0:
             step = straight_step(path, index, x, field_at(denoiser, path, x, u), u, s)
         else:
-            step = _two_stage(denoiser, path, index, x, u, s, 0.5)
+            step = two_stage(denoiser, path, index, x, u, s, 0.5)
         x = following(step, (yield step))
 
 
@@ -127,7 +140,7 @@ def rk4(denoiser: Denoiser, path: Path, x: Tensor, grid: Tensor, *, start: int =
     """
     for index, u, s in intervals(grid, start):
         if path.field == "eps" and path.sigma(s) == 0:
-            step = _two_stage(denoiser, path, index, x, u, s, 0.5)
+            step = two_stage(denoiser, path, index, x, u, s, 0.5)
         else:
             middle = _between(path, u, s, 0.5)
             fields = [field_at(denoiser, path, x, u)]
