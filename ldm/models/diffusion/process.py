@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.denoiser import Target
+from ldm.models.diffusion.denoiser import Target, target_on
 from ldm.models.diffusion.objective import elbo_weights
 from ldm.models.diffusion.path import Path, VPPath, beta_schedule
 from ldm.models.diffusion.schedule import schedule_tables
@@ -58,6 +58,7 @@ class NoiseProcess:
         if not isinstance(path, Path) or isinstance(path, VPPath):
             raise ValueError(f"path_config.target must be a continuous path, FlowPath for example; got {path_config}")
         self.path, self.num_timesteps = path, None
+        self.target = target_on(path, self.target.name, self.target.sigma_data)
         self.times = UniformTimes() if times_config is None else instantiate_from_config(times_config)
 
     def register_schedule(
