@@ -1,12 +1,14 @@
 """The recursion with weights drawn anew: affine maps by matrix algebra, limits, and the published defects."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ldm.models.diffusion.denoiser import Target
+from ldm.models.diffusion.denoiser import NetworkDenoiser, Target
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import make_sampler, run
-from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff, path_integral
+from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff, beginning, path_integral
 from tests.uncertainty.test_propagation import LABELS, PATHS, X, posterior, setting
 
 
@@ -100,6 +102,70 @@ def test_held_slopes_keep_the_contraction_that_the_published_skip_drops():
     published = variances(form="published")
     torch.testing.assert_close(published[-1].var, published[1].var)
     torch.testing.assert_close(published[0].var, laplace(X, torch.ones(2), LABELS)[1] / 64)
+
+
+def begin_of(sampler, path, grid):
+    return beginning(make_sampler(sampler), path, grid)
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "DDPM"])
+def test_a_first_order_step_begun_anew_is_the_affine_one(sampler):
+    network, _, build, path, grid, denoiser = parts("vp", bend=True, scale=2.0)
+    noise, solver = ImageNoise(3, [0, 1]), make_sampler(sampler)
+    found = [
+        walk(solver(build(network), path, X, grid, noise=noise), denoiser, begin=begin)[-1].var
+        for begin in (None, begin_of(sampler, path, grid))
+    ]
+    torch.testing.assert_close(*found, rtol=1e-8, atol=0)
+
+
+def test_heuns_step_of_a_linear_network_is_matrix_algebra():
+    """V' = diag(M diag(V) M^T) + h^2 / 4 (gamma_1^2 + gamma_2^2), M column by column from steps of unit images."""
+    network, laplace, build, path, grid, denoiser = parts()
+    solver = make_sampler("Heun")
+    steps = list(solver(build(network), path, X, grid[:3]))
+    found = walk(iter(steps), denoiser, particles=4000, begin=beginning(solver, path, grid[:3]))
+    width, b = 0.25, 0
+    label = LABELS[b : b + 1]
+    flat = NetworkDenoiser(network, path, Target("velocity"), label.expand(13))
+    units = torch.cat([torch.zeros(1, 12), torch.eye(12)]).double().reshape(13, 1, 3, 4)
+    moved = next(solver(flat, path, units, grid, start=1)).x_next.detach().flatten(1)
+    matrix = (moved[1:] - moved[0]).T
+    x, var = steps[1].x[b : b + 1], found[0].var[b].flatten()
+    with torch.no_grad():
+        ends = [x, x - width * network(x, None, label)]
+        slope = (network(units, None, label.expand(13)).flatten(1)[1:] - network(0 * x, None, label).flatten(1)).T
+    gamma = laplace(ends[0], torch.ones(1), label)[1].flatten() + extra_gamma(laplace, x, var, label)
+    spread = (torch.eye(12).double() - width * slope).square() @ var
+    gamma = gamma + laplace(ends[1], torch.ones(1), label)[1].flatten() + extra_gamma(laplace, x, spread, label)
+    expected = matrix.square() @ var + width**2 / 4 * gamma
+    # 2000 pairs, relative standard error 0.03 a value
+    torch.testing.assert_close(found[1].var[b].flatten(), expected, rtol=0.12, atol=0)
+    first = sum(laplace(each, torch.ones(2), LABELS)[1] for each in (X, X - width * network(X, None, LABELS)))
+    torch.testing.assert_close(found[0].var, width**2 / 4 * first.detach())
+
+
+@pytest.mark.parametrize("sampler", ["Heun", "Midpoint", "RK4", "PLMS", "DPM-Solver++"])
+def test_other_samplers_begin_anew_or_are_refused(sampler):
+    network, _, build, path, grid, denoiser = parts("vp", bend=True)
+    solver = make_sampler(sampler)
+    found = walk(solver(build(network), path, X, grid), denoiser, begin=beginning(solver, path, grid), every=2)
+    assert torch.equal(found[-1].step.x_next, run(solver(build(network), path, X, grid)))
+    assert all(bool((each.var > 0).all()) for each in found)
+    for form in ("total", "published"):
+        with pytest.raises(ValueError, match="not first order"):
+            walk(solver(build(network), path, X, grid), denoiser, form=form)
+    with pytest.raises(ValueError, match="first-order steps only"):
+        walk(solver(build(network), path, X, grid), denoiser, form="published", begin=beginning(solver, path, grid))
+
+
+def test_chunks_change_nothing():
+    network, _, build, path, grid, denoiser = parts("vp", bend=True, scale=2.0)
+    found = [
+        walk(make_sampler("DDIM")(build(network), path, X, grid), replace(denoiser, chunk=chunk))[-1].var
+        for chunk in (None, 3)
+    ]
+    torch.testing.assert_close(*found)
 
 
 def test_path_integral_sums_the_variance_along_the_walk():

@@ -13,27 +13,30 @@ Source: Kou et al. 2024 (BayesDiff), sections 3.2 and 3.3, with eps in place of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.denoiser import Prediction, Target
+from ldm.models.diffusion.denoiser import Denoiser, Prediction, Target
 from ldm.models.diffusion.path import Path
 from ldm.models.diffusion.sampler import Step
 from ldm.models.diffusion.sampler.transition import Transition
 from ldm.uncertainty.laplace import LastLayerLaplace
 
 FORMS = ("total", "published")
+Begin = Callable[[Denoiser, Tensor, int], Iterator[Step]]
 
 
 @dataclass(frozen=True)
 class PredictiveDenoiser:
     """A denoiser that knows the variance of its network's output; under guidance that of the guided output, exactly.
 
-    `null` and `scale` are guidance's. Every call adds (u, gamma^2 [B, C, H, W]) to `visited`, so a sampler that walks
-    with it leaves the variance along its trajectory without further evaluations.
+    `null` and `scale` are guidance's; `chunk` bounds the states that one pass holds. Every call adds
+    (u, gamma^2 [B, C, H, W]) to `visited`, so a sampler that walks with it leaves the variance along its trajectory
+    without further evaluations.
     """
 
     laplace: LastLayerLaplace
@@ -42,15 +45,26 @@ class PredictiveDenoiser:
     cond: Tensor | None = None
     null: Tensor | None = None
     scale: float = 1.0
+    chunk: int | None = None
     visited: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def law(self, x: Tensor, u: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of the network's output at x [N B, C, H, W], N states of each of B images."""
         repeats = 1 if self.cond is None else len(x) // len(self.cond)
-        cond, null = (None if labels is None else labels.repeat(repeats) for labels in (self.cond, self.null))
+        labels = [None if each is None else each.repeat(repeats) for each in (self.cond, self.null)]
         scale = self.target.coefficients(*self.path.per_image(u))[2].to(x)
-        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32).expand(len(x))
-        return self.laplace(scale * x, time, cond, null=null, scale=self.scale)
+        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32)
+        laws = []
+        for rows in torch.arange(len(x), device=x.device).split(self.chunk or len(x)):
+            cond, null = (None if each is None else each[rows] for each in labels)
+            laws.append(self.laplace(scale * x[rows], time.expand(len(rows)), cond, null=null, scale=self.scale))
+        mean, variance = (torch.cat(parts) for parts in zip(*laws, strict=True))
+        return mean, variance
+
+    def states(self, x: Tensor, u: float) -> tuple[Tensor, Tensor]:
+        """`law` of states [N, B, C, H, W]."""
+        mean, variance = self.law(x.flatten(0, 1), u)
+        return mean.unflatten(0, x.shape[:2]), variance.unflatten(0, x.shape[:2])
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
         mean, variance = self.law(x, float(u))
@@ -81,52 +95,129 @@ def bayesdiff(
     form: str = "total",
     every: int = 1,
     sampling_noise: bool = False,
+    begin: Begin | None = None,
 ) -> Iterator[VarianceStep]:
-    """Variance along a plain sampler, which decides the images: `steps` of DDIM, DDPM or Euler.
+    """Variance along a plain sampler, which decides the images: `steps` of any sampler.
 
-    States around the sampler's are drawn as pairs x + sqrt(V) z, x - sqrt(V) z, so their mean is x itself. With `every`
-    above 1 (BayesDiff-Skip) they are drawn at every so many steps; between them gamma^2 is evaluated at x, and the last
-    slope Cov(x, f) / V of each element is held:
+    States around the sampler's are drawn as pairs x + sqrt(V) z, x - sqrt(V) z, so their mean is x itself. Where a step
+    evaluates the network several times or remembers earlier steps, `begin` lets every state take the sampler's own step
+    F, begun anew, and with B_i what output i of that step adds to its end
+
+        V' = Var_x F(x) + sum_i B_i^2 E gamma_i^2
+
+    With `every` above 1 (BayesDiff-Skip) states are drawn at every so many steps; between them gamma^2 is evaluated at
+    x, and the last slope Cov(x, f) / V of each element is held:
 
         V' = (A + B slope)^2 V + B^2 gamma^2
 
     Args:
-        particles: states at a step, an even number; each is an evaluation.
+        particles: states at a step, an even number; each is an evaluation (or as many as the sampler's step takes).
         source: generator of their draws.
-        form: total, or published: uncentred covariance, no Var_x f, noise w included, and for `every` above 1
-            V' = A^2 V + w between; its images here are the plain sampler's.
+        form: total, or published: states on their own, uncentred covariance, no Var_x f, noise w included, and for `every` above 1
+            V' = A^2 V + w between; its images here are the plain sampler's. It knows first-order steps only.
         sampling_noise: add w, the variance of the sampler's own noise.
+        begin: (denoiser, x, k) -> the sampler's steps from state x at grid step k, see `beginning`; needed for samplers
+            that are not first order.
 
     Raises:
-        ValueError: for an odd number of particles or an unknown form.
+        ValueError: for an odd number of particles, an unknown form, or a step that is not first order without `begin`.
     """
     if form not in FORMS or particles < 2 or particles % 2 or every < 1:
         raise ValueError(
             f"expected form in {FORMS}, an even number of particles and every >= 1, got {form}, {particles}"
         )
+    if begin is not None and form == "published":
+        raise ValueError("the published recursion knows first-order steps only: leave out `begin`")
+    recursion = _Recursion(denoiser, particles, source, form, every, begin)
+    for number, step in enumerate(steps):
+        var = recursion.advance(step, number)
+        if sampling_noise or form == "published":
+            var = recursion.var = var + step.transition.w.to(var)
+        yield VarianceStep(step, var)
+
+
+@dataclass
+class _Recursion:
+    """What `bayesdiff` carries from step to step: the variance of the state and the last slope of the output."""
+
+    denoiser: PredictiveDenoiser
+    particles: int
+    source: torch.Generator
+    form: str
+    every: int
+    begin: Begin | None
     var: Tensor | None = None
     slope: Tensor | None = None
-    for number, step in enumerate(steps):
-        var = torch.zeros_like(step.x) if var is None else var
-        a, b = denoiser.slopes(step.transition, step.x)
-        known = bool((var > 0).any())
-        first = form == "total" and known and slope is None
-        if first or number % every == 0:
-            x, f, gamma = _around(denoiser, step, var, particles, source)
-            if form == "published":
-                covariance = (x * f).mean(0) - step.x * f.mean(0)
-                var = a**2 * var + 2 * a * b * covariance + b**2 * denoiser.law(step.x, step.u)[1]
-            else:
-                slope = _slope(x, f, var) if known else None
-                var = (a * x + b * f).var(0, correction=0) + b**2 * gamma.mean(0)
-        elif form == "published":
-            var = a**2 * var
+
+    def advance(self, step: Step, number: int) -> Tensor:
+        """The variance of `step.x_next`, without the sampler's noise."""
+        self.var = torch.zeros_like(step.x) if self.var is None else self.var
+        known, published = bool((self.var > 0).any()), self.form == "published"
+        a, b = self.denoiser.slopes(step.transition, step.x)
+        draw = number % self.every == 0 or (not published and known and self.slope is None)
+        law = None
+        if published or not draw or (self.begin is None and number < 2):
+            law = self.denoiser.law(step.x, step.u)
+            if self.begin is None:
+                _check_first_order(step, a * step.x + b * law[0])
+        if not draw:
+            slope = 0 if self.slope is None else self.slope
+            self.var = a**2 * self.var if published else (a + b * slope) ** 2 * self.var + b**2 * law[1]
+        elif published:
+            x = _around(step.x, self.var, self.particles, self.source, pairs=False)
+            f, _ = self.denoiser.states(x, step.u)
+            covariance = (x * f).mean(0) - step.x * f.mean(0)
+            self.var = a**2 * self.var + 2 * a * b * covariance + b**2 * law[1]
         else:
-            held = 0 if slope is None else slope
-            var = (a + b * held) ** 2 * var + b**2 * denoiser.law(step.x, step.u)[1]
-        if sampling_noise or form == "published":
-            var = var + step.transition.w.to(var)
-        yield VarianceStep(step, var)
+            x = _around(step.x, self.var, self.particles, self.source) if known else step.x[None]
+            f, gamma = self.denoiser.states(x, step.u)
+            self.slope = _slope(x, f, self.var) if known else None
+            if self.begin is None:
+                self.var = (a * x + b * f).var(0, correction=0) + b**2 * gamma.mean(0)
+            else:
+                self.var = _by_steps(self.begin, self.denoiser, x, step.index)
+        return self.var
+
+
+def beginning(sampler: Callable[..., Iterator[Step]], path: Path, grid: Tensor, **options: Any) -> Begin:
+    """`begin` of `bayesdiff` for a sampler on a grid; its own noise is left out, since all states share it."""
+
+    def begin(denoiser: Denoiser, x: Tensor, index: int) -> Iterator[Step]:
+        return sampler(denoiser, path, x, grid, start=index, noise=lambda _, shape: torch.zeros(shape), **options)
+
+    return begin
+
+
+def _by_steps(begin: Begin, denoiser: PredictiveDenoiser, x: Tensor, index: int) -> Tensor:
+    """Var_x F(x) + sum_i B_i^2 E gamma_i^2 over states x [N, B, C, H, W]."""
+    ahead = len(denoiser.visited)
+    moved = next(begin(denoiser, x.flatten(0, 1), index)).x_next.unflatten(0, x.shape[:2])
+    gammas = [gamma.unflatten(0, x.shape[:2]).mean(0) for _, gamma in denoiser.visited[ahead:]]
+    del denoiser.visited[ahead:]
+    shares = _shares(begin, denoiser, len(gammas), x, index)
+    own = sum(share**2 * gamma for share, gamma in zip(shares, gammas, strict=True))
+    return moved.var(0, correction=0) + own
+
+
+def _shares(begin: Begin, denoiser: PredictiveDenoiser, count: int, like: Tensor, index: int) -> Tensor:
+    """B_i [count] of a sampler's step from 0, from outputs that are 1 at evaluation i and 0 at the others."""
+    outputs = iter(torch.eye(count, dtype=torch.float64, device=like.device)[:, :, None, None, None].unbind())
+
+    def unit(x: Tensor, u: Tensor | float) -> Prediction:
+        return Prediction(*denoiser.target.solve(next(outputs), x, *denoiser.path.per_image(u)))
+
+    zero = torch.zeros(count, 1, 1, 1, dtype=torch.float64, device=like.device)
+    return next(begin(unit, zero, index)).x_next.flatten().to(like)
+
+
+def _check_first_order(step: Step, expected: Tensor) -> None:
+    """Raise a ValueError unless a step went where its first evaluation alone leads."""
+    went = step.distribution.mean
+    if float((went - expected).norm()) > 1e-3 * float(went.norm()) + 1e-6:
+        raise ValueError(
+            f"step {step.index} is not first order: its sampler evaluates several times or remembers earlier steps. "
+            "Pass begin=beginning(sampler, path, grid); the published form takes DDIM, DDPM and Euler only"
+        )
 
 
 @torch.no_grad()
@@ -154,16 +245,10 @@ def path_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor
     return total
 
 
-def _around(
-    denoiser: PredictiveDenoiser, step: Step, var: Tensor, particles: int, source: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """States [N, B, C, H, W] around a step's, and the mean and variance of the network's output there."""
-    shape = (particles // 2, *step.x.shape)
-    z = torch.randn(shape, generator=source, dtype=torch.float64).to(step.x)
-    shift = var.clamp(min=0).sqrt() * torch.cat([z, -z])
-    x = step.x + shift
-    mean, gamma = denoiser.law(x.flatten(0, 1), step.u)
-    return x, mean.unflatten(0, x.shape[:2]), gamma.unflatten(0, x.shape[:2])
+def _around(center: Tensor, var: Tensor, particles: int, source: torch.Generator, pairs: bool = True) -> Tensor:
+    """States [N, B, C, H, W] around one, as pairs or each on its own."""
+    z = torch.randn((particles // (1 + pairs), *center.shape), generator=source, dtype=torch.float64).to(center)
+    return center + var.clamp(min=0).sqrt() * (torch.cat([z, -z]) if pairs else z)
 
 
 def _slope(x: Tensor, f: Tensor, var: Tensor) -> Tensor:
