@@ -113,8 +113,8 @@ def bayesdiff(
     Args:
         particles: states at a step, an even number; each is an evaluation (or as many as the sampler's step takes).
         source: generator of their draws.
-        form: total, or published: states on their own, uncentred covariance, no Var_x f, noise w included, and for `every` above 1
-            V' = A^2 V + w between; its images here are the plain sampler's. It knows first-order steps only.
+        form: total, or published: states on their own, uncentred covariance, no Var_x f, noise w included, and for
+            `every` above 1 V' = A^2 V + w between; its images here are the plain sampler's. For first-order steps only.
         sampling_noise: add w, the variance of the sampler's own noise.
         begin: (denoiser, x, k) -> the sampler's steps from state x at grid step k, see `beginning`; needed for samplers
             that are not first order.
