@@ -16,6 +16,7 @@ from ldm.heads import Component
 from ldm.models.diffusion import components
 from ldm.models.diffusion.anchor import Anchor
 from ldm.models.diffusion.denoiser import Target
+from ldm.models.diffusion.learned_variance import LearnedVariance
 from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elementwise_error
@@ -88,6 +89,8 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         times_config: Mapping[str, Any] | None = None,
         sigma_data: float = 0.5,
         unit_time: bool = False,
+        learned_variance: str | None = None,
+        vlb_weight: float = 1e-3,
     ):
         super().__init__()
         self.target = Target(parameterization, sigma_data)
@@ -98,6 +101,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         self.use_positional_encodings, self.v_posterior, self.monitor = use_positional_encodings, v_posterior, monitor
         self.scheduler_config, self.weight_decay, self.learning_rate = scheduler_config, weight_decay, None
         self.pretrained_path, self.head_options = pretrained_path, dict(heads or {})
+        self.learned_variance = None if learned_variance is None else LearnedVariance(learned_variance, vlb_weight)
         self.component: Component | None = None
         self.anchor: Anchor | None = None
         self.draws, self.validation_draws = TrainingDraws(0), TrainingDraws(0, purpose="validation")
@@ -172,6 +176,9 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
     def losses_of(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and parts of the network's output: the mean squared error of what is regressed; on a table of betas
         latent-diffusion's l_simple / exp(logvar) + logvar, and the bound."""
+        v = None
+        if self.learned_variance is not None:
+            output, v = output.chunk(2, dim=1)
         target = self.target.of(x_start, noise, *self.levels(t, x_start))
         simple = self.get_loss(output, target, mean=False).mean(dim=(1, 2, 3))
         prefix = "train" if self.training else "val"
@@ -183,8 +190,12 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         loss = simple / logvar.exp() + logvar
         if self.learn_logvar:
             parts.update({f"{prefix}/loss_gamma": loss.mean().detach(), "logvar": self.logvar.mean().detach()})
-        bound = (self.lvlb_weights[t] * simple).mean()
-        loss = self.l_simple_weight * loss.mean() + self.original_elbo_weight * bound
+        if v is None:
+            bound = (self.lvlb_weights[t] * simple).mean()
+            loss = self.l_simple_weight * loss.mean() + self.original_elbo_weight * bound
+        else:
+            bound = self.learned_variance.bound(self.path, self.target, output, v, x_start, t, noise).mean()
+            loss = self.learned_variance.loss_of(loss.mean(), bound)
         parts.update({f"{prefix}/loss_vlb": bound.detach(), f"{prefix}/loss": loss.detach()})
         return loss, parts
 

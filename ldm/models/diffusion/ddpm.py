@@ -192,7 +192,8 @@ class LatentDiffusion(DDPM):
             )
         network = self.network if network is None else network
         null = None if cond is None or self.null_class is None else torch.full_like(cond, self.null_class)
-        return guided(NetworkDenoiser(network, self.path, self.target, cond), null, scale)
+        learned = self.learned_variance is not None
+        return guided(NetworkDenoiser(network, self.path, self.target, cond, learned_range=learned), null, scale)
 
     def grid(self, steps: int | str, spacing: str = "auto") -> Tensor:
         """Times of a sampler, see `ldm.models.diffusion.sampler.grids.vp_grid`."""

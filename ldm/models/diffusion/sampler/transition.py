@@ -34,14 +34,14 @@ def _like(value: Tensor, tensor: Tensor) -> Tensor:
     return value.to(tensor) if value.ndim else value.to(dtype=tensor.dtype, device=tensor.device)
 
 
-def posterior_variance(path: Path, u: float, s: float) -> Tensor:
-    """Variance of q(x_s | x_u, x_0): sigma_s^2 (1 - (alpha_u sigma_s / (alpha_s sigma_u))^2), float64 scalar."""
+def posterior_variance(path: Path, u: Tensor | float, s: Tensor | float) -> Tensor:
+    """Variance of q(x_s | x_u, x_0): sigma_s^2 (1 - (alpha_u sigma_s / (alpha_s sigma_u))^2), float64 of their shape."""
     alpha_s, sigma_s, alpha_u, sigma_u = path.alpha(s), path.sigma(s), path.alpha(u), path.sigma(u)
     return (sigma_s**2 * (1 - (alpha_u * sigma_s / (alpha_s * sigma_u)) ** 2)).clamp(min=0)
 
 
-def forward_variance(path: Path, u: float, s: float) -> Tensor:
-    """Variance of q(x_u | x_s): sigma_u^2 - (alpha_u sigma_s / alpha_s)^2, float64 scalar (beta of a VP step)."""
+def forward_variance(path: Path, u: Tensor | float, s: Tensor | float) -> Tensor:
+    """Variance of q(x_u | x_s): sigma_u^2 - (alpha_u sigma_s / alpha_s)^2, float64 of their shape (beta of a VP step)."""
     return (path.sigma(u) ** 2 - (path.alpha(u) * path.sigma(s) / path.alpha(s)) ** 2).clamp(min=0)
 
 
