@@ -17,7 +17,7 @@ from ldm.models.diffusion import components
 from ldm.models.diffusion.anchor import Anchor
 from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.learned_variance import LearnedVariance
-from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
+from ldm.models.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, is_bare
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elementwise_error
 from ldm.models.diffusion.optimisation import mean_over_devices, optimiser
@@ -30,6 +30,8 @@ EMA_KEYS = ("model_ema.*",)
 def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool, use_averaged: bool) -> None:
     """See `DDPM.init_from_ckpt`."""
     state = averaged(load_state_dict(path)) if use_averaged else load_state_dict(path)
+    if is_bare(state):
+        state, only_model = {f"{UNET}{name}": value for name, value in state.items()}, True
     state = {name: value for name, value in state.items() if not name.startswith(ignore_keys or ("\0",))}
     has_copies = any(name.startswith("model_ema.") for name in state)
     ignore = ignore_keys + (() if model.use_ema and has_copies else EMA_KEYS)
@@ -129,7 +131,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         """Load a checkpoint strictly; `use_averaged` takes EMA copies, where the file has them, as the weights.
 
         Otherwise EMA copies are read where the model keeps them and left out where it does not. Averages that the file
-        does not hold start from the weights it does hold.
+        does not hold start from the weights it does hold. A UNet's state dict alone (guided-diffusion's) is read as such.
         """
         _read(self, path, tuple(ignore_keys), only_model, use_averaged)
 

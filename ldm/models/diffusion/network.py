@@ -16,6 +16,12 @@ from torch import Tensor, nn
 from ldm.util import instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
+UNET = "model.diffusion_model."
+
+
+def is_bare(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is a UNet's own, as guided-diffusion publishes them, without the names around it."""
+    return any(name.startswith("input_blocks.") for name in state)
 
 
 class DiffusionWrapper(nn.Module):
