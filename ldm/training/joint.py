@@ -78,6 +78,8 @@ class JointComponents(pl.LightningModule):
     def __init__(self, members: Sequence[LatentDiffusion]):
         super().__init__()
         self._members = tuple(members)
+        if members[0].time_importance is not None:
+            raise ValueError("members train together at uniform times: set schedule_sampler: uniform for components")
         self.monitor = members[0].monitor
         self.learning_rate: float | None = None
         self.heads = [
@@ -137,11 +139,12 @@ class JointComponents(pl.LightningModule):
         x = first.get_input(batch, first.first_stage_key).unflatten(0, (count, -1))  # [M, B, c, h, w]
         parts = [{name: value[m * x.shape[1] : (m + 1) * x.shape[1]] for name, value in batch.items()}
                  for m in range(count)]  # fmt: skip
-        drawn = [one(step, samples, x.shape[2:], first.num_timesteps) for one in draws]
+        drawn = [one(step, samples, x.shape[2:], first.drawn_timesteps) for one in draws]
         t, noise, uniform = (torch.stack(values).to(x.device) for values in zip(*drawn, strict=True))
         t = first.drawn_times(t)
         labels = [member.labels_of(part, own) for member, part, own in zip(self._members, parts, uniform, strict=True)]
-        inputs = [first.network_input(first.q_sample(*each), each[1]) for each in zip(x, t, noise, strict=True)]
+        seen = [first.input_noise(one, step, samples, own) for one, own in zip(draws, noise, strict=True)]
+        inputs = [first.network_input(first.q_sample(*each), each[1]) for each in zip(x, t, seen, strict=True)]
         noisy, times = (torch.stack(values) for values in zip(*inputs, strict=True))
         stacked = Members({name: torch.stack([heads[name] for heads in self.heads]) for name in self.heads[0]})
         network = MemberNetwork(first.network, stacked)

@@ -22,7 +22,7 @@ def draw(*shape, seed=0):
 
 @pytest.mark.parametrize(("schedule", "steps"), SCHEDULES)
 def test_the_bound_is_the_divergence_from_the_posterior(schedule, steps):
-    """q(x_{t-1} | x_t, x_0) from Bayes' rule on the forward chain, p with the same mean at x0_hat and eq. 15's variance."""
+    """q(x_{t-1} | x_t, x_0) from Bayes' rule on the forward chain, p its mean at x0_hat with eq. 15's variance."""
     betas = beta_schedule(schedule, steps)
     abar = torch.cumprod(1 - betas, 0)
     x_start, x0, v = draw(3, 1, 2, 4), draw(3, 1, 2, 4, seed=1), draw(3, 1, 2, 4, seed=2).tanh()

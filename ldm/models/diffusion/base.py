@@ -16,15 +16,15 @@ from ldm.heads import Component
 from ldm.models.diffusion import components
 from ldm.models.diffusion.anchor import Anchor
 from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.learned_variance import LearnedVariance
 from ldm.models.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, is_bare
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elementwise_error
-from ldm.models.diffusion.optimisation import mean_over_devices, optimiser
+from ldm.models.diffusion.optimisation import from_all_devices, mean_over_devices, optimiser
 from ldm.models.diffusion.process import NoiseProcess
 from ldm.modules.ema import LitEma
 
 EMA_KEYS = ("model_ema.*",)
+IMPORTANCE_KEYS = ("time_importance.*",)
 
 
 def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool, use_averaged: bool) -> None:
@@ -37,6 +37,7 @@ def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool
     ignore = ignore_keys + (() if model.use_ema and has_copies else EMA_KEYS)
     factors = (model.low_rank or ())[:2]
     ignore += factors if not any(name in state for name in factors) else ()
+    ignore += IMPORTANCE_KEYS if model.time_importance is None else ()
     if only_model:
         state = {name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")}
         load_into(model.model, state)
@@ -52,8 +53,13 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
     Ours: `weight_decay` (0; the published AdamW default is 0.01); for training components of an ensemble,
     `pretrained_path` and `heads` (see `ComponentTraining`); a continuous path in place of a table of betas:
     `path_config` (`FlowPath`, `EDMPath`, ...), `times_config` (`ldm.models.diffusion.times`; uniform by default) and
-    `sigma_data`; `unit_time` tells the network t / T (DDAE).
+    `sigma_data`; `unit_time` tells the network t / T (DDAE). As ADM has them: `learned_variance` (hybrid, vlb, or
+    the arguments of `LearnedVariance`; the network has 2 C output channels), `schedule_sampler` (uniform or
+    loss-second-moment), and `input_perturbation`.
     """
+
+    component: Component | None = None
+    anchor: Anchor | None = None
 
     def __init__(
         self,
@@ -91,37 +97,35 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         times_config: Mapping[str, Any] | None = None,
         sigma_data: float = 0.5,
         unit_time: bool = False,
-        learned_variance: str | None = None,
-        vlb_weight: float = 1e-3,
+        learned_variance: str | Mapping[str, Any] | None = None,
+        schedule_sampler: str = "uniform",
+        input_perturbation: float = 0.0,
     ):
         super().__init__()
-        self.target = Target(parameterization, sigma_data)
-        self.parameterization, self.loss_type = parameterization, loss_type
+        self.target, self.parameterization = Target(parameterization, sigma_data), parameterization
         self.original_elbo_weight, self.l_simple_weight = original_elbo_weight, l_simple_weight
         self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
-        self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
+        self.log_every_t, self.clip_denoised, self.loss_type = log_every_t, clip_denoised, loss_type
         self.use_positional_encodings, self.v_posterior, self.monitor = use_positional_encodings, v_posterior, monitor
         self.scheduler_config, self.weight_decay, self.learning_rate = scheduler_config, weight_decay, None
         self.pretrained_path, self.head_options = pretrained_path, dict(heads or {})
-        self.learned_variance = None if learned_variance is None else LearnedVariance(learned_variance, vlb_weight)
-        self.component: Component | None = None
-        self.anchor: Anchor | None = None
-        self.draws, self.validation_draws = TrainingDraws(0), TrainingDraws(0, purpose="validation")
-
+        self.input_perturbation = input_perturbation
+        self.seed_draws(0)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         self.use_ema = use_ema
         if use_ema:
             self.model_ema = LitEma(self.model)
         tables = (given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
         self.register_process(path_config, times_config, tables, learn_logvar, logvar_init)
-        self._pending_checkpoint = (ckpt_path, tuple(ignore_keys), load_only_unet) if ckpt_path else None
+        self.register_variance(learned_variance, schedule_sampler, self.model.diffusion_model)
+        self._pending_checkpoint = ckpt_path and (ckpt_path, tuple(ignore_keys), load_only_unet)
         if type(self) is DDPM:
             self._load_pending()
 
     # Weights
 
     def _load_pending(self) -> None:
-        if self._pending_checkpoint is not None:
+        if self._pending_checkpoint:
             self.init_from_ckpt(*self._pending_checkpoint)
             self._pending_checkpoint = None
 
@@ -131,7 +135,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         """Load a checkpoint strictly; `use_averaged` takes EMA copies, where the file has them, as the weights.
 
         Otherwise EMA copies are read where the model keeps them and left out where it does not. Averages that the file
-        does not hold start from the weights it does hold. A UNet's state dict alone (guided-diffusion's) is read as such.
+        does not hold start from the weights it does hold. Files of guided-diffusion, a UNet alone, are read too.
         """
         _read(self, path, tuple(ignore_keys), only_model, use_averaged)
 
@@ -166,40 +170,59 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
             cond = {key: list(cond) if isinstance(cond, (list, tuple)) else [cond]}
         return self.model(x_noisy, t, **cond)
 
-    def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def p_losses(
+        self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts at a condition.
 
         Args:
-            x_start: clean states [B, C, H, W]; t: times [B], see `NoiseProcess`; noise: like x_start.
+            x_start: clean states [B, C, H, W]; t: times [B], see `NoiseProcess`; noise: like x_start, the target's;
+            input_noise: what the network's input is noised with instead, see `input_noise`.
         """
-        inputs, time = self.network_input(self.q_sample(x_start, t, noise), t)
+        x_noisy = self.q_sample(x_start, t, noise if input_noise is None else input_noise)
+        inputs, time = self.network_input(x_noisy, t)
         return self.losses_of(self.apply_model(inputs, time, cond), x_start, t, noise)
 
+    def input_noise(self, draws: TrainingDraws, step: int, samples: Sequence[int], noise: Tensor) -> Tensor:
+        """In training, noise + gamma xi with xi standard normal: the input differs from what the target says, as it
+        does in sampling (Ning et al. 2023, DDPM-IP); gamma is `input_perturbation`."""
+        if not (self.input_perturbation and self.training):
+            return noise
+        return noise + self.input_perturbation * draws.perturbation(step, samples, noise.shape[1:]).to(noise)
+
     def losses_of(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and parts of the network's output: the mean squared error of what is regressed; on a table of betas
-        latent-diffusion's l_simple / exp(logvar) + logvar, and the bound."""
+        """Loss and parts of the network's output, means over the batch (weighted where times are drawn unevenly)."""
+        losses = self.image_losses(output, x_start, t, noise)
+        prefix = "train" if self.training else "val"
+        if self.time_importance is not None and self.training:
+            weights = self.time_importance.weights(t).to(x_start)
+            self.time_importance.update(*from_all_devices(t, losses["loss"].detach()))
+            losses = {name: weights * value for name, value in losses.items()}
+        parts = {f"{prefix}/{name}": value.mean().detach() for name, value in losses.items()}
+        if self.times is None and self.learn_logvar:
+            parts["logvar"] = self.logvar.mean().detach()
+        return losses["loss"].mean(), parts
+
+    def image_losses(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """`loss` and its parts, each [B]: the mean squared error of what is regressed; on a table of betas
+        latent-diffusion's l_simple / exp(logvar) + logvar, and the bound; or the loss of `LearnedVariance`."""
         v = None
         if self.learned_variance is not None:
             output, v = output.chunk(2, dim=1)
         target = self.target.of(x_start, noise, *self.levels(t, x_start))
         simple = self.get_loss(output, target, mean=False).mean(dim=(1, 2, 3))
-        prefix = "train" if self.training else "val"
-        parts = {f"{prefix}/loss_simple": simple.mean().detach()}
+        losses = {"loss_simple": simple}
         if self.times is not None:
-            loss = self.l_simple_weight * simple.mean()
-            return loss, {**parts, f"{prefix}/loss": loss.detach()}
+            return {**losses, "loss": self.l_simple_weight * simple}
+        if v is not None:
+            bound = self.learned_variance.bound(self.path, self.target, output, v, x_start, t, noise)
+            return {**losses, "loss_vlb": bound, "loss": self.learned_variance.loss_of(simple, bound)}
         logvar = self.logvar[t]
-        loss = simple / logvar.exp() + logvar
+        gamma = simple / logvar.exp() + logvar
         if self.learn_logvar:
-            parts.update({f"{prefix}/loss_gamma": loss.mean().detach(), "logvar": self.logvar.mean().detach()})
-        if v is None:
-            bound = (self.lvlb_weights[t] * simple).mean()
-            loss = self.l_simple_weight * loss.mean() + self.original_elbo_weight * bound
-        else:
-            bound = self.learned_variance.bound(self.path, self.target, output, v, x_start, t, noise).mean()
-            loss = self.learned_variance.loss_of(loss.mean(), bound)
-        parts.update({f"{prefix}/loss_vlb": bound.detach(), f"{prefix}/loss": loss.detach()})
-        return loss, parts
+            losses["loss_gamma"] = gamma
+        bound = self.lvlb_weights[t] * simple
+        return {**losses, "loss_vlb": bound, "loss": self.l_simple_weight * gamma + self.original_elbo_weight * bound}
 
     def seed_draws(self, seed: int, member: int = 0) -> None:
         """Choose the streams of times, noises and label dropout."""
@@ -213,9 +236,10 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
     def shared_step(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):
         """Loss of a batch at the draws that belong to (step, samples)."""
         x = self.get_input(batch, self.first_stage_key)
-        t, noise, uniform = draws(step, samples, x.shape[1:], self.num_timesteps)
+        t, noise, uniform = draws(step, samples, x.shape[1:], self.drawn_timesteps)
         t, noise, uniform = self.drawn_times(t).to(x.device), noise.to(x), uniform.to(x)
-        return self.regularised(*self.p_losses(x, self.condition_of(batch, uniform), t, noise))
+        input_noise = self.input_noise(draws, step, samples, noise)
+        return self.regularised(*self.p_losses(x, self.condition_of(batch, uniform), t, noise, input_noise))
 
     def regularised(self, loss: Tensor, parts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the pull of an anchored member to its training loss."""

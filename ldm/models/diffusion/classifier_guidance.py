@@ -1,8 +1,8 @@
 """Guidance by a classifier of noisy images (Dhariwal and Nichol 2021, section 4): s times grad_x log p(y | x_u).
 
 Ancestral sampling adds variance times that gradient to the mean of a step (algorithm 1): `ClassifierScore.mean_shift`.
-Every other sampler takes it as a change of the predicted noise (algorithm 2): `classifier_guided`. It is the last wrapper,
-after scaling and clipping, so that epsilon scaling does not divide the gradient and no bound cuts it off.
+Every other sampler takes it as a change of the predicted noise (algorithm 2): `classifier_guided`. It is the last
+wrapper, after scaling and clipping, so that epsilon scaling does not divide the gradient and no bound cuts it off.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class LearnedVariance:
 
     Args:
         loss: "hybrid": L_simple + weight L_vlb, where the bound trains the variance and leaves the mean alone
-            (eq. 16); "vlb": L_vlb alone, mean and variance.
+            (eq. 16); "vlb": L_vlb alone, for mean and variance.
         weight: lambda of the hybrid loss.
     """
 
@@ -40,9 +40,9 @@ class LearnedVariance:
 
     def __post_init__(self):
         if self.loss not in BOUND_LOSSES:
-            raise ValueError(f"learned_variance must be one of {BOUND_LOSSES} or null, got '{self.loss}'")
+            raise ValueError(f"learned_variance must be one of {BOUND_LOSSES} got '{self.loss}'")
         if not self.weight >= 0:
-            raise ValueError(f"vlb_weight must not be negative, got {self.weight}")
+            raise ValueError(f"the weight of the bound must not be negative, got {self.weight}")
 
     def bound(
         self, path: VPPath, target: Target, output: Tensor, v: Tensor, x_start: Tensor, t: Tensor, noise: Tensor
@@ -74,7 +74,7 @@ def step_tables(path: VPPath) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def bound_terms(path: VPPath, x_start: Tensor, x0: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """L_t of the variational bound in bits per dimension [B] (Ho et al. 2020, eq. 5; Nichol and Dhariwal 2021, eq. 4-7).
+    """L_t of the variational bound in bits per dimension [B] (Ho et al. 2020, eq. 5; Nichol and Dhariwal 2021, eq. 4).
 
     The divergence of the step from q(x_{t-1} | x_t, x_0), and at entry 0 the negative log-likelihood of 8-bit images.
 

@@ -109,3 +109,8 @@ class TrainingDraws:
             uniforms.append(torch.rand((), generator=source))
             noises.append(torch.randn(tuple(shape), generator=source))
         return torch.stack(times), torch.stack(noises), torch.stack(uniforms)
+
+    def perturbation(self, step: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Standard normal draws [B, *shape] of input perturbation, apart from the others."""
+        purpose = f"{self.purpose} input perturbation"
+        return keyed_normal([(purpose, self.seed, self.member, step, sample) for sample in samples], shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.models.diffusion.row_adam import RowAdam, RowRule
@@ -93,6 +93,18 @@ def mean_over_devices(trainer: pl.Trainer, parts: Mapping[str, Tensor]) -> dict[
         return dict(parts)
     means = trainer.strategy.reduce(torch.stack(list(parts.values())), reduce_op="mean")
     return dict(zip(parts, means.unbind(), strict=True))
+
+
+def from_all_devices(*values: Tensor) -> list[Tensor]:
+    """Each vector [B] joined over the processes of a data-parallel training, [devices B]."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return list(values)
+    joined = []
+    for value in values:
+        parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, value.contiguous())
+        joined.append(torch.cat(parts))
+    return joined
 
 
 def require_trunk(path: str | None) -> None:

@@ -9,24 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.diffusion.denoiser import Target, target_on
+from ldm.models.diffusion.learned_variance import LearnedVariance
 from ldm.models.diffusion.objective import elbo_weights
 from ldm.models.diffusion.path import Path, VPPath, beta_schedule
 from ldm.models.diffusion.schedule import schedule_tables
+from ldm.models.diffusion.time_importance import LossSecondMoments
 from ldm.models.diffusion.times import TrainingTimes, UniformTimes
 from ldm.util import instantiate_from_config
+
+SCHEDULE_SAMPLERS = ("uniform", "loss-second-moment")
 
 
 class NoiseProcess:
     """What a module needs to noise data and to tell its network the time; goes before it among the bases.
 
-    The module sets `target`, `parameterization`, `v_posterior` and `original_elbo_weight`. Its `t` [B] are whole
-    numbers that count the entries of a table from 0 (latent-diffusion), or on a continuous path the times u in float64.
+    The module sets `target`, `channels`, `parameterization`, `v_posterior` and `original_elbo_weight`. Its `t` [B]
+    count the entries of a table from 0 (latent-diffusion), or are the times u of a continuous path, in float64.
     """
 
     path: Path
     target: Target
     num_timesteps: int | None
     times: TrainingTimes | None = None
+    learned_variance: LearnedVariance | None = None
+    time_importance: LossSecondMoments | None
 
     def register_process(
         self,
@@ -92,9 +98,42 @@ class NoiseProcess:
         else:
             self.register_buffer("logvar", logvar, persistent=False)
 
+    def register_variance(
+        self, learned: str | Mapping[str, Any] | None, schedule_sampler: str, network: nn.Module
+    ) -> None:
+        """Whether and how the variance of ancestral steps is learned, and how often each time is trained.
+
+        Raises:
+            ValueError: for an unknown name, a choice that a continuous path does not have, or a network whose output
+                has another number of channels.
+        """
+        if schedule_sampler not in SCHEDULE_SAMPLERS:
+            raise ValueError(f"schedule_sampler must be one of {SCHEDULE_SAMPLERS}, got '{schedule_sampler}'")
+        if self.times is not None and (learned is not None or schedule_sampler != "uniform"):
+            raise ValueError(
+                "learned_variance and schedule_sampler belong to a table of betas: leave them out (a continuous path "
+                "has times_config), or leave out path_config"
+            )
+        if learned is not None:
+            self.learned_variance = LearnedVariance(**({"loss": learned} if isinstance(learned, str) else learned))
+        self.time_importance = None if schedule_sampler == "uniform" else LossSecondMoments(self.num_timesteps)
+        expected, found = self.channels * (1 if learned is None else 2), getattr(network, "out_channels", None)
+        if found != expected and found in (self.channels, 2 * self.channels):
+            raise ValueError(
+                f"learned_variance: {learned or 'null'} needs a network with out_channels: {expected} for "
+                f"{self.channels} channels, got {found}; {2 * self.channels} go with learned_variance: hybrid"
+            )
+
+    @property
+    def drawn_timesteps(self) -> int | None:
+        """What `TrainingDraws` takes as `timesteps`: None asks for a uniform draw in [0, 1) for each time."""
+        return None if self.time_importance is not None and self.training else self.num_timesteps
+
     def drawn_times(self, draws: Tensor) -> Tensor:
-        """Times t of any shape that a draw of `TrainingDraws` stands for: itself, or a quantile of `times`."""
-        return draws if self.times is None else self.times(draws, self.path)
+        """Times t of any shape that draws of `TrainingDraws` stand for: themselves, or quantiles of the times' law."""
+        if self.times is not None:
+            return self.times(draws, self.path)
+        return self.time_importance.times(draws) if draws.is_floating_point() else draws
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma [B, 1, 1, 1] at times t [B], in the dtype of `like`."""

@@ -35,13 +35,13 @@ def _like(value: Tensor, tensor: Tensor) -> Tensor:
 
 
 def posterior_variance(path: Path, u: Tensor | float, s: Tensor | float) -> Tensor:
-    """Variance of q(x_s | x_u, x_0): sigma_s^2 (1 - (alpha_u sigma_s / (alpha_s sigma_u))^2), float64 of their shape."""
+    """Variance of q(x_s | x_u, x_0): sigma_s^2 (1 - (alpha_u sigma_s / (alpha_s sigma_u))^2), float64."""
     alpha_s, sigma_s, alpha_u, sigma_u = path.alpha(s), path.sigma(s), path.alpha(u), path.sigma(u)
     return (sigma_s**2 * (1 - (alpha_u * sigma_s / (alpha_s * sigma_u)) ** 2)).clamp(min=0)
 
 
 def forward_variance(path: Path, u: Tensor | float, s: Tensor | float) -> Tensor:
-    """Variance of q(x_u | x_s): sigma_u^2 - (alpha_u sigma_s / alpha_s)^2, float64 of their shape (beta of a VP step)."""
+    """Variance of q(x_u | x_s): sigma_u^2 - (alpha_u sigma_s / alpha_s)^2, float64 (beta of a VP step)."""
     return (path.sigma(u) ** 2 - (path.alpha(u) * path.sigma(s) / path.alpha(s)) ** 2).clamp(min=0)
 
 
