@@ -33,6 +33,7 @@ ROOMS = {
     "ldm.models.diffusion.affine": (2.0, "path"),
     "ldm.models.diffusion.derivative": (2.0, "derivative"),
     "ldm.models.diffusion.density": (2.3, "density"),
+    "ldm.models.diffusion.flow_matching": (2.4, "flow_matching"),
     "ldm.models.diffusion.noise": (2.0, "noise"),
     "ldm.models.diffusion.denoiser": (2.1, "denoiser"),
     "ldm.models.diffusion.times": (2.1, "times"),
