@@ -7,7 +7,9 @@ import re
 
 from ldm.cli import add_device_arguments
 from ldm.data.subsets import DATASET_NAMES
+from ldm.models.diffusion.epsilon_scaling import DIRECTIONS, UNITS
 from ldm.models.diffusion.sampler import SAMPLERS
+from ldm.models.diffusion.sampler.ancestral import VARIANCES
 from ldm.models.diffusion.sampler.grids import SPACINGS
 
 
@@ -27,7 +29,38 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, steps: int = 200, sc
     parser.add_argument("--eta", "--ddim_eta", **eta, help="DDIM's noise: 0 none .. 1 ancestral variance")
     parser.add_argument("--scale", type=float, help=f"guidance scale, 1 is off (config, else {scale:g})")
     parser.add_argument("--spacing", default="auto", choices=SPACINGS, help="how the steps are spaced")
+    parser.add_argument("--variance", choices=VARIANCES, help="DDPM's (learned_range where learned, else fixed_small)")
+    add_wrapper_arguments(parser)
     parser.set_defaults(default_steps=steps, default_scale=scale)
+
+
+def scaler_of(text: str) -> str | float:
+    """A positive number, or the name of the config's own values."""
+    if text in ("published", "published-linear"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number, published or published-linear; got '{text}'") from error
+
+
+def add_wrapper_arguments(parser: argparse.ArgumentParser) -> None:
+    """What acts on every prediction: epsilon scaling, clipping, guidance by a classifier."""
+    add = parser.add_argument_group("epsilon scaling (docs/epsilon_scaling.md)").add_argument
+    b = "divide the predicted noise by b, 1 is off; or published[-linear]: the config's values for this number of steps"
+    add("--eps_scaler", type=scaler_of, metavar="B", help=b)
+    add("--eps_slope", type=float, metavar="K", help="divide by K t + B, t as --eps_unit says")
+    add("--eps_unit", choices=UNITS, help="t counts steps from the cleanest (step), or is -log SNR (file's, else step)")
+    add("--eps_schedule", metavar="FILE", help="schedule file of choose_eps_scaling.py in place of B and K")
+    window = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    add("--eps_window", **window, help="scale only where sigma / alpha lies between these")
+    add("--eps_direction", choices=DIRECTIONS, help="scale eps everywhere (full), or in x_0 only (file's, else full)")
+    add = parser.add_argument_group("clipping and guidance by a classifier").add_argument
+    clip = {"action": argparse.BooleanOptionalAction, "default": None}
+    add("--clip_denoised", **clip, help="clamp predicted pixels to [-1, 1] (config's, else off)")
+    add("--classifier_config", metavar="YAML", help="config of a noisy classifier")
+    add("--classifier_ckpt", metavar="FILE", help="its weights: a run's checkpoint, or guided-diffusion's file")
+    add("--classifier_scale", type=float, metavar="S", help="scale of its gradient, which eps scaling leaves alone (1)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> None:

@@ -7,6 +7,9 @@ Examples:
       --out samples/imagenet
   python scripts/sample_diffusion.py --run logs/2026-01-01T00-00-00_digits --classes 3 --interpolate 0 1 --frames 9 \\
       --out samples/between
+  python scripts/sample_diffusion.py --base configs/guided-diffusion/imagenet-64.yaml \\
+      --ckpt pretrained_models/adm/imagenet-64.pt --sampler DDPM --steps 100 --spacing respace --eps_scaler published \\
+      --labels random --n 50000 --batch_size 256 --out samples/imagenet-64
 
 Image i draws from (seed, i, step) whatever the batch size. A stopped run continues when it is started again; processes
 of torchrun or of a SLURM array share the work, and the last to finish writes grid.png, samples.npz (arr_0: images uint8
@@ -16,7 +19,7 @@ of torchrun or of a SLURM array share the work, and the last to finish writes gr
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
-from ldm.checkpoint import save_tensors
+from ldm.checkpoint import save_tensors, sha256
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.data.npz import Pieces, read_labels, write_npz
 from ldm.images import make_grid, save_image, to_uint8
 from ldm.jobs import WorkList, shard_from_environment
 from ldm.models.diffusion.noise import ImageNoise, slerp
 from ldm.opened import OpenModel, open_model
-from ldm.util import atomic_write
+from ldm.util import atomic_write, generator
 
 # Images in a part, the unit that a process takes and that a file holds.
 PART = 8
@@ -55,6 +59,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar=("SEED_A", "SEED_B"),
         help="instead: from image 0 of one seed to image 0 of another, along the arc between their first noises",
     )
+    labels = "instead of classes in turn: random, or a file with the class of every image (text, .npy, .npz: arr_1)"
+    parser.add_argument("--labels", metavar="FILE", help=labels)
     parser.add_argument("--frames", type=int, default=9, help="images of each class with --interpolate")
     parser.add_argument("--batch_size", type=int, default=16, help="images in one pass")
     parser.add_argument("--pngs", action="store_true", help="also write pngs/{image}.png")
@@ -104,6 +110,27 @@ def classes_of(options: argparse.Namespace, n_classes: int) -> list[int] | None:
         raise ValueError(f"--classes takes numbers, or all; got {' '.join(words)}") from error
 
 
+def labels_of(options: argparse.Namespace, classes: Sequence[int] | None) -> list[int] | None:
+    """The class of every image under `--labels`; None without it.
+
+    Raises:
+        ValueError: if the classes are said in another way, too, or the file has another number of labels than `--n`.
+    """
+    if options.labels is None:
+        return None
+    if options.interpolate or options.n_per_class or classes is None:
+        raise ValueError("--labels goes with --n and a model of classes, without --n_per_class and --interpolate")
+    if options.labels == "random":
+        drawn = (generator("labels", options.seed, image) for image in range(options.n))
+        return [classes[int(torch.randint(len(classes), (), generator=source))] for source in drawn]
+    if options.classes:
+        raise ValueError("--labels FILE names the class of every image: leave out --classes")
+    found = read_labels(options.labels)
+    if len(found) < options.n:
+        raise ValueError(f"{options.labels} has {len(found)} labels for the {options.n} images of --n")
+    return found[: options.n]
+
+
 def make_plan(options: argparse.Namespace, opened: OpenModel) -> Plan:
     """Number the images.
 
@@ -119,8 +146,10 @@ def make_plan(options: argparse.Namespace, opened: OpenModel) -> Plan:
         opened.labels(classes, null=True)
     each = options.frames if options.interpolate else options.n_per_class
     count = options.n if each is None else each * len(classes or [0])
-    labels = None
-    if classes is not None:
+    labels = labels_of(options, classes)
+    if labels is not None:
+        opened.labels(labels, null=True)
+    elif classes is not None:
         labels = [classes[i % len(classes) if each is None else i // each] for i in range(count)]
     arc = None
     if options.interpolate:
@@ -136,6 +165,7 @@ def settings_of(options: argparse.Namespace, opened: OpenModel) -> dict[str, Any
         **opened.describe(),
         "classes": classes_of(options, opened.n_classes),
         "n_per_class": options.n_per_class,
+        "labels": options.labels and ("random" if options.labels == "random" else sha256(options.labels)),
         "interpolate": options.interpolate,
         "frames": options.frames if options.interpolate else None,
     }
@@ -170,31 +200,47 @@ def work_off(work: WorkList, parts: dict[str, range], plan: Plan, opened: OpenMo
             progress.update(len(images))
 
 
-def joined(work: WorkList, parts: dict[str, range], name: str) -> np.ndarray:
-    """An array of all parts, in their order."""
-    arrays = []
-    for key in parts:
-        with np.load(work.folder / f"{key}.npz") as content:
-            arrays.append(content[name])
-    return np.concatenate(arrays)
+def pieces(work: WorkList, parts: dict[str, range], name: str) -> Pieces:
+    """An array of all parts in their order, read part by part."""
+
+    def rows() -> Iterator[np.ndarray]:
+        for key in parts:
+            with np.load(work.folder / f"{key}.npz") as content:
+                yield content[name]
+
+    first = next(rows())
+    return Pieces((sum(map(len, parts.values())), *first.shape[1:]), first.dtype, rows())
+
+
+def shown_images(plan: Plan, columns: int | None) -> list[int]:
+    """Numbers of the images in the grid: the first ones, or the first `columns` of each class."""
+    if columns is None:
+        return list(range(min(plan.count, GRID_SIDE**2)))
+    rows = min(plan.count // plan.columns, GRID_SIDE)
+    return [row * plan.columns + column for row in range(rows) for column in range(columns)]
 
 
 def write_outputs(out: Path, work: WorkList, parts: dict[str, range], plan: Plan, options: argparse.Namespace) -> None:
     """Join the parts into the grid, the npz file, and what else was asked for."""
-    images = joined(work, parts, "images")  # [N, H, W, C]
-    named = {} if plan.labels is None else {"arr_1": np.asarray(plan.labels)}
-    with atomic_write(out / "samples.npz", overwrite=True) as partial:
-        np.savez(partial, arr_0=images, **named)
-    shown, columns = images[: GRID_SIDE**2], None
+    arrays = {"arr_0": pieces(work, parts, "images")}  # [N, H, W, C]
+    if plan.labels is not None:
+        labels = np.asarray(plan.labels)
+        arrays["arr_1"] = Pieces(labels.shape, labels.dtype, [labels])
+    write_npz(out / "samples.npz", arrays, overwrite=True)
+    columns = None
     if plan.columns:
         columns = plan.columns if plan.arc is not None else min(plan.columns, GRID_SIDE)
-        shown = images.reshape(-1, plan.columns, *images.shape[1:])[:GRID_SIDE, :columns].reshape(-1, *images.shape[1:])
-    save_image(make_grid(shown, columns, zoom=max(1, 64 // images.shape[1])), out / "grid.png", overwrite=True)
-    if options.pngs:
-        for index, image in enumerate(images):
-            save_image(image, out / "pngs" / f"{index:06d}.png", overwrite=True)
+    wanted = shown_images(plan, columns)
+    found: dict[int, np.ndarray] = {}
+    for number, image in enumerate(image for part in pieces(work, parts, "images").rows for image in part):
+        if options.pngs:
+            save_image(image, out / "pngs" / f"{number:06d}.png", overwrite=True)
+        if number in wanted:
+            found[number] = image
+    shown = np.stack([found[number] for number in wanted])
+    save_image(make_grid(shown, columns, zoom=max(1, 64 // shown.shape[1])), out / "grid.png", overwrite=True)
     if options.latents:
-        latents = joined(work, parts, "latents")
+        latents = np.concatenate(list(pieces(work, parts, "latents").rows))
         save_tensors({"latents": torch.from_numpy(latents)}, out / "latents.safetensors", overwrite=True)
 
 

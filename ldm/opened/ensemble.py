@@ -179,9 +179,9 @@ class OpenEnsemble(OpenModel):
             MemberNetwork(self.model.network, self.network.members.select(bases), chunk=self.network.chunk)
         )
         return {
-            "sampler": self.sampler,
-            "base": self.model.denoiser(cond, self.scale, base),
-            "members": self.model.denoiser(cond, self.scale, self.network),
+            "sampler": self.sampler(cond),
+            "base": self.denoiser(cond, base),
+            "members": self.denoiser(cond, self.network),
             "path": self.model.path,
             "x": x,
             "grid": self.grid,

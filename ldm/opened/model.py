@@ -16,9 +16,11 @@ from ldm.checkpoint import load_checkpoint, sha256
 from ldm.cli import pick_device
 from ldm.heads import merge
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.denoiser import Denoiser, Network
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import make_sampler, run
-from ldm.models.diffusion.sampler.registry import Sampler
+from ldm.models.diffusion.sampler.registry import Sampler, sampler_options
+from ldm.opened.wrappers import Wrappers, make_wrappers
 from ldm.training.config import load_config
 from ldm.training.runs import find_run
 from ldm.uncertainty.ensemble import verified_trunk
@@ -54,13 +56,33 @@ class OpenModel:
 
     @property
     def n_classes(self) -> int:
-        """Number of real classes, without the null class of guidance; 0 for an unconditional model."""
-        return self.model.n_classes or 0
+        """Number of real classes, without the null class of guidance; of an unconditional model those of the
+        classifier that guides it, or 0."""
+        if self.model.n_classes or self.wrappers.classifier is None:
+            return self.model.n_classes or 0
+        return self.wrappers.classifier.n_classes
 
-    @property
-    def sampler(self) -> Sampler:
-        """The chosen sampler with its options bound; one that it does not act on is an error."""
-        return make_sampler(self.options.sampler, eta=self.options.ddim_eta or None)
+    @cached_property
+    def wrappers(self) -> Wrappers:
+        """Epsilon scaling, clipping and a classifier, as the options say."""
+        return make_wrappers(self.options, self.model, self.config, self.device)
+
+    def sampler(self, labels: torch.Tensor | None = None) -> Sampler:
+        """The chosen sampler with its options bound; one that it does not act on is an error.
+
+        `labels` [B] are what a classifier guides ancestral sampling to.
+        """
+        name, variance = self.options.sampler, self.options.variance
+        if variance is None and "variance" in sampler_options(name) and self.model.learned_variance is not None:
+            variance = "learned_range"
+        shift = self.wrappers.mean_shift(name, labels)
+        return make_sampler(name, eta=self.options.ddim_eta or None, variance=variance, mean_shift=shift)
+
+    def denoiser(self, labels: torch.Tensor | None = None, network: Network | None = None) -> Denoiser:
+        """The model's denoiser for labels [B] with everything the options put around it; see `Wrappers`."""
+        cond = labels if self.model.n_classes else None
+        denoiser = self.model.denoiser(cond, self.scale, network)
+        return self.wrappers.wrap(denoiser, self.grid, self.options.sampler, labels)
 
     @property
     def scale(self) -> float:
@@ -99,12 +121,11 @@ class OpenModel:
 
         `initial` [B, c, h, w], standard normal, replaces the first draw.
         """
-        noise, cond = self.noise(images), None if labels is None else self.labels(labels, null=True)
+        noise, given = self.noise(images), None if labels is None else self.labels(labels, null=True)
         if initial is None:
             initial = noise.initial((len(images), *self.model.latent_shape))
         x = initial.to(self.device) * self.model.path.prior_std
-        denoiser = self.model.denoiser(cond, self.scale)
-        return run(self.sampler(denoiser, self.model.path, x, self.grid, noise=noise))
+        return run(self.sampler(given)(self.denoiser(given), self.model.path, x, self.grid, noise=noise))
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor, chunk: int = 64) -> torch.Tensor:
@@ -131,6 +152,8 @@ class OpenModel:
             "scale": self.scale,
             "spacing": self.options.ddim_steps if isinstance(self.options.ddim_steps, str) else self.options.spacing,
             "seed": self.options.seed,
+            "variance": self.options.variance,
+            **self.wrappers.describe(),
         }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.base import DDPM
-from ldm.models.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, guided
+from ldm.models.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, clipped, guided
 from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import Step, ddim, make_grid, run
@@ -23,7 +23,8 @@ class LatentDiffusion(DDPM):
     """Diffusion of z = scale_factor * encode(image), conditioned through `cond_stage_config`.
 
     Attribute names fix the checkpoint: `model.diffusion_model`, `first_stage_model`, `cond_stage_model`, `model_ema`
-    and the 12 schedule buffers. Keyword arguments beyond these are DDPM's.
+    and the 12 schedule buffers. `clip_denoised` (of models of pixels) clamps x_0 to [-1, 1] in sampling. Keyword
+    arguments beyond these are DDPM's.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LatentDiffusion(DDPM):
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         guidance_scale: float = 1.0,
+        clip_denoised: bool = False,
         **ddpm: Any,
     ):
         if num_timesteps_cond not in (None, 1):
@@ -46,7 +48,8 @@ class LatentDiffusion(DDPM):
         unconditional = cond_stage_config == "__is_unconditional__"
         if conditioning_key is None and not unconditional:
             conditioning_key = "concat" if concat_mode else "crossattn"
-        super().__init__(conditioning_key=None if unconditional else conditioning_key, **ddpm)
+        conditioning_key = None if unconditional else conditioning_key
+        super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **ddpm)
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.cond_stage_forward, self.guidance_scale, self.scale_by_std = (
             cond_stage_forward,
@@ -215,7 +218,9 @@ class LatentDiffusion(DDPM):
             grid: see `grid`; scale: guidance; sampler: one of `SAMPLERS`, with its options (eta, ...).
         """
         x = noise.initial((len(noise.images), *self.latent_shape)) * self.path.prior_std
-        return run(sampler(self.denoiser(cond, scale), self.path, x, grid, noise=noise, **options))
+        denoiser = self.denoiser(cond, scale)
+        denoiser = clipped(denoiser, self.path) if self.clip_denoised else denoiser
+        return run(sampler(denoiser, self.path, x, grid, noise=noise, **options))
 
     @torch.no_grad()
     def log_images(

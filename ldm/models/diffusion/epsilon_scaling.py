@@ -80,6 +80,11 @@ class EpsilonScaling:
         """Whether lambda is 1 everywhere."""
         return self.k == 0 and self.b == 1 and all(factor == 1 for _, factor in self.table)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, as a schedule file holds them."""
+        plain = {"table": [list(pair) for pair in self.table], "window": self.window and list(self.window)}
+        return {**asdict(self), **plain}
+
     def check_sampler(self, name: str) -> None:
         """Refuse a direction that the sampler would silently ignore.
 
@@ -238,10 +243,8 @@ def save_scaling(scaling: EpsilonScaling, path: str | os.PathLike, overwrite: bo
     Raises:
         FileExistsError: if the file exists and `overwrite` is False.
     """
-    content = {"format": FORMAT, **asdict(scaling)}
-    content |= {"table": [list(pair) for pair in scaling.table], "window": scaling.window and list(scaling.window)}
     with atomic_write(path, overwrite) as partial:
-        OmegaConf.save(OmegaConf.create(content), partial)
+        OmegaConf.save(OmegaConf.create({"format": FORMAT, **scaling.as_dict()}), partial)
 
 
 def load_scaling(path: str | os.PathLike) -> EpsilonScaling:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.path import EDMPath, Path, VPPath
 
-SPACINGS = ("auto", "trailing", "published", "quad")
+SPACINGS = ("auto", "trailing", "published", "quad", "respace")
 
 
 def _check_steps(steps: int, largest: int) -> None:
@@ -28,6 +28,7 @@ def vp_grid(path: VPPath, steps: int | str, spacing: str = "auto") -> Tensor:
         more steps than asked for (S = 30 gives 31).
     quad: latent-diffusion's quadratic grid, (linspace(0, sqrt(0.8 T), S))^2 + 1 as network times, ends at u = 1; times
         that it repeats from about S = 29 on are steps that go nowhere, and are left out.
+    respace: ADM's timestep_respacing "S", both ends of the table included.
     auto: see `default_spacing`. A string as `steps` is a respacing of ADM: "20", "ddim20" or sections "10,10,5".
 
     Raises:
@@ -36,6 +37,8 @@ def vp_grid(path: VPPath, steps: int | str, spacing: str = "auto") -> Tensor:
     if isinstance(steps, str):
         return respaced_grid(path, steps)
     _check_steps(steps, path.end)
+    if spacing == "respace":
+        return respaced_grid(path, str(steps))
     if spacing == "auto":
         spacing = default_spacing(steps, path.end)
     if spacing == "trailing":
