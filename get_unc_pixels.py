@@ -12,6 +12,7 @@ latents go to files with `latent` in their names.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +49,31 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(opened: OpenEnsemble, label: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images [n, C, H, W] of the first base member, and maps [n, h, w] in each space, means over the bases."""
+def measure(opened: OpenEnsemble, labels: list[int]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Of each class: images [n, C, H, W] of its first base member, maps [n, h, w] in each space, means over bases."""
     options = opened.options
-    samples = opened.member_samples([label] * options.n, range(options.n))  # [M, n, K, c, h, w]
-    decoded = opened.decode(samples)
-    values = {"image": (decoded + 1) / 2, "latent": samples}
+    numbers = list(range(options.n)) * len(labels)
+    samples = opened.member_samples([label for label in labels for _ in range(options.n)], numbers)
     joint = options.channels != "mean"
-    maps = {space: pixel_maps(values[space], options.distance_scale, joint).mean(1).cpu() for space in options.space}
-    return decoded[opened.bases(label)[0], :, 0], maps
+    for label, own in zip(labels, samples.split(options.n, 1), strict=True):  # own [M, n, K, c, h, w]
+        decoded = opened.decode(own)
+        values = {"image": (decoded + 1) / 2, "latent": own}
+        maps = {name: pixel_maps(values[name], options.distance_scale, joint).mean(1).cpu() for name in options.space}
+        yield decoded[opened.bases(label)[0], :, 0], maps
+
+
+def measure_all(opened: OpenEnsemble, labels: list[int]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """The same for any number of classes, as many at once as fill a pass of the network."""
+    most = max(len(opened.bases(label)) for label in labels)
+    together = opened.images_at_once(opened.options.n * opened.members * most)
+    batches = [labels[first : first + together] for first in range(0, len(labels), together)]
+    with tqdm(desc="pixel maps", unit="class", total=len(labels)) as progress:
+        found = []
+        for batch in batches:
+            for one in measure(opened, batch):
+                found.append(one)
+                progress.update()
+    return found
 
 
 def draw(opened: OpenEnsemble, images: Tensor, maps: Tensor, titles: list[str], space: str, out: Path) -> None:
@@ -86,7 +103,7 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(options.out or Path(options.path) / "pixel_unc")
     for part in opened.at_branches():
         part.options.classes = options.classes
-        found = [measure(part, label) for label in tqdm(options.classes, desc="pixel maps", unit="class")]
+        found = measure_all(part, options.classes)
         images = torch.stack([pictures for pictures, _ in found])
         for space in options.space:
             draw(part, images, torch.stack([maps[space] for _, maps in found]), titles, space, out)

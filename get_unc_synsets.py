@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_ensemble_arguments, fill_in_published, scale_of
+from ldm.arguments import add_ensemble_arguments, count_or_auto, fill_in_published, scale_of
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.evaluation.diversity import load_lpips
@@ -63,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--lpips", metavar="FILE", help="with --diversity: the learned perceptual distance too, with these weights")
     keep = "keep a picture of members x noises (grid), latents and distances (tensors) of each class under kept/"
     add("--keep_images", nargs="*", choices=KEEPABLE, help=keep)
-    add("--classes_at_once", type=int, default=10, help="classes in one batch")
+    add("--classes_at_once", type=count_or_auto, default="auto", help="classes in one batch")
     add("--out", help="folder of the output (default: PATH/samps_uncs_branch{u})")
     return parser
 

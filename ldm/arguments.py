@@ -11,6 +11,7 @@ from ldm.models.diffusion.epsilon_scaling import DIRECTIONS, UNITS
 from ldm.models.diffusion.sampler import SAMPLERS
 from ldm.models.diffusion.sampler.ancestral import VARIANCES
 from ldm.models.diffusion.sampler.grids import SPACINGS
+from ldm.opened.speed import PRECISIONS
 
 
 def steps_of(text: str) -> int | str:
@@ -63,6 +64,25 @@ def add_wrapper_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classifier_scale", type=float, metavar="S", help="scale of its gradient, which eps scaling leaves alone (1)")
 
 
+def count_or_auto(text: str) -> int | None:
+    """A number from 1, or None for "auto"."""
+    if text != "auto" and (not text.isdigit() or text == "0"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, or auto; got '{text}'")
+    return None if text == "auto" else int(text)
+
+
+def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the network runs; results agree to the precision chosen. See `ldm.opened.speed`."""
+    group = parser.add_argument_group("speed")
+    chunk = "images in one pass of the network (auto: what fits into memory; fewer, should it run out all the same)"
+    group.add_argument("--chunk", type=count_or_auto, default="auto", help=chunk)
+    precision = "of the network's products; samplers and estimates stay in float32 and float64"
+    group.add_argument("--precision", choices=list(PRECISIONS), default="float32", help=precision)
+    group.add_argument("--channels_last", action="store_true", help="lay images out with channels innermost")
+    compiled = "compile the network: a minute or more at first, faster from then on"
+    group.add_argument("--compile", action="store_true", help=compiled)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> None:
     """Which model `open_model` opens, and how it is sampled."""
     source = parser.add_mutually_exclusive_group(required=True)
@@ -75,6 +95,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> No
     )
     add_sampling_arguments(parser, steps, scale=1.0)
     add_device_arguments(parser)
+    add_speed_arguments(parser)
 
 
 def base_of(text: str) -> int | str:
@@ -115,7 +136,6 @@ def add_ensemble_arguments(parser: argparse.ArgumentParser, published_branch: in
         action="store_true",
         help="walk to the branch with a member that the class was hidden from (masked_classes)",
     )
-    parser.add_argument("--chunk", type=int, help="images that one pass through the network holds at most")
     add_sampling_arguments(parser)
     where = "the last step" if published_branch is None else f"step {published_branch}"
     parser.add_argument(
@@ -125,6 +145,7 @@ def add_ensemble_arguments(parser: argparse.ArgumentParser, published_branch: in
         f"branch at {where}",
     )
     add_device_arguments(parser)
+    add_speed_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.set_defaults(default_branch="config", published_branch=published_branch)
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, count_or_auto
 from ldm.checkpoint import save_tensors, sha256
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.npz import Pieces, read_labels, write_npz
@@ -62,7 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     labels = "instead of classes in turn: random, or a file with the class of every image (text, .npy, .npz: arr_1)"
     parser.add_argument("--labels", metavar="FILE", help=labels)
     parser.add_argument("--frames", type=int, default=9, help="images of each class with --interpolate")
-    parser.add_argument("--batch_size", type=int, default=16, help="images in one pass")
+    parser.add_argument("--batch_size", type=count_or_auto, default="auto", help="images that are sampled together")
     parser.add_argument("--pngs", action="store_true", help="also write pngs/{image}.png")
     parser.add_argument("--latents", action="store_true", help="also write latents.safetensors")
     return parser
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> Path:
     opened = open_model(options)
     plan, settings = make_plan(options, opened), settings_of(options, opened)
     work, parts = WorkList(out / "parts", settings, shard_from_environment()), parts_of(plan.count)
-    work_off(work, parts, plan, opened, options.batch_size)
+    work_off(work, parts, plan, opened, options.batch_size or max(PART, opened.images_at_once()))
     if not work.complete(parts):
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")
         return out

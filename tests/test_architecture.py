@@ -49,7 +49,7 @@ ROOMS = {
     "ldm.evaluation": (3, "evaluation"),
     **{f"ldm.{name}": (4, "tools") for name in ("cli", "arguments", "opened", "images", "report", "training", "data")},
 }
-BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.heads", "ldm.jobs", "ldm.lr_scheduler"}
+BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.heads", "ldm.jobs", "ldm.lr_scheduler", "ldm.memory"}
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}
 MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint")
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}

@@ -13,6 +13,7 @@ from ldm.modules.diffusionmodules.util import (
     in_forward_mode,
     in_functorch,
     normalization,
+    repeat_rows,
     zero_module,
 )
 
@@ -175,9 +176,9 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(conv_nd(2, inner, in_channels, 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x `[B, C, H, W]`, context `[B, T, E]`; returns `[B, C, H, W]`."""
+        """x `[B, C, H, W]`, context `[B, T, E]` (or a divisor of B rows, repeated); returns `[B, C, H, W]`."""
         if context is not None:
-            context = context.to(x.dtype)
+            context = repeat_rows(context.to(x.dtype), len(x))  # [B, T, E]
         size = x.shape[2:]
         h = self.proj_in(self.norm(x)).flatten(2).mT  # [B, H W, inner]
         for block in self.transformer_blocks:

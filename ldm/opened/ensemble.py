@@ -14,7 +14,7 @@ from ldm.cli import pick_device
 from ldm.data.bins import MASKED, budget_order
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import Step
-from ldm.opened.model import OpenModel, build_model
+from ldm.opened.model import OpenModel, build_model, make_ready
 from ldm.uncertainty.branch import Branched, InterleavedMembers, branch, branch_indices, parted_chain, shared_chain
 from ldm.uncertainty.ensemble import Ensemble, load_ensemble
 from ldm.uncertainty.posterior import MemberNetwork
@@ -32,9 +32,13 @@ class OpenEnsemble(OpenModel):
     """A loaded ensemble with everything the scripts ask of it; `checkpoint` is its trunk."""
 
     ensemble: Ensemble
-    network: MemberNetwork
 
     # The members and their data
+
+    @cached_property
+    def network(self) -> MemberNetwork:
+        """All members at once, in passes that fit into memory."""
+        return MemberNetwork(self.model.network, self.ensemble.members.to(self.device), self.passes)
 
     @property
     def members(self) -> int:
@@ -176,7 +180,7 @@ class OpenEnsemble(OpenModel):
         )
         x = noise.initial((len(cond), *self.model.latent_shape)) * self.model.path.prior_std
         base = InterleavedMembers(
-            MemberNetwork(self.model.network, self.network.members.select(bases), chunk=self.network.chunk)
+            MemberNetwork(self.model.network, self.network.members.select(bases), self.network.pieces)
         )
         return {
             "sampler": self.sampler(cond),
@@ -246,5 +250,4 @@ def open_ensemble(options: argparse.Namespace) -> OpenEnsemble:
     model = build_model(config)
     model.init_from_ckpt(str(trunk), use_averaged=True)
     model = model.to(device).eval().requires_grad_(False)
-    network = MemberNetwork(model.network, ensemble.members.to(device), chunk=options.chunk)
-    return OpenEnsemble(model, config, trunk, options, device, ensemble, network)
+    return OpenEnsemble(model, config, trunk, options, device, *make_ready(model, options, device), ensemble)

@@ -15,11 +15,14 @@ from omegaconf import OmegaConf
 from ldm.checkpoint import load_checkpoint, sha256
 from ldm.cli import pick_device
 from ldm.heads import merge
+from ldm.memory import Pieces, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.denoiser import Denoiser, Network
+from ldm.models.diffusion.network import PiecewiseNetwork
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import make_sampler, run
 from ldm.models.diffusion.sampler.registry import Sampler, sampler_options
+from ldm.opened.speed import speed_up
 from ldm.opened.wrappers import Wrappers, make_wrappers
 from ldm.training.config import load_config
 from ldm.training.runs import find_run
@@ -29,13 +32,18 @@ from ldm.util import get_obj_from_str, instantiate_from_config
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model with its weights, the config and file they came from, and what the options say of sampling it."""
+    """A model with its weights, the config and file they came from, and what the options say of sampling it.
+
+    `passes` bounds the images in a pass of the network, `decoding` those in one of the first stage's decoder.
+    """
 
     model: LatentDiffusion
     config: Mapping[str, Any]
     checkpoint: Path
     options: argparse.Namespace
     device: torch.device
+    passes: Pieces
+    decoding: Pieces
 
     def setting(self, name: str, default: Any) -> Any:
         """A value of the config's `uncertainty` section."""
@@ -81,6 +89,7 @@ class OpenModel:
     def denoiser(self, labels: torch.Tensor | None = None, network: Network | None = None) -> Denoiser:
         """The model's denoiser for labels [B] with everything the options put around it; see `Wrappers`."""
         cond = labels if self.model.n_classes else None
+        network = PiecewiseNetwork(self.model.network, self.passes) if network is None else network
         denoiser = self.model.denoiser(cond, self.scale, network)
         return self.wrappers.wrap(denoiser, self.grid, self.options.sampler, labels)
 
@@ -97,6 +106,10 @@ class OpenModel:
             return 1.0
         configured = self.config["model"]["params"].get("guidance_scale", self.options.default_scale)
         return configured if self.options.scale is None else self.options.scale
+
+    def images_at_once(self, copies: int = 1) -> int:
+        """Images worth working on together: each takes `copies` rows of a pass, twice as many under guidance."""
+        return max(1, (self.passes.limit or 1) // (copies * (1 if self.scale == 1 or not self.n_classes else 2)))
 
     def noise(self, images: Sequence[int]) -> ImageNoise:
         return ImageNoise(self.options.seed, tuple(images), device=self.device)
@@ -128,10 +141,10 @@ class OpenModel:
         return run(self.sampler(given)(self.denoiser(given), self.model.path, x, self.grid, noise=noise))
 
     @torch.no_grad()
-    def decode(self, z: torch.Tensor, chunk: int = 64) -> torch.Tensor:
-        """Images in [-1, 1] of latents [..., c, h, w], decoded in bounded pieces, on the CPU."""
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] of latents [..., c, h, w], decoded in pieces that fit into memory, on the CPU."""
         flat = z.reshape(-1, *z.shape[-3:])
-        images = torch.cat([self.model.decode_first_stage(piece).float().cpu() for piece in flat.split(chunk)])
+        images = self.decoding(lambda piece: self.model.decode_first_stage(piece).float().cpu(), flat)
         return images.reshape(*z.shape[:-3], *images.shape[1:]).clamp(-1, 1)
 
     def describe(self) -> dict[str, Any]:
@@ -189,6 +202,15 @@ def load_weights(
     model.load_state_dict(merge(model.state_dict(), content["state_dict"]))
 
 
+def make_ready(model: LatentDiffusion, options: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
+    """Let a frozen model run as the options say; what one pass of its network, and of its decoder, may hold."""
+    x = torch.zeros((1, *model.latent_shape), device=device)
+    cond = torch.zeros(1, dtype=torch.long, device=device) if model.n_classes else None
+    passes = options.chunk or rows_that_fit(lambda: model.network(x, x.new_zeros(1), cond), device)
+    speed_up(model.model.diffusion_model, options, device)
+    return Pieces(passes), Pieces(lambda: rows_that_fit(lambda: model.decode_first_stage(x), device))
+
+
 def open_model(options: argparse.Namespace) -> OpenModel:
     """Load the model that the options of `ldm.arguments.add_model_arguments` name.
 
@@ -202,4 +224,5 @@ def open_model(options: argparse.Namespace) -> OpenModel:
     config = run.config() if run else load_config([options.base])
     model = build_model(config)
     load_weights(model, checkpoint, options.ema, options.pretrained)
-    return OpenModel(model.to(device).eval().requires_grad_(False), config, checkpoint, options, device)
+    model = model.to(device).eval().requires_grad_(False)
+    return OpenModel(model, config, checkpoint, options, device, *make_ready(model, options, device))

@@ -136,14 +136,16 @@ def _join(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor]) -> d
 
 
 def measure_classes(
-    opened: OpenEnsemble, labels: Sequence[int], plan: Plan, at_once: int = 10
+    opened: OpenEnsemble, labels: Sequence[int], plan: Plan, at_once: int | None = None
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield (class, results) as each is finished; at most `at_once` classes are held.
+    """Yield (class, results) as each is finished; at most `at_once` classes are held (None: what fills a pass).
 
     Noise i of a class is noise i of `--seed`, the same for all classes, whatever the batch and the number of noises.
     """
     for places in opened.by_bases(labels):
         batch = [labels[place] for place in places]
+        copies = plan.n * max(opened.members, len(opened.bases(batch[0])))
+        at_once = at_once or opened.images_at_once(copies)
         for start in range(0, len(batch), at_once):
             results: dict[int, dict[str, Tensor]] = {}
             open_labels, used = batch[start : start + at_once], 0

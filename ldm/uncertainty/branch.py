@@ -84,10 +84,15 @@ class InterleavedMembers:
     """K members side by side in the batch, as an ordinary network: `(x [B K, ...], t, cond) -> [B K, ...]`.
 
     Image b of member k lies at b K + k; t and cond [B K] are the same for the K images of one b. So several base
-    members walk to the branch in one batch, whatever wraps the network (guidance doubles the batch in front).
+    members walk to the branch in one batch, whatever wraps the network (guidance doubles the conditions in front).
     """
 
     network: MemberNetwork
+
+    @property
+    def shares_x(self) -> bool:
+        """Whether r B conditions may come with B images."""
+        return self.network.shares_x
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         count = len(self.network.members)

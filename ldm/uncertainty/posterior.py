@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ldm.memory import Pieces
+from ldm.modules.diffusionmodules.util import repeat_rows
+
 
 @dataclass(frozen=True)
 class Members:
@@ -68,20 +71,26 @@ class MemberNetwork:
     """All members of a network at once: `members(x, t, cond) -> [M, B, C, H, W]`.
 
     x is [B, C, H, W] (shared) or [M, B, C, H, W]; t and cond are [B], the same for every member, or t [M, B] and cond
-    [M, B, ...] (or None), each member's own (training on its own data). Where the network has stages (`condition`,
-    `trunk`, `readout` with `input_patterns` and `output_patterns`) and the members differ only in the first and last,
-    the frozen trunk runs once on the folded batch, or once for all members where they share its inputs. Otherwise
-    `vmap` over the whole network; both agree. `chunk` bounds the images a trunk pass holds.
+    [M, B, ...] (or None), each member's own (training on its own data). With r B conditions, condition j is for image
+    j mod B and r B images come out. Where the network has stages (`condition`, `trunk`, `readout` with
+    `input_patterns` and `output_patterns`) and the members differ only in the first and last, the frozen trunk runs
+    once on the folded batch. While members share x, it runs once for all conditions in which they agree (a shared null
+    class), and what comes before the first conditioned block once for all of them. Otherwise `vmap` over the whole
+    network; all agree. `pieces` bounds the images a trunk pass holds.
     """
 
-    def __init__(self, network: nn.Module, members: Members, chunk: int | None = None, staged: bool | None = None):
+    def __init__(
+        self, network: nn.Module, members: Members, chunk: int | Pieces | None = None, staged: bool | None = None
+    ):
         known = network.state_dict().keys()
         unknown = sorted(set(members.overrides) - set(known))
         if unknown:
             raise ValueError(
                 f"members override {unknown[:4]}, which the network does not have: is this their base model?"
             )
-        self.network, self.members, self.chunk = network, members, chunk
+        self.network, self.members = network, members
+        self.shares_x = getattr(network, "shares_x", False)
+        self.pieces = chunk if isinstance(chunk, Pieces) else Pieces(chunk)
         inputs, outputs = getattr(network, "input_patterns", ()), getattr(network, "output_patterns", ())
         names = list(members.overrides)
         self.at_input = {name: members.overrides[name] for name in names if _only([name], inputs)}
@@ -102,9 +111,14 @@ class MemberNetwork:
         def one(overrides: Mapping[str, Tensor], x: Tensor, *condition: Tensor | None) -> Tensor:
             return functional_call(self.network, overrides, (x, *condition))
 
-        chunk = None if self.chunk is None else max(1, self.chunk // x.shape[-4])
         in_dims = (0, 0 if x.ndim == 5 else None, *self._axes(t, cond))
-        return vmap(one, in_dims, chunk_size=chunk)(dict(self.members.overrides), x, t, cond)
+        images = max(x.shape[-4], 0 if cond is None else cond.shape[t.ndim - 1])  # of one member
+
+        def call(limit: int) -> Tensor:
+            chunk = None if limit >= images * len(self.members) else max(1, limit // images)
+            return vmap(one, in_dims, chunk_size=chunk)(dict(self.members.overrides), x, t, cond)
+
+        return self.pieces.within(call, images * len(self.members))
 
     @staticmethod
     def _axes(t: Tensor, cond: Tensor | None) -> tuple[int | None, int | None]:
@@ -113,46 +127,82 @@ class MemberNetwork:
         return own, None if cond is None else own
 
     def _by_stages(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        count, batch = len(self.members), x.shape[-4]
-        own = bool(self.at_input) or t.ndim == 2
-        if own:
+        state = self._condition(t, cond)  # each [M or 1, B or r B, ...]
+        if x.ndim == 5:
+            return self._of_own_x(x, state)
+        return self._of_shared_x(x, state)
 
-            def condition(overrides: Mapping[str, Tensor], t: Tensor, cond: Tensor | None) -> tuple[Tensor, ...]:
-                state = functional_call(self.network, overrides, (t, cond), {"stage": "condition"})
-                return tuple(part for part in state if part is not None)
+    def _condition(self, t: Tensor, cond: Tensor | None) -> list[Tensor]:
+        """What the members make of times and conditions, [M, ...]; [1, ...] where they cannot differ."""
+        if not self.at_input and t.ndim == 1:
+            return [part[None] for part in self.network.condition(t, cond) if part is not None]
 
-            state = vmap(condition, (0, *self._axes(t, cond)))(self.at_input, t, cond)  # each [M, B, ...]
-        else:
-            state = tuple(part for part in self.network.condition(t, cond) if part is not None)
-        shared = not own and x.ndim == 4
-        if not shared:
-            state = tuple(self._fold(part, count, batch, own) for part in state)
-            x = (x if x.ndim == 5 else x.expand(count, *x.shape)).flatten(0, 1)  # [M B, C, H, W]
-        features = self._trunk(x, state)
-        if not shared:
-            features = features.unflatten(0, (count, batch))  # [M, B, F, H, W]
-        if not self.at_output:
-            return self.network.readout(features.flatten(0, 1)).unflatten(0, (count, batch))
+        def condition(overrides: Mapping[str, Tensor], t: Tensor, cond: Tensor | None) -> tuple[Tensor, ...]:
+            state = functional_call(self.network, overrides, (t, cond), {"stage": "condition"})
+            return tuple(part for part in state if part is not None)
+
+        return list(vmap(condition, (0, *self._axes(t, cond)))(self.at_input, t, cond))
+
+    def _of_own_x(self, x: Tensor, state: Sequence[Tensor]) -> Tensor:
+        count, batch = x.shape[:2]
+        parts = []
+        for part in state:
+            part = part.expand(count, *part.shape[1:]).unflatten(1, (-1, batch))  # [M, 1 or r, B, ...]
+            parts.append(part.transpose(0, 1).flatten(0, 2))  # [r M B, ...]
+        output = self._run(x.flatten(0, 1), parts)  # [r M B, ...]
+        output = output.unflatten(0, (-1, count, batch)).transpose(0, 1).flatten(1, 2)  # [M, r B, ...]
+        return self._read_out(output, 0) if self.at_output else output
+
+    def _of_shared_x(self, x: Tensor, state: Sequence[Tensor]) -> Tensor:
+        count, batch = len(self.members), len(x)
+        blocks = [part.unflatten(1, (-1, batch)) for part in state]  # [M or 1, 1 or r, B, ...]
+        ways = max(part.shape[1] for part in blocks)
+        agreed = _agreement(blocks)
+        alike = [all(own[way % len(own)] for own in agreed) for way in range(ways)]
+        # Passes of x, as (member, condition): one for all members where they agree on the condition.
+        passes = [(member, way) for way in range(ways) for member in range(1 if alike[way] else count)]
+        parts = []
+        for part, own in zip(blocks, agreed, strict=True):
+            once = own == [True]  # the same for every member and condition, a time for example: [B, ...]
+            chosen = passes[:1] if once else passes
+            parts.append(torch.cat([part[member % len(part), way % len(own)] for member, way in chosen]))
+        output = self._run(x, parts).unflatten(0, (-1, batch))  # [passes or 1, B, ...]
+        if self.at_output and len(output) == ways:  # every member reads the same features
+            return self._read_out(output.flatten(0, 1), None)
+        places = [[passes.index((0 if alike[way] else member, way)) for way in range(ways)] for member in range(count)]
+        output = output[torch.tensor(places, device=output.device)].flatten(1, 2)  # [M, r B, ...]
+        return self._read_out(output, 0) if self.at_output else output
+
+    def _run(self, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """Features of the trunk, or outputs where the members have no heads there: [r B, ...]."""
+
+        def run(x: Tensor, *state: Tensor) -> Tensor:
+            if not self.shares_x:
+                x, *state = (repeat_rows(part, max(map(len, (x, *state)))) for part in (x, *state))
+            features = self.network.trunk(x, *state, *[None] * (2 - len(state)))
+            return features if self.at_output else self.network.readout(features)
+
+        return self.pieces(run, x, *parts)
+
+    def _read_out(self, features: Tensor, axis: int | None) -> Tensor:
+        """Each member's output [M, B, ...] of features [B, ...] (axis None) or its own [M, B, ...] (axis 0)."""
 
         def readout(overrides: Mapping[str, Tensor], features: Tensor) -> Tensor:
             return functional_call(self.network, overrides, (features,), {"stage": "readout"})
 
-        return vmap(readout, in_dims=(0, None if shared else 0))(self.at_output, features)
+        def some(features: Tensor) -> Tensor:  # [b, M, F, H, W] or [b, F, H, W]
+            own = features if axis is None else features.transpose(0, 1).contiguous()  # group norms take no strides
+            return vmap(readout, (0, axis), 1)(self.at_output, own)
 
-    @staticmethod
-    def _fold(part: Tensor, count: int, batch: int, has_members: bool) -> Tensor:
-        part = part if has_members else part.expand(count, *part.shape)
-        return part.expand(count, batch, *part.shape[2:]).flatten(0, 1)
+        images = features if axis is None else features.transpose(0, 1)
+        return self.pieces(some, images).transpose(0, 1)
 
-    def _trunk(self, x: Tensor, state: tuple[Tensor, ...]) -> Tensor:
-        state = (*state, None) if len(state) == 1 else state
-        if self.chunk is None or len(x) <= self.chunk:
-            return self.network.trunk(x, *state)
-        pieces = [None if part is None else part.split(self.chunk) for part in state]
-        parts = []
-        for number, piece in enumerate(x.split(self.chunk)):
-            parts.append(self.network.trunk(piece, *[None if part is None else part[number] for part in pieces]))
-        return torch.cat(parts)
+
+def _agreement(blocks: Sequence[Tensor]) -> list[list[bool]]:
+    """Of each part [M or 1, 1 or r, B, ...], on which of its conditions all members agree; the device is asked once."""
+    same = [(part == part[:1]).movedim(1, 0).flatten(1).all(1) for part in blocks]
+    flat = torch.cat(same).tolist()
+    return [[flat.pop(0) for _ in own] for own in same]
 
 
 def single(network: nn.Module, members: Members, index: int):

@@ -114,6 +114,9 @@ class NetworkDenoiser:
     With `learned_range` the network's output holds a second half along channels, the variance fraction in [-1, 1].
     The solve happens in float64 coefficients and the state's own dtype; `dtype` is what the network computes in, where
     that differs (EDM's reference keeps a float64 state around a float32 network).
+
+    A network that says `shares_x` also takes r B conditions for the B images of x, condition j for image j mod B, and
+    gives r B outputs: what does not depend on the condition then runs once for each image.
     """
 
     network: Network
@@ -132,15 +135,16 @@ class NetworkDenoiser:
         if self.learned_range:
             output, fraction = output.chunk(2, dim=-3)
             fraction = (fraction + 1) / 2
-        if output.ndim > x.ndim:
-            x = x.expand(output.shape)
-        x0, eps = self.target.solve(output, x, alpha, sigma)
-        return Prediction(x0, eps, fraction)
+        repeats = (output.shape[-4] // x.shape[-4], x.shape[-4])
+        x0, eps = self.target.solve(output.unflatten(-4, repeats), x.unsqueeze(-5), alpha, sigma)
+        return Prediction(x0.flatten(-5, -4), eps.flatten(-5, -4), fraction)
 
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
     """Classifier-free guidance (Ho and Salimans 2022): eps = e_u + s (e_c - e_u), in one batch of [null; cond].
+
+    What a network that `shares_x` computes before it reads the condition is computed once for both.
 
     Guidance is linear, so it acts on x_0 alike; `var_fraction` is the conditional half's. s = 1 is off.
     """
@@ -151,8 +155,10 @@ class GuidedDenoiser:
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
         both = replace(self.denoiser, cond=torch.cat([self.null, self.denoiser.cond]))
-        u = torch.as_tensor(u)
-        prediction = both(torch.cat([x, x], dim=-4), torch.cat([u, u]) if u.ndim else u)
+        if not getattr(self.denoiser.network, "shares_x", False):
+            u = torch.as_tensor(u)
+            x, u = torch.cat([x, x], dim=-4), torch.cat([u, u]) if u.ndim else u
+        prediction = both(x, u)
         (x0_null, x0), (eps_null, eps) = prediction.x0.chunk(2, dim=-4), prediction.eps.chunk(2, dim=-4)
         fraction = None if prediction.var_fraction is None else prediction.var_fraction.chunk(2, dim=-4)[1]
         return Prediction(torch.lerp(x0_null, x0, self.scale), torch.lerp(eps_null, eps, self.scale), fraction)

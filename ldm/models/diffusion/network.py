@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.memory import Pieces
 from ldm.util import instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
@@ -50,8 +51,9 @@ class DiffusionWrapper(nn.Module):
 class ConditionedNetwork(nn.Module):
     """UNet and condition embedder under the names they have in LatentDiffusion, as one network of raw conditions.
 
-    `network(x, t, cond)`: x [B, C, H, W], t [B], cond class labels [B] (or what the embedder takes), or None. Keys
-    equal the base model's, so a posterior's overrides apply through `torch.func.functional_call` as they are.
+    `network(x, t, cond)`: x [B, C, H, W], t [B], cond class labels [B] (or what the embedder takes), or None; where it
+    `shares_x` also r B labels, label j for image j mod B. Keys equal the base model's, so a posterior's overrides apply through
+    `torch.func.functional_call` as they are.
     """
 
     input_patterns = (
@@ -71,6 +73,7 @@ class ConditionedNetwork(nn.Module):
             )
         self.model = model
         self.cond_stage_model = cond_stage_model
+        self.shares_x = getattr(model.diffusion_model, "shares_x", False)
 
     def condition(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Time (and label) embedding [B, E] and context [B, L, D] or None."""
@@ -95,3 +98,14 @@ class ConditionedNetwork(nn.Module):
             return getattr(self, stage)(*args)
         x, t, cond = args
         return self.readout(self.trunk(x, *self.condition(t, cond)))
+
+
+class PiecewiseNetwork:
+    """A network `(x, t, cond)` of many images in passes that fit into memory; takes r B conditions where it does."""
+
+    def __init__(self, network: nn.Module, pieces: Pieces):
+        self.network, self.pieces = network, pieces
+        self.shares_x = getattr(network, "shares_x", False)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        return self.pieces(self.network, x, t, cond)

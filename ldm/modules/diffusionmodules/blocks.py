@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.modules.attention import SpatialTransformer, attend
-from ldm.modules.diffusionmodules.util import avg_pool_nd, checkpoint, conv_nd, normalization, zero_module
+from ldm.modules.diffusionmodules.util import (
+    avg_pool_nd,
+    checkpoint,
+    conv_nd,
+    normalization,
+    repeat_rows,
+    zero_module,
+)
 
 
 class Upsample(nn.Module):
@@ -96,10 +103,10 @@ class ResBlock(nn.Module):
             self.skip_connection = conv_nd(dims, channels, out_channels, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x `[B, C, H, W]`, emb `[B, E]`; returns `[B, out, H', W']`."""
+        """x `[B, C, H, W]`, emb `[B, E]` (or a divisor of B rows, repeated); returns `[B, out, H', W']`."""
         norm, activation, convolution = self.in_layers
         h = convolution(self.resample(activation(norm(x))))  # [B, out, H', W']
-        modulation = self.emb_layers(emb).to(h.dtype)  # [B, out] or [B, 2 out]
+        modulation = repeat_rows(self.emb_layers(emb).to(h.dtype), len(h))  # [B, out] or [B, 2 out]
         modulation = modulation.reshape(modulation.shape + (1,) * (h.ndim - 2))  # [B, ., 1, 1]
         if self.use_scale_shift_norm:
             scale, shift = modulation.chunk(2, dim=1)  # 2 x [B, out, 1, 1]
@@ -154,14 +161,19 @@ class AttentionBlock(nn.Module):
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Layers in a row; residual blocks get the embedding, spatial transformers the context."""
+    """Layers in a row; residual blocks get the embedding, spatial transformers the context.
+
+    Where these have more rows than x, x is repeated in front of the first layer that reads them: what comes before
+    runs once for images that share x.
+    """
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
+                x = repeat_rows(x, max(len(x), len(emb)))
                 x = checkpoint(layer, x, emb, enabled=layer.use_checkpoint)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x if context is None else repeat_rows(x, max(len(x), len(context))), context)
             elif isinstance(layer, AttentionBlock):
                 x = checkpoint(layer, x, enabled=layer.use_checkpoint)
             else:

@@ -14,6 +14,7 @@ from ldm.modules.diffusionmodules.util import (
     conv_nd,
     convert_linear_maps,
     normalization,
+    repeat_rows,
     split_last_layer,
     timestep_embedding,
     zero_module,
@@ -32,6 +33,8 @@ class UNetModel(nn.Module):
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233, section 3); Rombach et al. 2022 (arXiv 2112.10752, section 3.3).
     State-dict keys, arguments and defaults are the published ones.
     """
+
+    shares_x = True  # Takes images under several conditions, see `features`.
 
     def __init__(
         self,
@@ -144,7 +147,10 @@ class UNetModel(nn.Module):
         return getattr(self, self.head_name)(h)
 
     def condition(self, timesteps: Tensor | None, y: Tensor | None = None) -> Tensor:
-        """Embedding of time `[B]` (or `[]`) and labels `[B]`: `[B, 4 model_channels]` (a time `[]` alone: B = 1)."""
+        """Embedding of time `[B]` (or `[]`) and labels `[B]`: `[B, 4 model_channels]` (a time `[]` alone: B = 1).
+
+        Of more labels than times, label j has time j mod B.
+        """
         if timesteps is None:
             raise ValueError("the network needs timesteps [B], got None")
         if (y is None) != (self.num_classes is None):
@@ -156,11 +162,15 @@ class UNetModel(nn.Module):
         t = timesteps.to(torch.promote_types(dtype, torch.float32)).reshape(-1)  # [B]
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(dtype))  # [B, 4 model_channels]
         if y is not None:
-            emb = emb + self.label_emb(y)  # [B, 4 model_channels]
+            emb = repeat_rows(emb, max(len(emb), len(y))) + self.label_emb(y)  # [B, 4 model_channels]
         return emb
 
     def features(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """Run the torso: x `[B, in_channels, H, W]`, emb `[B, 4 model_channels]`, context `[B, T, E]` or None.
+
+        Any of the three may have fewer rows, a divisor of the others': row j of the result is of row j mod B of it. One
+        image under several conditions so passes once through what comes before the first block that reads them (of a
+        network with spatial transformers: the levels before the first that has attention).
 
         Returns:
             The input `[B, C, H, W]` of `out`, in the type of its parameters.
@@ -173,7 +183,7 @@ class UNetModel(nn.Module):
             skips.append(h)
         h = self.middle_block(h, emb, context)  # [B, C_mid, H / f_max, W / f_max]
         for block in self.output_blocks:
-            h = torch.cat([h, skips.pop()], dim=1)  # [B, C_i + C_skip, H / f, W / f]
+            h = torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1)  # [B, C_i + C_skip, H / f, W / f]
             h = block(h, emb, context)  # [B, C_i, H / f', W / f']
         return h.to(self.out[-1].weight.dtype)  # [B, C, H, W]
 
@@ -198,11 +208,12 @@ class UNetModel(nn.Module):
             raise ValueError(
                 f"x must be [B, {self.in_channels}, H, W] with H and W multiples of {factor}, got {list(x.shape)}"
             )
-        if emb.shape[0] not in (1, x.shape[0]):
-            raise ValueError(f"{emb.shape[0]} times or labels for {x.shape[0]} images; give one for each")
+        rows = max(len(x), len(emb), 0 if context is None else len(context))
+        if rows % len(x) or rows % len(emb):
+            raise ValueError(f"{len(emb)} times or labels for {len(x)} images; give one for each")
         if self.context_dim is None:
             if context is not None:
                 raise ValueError("this network has no spatial transformer and takes no context; pass labels as y")
-        elif context is None or context.shape[0] != x.shape[0] or context.shape[-1] != self.context_dim:
+        elif context is None or rows % len(context) or context.shape[-1] != self.context_dim:
             got = "None" if context is None else list(context.shape)
-            raise ValueError(f"context must be [{x.shape[0]}, T, {self.context_dim}], got {got}")
+            raise ValueError(f"context must be [{rows}, T, {self.context_dim}], got {got}")

@@ -87,6 +87,11 @@ def _by_dimension(classes: dict[int, type[nn.Module]], dims: int) -> type[nn.Mod
     return classes[dims]
 
 
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
+    """`x` [B, ...] laid end to end until it has `rows` rows, a multiple of B; row j is row j mod B of x."""
+    return x if len(x) == rows else x.expand(rows // len(x), *x.shape).flatten(0, 1)
+
+
 def in_functorch() -> bool:
     """True inside `torch.func.vmap`, `grad`, `jvp` and kin."""
     return torch._C._functorch.peek_interpreter_stack() is not None
