@@ -117,7 +117,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
     """Train, validation, test and predict sets given as `target`/`params` (latent-diffusion's `main.py`).
 
     `seed` and `member` (set by the trainer script) decide the order of training. Batches hold what the data
-    sets return: `image` [B, H, W, C] in [-1, 1], `class_label` [B], `index` [B], ...
+    sets return: `image` [B, H, W, C] in [-1, 1], `class_label` [B], `index` [B], ... With `latent_cache`, a folder,
+    main.py encodes the images once and `image` holds latents (see `ldm.data.latents`); `latent_views` is the number of
+    random crops and flips of each that it keeps.
     """
 
     # `use_worker_init_fn` is accepted for released YAMLs: draws are seeded per image here, whatever the worker.
@@ -133,8 +135,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         shuffle_test_loader: bool = False,
         use_worker_init_fn: bool = False,
         shuffle_val_dataloader: bool = False,
+        latent_cache: str | None = None,
+        latent_views: int | None = None,
     ):
         super().__init__()
+        self.latent_cache, self.latent_views = latent_cache, latent_views
         named = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {name: config for name, config in named.items() if config is not None}
         self.batch_size, self.wrap = batch_size, wrap

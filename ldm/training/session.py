@@ -16,9 +16,11 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgr
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm.cli import write_record
+from ldm.memory import keep_freed_memory
 from ldm.training.callbacks import CUDACallback, EMACallback, ImageLogger, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import load_config, point_data
+from ldm.training.latent_cache import prepare_latents
 from ldm.training.members import ALL, build_members, is_joint, write_member_runs
 from ldm.training.members import build_data as build_joint_data
 from ldm.training.runs import RunDirectory, find_run, new_run
@@ -214,9 +216,11 @@ def set_up(
     options.gpus = options.gpus if options.gpus is not None else chosen.get("gpus")
     devices = choose_devices(options.gpus, options.cpus)
     pl.seed_everything(options.seed, verbose=False)
+    keep_freed_memory()
 
     model = build_model(config, options)
     data = build_data(config, options)
+    prepare_latents(model, config, data, devices.first)
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
     model.learning_rate = learning_rate(config, options.scale_lr, devices.count, accumulate)
 

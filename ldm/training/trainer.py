@@ -49,6 +49,15 @@ class Devices:
     count: int
     words: str
 
+    @property
+    def first(self) -> torch.device:
+        """The device of process 0."""
+        return (
+            torch.device("cuda", self.options["devices"][0])
+            if self.options["accelerator"] == "gpu"
+            else torch.device("cpu")
+        )
+
 
 def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1) -> Devices:
     """The devices of --gpus, else `cpus` processes on the CPU. Several train data-parallel.

@@ -313,3 +313,21 @@ def test_errors_say_what_to_do():
         UNetModel(**TINY | {"num_heads": -1})
     with pytest.raises(ValueError, match="go together"):
         UNetModel(**TINY, context_dim=4)
+
+
+@pytest.mark.parametrize("variant", ["context", "labels"])
+def test_one_image_under_several_conditions(variant):
+    """Fewer rows of x than of conditions give what repeated rows give, for B and for one time."""
+    net = random_net(SPATIAL if variant == "context" else ADM).double()
+    x, t, _ = inputs(dtype=torch.float64)
+    several = {"context": inputs(6, 3, torch.float64)[2]}
+    if variant == "labels":
+        several = {"y": torch.tensor([0, 1, 2, 3, 4, 0])}
+    with torch.no_grad():
+        for time in (t, t[:1]):
+            rows = time.repeat(3) if len(time) == 2 else time.expand(6)
+            expected = net(x.repeat(3, 1, 1, 1), rows, **several)
+            torch.testing.assert_close(net(x, time, **several), expected)
+        assert (expected[:2] - expected[2:4]).abs().max() > 1e-6
+    with pytest.raises(ValueError, match="3 times or labels for 2 images"):
+        net.features(x, torch.zeros(3, 128).double(), several.get("context"))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.heads import resolve_patterns, select
 from ldm.uncertainty.posterior import MemberNetwork, Members, single
@@ -112,3 +113,51 @@ def test_errors_say_what_is_wrong(model):
         MemberNetwork(model.network, members)(torch.zeros(3, 1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long())
     with pytest.raises(ValueError, match=r"indices 0\.\.1"):
         members.select([2])
+
+
+@pytest.mark.parametrize("heads", [["class_embedding"], ["class_embedding", "time_embedding"], ["output"]])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared-x", "own-x"])
+def test_members_take_several_conditions_for_each_image(model, heads, shared):
+    """r B conditions for B images give what r B images give, with the null row in common and in pieces."""
+    network, source = model.network, torch.Generator().manual_seed(5)
+    patterns = resolve_patterns(heads, model.head_patterns)
+    dictionaries = [
+        {name: value.double() for name, value in member.items()} for member in make_members(network, patterns, 3)
+    ]
+    for member in dictionaries:
+        if "cond_stage_model.embedding.weight" in member:
+            member["cond_stage_model.embedding.weight"][10] = 0.5
+    x = torch.randn((2, 1, 8, 8) if shared else (3, 2, 1, 8, 8), generator=source, dtype=torch.float64)
+    t, cond = torch.tensor([700.0, 3.0], dtype=torch.float64), torch.tensor([10, 10, 4, 7, 2, 2])
+    members = Members.stack(dictionaries)
+    with torch.no_grad():
+        repeated = x.repeat(*[1] * (x.ndim - 4), 3, 1, 1, 1)
+        expected = MemberNetwork(network, members, staged=False)(repeated, t.repeat(3), cond)
+        for chunk in (None, 4, 1):
+            found = MemberNetwork(network, members, chunk)(x, t, cond)
+            torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-9)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+
+
+def test_what_members_share_is_computed_once(model):
+    """Operations of three guided members at a shared x: 3 conditioned passes and 1 for the null class they share."""
+    network = model.network
+    (member, *_), count = make_members(network, resolve_patterns(["class_embedding"], model.head_patterns), 1), 3
+    weight = "cond_stage_model.embedding.weight"
+    dictionaries = [{weight: member[weight].double().clone()} for _ in range(count)]
+    for number, own in enumerate(dictionaries):
+        own[weight][:10] += number
+    x, labels = torch.zeros(2, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 2])
+    members = MemberNetwork(network, Members.stack(dictionaries))
+
+    def operations(call):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    null = torch.full_like(labels, 10)
+    t = torch.full((2,), 500.0, dtype=torch.float64)
+    four = operations(lambda: network(x, t, torch.cat([labels, labels, labels, null])))
+    six = operations(lambda: network(x.repeat(6, 1, 1, 1), t.repeat(6), labels.repeat(6)))
+    guided = operations(lambda: model.denoiser(labels, 3.0, members)(x, 501.0))
+    assert guided == pytest.approx(four, rel=0.01) and guided < 0.65 * six

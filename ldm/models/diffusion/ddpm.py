@@ -91,10 +91,14 @@ class LatentDiffusion(DDPM):
 
     def get_first_stage_encoding(self, encoder_posterior: Any, generator: torch.Generator | None = None) -> Tensor:
         """Scaled latent [B, c, h, w]; a distribution gives its mode, or a sample where a generator is passed."""
-        z = encoder_posterior
-        if not isinstance(z, Tensor):
-            z = z.mode() if generator is None else z.sample(generator)
-        return self.scale_factor * z
+        return self.scale_factor * self.before_scaling(encoder_posterior, generator)
+
+    @staticmethod
+    def before_scaling(encoder_posterior: Any, generator: torch.Generator | None = None) -> Tensor:
+        """The same without the scale."""
+        if isinstance(encoder_posterior, Tensor):
+            return encoder_posterior
+        return encoder_posterior.mode() if generator is None else encoder_posterior.sample(generator)
 
     def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
         """Images [B, C, H, W] of scaled latents [B, c, h, w]; with `predict_cids`, z are codebook indices [B, h, w]."""
@@ -115,8 +119,9 @@ class LatentDiffusion(DDPM):
 
     @torch.no_grad()
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """Scaled latents [B, c, h, w] of batch[k]."""
-        return self.get_first_stage_encoding(self.encode_first_stage(super().get_input(batch, k))).detach()
+        """Scaled latents [B, c, h, w] of batch[k], which are encoded already where the batch says `encoded`."""
+        x = super().get_input(batch, k)
+        return self.get_first_stage_encoding(x if "encoded" in batch else self.encode_first_stage(x)).detach()
 
     def labels_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
         """Labels [B] of a batch after label dropout, which `uniform` [B] decides; None for unconditional models."""
@@ -227,10 +232,11 @@ class LatentDiffusion(DDPM):
         self, batch: Mapping[str, Any], N: int | None = None, ddim_steps: int = 50, ddim_eta: float = 0, seed: int = 0
     ) -> dict[str, Tensor]:
         """Images in [-1, 1] for a logger: the first N inputs (all), reconstructions, samples of the same classes."""
-        images = super().get_input(batch, self.first_stage_key)[:N]
-        labels = None if self.cond_stage_model is None else batch[self.cond_stage_key][:N]
+        batch = {name: value[:N] for name, value in batch.items() if isinstance(value, Tensor)}
+        z = self.get_input(batch, self.first_stage_key)
+        images = self.decode_first_stage(z) if "encoded" in batch else super().get_input(batch, self.first_stage_key)
+        labels = None if self.cond_stage_model is None else batch[self.cond_stage_key]
         noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
-        z = self.get_first_stage_encoding(self.encode_first_stage(images))
         with self.ema_scope("samples"):
             scale = self.guidance_scale if labels is not None else 1.0
             samples = self.sample(labels, noise, self.grid(ddim_steps), scale, eta=ddim_eta)

@@ -52,8 +52,8 @@ class ConditionedNetwork(nn.Module):
     """UNet and condition embedder under the names they have in LatentDiffusion, as one network of raw conditions.
 
     `network(x, t, cond)`: x [B, C, H, W], t [B], cond class labels [B] (or what the embedder takes), or None; where it
-    `shares_x` also r B labels, label j for image j mod B. Keys equal the base model's, so a posterior's overrides apply through
-    `torch.func.functional_call` as they are.
+    `shares_x` also r B labels, label j for image j mod B. Keys equal the base model's, so a posterior's overrides apply
+    through `torch.func.functional_call` as they are.
     """
 
     input_patterns = (

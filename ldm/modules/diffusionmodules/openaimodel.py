@@ -209,7 +209,7 @@ class UNetModel(nn.Module):
                 f"x must be [B, {self.in_channels}, H, W] with H and W multiples of {factor}, got {list(x.shape)}"
             )
         rows = max(len(x), len(emb), 0 if context is None else len(context))
-        if rows % len(x) or rows % len(emb):
+        if rows % len(x) or rows % len(emb) or max(len(x), len(emb)) % min(len(x), len(emb)):
             raise ValueError(f"{len(emb)} times or labels for {len(x)} images; give one for each")
         if self.context_dim is None:
             if context is not None:

@@ -1,0 +1,101 @@
+"""The latent cache of a training: which data sets it covers, and encoding what is missing; see `ldm.data.latents`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.data.latents import LatentStore, describe_data, describe_weights, innermost, views_of, with_latents
+from ldm.data.module import DataModuleFromConfig
+from ldm.jobs import shard_from_environment
+from ldm.memory import rows_that_fit
+from ldm.models.autoencoder import IdentityFirstStage
+from ldm.models.diffusion.ddpm import LatentDiffusion
+
+log = logging.getLogger(__name__)
+
+CACHED = ("train", "validation")
+
+
+def modules_of(data: pl.LightningDataModule) -> list[DataModuleFromConfig]:
+    """The data modules with a latent cache: of one training, or of every member of a joint one."""
+    return [module for module in getattr(data, "modules", [data]) if getattr(module, "latent_cache", None)]
+
+
+def stores_of(
+    model: LatentDiffusion, config: Mapping[str, Any], data: pl.LightningDataModule, shard: tuple[int, int]
+) -> Iterator[tuple[DataModuleFromConfig, str, LatentStore]]:
+    """The store of each data set of a training."""
+    first_stage = {"config": dict(config), "weights_sha256": describe_weights(model.first_stage_model)}
+    for module in modules_of(data):
+        for name in [name for name in CACHED if name in module.datasets]:
+            inner = innermost(module.datasets[name])
+            views = views_of(inner, module.latent_views)
+            settings = {"first_stage": first_stage, "data": describe_data(inner)}
+            yield module, name, LatentStore(module.latent_cache, settings, len(inner._all_labels), views, shard)
+
+
+def fill(store: LatentStore, module: DataModuleFromConfig, name: str, model: LatentDiffusion, device: torch.device):
+    """Encode what is missing of this process's share of a data set."""
+    pending = store.work.pending(store.keys)
+    if not pending:
+        return
+    inner, first_stage = innermost(module.datasets[name]), model.first_stage_model.to(device)
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        return model.before_scaling(first_stage.encode(images.to(device)))
+
+    height, width, channels = inner.image_shape
+    image = torch.zeros(1, channels, height, width, device=device)
+    batch = min(256, rows_that_fit(lambda: encode(image), device))
+    total = store.views * sum(min(store.images - int(key) * store.block, store.block) for key in pending)
+    with tqdm(desc=f"latents ({name})", unit="image", total=total) as progress:
+        for done in store.fill(inner, encode, batch, module.num_workers):
+            progress.update(done - progress.n)
+    model.first_stage_model.to(model.device)
+
+
+def prepare_latents(
+    model: pl.LightningModule,
+    config: DictConfig,
+    data: pl.LightningDataModule,
+    device: torch.device,
+    finish: bool = True,
+) -> bool:
+    """Encode what the caches of a training lack, and let its data sets read them.
+
+    Processes of torchrun or of an array job take their shares first. With `finish` each then does what is still
+    missing, so that the cache is complete on return; without it only the share is done.
+
+    Args:
+        model: as it will train, with the first stage's weights; or the members of a joint training.
+        config: of the training.
+        data: set up; data sets without a `latent_cache` stay as they are.
+
+    Returns:
+        Whether all caches are complete.
+    """
+    if not modules_of(data):
+        return True
+    model = getattr(model, "members", [model])[0]
+    if isinstance(model.first_stage_model, IdentityFirstStage):
+        log.warning("data.params.latent_cache: this model has no first stage, there is nothing to encode")
+        return True
+    first_stage = OmegaConf.to_container(config.model.params.first_stage_config, resolve=True)
+    found = list(stores_of(model, first_stage, data, shard_from_environment()))
+    for module, name, store in found:
+        fill(store, module, name, model, device)
+        if finish:
+            store.work.shard = (0, 1)
+            fill(store, module, name, model, device)
+            module.datasets[name] = with_latents(module.datasets[name], store)
+            log.info("latents of %s: %s", name, store.folder)
+    return all(store.complete for _, _, store in found)

@@ -1,0 +1,43 @@
+"""Encode the images of a training once, before it starts, in any number of processes: its latent cache.
+
+Examples:
+  python scripts/cache_latents.py --base configs/latent-diffusion/digits-vq.yaml data.params.latent_cache=data/latents
+  torchrun --nproc_per_node 8 scripts/cache_latents.py --base configs/latent-diffusion/cin256-v2.yaml \\
+      --start_from_pretrained --component all --members 5 --ensemble_name b data.params.latent_cache=data/latents
+
+Takes the options of the training's own command (`main.py --help`); main.py with the same options finds the latents, and
+encodes what is missing. Processes of torchrun and of SLURM arrays take shares; what was stopped continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import main as training
+from ldm.cli import pick_device, run_script
+from ldm.training.config import load_config, point_data
+from ldm.training.latent_cache import modules_of, prepare_latents
+from ldm.training.session import build_data, build_model, member_of
+
+
+def main(argv: list[str] | None = None) -> bool:
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return True
+    options, _, dotlist = training.parse(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    config = load_config(options.base, dotlist, options.start_from_pretrained, needs=("model", "data"))
+    component = member_of(options) if options.start_from_pretrained else None
+    config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
+    model, data = build_model(config, options), build_data(config, options)
+    if not modules_of(data):
+        raise ValueError("name the folder of the latents: data.params.latent_cache=DIR")
+    complete = prepare_latents(model, config, data, pick_device(), finish=False)
+    print("complete" if complete else "this process's share is done")
+    return complete
+
+
+if __name__ == "__main__":
+    run_script(main)
