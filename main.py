@@ -68,7 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
     add("-t", "--train", **flag, help="train (without it the run is set up and only tested)")
     add("--no-test", **flag, help="skip the test set after training")
-    add("-p", "--project", default="", help="accepted for compatibility; the run name is what counts")
+    add("-p", "--project", default="", help="project of Weights & Biases (default decu), see ldm/training/wandb.py")
     add("-d", "--debug", **flag, help="log at debug level, and do not save when an error stops the run")
     add("-s", "--seed", type=int, default=23, help="seed of every draw (default 23)")
     add("-f", "--postfix", default="", help="appended to the run's name")

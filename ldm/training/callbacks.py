@@ -58,7 +58,7 @@ class SeededSteps(Callback):
 
 
 class ImageLogger(Callback):
-    """Write grids of `log_images` under `images/{split}` and to TensorBoard, every `batch_frequency` batches.
+    """Write grids of `log_images` under `images/{split}` and to loggers of pictures, every `batch_frequency` batches.
 
     With `increase_log_steps`, also at the powers of two below it.
     """
@@ -107,6 +107,8 @@ class ImageLogger(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, pl.loggers.TensorBoardLogger):
                     logger.experiment.add_image(f"{split}/{kind}", grid, trainer.global_step, dataformats="HWC")
+                elif isinstance(logger, pl.loggers.WandbLogger):
+                    logger.log_image(f"{split}/{kind}", [grid])
 
 
 class CUDACallback(Callback):

@@ -27,6 +27,7 @@ from ldm.training.runs import RunDirectory, find_run, new_run
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN
 from ldm.training.trainer import Devices, choose_devices, split_trainer_options
+from ldm.training.wandb import wandb_logger
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger("main")
@@ -177,8 +178,14 @@ def build_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningD
     return data
 
 
-def build_trainer(run: RunDirectory, callbacks: list[Callback], chosen: Mapping[str, Any], devices: Devices):
-    """A Trainer that logs to CSV and TensorBoard; a resumed run's CSV goes beside the earlier ones.
+def build_trainer(
+    run: RunDirectory,
+    callbacks: list[Callback],
+    chosen: Mapping[str, Any],
+    devices: Devices,
+    more: Sequence[pl.loggers.Logger] = (),
+) -> pl.Trainer:
+    """A Trainer that logs to CSV, TensorBoard and `more`; a resumed run's CSV goes beside the earlier ones.
 
     Raises:
         ValueError: for a value that Lightning does not take.
@@ -187,6 +194,7 @@ def build_trainer(run: RunDirectory, callbacks: list[Callback], chosen: Mapping[
     loggers = [
         pl.loggers.TensorBoardLogger(run.path, name="tensorboard", version=""),
         pl.loggers.CSVLogger(run.path, name=f"csv_resumed_{earlier}" if earlier else "csv", version=""),
+        *more,
     ]
     settings = {"max_epochs": -1 if chosen.get("max_steps") else 1000, "enable_model_summary": False}
     settings |= {**devices.options, **split_trainer_options(chosen)}
@@ -196,6 +204,15 @@ def build_trainer(run: RunDirectory, callbacks: list[Callback], chosen: Mapping[
         return pl.Trainer(use_distributed_sampler=False, **own, **settings)
     except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ValueError(f"the trainer options {dict(chosen)} were refused: {error}") from error
+
+
+def online_loggers(run: RunDirectory, record: DictConfig, options: argparse.Namespace) -> list[pl.loggers.Logger]:
+    """Weights & Biases' logger where its settings ask for it, in the project that --project names."""
+    if not is_first():
+        return []
+    shown = OmegaConf.to_container(record, resolve=True)
+    logger = wandb_logger(run.path, options.project or "decu", shown, run.path.name)
+    return [] if logger is None else [logger]
 
 
 def set_up(
@@ -237,7 +254,7 @@ def set_up(
     lightning = OmegaConf.merge(lightning, {"trainer": chosen})
     try:
         callbacks = build_callbacks(run, record, lightning, options, getattr(model, "monitor", None))
-        trainer = build_trainer(run, callbacks, chosen, devices)
+        trainer = build_trainer(run, callbacks, chosen, devices, online_loggers(run, record, options))
     except Exception:
         if known is None and is_first():
             run.discard()
