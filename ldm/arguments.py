@@ -83,8 +83,8 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help=compiled)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> None:
-    """Which model `open_model` opens, and how it is sampled."""
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model `open_model` opens."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", help="run directory of a training, or a checkpoint in one")
     source.add_argument("--base", help="config; needs --ckpt")
@@ -93,6 +93,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> No
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="averaged weights, where there are any"
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> None:
+    """Which model `open_model` opens, and how it is sampled."""
+    add_source_arguments(parser)
     add_sampling_arguments(parser, steps, scale=1.0)
     add_device_arguments(parser)
     add_speed_arguments(parser)

@@ -136,10 +136,7 @@ def extract(
     if not parts:
         raise ValueError("there are no images to measure")
     for key in work.pending(parts):
-        arrays = activations_of(source, parts[key], extractor, batch_size, device, change)
-        with atomic_write(work.folder / f"{key}.npz", overwrite=True) as partial:
-            np.savez(partial, **arrays)
-        work.save(key, {kind: list(array.shape) for kind, array in arrays.items()})
+        save_part(work, key, activations_of(source, parts[key], extractor, batch_size, device, change))
         if progress is not None:
             progress(parts[key][1] - parts[key][0])
     if not work.complete(parts):
@@ -149,23 +146,38 @@ def extract(
     return open_features(folder)
 
 
-def _join(work: WorkList, keys: list[str], count: int, folder: Path) -> None:
-    """Write the parts as one array a kind, and their statistics; the statistics last, as a sign that all is there."""
-    statistics = {}
-    for kind, shape in work.load(keys[0]).items():
-        with atomic_write(folder / f"{kind}.npy", overwrite=True) as partial:
-            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(count, shape[1]))
+def join_parts(work: WorkList, keys: Sequence[str], count: int, folder: Path) -> list[str]:
+    """Write the parts `{key}.npz` as one array [count, .] a name, `{name}.npy`; return the names."""
+    names = list(work.load(keys[0]))
+    for name in names:
+        width = work.load(keys[0])[name][1]
+        with atomic_write(folder / f"{name}.npy", overwrite=True) as partial:
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(count, width))
             start = 0
             for key in keys:
                 with np.load(work.folder / f"{key}.npz") as content:
-                    rows = content[kind]
+                    rows = content[name]
                 array[start : start + len(rows)] = rows
                 start += len(rows)
             array.flush()
             del array
+    return names
+
+
+def _join(work: WorkList, keys: list[str], count: int, folder: Path) -> None:
+    """Write the parts as one array a kind, and their statistics; the statistics last, as a sign that all is there."""
+    statistics = {}
+    for kind in join_parts(work, keys, count, folder):
         if kind in PUBLISHED and count > 1:
             statistics[kind] = moments(np.load(folder / f"{kind}.npy", mmap_mode="r")).statistics()
     save_statistics(statistics, folder / "statistics.npz", overwrite=True)
+
+
+def save_part(work: WorkList, key: str, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write the arrays of a part and mark it as done."""
+    with atomic_write(work.folder / f"{key}.npz", overwrite=True) as partial:
+        np.savez(partial, **arrays)
+    work.save(key, {name: list(array.shape) for name, array in arrays.items()})
 
 
 def is_feature_folder(path: str | Path) -> bool:

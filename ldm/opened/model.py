@@ -220,7 +220,8 @@ def open_model(options: argparse.Namespace) -> OpenModel:
     if options.base and not options.ckpt:
         raise ValueError("--base needs --ckpt: the checkpoint to sample from")
     device = pick_device(options.device)
-    run, checkpoint = find_run(options.run) if options.run else (None, Path(options.ckpt))
+    epoch = getattr(options, "epoch", None)
+    run, checkpoint = find_run(options.run, epoch) if options.run else (None, Path(options.ckpt))
     config = run.config() if run else load_config([options.base])
     model = build_model(config)
     load_weights(model, checkpoint, options.ema, options.pretrained)

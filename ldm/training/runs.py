@@ -60,6 +60,16 @@ class RunDirectory:
             )
         return max(own, key=lambda item: (item[0]["step"] is None, int(item[0]["step"] or 0), not item[0]["best"]))[1]
 
+    def kept(self) -> dict[str, Path]:
+        """{name: checkpoint} of those kept by epoch or step, the best left out, in the order of training."""
+        matches = [(match, path) for path in self.checkpoints.glob("*.ckpt") if (match := KEPT.match(path.name))]
+        order = sorted(
+            (int(match["epoch"]), match["step"] is None, int(match["step"] or 0), path)
+            for match, path in matches
+            if not match["best"]
+        )
+        return {path.stem: path for *_, path in order}
+
     def discard(self) -> None:
         """Remove the directory of a training that failed before its first step; one that holds checkpoints stays."""
         if not any(self.checkpoints.glob("*")):

@@ -120,6 +120,13 @@ class UNetModel(nn.Module):
         """Name of the submodule that reads the features out."""
         return "out" if self.n_embed is None else "id_predictor"
 
+    @property
+    def taps(self) -> dict[str, str]:
+        """Names of the layers that features are read from: {tap: submodule}, in the order of computation."""
+        down = {f"in_{count}": f"input_blocks.{count}" for count in range(len(self.input_blocks))}
+        up = {f"out_{count}": f"output_blocks.{count - 1}" for count in range(1, len(self.output_blocks) + 1)}
+        return down | {"mid": "middle_block"} | up
+
     def forward(
         self, x: Tensor, timesteps: Tensor | None = None, context: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:

@@ -1,0 +1,117 @@
+"""Features of a data set at many places of a trunk, read once: in memory, or on disk as memory maps.
+
+A folder holds `{time}_{tap}.npy` (float32 [N, D]), `labels.npy` and `parts/`, which lets a stopped reading continue and
+processes share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldm.evaluation.extraction import join_parts, parts_of, save_part
+from ldm.evaluation.taps import Place, Reading, Trunk, place_name
+from ldm.jobs import WorkList
+from ldm.util import atomic_write
+
+
+class States(Protocol):
+    """Clean states of a model and their classes, by position; see `ldm.opened.states`."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Tensor: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class GridFeatures:
+    """Features of N images: {(time, tap): float32 [N, D]}, and their classes [N]."""
+
+    arrays: Mapping[Place, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _span(
+    states: States, span: tuple[int, int], trunk: Trunk, reading: Reading, batch_size: int
+) -> dict[Place, NDArray[np.float32]]:
+    """Features of the states start .. stop - 1."""
+    device = next(trunk.network.parameters()).device
+    found: dict[Place, list[Tensor]] = {place: [] for place in reading.places}
+    for start in range(*span, batch_size):
+        images = range(start, min(start + batch_size, span[1]))
+        x0 = states.read(images.start, images.stop).to(device)
+        for place, value in trunk.features(x0, images, reading).items():
+            found[place].append(value.cpu())
+    return {place: torch.cat(values).numpy() for place, values in found.items()}
+
+
+def read_features(
+    states: States,
+    trunk: Trunk,
+    reading: Reading,
+    *,
+    batch_size: int = 100,
+    progress: Callable[[int], None] | None = None,
+) -> GridFeatures:
+    """All features in memory; `progress` is called with the number of images of each finished part."""
+    found: dict[Place, list[NDArray[np.float32]]] = {place: [] for place in reading.places}
+    for span in parts_of(len(states)).values():
+        for place, values in _span(states, span, trunk, reading, batch_size).items():
+            found[place].append(values)
+        if progress is not None:
+            progress(span[1] - span[0])
+    return GridFeatures({place: np.concatenate(values) for place, values in found.items()}, states.labels.numpy())
+
+
+def cached_features(
+    states: States,
+    trunk: Trunk,
+    reading: Reading,
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    batch_size: int = 100,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] | None = None,
+) -> GridFeatures | None:
+    """Read what `folder` lacks and open it without loading it; None while parts of other processes are missing.
+
+    Args:
+        settings: what the features depend on beside the states and the reading: the model's weights.
+        shard: (rank, world): this process takes every world-th part.
+
+    Raises:
+        ValueError: if the folder holds features of other images, weights or places.
+    """
+    folder = Path(folder)
+    all_settings = {"states": states.describe(), "reading": reading.describe(), **settings}
+    work, parts = WorkList(folder / "parts", all_settings, shard), parts_of(len(states))
+    for key in work.pending(parts):
+        arrays = _span(states, parts[key], trunk, reading, batch_size)
+        save_part(work, key, {place_name(place): value for place, value in arrays.items()})
+        if progress is not None:
+            progress(parts[key][1] - parts[key][0])
+    if not work.complete(parts):
+        return None
+    if not (folder / "labels.npy").exists():
+        join_parts(work, list(parts), len(states), folder)
+        with atomic_write(folder / "labels.npy", overwrite=True) as partial:
+            np.save(partial, states.labels.numpy())
+        for key in parts:
+            (work.folder / f"{key}.npz").unlink(missing_ok=True)
+    arrays = {place: np.load(folder / f"{place_name(place)}.npy", mmap_mode="r") for place in reading.places}
+    return GridFeatures(arrays, np.load(folder / "labels.npy"))

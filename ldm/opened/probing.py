@@ -1,0 +1,129 @@
+"""Probes of an opened model on its own data: features kept on disk, heads chosen on validation images, one test."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from ldm.checkpoint import sha256
+from ldm.evaluation.finetuning import Tuning, tune
+from ldm.evaluation.grid_features import GridFeatures, cached_features
+from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
+from ldm.evaluation.taps import Place, Reading, Trunk, place_name
+from ldm.opened.model import OpenModel
+from ldm.opened.trunk import DataStates
+from ldm.util import generator, instantiate_from_config
+
+PIXELS: Place = (0.0, "pixels")
+# Seeds of test noises lie this far above those of training noises.
+TEST_SEEDS = 1000
+
+
+def chosen_positions(count: int, wanted: int | None, seed: int) -> list[int]:
+    """Ascending positions of `wanted` images of `count`, drawn by the seed; all of them where None."""
+    if wanted is None:
+        return list(range(count))
+    if not 0 < wanted <= count:
+        raise ValueError(f"--n_train takes 1..{count} of the training images, got {wanted}")
+    return torch.randperm(count, generator=generator("probe images", seed))[:wanted].sort().values.tolist()
+
+
+class ProbeStudy:
+    """Training and test images of a model's config, and the probes of what is read from them.
+
+    Args:
+        options: seed, n_train, copies, seeds, validation, epochs, batch_size, learning_rate, standardise, draws,
+            images_per_pass, tuning_rate (see `scripts/linear_probe.py`).
+        folder: where features are kept.
+    """
+
+    def __init__(self, opened: OpenModel, options: argparse.Namespace, folder: Path):
+        self.opened, self.options, self.folder = opened, options, folder
+        params = OmegaConf.to_container(OmegaConf.create(opened.config)["data"]["params"], resolve=True)
+        self.configs = {"train": params["train"], "test": params.get("test") or params.get("validation")}
+        if self.configs["test"] is None:
+            raise ValueError("the config has no data.params.validation or test: a probe needs images to be tested on")
+        self.data = {name: instantiate_from_config(config) for name, config in self.configs.items()}
+        self.classes = self.data["train"].n_classes
+        self.positions = chosen_positions(len(self.data["train"]), options.n_train, options.seed)
+        self.training = ProbeTraining(
+            options.epochs, options.batch_size, options.learning_rate, standardise=options.standardise
+        )
+        self.seeds = range(options.seed, options.seed + options.seeds)
+
+    def states(self, split: str, copy: int = 0) -> DataStates:
+        """States of the training images (those chosen) or of all test images."""
+        positions = self.positions if split == "train" else None
+        return DataStates(self.opened.model, self.data[split], positions, copy, self.configs[split])
+
+    def read(self, trunk: Trunk, reading: Reading, split: str, name: str, weights: str, copy: int = 0) -> GridFeatures:
+        """Features below `folder/name`, read or opened."""
+        states = self.states(split, copy)
+        settings = {"weights": weights, "precision": str(trunk.autocast), "label": trunk.cond}
+        with tqdm(total=len(states), desc=name, unit="image") as bar:
+            return cached_features(
+                states, trunk, reading, self.folder / name, settings,
+                batch_size=self.options.images_per_pass, progress=bar.update,
+            )  # fmt: skip
+
+    def _probe(self, copies: list[Arrays], labels: NDArray, tested: Callable[..., Any], name: str) -> ProbeResult:
+        with tqdm(desc=f"{name} heads", unit="step") as bar:
+
+            def progress(_done: int, total: int) -> None:
+                bar.total = total * len(self.seeds)
+                bar.update()
+
+            return probe(
+                copies, labels, tested, self.classes, self.training, self.seeds, self.options.validation,
+                self.opened.device, progress,
+            )  # fmt: skip
+
+    def probe_trunk(self, trunk: Trunk, reading: Reading, name: str, weights: str | None = None) -> ProbeResult:
+        """Probe every place of a reading; `weights` names what the trunk was given, else the opened checkpoint."""
+        weights = weights or sha256(self.opened.checkpoint)
+        copies = []
+        for copy in range(self.options.copies):
+            draws = tuple(range(copy * len(reading.draws), (copy + 1) * len(reading.draws)))
+            copies.append(self.read(trunk, replace(reading, draws=draws), "train", f"{name}_{copy}", weights, copy))
+
+        def tested(place: Place, seed: int) -> tuple[Arrays, NDArray]:
+            one = replace(reading, times=place[:1], taps={place[1]: reading.taps[place[1]]}, seed=TEST_SEEDS + seed)
+            found = self.read(trunk, one, "test", f"{name}_test_{seed}_{place_name(place)}", weights)
+            return found.arrays, found.labels
+
+        return self._probe([copy.arrays for copy in copies], copies[0].labels, tested, name)
+
+    def probe_pixels(self) -> ProbeResult:
+        """Probe the images themselves."""
+        found = {}
+        for split in ("train", "test"):
+            data, positions = self.data[split], self.positions if split == "train" else range(len(self.data[split]))
+            pixels = np.stack([data[position]["image"].flatten().numpy() for position in positions])
+            found[split] = ({PIXELS: pixels}, torch.as_tensor(data.labels)[list(positions)].numpy())
+        arrays, labels = found["train"]
+        return self._probe([arrays], labels, lambda _place, _seed: found["test"], "pixels")
+
+    def fine_tune(self, trunk: Trunk, reading: Reading, place: Place) -> float:
+        """Test accuracy of the encoder up to a place, trained with its head on all but the validation images."""
+        u, tap = place
+        states, tests = self.states("train"), self.states("test")
+        rows, _ = validation_split(states.labels.numpy(), self.options.validation, self.options.seed)
+        training = Tuning(self.options.epochs, self.options.batch_size, self.options.tuning_rate)
+        one = replace(reading, times=(u,), taps={tap: reading.taps[tap]})
+        with tqdm(desc="tuning", unit="step") as bar:
+
+            def progress(_done: int, total: int, loss: float) -> None:
+                bar.total = total
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+
+            return tune(trunk, one, states, rows, tests, self.classes, training, self.options.seed, progress)

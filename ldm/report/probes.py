@@ -1,0 +1,79 @@
+"""Figures of probes: accuracy by layer and noise level, curves over training, recognition against noise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from ldm.images import save_figure
+
+
+def heat_map(
+    values: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    path: str | os.PathLike,
+    label: str,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    chosen: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Values [R, C] as colours with their numbers; `chosen` (row, column) is framed.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+    """
+    values = np.asarray(values, dtype=float)
+    figure = Figure(figsize=(1.8 + 0.62 * len(columns), 1.4 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value < middle else "black"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=7)
+    if chosen is not None:
+        row, column = chosen
+        edges = ([column - 0.5, column + 0.5, column + 0.5, column - 0.5, column - 0.5],
+                 [row - 0.5, row - 0.5, row + 0.5, row + 0.5, row - 0.5])  # fmt: skip
+        axes.plot(*edges, color="#EE6677", linewidth=2, clip_on=False)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, label=label)
+    save_figure(figure, path, overwrite)
+
+
+def lines(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    path: str | os.PathLike,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Curves {name: (x, y)} with markers and a legend; `log` scales x.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+    """
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        axes.plot(x, y, marker="osD^vPX<>*"[number % 10], ms=4, label=name, color=f"C{number % 10}")
+    if log:
+        axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, ncols=1 + len(curves) // 8)
+    save_figure(figure, path, overwrite)
