@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     rows = []
     for name, checkpoint in checkpoints_of(options).items():
         load_weights(opened.model, checkpoint, options.ema, options.pretrained)
-        trunk = trunk_of(opened.model, options.precision, options.label)
+        trunk = trunk_of(opened.model, options.label)
         reading = reading_of(opened, trunk, copy.copy(options), grid=options.layers is None, seed=options.seed)
         states = DataStates(opened.model, data, positions)
         rows += [{"checkpoint": name, **row} for row in measure(trunk, states, reading, options.positives, options)]

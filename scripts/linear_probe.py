@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, ProbeResult]:
     opened, out = open_model(options), Path(options.out)
     if (out / "results.csv").exists() and not options.overwrite:
         raise FileExistsError(f"{out / 'results.csv'} exists; choose another --out, or add --overwrite")
-    trunk = trunk_of(opened.model, options.precision, options.label)
+    trunk = trunk_of(opened.model, options.label)
     reading = reading_of(opened, trunk, options, options.grid, options.seed)
     study = ProbeStudy(opened, options, out / "features")
     results, tuned = {"trained": study.probe_trunk(trunk, reading, "trained")}, None

@@ -140,14 +140,12 @@ class Trunk:
         network: `network(x, t, cond)`, in evaluation mode.
         path, target: noise levels, and the scaling of the network's input.
         cond: class label that every image gets (the null class, for example); None where the network takes none.
-        autocast: the type its layers compute in on its device; None for the parameters' own.
     """
 
     network: nn.Module
     path: Path
     target: Target
     cond: int | None = None
-    autocast: torch.dtype | None = None
 
     def inputs(self, x0: Tensor, eps: Tensor, u: Tensor | float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Arguments of the network for clean states and noise [B, C, H, W] at the time u, or times [B]."""
@@ -161,8 +159,7 @@ class Trunk:
         self, taps: Mapping[str, str], x0: Tensor, eps: Tensor, u: Tensor | float, pool: int | None = 1
     ) -> dict[str, Tensor]:
         """{tap: features [B, D]} in one pass, with autograd if it is on; taps as `resolve_taps` gives them."""
-        with torch.autocast(x0.device.type, self.autocast, enabled=self.autocast is not None):
-            found = activations(self.network, taps, *self.inputs(x0, eps, u))
+        found = activations(self.network, taps, *self.inputs(x0, eps, u))
         return {tap: pooled(value.float(), pool) for tap, value in found.items()}
 
     @torch.no_grad()

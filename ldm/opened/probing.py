@@ -68,7 +68,7 @@ class ProbeStudy:
     def read(self, trunk: Trunk, reading: Reading, split: str, name: str, weights: str, copy: int = 0) -> GridFeatures:
         """Features below `folder/name`, read or opened."""
         states = self.states(split, copy)
-        settings = {"weights": weights, "precision": str(trunk.autocast), "label": trunk.cond}
+        settings = {"weights": weights, "precision": self.options.precision, "label": trunk.cond}
         with tqdm(total=len(states), desc=name, unit="image") as bar:
             return cached_features(
                 states, trunk, reading, self.folder / name, settings,

@@ -16,10 +16,12 @@ from ldm.models.diffusion.noise import keyed_normal
 from ldm.models.diffusion.path import EDMPath
 from ldm.models.diffusion.sampler.grids import edm_grid
 from ldm.opened.model import OpenModel, build_model, open_model
+from ldm.opened.speed import PRECISIONS
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Steps of the EDM grid that published noise indices count on, from the clean end.
 INDEX_STEPS = 18
+# Options of `open_model` that reading features does not take.
+PLAIN = {"chunk": 1, "channels_last": False, "compile": False}
 
 
 class DataStates:
@@ -57,7 +59,7 @@ class DataStates:
         return {"data": self.name, "count": len(self), "copy": self.copy, "positions": checksum}
 
 
-def trunk_of(model: LatentDiffusion, precision: str = "fp32", label: int | None = None) -> Trunk:
+def trunk_of(model: LatentDiffusion, label: int | None = None) -> Trunk:
     """The trunk of a model; a class-conditional one sees `label`, or else its null class.
 
     Raises:
@@ -67,7 +69,7 @@ def trunk_of(model: LatentDiffusion, precision: str = "fp32", label: int | None 
         if model.null_class is None:
             raise ValueError("this model is conditional and has no null class: choose the class that features see")
         label = model.null_class
-    return Trunk(model.network.eval(), model.path, model.target, label, PRECISIONS[precision])
+    return Trunk(model.network.eval(), model.path, model.target, label)
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +83,9 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", default="1", help="k: means of a k x k grid of the map; none: every position")
     parser.add_argument("--draws", type=int, default=1, help="noise draws that features are averaged over")
     parser.add_argument("--label", type=int, help="class that a conditional trunk sees (default: its null class)")
-    parser.add_argument("--precision", default="fp32", choices=sorted(PRECISIONS), help="type of the trunk's layers")
+    parser.add_argument("--precision", default="float32", choices=list(PRECISIONS), help="of the trunk's products")
     parser.add_argument("--images_per_pass", type=int, default=100, help="images in one pass through the trunk")
+    parser.set_defaults(**PLAIN)
 
 
 def pool_of(text: str | int) -> int | None:
@@ -178,23 +181,23 @@ class TrunkFeatures(nn.Module):
         pool: str | int = 1,
         draws: int = 1,
         seed: int = 0,
-        precision: str = "fp32",
+        precision: str = "float32",
         device: str = "cpu",
     ):
         super().__init__()
         if (run is None) == (base is None):
             raise ValueError("TrunkFeatures needs run=DIRECTORY, or base=CONFIG ckpt=FILE")
-        source = {"run": run, "base": base, "ckpt": ckpt, "pretrained": None, "ema": True, "device": device}
+        source = {"run": run, "base": base, "ckpt": ckpt, "pretrained": None, "ema": True, "device": device, **PLAIN}
         levels = {
             name: [value] for name, value in (("t", t), ("logsnr", logsnr), ("index", index)) if value is not None
         }
         options = argparse.Namespace(
-            **source, layers=None if layer is None else [layer], pool=pool, draws=draws,
+            **source, layers=None if layer is None else [layer], pool=pool, draws=draws, precision=precision,
             **{name: levels.get(name) for name in ("t", "logsnr", "index")},
         )  # fmt: skip
         opened = open_model(options)
         self.model = opened.model
-        self.trunk = trunk_of(opened.model, precision)
+        self.trunk = trunk_of(opened.model)
         self.reading = reading_of(opened, self.trunk, options, grid=False, seed=seed)
         self.source = {"checkpoint_sha256": sha256(opened.checkpoint), **self.reading.describe()}
 
