@@ -27,7 +27,8 @@ class LabelledImages(Dataset):
         class_names: one name a class.
         image_shape: (H, W, C) of an item's image.
         human_names: one readable name a class; `class_names` where not given.
-        transform: `transform(image [H, W, C], generator) -> image`, or a `target`/`params` config of one.
+        transform: `transform(image [H, W, C], generator) -> image`, or (image, {more of the item}), or a
+            `target`/`params` config of one.
         seed: seed of the transform's draws.
     """
 
@@ -88,10 +89,12 @@ class LabelledImages(Dataset):
 
     def item(self, index: int, draw: int = 0) -> dict[str, Any]:
         """Return image `index` of the full data set; `draw` numbers its repeats within one epoch (bootstraps)."""
-        image = self.read(index)
+        image, facts = self.read(index), {}
         if self.transform is not None:
             image = self.transform(image, generator(self.seed, self.epoch, index, draw))
-        return {"image": image, **self.describe(index)}
+        if isinstance(image, tuple):
+            image, facts = image
+        return {"image": image, **self.describe(index), **facts}
 
     def describe(self, index: int) -> dict[str, Any]:
         """Return everything of an item but its image."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class LitEma(nn.Module):
     """Averages of the parameters that require gradients when it is built.
 
-    Update n: `shadow -= (1 - d) (shadow - parameter)` with `d = min(decay, (1 + n) / (10 + n))`.
+    Update n: `shadow -= (1 - d) (shadow - parameter)` with `d = min(decay, (1 + n) / (10 + n))`, or with the ramp
+    "power" `d = min(decay, 1 - (1 + n)^(-2/3))`.
 
     State dict: `decay` (float32), `num_updates` (int32; -1: no warm-up) and each parameter's name without its dots.
 
@@ -20,14 +21,18 @@ class LitEma(nn.Module):
         model: whose parameters are averaged.
         decay: limit of d, in [0, 1].
         use_num_updates: begin with a smaller d, as above; otherwise d = decay.
+        ramp: how d grows, "counts" or "power".
 
-    Source: the rule of TensorFlow's ExponentialMovingAverage; keys of latent-diffusion.
+    Source: the rule of TensorFlow's ExponentialMovingAverage; keys of latent-diffusion; the power is k-diffusion's.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, use_num_updates: bool = True):
+    def __init__(self, model: nn.Module, decay: float = 0.9999, use_num_updates: bool = True, ramp: str = "counts"):
         super().__init__()
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
+        if ramp not in ("counts", "power"):
+            raise ValueError(f"ramp must be counts or power, got '{ramp}'")
+        self.ramp = ramp
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0 if use_num_updates else -1, dtype=torch.int32))
         self.shadow_names: dict[str, str] = {}
@@ -52,7 +57,9 @@ class LitEma(nn.Module):
         decay = self.decay
         if self.num_updates >= 0:
             self.num_updates += 1
-            decay = torch.minimum(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+            n = self.num_updates
+            grown = (1 + n) / (10 + n) if self.ramp == "counts" else 1 - (1 + n) ** (-2 / 3)
+            decay = torch.minimum(self.decay, grown)
         for shadow, parameter in self._pairs(model):
             shadow.sub_((1 - decay) * (shadow - parameter))
 

@@ -1,4 +1,4 @@
-"""Merging of configs: files from left to right, the `components` section, dotlists."""
+"""Merging of configs: files from left to right, the `components` section, dotlists; rate and batch they ask for."""
 
 from __future__ import annotations
 
@@ -78,4 +78,40 @@ def point_data(config: DictConfig, component: int | None, root: str = "", synset
             params.update({key: component for key in ("component", "comp_numb") if key in params})
         if synset_bins and "synset_bins" in params:
             params.synset_bins = True
+    return config
+
+
+def learning_rate(config: DictConfig, scale: bool, devices: int, accumulate: int) -> float:
+    """`model.learning_rate` as it is; else the base rate, with `scale` times devices * batch size * accumulation.
+
+    Raises:
+        ValueError: if the config lacks one of them.
+    """
+    if (rate := OmegaConf.select(config, "model.learning_rate")) is not None:
+        return float(rate)
+    base, batch = (OmegaConf.select(config, key) for key in ("model.base_learning_rate", "data.params.batch_size"))
+    if base is None or (scale and batch is None):
+        raise ValueError("the config needs model.base_learning_rate, and data.params.batch_size to scale it by")
+    return accumulate * devices * batch * base if scale else base
+
+
+def shared_batch(config: DictConfig, parts: int) -> DictConfig:
+    """A config whose `data.params.global_batch_size`, where it has one, is shared out to so many devices and parts.
+
+    Raises:
+        ValueError: if it comes with a batch size of one device, or does not divide.
+    """
+    whole = OmegaConf.select(config, "data.params.global_batch_size")
+    if whole is None:
+        return config
+    if "batch_size" in config.data.params:
+        raise ValueError("give data.params.batch_size, of one device, or global_batch_size, of all: not both")
+    if whole % parts:
+        raise ValueError(
+            f"data.params.global_batch_size {whole} does not divide by {parts} (devices times "
+            "accumulate_grad_batches): choose another number of devices, or accumulate"
+        )
+    config = config.copy()
+    del config.data.params.global_batch_size
+    config.data.params.batch_size = whole // parts
     return config

@@ -19,7 +19,7 @@ from ldm.cli import write_record
 from ldm.memory import keep_freed_memory
 from ldm.training.callbacks import CUDACallback, EMACallback, ImageLogger, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
-from ldm.training.config import load_config, point_data
+from ldm.training.config import learning_rate, load_config, point_data, shared_batch
 from ldm.training.latent_cache import prepare_latents
 from ldm.training.members import ALL, build_members, is_joint, write_member_runs
 from ldm.training.members import build_data as build_joint_data
@@ -109,18 +109,6 @@ def build_callbacks(
 def member_of(options: argparse.Namespace) -> int:
     """Number of the component, 0 for a trunk or for all of them: a part of every seed."""
     return options.component if options.start_from_pretrained and not is_joint(options) else 0
-
-
-def learning_rate(config: DictConfig, scale: bool, devices: int, accumulate: int) -> float:
-    """The base rate; with `scale`, times devices * batch size * accumulation.
-
-    Raises:
-        ValueError: if the config lacks one of them.
-    """
-    base, batch = (OmegaConf.select(config, key) for key in ("model.base_learning_rate", "data.params.batch_size"))
-    if base is None or (scale and batch is None):
-        raise ValueError("the config needs model.base_learning_rate, and data.params.batch_size to scale it by")
-    return accumulate * devices * batch * base if scale else base
 
 
 def known_run(options: argparse.Namespace, argv: Sequence[str]) -> tuple[RunDirectory | None, Path | None, Job | None]:
@@ -235,11 +223,12 @@ def set_up(
     pl.seed_everything(options.seed, verbose=False)
     keep_freed_memory()
 
-    model = build_model(config, options)
-    data = build_data(config, options)
-    prepare_latents(model, config, data, devices.first)
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
-    model.learning_rate = learning_rate(config, options.scale_lr, devices.count, accumulate)
+    shared = shared_batch(config, devices.count * accumulate)
+    model = build_model(config, options)
+    data = build_data(shared, options)
+    prepare_latents(model, config, data, devices.first)
+    model.learning_rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
 
     name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
     if options.ensemble_name:

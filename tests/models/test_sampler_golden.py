@@ -6,13 +6,24 @@ import pytest
 import torch
 
 from ldm.models.diffusion.denoiser import NetworkDenoiser, Target, TranslatedDenoiser, clipped
-from ldm.models.diffusion.path import EDMPath, LinearVPPath, VPPath, beta_schedule
+from ldm.models.diffusion.path import EDMPath, LinearVPPath, VEPath, VPPath, beta_schedule
 from ldm.models.diffusion.sampler import ancestral, ddim, heun, make_grid, midpoint, run
+from ldm.models.diffusion.sampler.own_time import euler_in_time, heun_in_time
 from tests.conftest import golden_json, golden_tensors
-from tests.models.toys import CosineTimes, edm_toy, es_toy, es_toy_learned, iddpm_toy, vp_toy
+from tests.models.toys import CosineTimes, edm_toy, es_toy, es_toy_learned, iddpm_toy, ve_toy, vp_toy
 
 EDM, CHURN = EDMPath(), {"S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
-# name -> (solver, options). Left out: ablations that step in another variable than sigma (abl_vp_*, abl_ve_*).
+VP, VE = LinearVPPath(), VEPath()
+VP_CHURN = {"S_churn": 30, "S_min": 0.01, "S_max": 1, "S_noise": 1.007}
+# name -> (path, solver, options): ablations that step in another variable than sigma.
+TIME_RUNS = {
+    "abl_vp_euler": (VP, euler_in_time, {}),
+    "abl_vp_heun": (VP, heun_in_time, {}),
+    "abl_vp_heun_churn": (VP, heun_in_time, VP_CHURN),
+    "abl_ve_euler": (VE, euler_in_time, {}),
+    "abl_ve_heun": (VE, heun_in_time, {}),
+}
+# name -> (solver, options).
 EDM_RUNS = {
     "edm18": (heun, {}),
     "edm18_labels": (heun, {}),
@@ -65,6 +76,50 @@ def test_edm_runs(name):
     evaluated = golden[f"{name}/sigma_of_each_network_call"]
     assert len(calls) == golden_json("edm")["samplers"][name]["nfe"]
     torch.testing.assert_close(torch.tensor(calls, dtype=torch.float64), evaluated, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", TIME_RUNS)
+def test_edm_runs_in_other_variables(name):
+    golden, calls = golden_tensors("edm"), []
+    path, solver, options = TIME_RUNS[name]
+    sigmas = golden[f"{name}/sigma_grid_rounded"]
+    grid = torch.cat([path.time_at(sigmas), torch.zeros(1, dtype=torch.float64)])
+    if options:
+        draws = golden[f"{name}/noise_each_step_float64"]
+        options = {**options, "noise": lambda index, shape: draws[index]}
+    inner = NetworkDenoiser(vp_toy if path is VP else ve_toy, path, Target("eps"), dtype=torch.float32)
+
+    def denoiser(x, u):
+        calls.append(float(path.ratio(u)))
+        return inner(x, u)
+
+    x = golden["latents"].double() * sigmas[0] * path.alpha(grid[0])
+    samples = run(solver(denoiser, path, x, grid, **options))
+    expected = golden[f"{name}/out"]
+    torch.testing.assert_close(samples, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+    evaluated = golden[f"{name}/sigma_of_each_network_call"]
+    assert len(calls) == golden_json("edm")["samplers"][name]["nfe"]
+    torch.testing.assert_close(torch.tensor(calls, dtype=torch.float64), evaluated, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp", "ve"])
+def test_edm_losses(name):
+    """Weighted errors of D are errors of what is regressed: F of EDM's table, or the noise."""
+    golden = golden_tensors("edm")
+    x0, eps, scalar = (golden[f"loss/{key}"] for key in ("images", f"{name}/unit_noise", f"{name}/random_scalar"))
+    if name == "edm":
+        path, target, network = EDM, Target("edm"), edm_toy()
+        u = (-1.2 + 1.2 * scalar.double()).exp()
+    else:
+        path, target, network = (VP, Target("eps"), vp_toy) if name == "vp" else (VE, Target("eps"), ve_toy)
+        u = 1 + scalar.double() * (1e-5 - 1) if name == "vp" else path.time_at(0.02 * 5000.0 ** scalar.double())
+    alpha, sigma = path.coefficients(u.flatten(), x0)
+    inputs = target.coefficients(alpha, sigma)[2] * (alpha * x0 + sigma * eps)
+    output = network(inputs, path.time_to_net(u.flatten()).float(), None)
+    loss = (output - target.of(x0, eps, alpha, sigma)).square()
+    expected = golden[f"loss/{name}/loss_elementwise"]
+    torch.testing.assert_close(loss, expected, rtol=2e-3, atol=2e-4 * expected.abs().max().item())
+    torch.testing.assert_close(loss.mean(), golden[f"loss/{name}/mean"], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("name", ADM_RUNS)

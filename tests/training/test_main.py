@@ -8,9 +8,8 @@ from omegaconf import OmegaConf
 
 import main as trainer
 from ldm.checkpoint import load_checkpoint
-from ldm.training.config import load_config, merge_configs, point_data
+from ldm.training.config import learning_rate, load_config, merge_configs, point_data
 from ldm.training.runs import find_run, new_run, runs_named
-from ldm.training.session import learning_rate
 from ldm.training.trainer import choose_devices, parse_gpus, split_trainer_options
 from tests.training.runs import assert_same_end, end_state, losses, run_main
 

@@ -55,7 +55,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
     `path_config` (`FlowPath`, `EDMPath`, ...), `times_config` (`ldm.models.diffusion.times`; uniform by default) and
     `sigma_data`; `unit_time` tells the network t / T (DDAE). As ADM has them: `learned_variance` (hybrid, vlb, or
     the arguments of `LearnedVariance`; the network has 2 C output channels), `schedule_sampler` (uniform or
-    loss-second-moment), and `input_perturbation`.
+    loss-second-moment), and `input_perturbation`. `ema` holds arguments of `LitEma`: decay, ramp.
     """
 
     component: Component | None = None
@@ -72,6 +72,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         load_only_unet: bool = False,
         monitor: str | None = "val/loss",
         use_ema: bool = True,
+        ema: Mapping[str, Any] | None = None,
         first_stage_key: str = "image",
         image_size: int = 256,
         channels: int = 3,
@@ -109,12 +110,11 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         self.use_positional_encodings, self.v_posterior, self.monitor = use_positional_encodings, v_posterior, monitor
         self.scheduler_config, self.weight_decay, self.learning_rate = scheduler_config, weight_decay, None
         self.pretrained_path, self.head_options = pretrained_path, dict(heads or {})
-        self.input_perturbation = input_perturbation
+        self.input_perturbation, self.use_ema = input_perturbation, use_ema
         self.seed_draws(0)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
-        self.use_ema = use_ema
         if use_ema:
-            self.model_ema = LitEma(self.model)
+            self.model_ema = LitEma(self.model, **(ema or {}))
         tables = (given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
         self.register_process(path_config, times_config, tables, learn_logvar, logvar_init)
         self.register_variance(learned_variance, schedule_sampler, self.model.diffusion_model)

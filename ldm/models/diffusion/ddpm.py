@@ -127,7 +127,8 @@ class LatentDiffusion(DDPM):
         """Labels [B] of a batch after label dropout, which `uniform` [B] decides; None for unconditional models."""
         if self.cond_stage_model is None:
             return None
-        labels = batch[self.cond_stage_key]
+        optional = getattr(self.cond_stage_model, "optional", False)
+        labels = batch.get(self.cond_stage_key) if optional else batch[self.cond_stage_key]
         return self.cond_stage_model.drop_labels(labels, uniform) if self.training and self.label_dropout else labels
 
     def condition_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
@@ -235,7 +236,7 @@ class LatentDiffusion(DDPM):
         batch = {name: value[:N] for name, value in batch.items() if isinstance(value, Tensor)}
         z = self.get_input(batch, self.first_stage_key)
         images = self.decode_first_stage(z) if "encoded" in batch else super().get_input(batch, self.first_stage_key)
-        labels = None if self.cond_stage_model is None else batch[self.cond_stage_key]
+        labels = None if self.n_classes is None else batch[self.cond_stage_key]
         noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
         with self.ema_scope("samples"):
             scale = self.guidance_scale if labels is not None else 1.0

@@ -221,6 +221,31 @@ class EDMPath(Path):
 
 
 @dataclass(frozen=True)
+class VEPath(EDMPath):
+    """Variance exploding, u = sigma^2 (SMLD in Song et al. 2021b); the network's time is ln(sigma / 2)."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    @property
+    def end(self) -> float:
+        return self.sigma_max**2
+
+    def sigma(self, u: Tensor | float) -> Tensor:
+        return torch.as_tensor(u, dtype=torch.float64).sqrt()
+
+    def rates(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        sigma = self.sigma(u)
+        return torch.zeros_like(sigma), 0.5 / sigma
+
+    def time_to_net(self, u: Tensor | float) -> Tensor:
+        return (self.sigma(u) / 2).log()
+
+    def time_at(self, ratio: Tensor | float) -> Tensor:
+        return torch.as_tensor(ratio, dtype=torch.float64) ** 2
+
+
+@dataclass(frozen=True)
 class AffinePath(Path):
     """A path from data at u = 0 to pure noise at u = 1, alpha(1) = 0, as flow matching trains on.
 

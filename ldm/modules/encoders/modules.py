@@ -105,3 +105,26 @@ class ClassEmbedder(nn.Module):
         if low < 0 or high >= self.n_classes:
             null = "no null class" if self.null_class is None else f"null class {self.null_class}"
             raise ValueError(f"labels must lie in 0..{self.n_classes - 1} ({null}), got {low}..{high}")
+
+
+class AugmentationLabels(nn.Module):
+    """The condition of a network that is told how its images were augmented: labels [B, A] as they are.
+
+    Batches without them, and sampling, have none, which stands for zeros: images that were left alone.
+
+    Args:
+        key: entry of a batch that holds the labels.
+    """
+
+    optional = True
+
+    def __init__(self, key: str = "augment_labels"):
+        super().__init__()
+        self.key = key
+
+    def forward(self, batch: Mapping[str, Tensor], key: str | None = None) -> Tensor | None:
+        """Labels `[B, A]` of a batch, or None."""
+        return batch.get(self.key if key is None else key)
+
+    def embed(self, labels: Tensor) -> Tensor:
+        return labels

@@ -13,6 +13,7 @@ from ldm.models.diffusion.path import Path
 from ldm.models.diffusion.sampler.adaptive import dopri5
 from ldm.models.diffusion.sampler.ancestral import ancestral
 from ldm.models.diffusion.sampler.multistep import dpm_solver_2m, plms
+from ldm.models.diffusion.sampler.own_time import euler_in_time, heun_in_time
 from ldm.models.diffusion.sampler.runge_kutta import heun, midpoint, rk4
 from ldm.models.diffusion.sampler.solvers import Steps, ddim, euler
 from ldm.models.diffusion.sampler.transition import Noise
@@ -29,6 +30,8 @@ SAMPLERS: dict[str, Sampler] = {
     "Euler": euler,
     "Midpoint": midpoint,
     "RK4": rk4,
+    "Euler-time": euler_in_time,
+    "Heun-time": heun_in_time,
     "Dopri5": dopri5,
 }
 # Values of options that are true of every deterministic sampler.

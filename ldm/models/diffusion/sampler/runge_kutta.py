@@ -96,14 +96,15 @@ def heun(
     for index, u, s in intervals(grid, start):
         ratio = float(path.ratio(u))
         if gamma > 0 and S_min <= ratio <= S_max and math.isfinite(ratio):
-            x, u = _churned(path, index, x, u, gamma, S_noise, noise)
+            x, u = churned(path, index, x, u, gamma, S_noise, noise)
         step = two_stage(denoiser, path, index, x, u, s, 1.0)
         x = following(step, (yield step))
 
 
-def _churned(
+def churned(
     path: Path, index: int, x: Tensor, u: float, gamma: float, scale: float, noise: Noise | None
 ) -> tuple[Tensor, float]:
+    """(x, u) after noise that raises sigma / alpha by 1 + gamma, drawn with deviation `scale`; see `heun`."""
     if noise is None:
         raise ValueError("churn draws noise: pass noise=ImageNoise(seed, images), or S_churn = 0")
     ratio = path.ratio(u)

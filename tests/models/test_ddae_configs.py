@@ -1,0 +1,106 @@
+"""DDAE's configs: they build the published networks, train from a few images, and are told the published times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.models.diffusion.denoiser import NetworkDenoiser, clipped
+from ldm.models.diffusion.path import EDMPath, VPPath
+from ldm.models.diffusion.sampler import ddim, heun, run
+from ldm.models.diffusion.sampler.grids import edm_grid
+from ldm.modules.ema import LitEma
+from ldm.training.config import learning_rate, load_config, shared_batch
+from ldm.util import instantiate_from_config
+from tests.conftest import golden_json, golden_tensors, recipe_weights
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "ddae").glob("*dd*.yaml"))
+NARROW = ["model.params.unet_config.params.n_channels=32"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_builds_its_network_and_its_loss_is_finite(path):
+    config = load_config([str(path)])
+    with torch.device("meta"):
+        net = instantiate_from_config(config.model.params.unet_config)
+    published = golden_json("ddae_keys")["networks"].get(path.stem)
+    if published is not None:
+        assert sum(parameter.numel() for parameter in net.parameters()) == published["n_params"]
+    model = instantiate_from_config(load_config([str(path)], NARROW).model)
+    size = model.image_size
+    batch = {"image": torch.zeros(2, size, size, 3), "augment_labels": torch.zeros(2, 9)}
+    loss, _ = model.shared_step(batch, model.draws, 0, range(2))
+    assert loss.isfinite()
+    assert learning_rate(config, True, 8, 1) == learning_rate(config, True, 1, 2) == config.model.learning_rate
+    assert shared_batch(config, 4).data.params.batch_size == config.data.params.global_batch_size // 4
+
+
+def small_model(name, **params):
+    """The golden's small network in the model of a config."""
+    spec = golden_json("ddae_small_ddpm")
+    config = OmegaConf.to_container(load_config([str(CONFIGS[0].parent / name)]).model, resolve=True)
+    config["params"] |= {"image_size": 8, "use_ema": False, **params}
+    config["params"]["unet_config"]["params"] = spec["config"]
+    model = instantiate_from_config(config)
+    model.model.diffusion_model.load_state_dict(recipe_weights(spec))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_published_ddpm_loss_and_samples():
+    io, model = golden_tensors("ddae_small_ddpm_io"), small_model("DDPM_ddpm.yaml")
+    x0 = 2 * io["ddpm/image01"] - 1
+    loss, _ = model.p_losses(x0, None, io["ddpm/loss_t"] - 1, io["ddpm/loss_noise"])
+    torch.testing.assert_close(loss, io["ddpm/loss"], rtol=1e-4, atol=0)
+    # The published DDIM has a table of its own, T + 1 betas, and visits every 100th of its entries from 1.
+    path = VPPath(torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64))
+    table = io["ddpm/ddim_sche_alphabar_t"].double()
+    torch.testing.assert_close(path.log_abar[1:].exp(), table, rtol=1e-4, atol=0)
+    grid = torch.tensor([*range(902, 0, -100), 1.0], dtype=torch.float64)
+
+    def network(x, t, cond):
+        return model.network(x, t / 1000, cond)  # t counts entries from 0, as theirs does
+
+    denoiser = clipped(NetworkDenoiser(network, path, model.target), path)
+    samples = (run(ddim(denoiser, path, io["ddpm/ddim10_xT"], grid)) + 1) / 2
+    torch.testing.assert_close(samples, io["ddpm/ddim10_sample01"], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_published_edm_loss_and_samples():
+    io, model = golden_tensors("ddae_small_ddpm_io"), small_model("EDM_ddpm.yaml")
+    x0, times = 2 * io["ddpm/image01"] - 1, (-1.2 + 1.2 * io["edm/loss_rnd_normal"].double().flatten()).exp()
+    loss, _ = model.p_losses(x0, None, times, io["edm/loss_noise"])
+    torch.testing.assert_close(loss, io["edm/loss"], rtol=1e-4, atol=0)
+    path = EDMPath()
+    torch.testing.assert_close(edm_grid(path, 18), io["edm/schedule18"], rtol=1e-6, atol=0)
+    denoiser = clipped(NetworkDenoiser(model.network, path, model.target, dtype=torch.float32), path)
+    grid = edm_grid(path, 6)
+    x = io["edm/sample6_xT"].double() * grid[0]
+    samples = (run(heun(denoiser, path, x, grid)) + 1) / 2
+    torch.testing.assert_close(samples, io["edm/sample6_01"], rtol=0, atol=1e-4)
+
+
+def test_ramps_of_averages():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    for ramp, first in (("counts", 2 / 11), ("power", 1 - 2 ** (-2 / 3))):
+        torch.nn.init.zeros_(layer.weight)
+        averages = LitEma(layer, 0.9993, ramp=ramp)
+        torch.nn.init.ones_(layer.weight)
+        averages(layer)
+        assert float(averages.weight) == pytest.approx(1 - first, rel=1e-6)
+        averages.num_updates.fill_(10**6)
+        averages(layer)
+        assert float(averages.weight) == pytest.approx(1 - 0.9993 * first, rel=1e-5)
+
+
+def test_a_global_batch_must_divide():
+    config = load_config([str(CONFIGS[0])])
+    with pytest.raises(ValueError, match="does not divide by 7"):
+        shared_batch(config, 7)
+    config.data.params.batch_size = 4
+    with pytest.raises(ValueError, match="not both"):
+        shared_batch(config, 2)
