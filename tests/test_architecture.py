@@ -23,6 +23,7 @@ RAISED_LIMITS: dict[str, tuple[int, str]] = {}
 EXEMPT: dict[tuple[str, str], str] = {
     ("no_global_randomness", "ldm/training/callbacks.py"): "dropout draws from torch's own generator; seeded a step",
     ("no_global_randomness", "ldm/training/session.py"): "torch initialises parameters from its generator, by --seed",
+    ("no_global_randomness", "scripts/noisy_classifier.py"): "the same, for a network trained from scratch",
     ("no_global_randomness", "ldm/opened/trunk.py"): "the same, for an untrained network; the state is put back after",
 }
 

@@ -135,14 +135,13 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """Transformer over patches of a latent, conditioned on time and class, in stages as `UNetModel`.
 
-    `forward(x, t, y) == readout(features(x, condition(t, y)))`. DiT-XL/2 (the defaults) has 675,129,632 trained
-    parameters and frozen positions [1, 256, 1152]. Taps are `layer-0` .. `layer-{depth - 1}`: tokens [B, N, D].
+    `forward(x, t, y) == readout(features(x, condition(t, y)))`. DiT-XL/2 (the defaults) has 675,129,632
+    parameters, the frozen positions [1, 256, 1152] among them. Taps are `layer-0` .. `layer-{depth - 1}`: tokens
+    [B, N, D].
 
     Raises:
         ValueError: if the image does not divide into patches.
     """
-
-    head_name = "final_layer.linear"
 
     def __init__(
         self,

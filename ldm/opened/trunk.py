@@ -13,7 +13,7 @@ from ldm.checkpoint import sha256
 from ldm.evaluation.taps import Reading, Trunk, resolve_taps
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import keyed_normal
-from ldm.models.diffusion.path import EDMPath
+from ldm.models.diffusion.path import EDMPath, Path
 from ldm.models.diffusion.sampler.grids import edm_grid
 from ldm.opened.model import OpenModel, build_model, open_model
 from ldm.opened.speed import PRECISIONS
@@ -44,14 +44,20 @@ class DataStates:
     def __len__(self) -> int:
         return len(self.positions)
 
-    @torch.no_grad()
     def read(self, start: int, stop: int) -> Tensor:
         """States [B, C, H, W] start .. stop - 1, on the model's device."""
+        return self.at(range(start, min(stop, len(self))), self.copy)
+
+    @torch.no_grad()
+    def at(self, rows: Sequence[int], epoch: int | None = None) -> Tensor:
+        """States [B, C, H, W] of some rows, augmented as in an epoch (else as this copy is)."""
         if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(self.copy)
-        images = torch.stack([self.data[position]["image"] for position in self.positions[start:stop]])
-        images = images.permute(0, 3, 1, 2).contiguous().to(self.model.device)
-        return self.model.get_first_stage_encoding(self.model.encode_first_stage(images))
+            self.data.set_epoch(self.copy if epoch is None else epoch)
+        items = [self.data[self.positions[row]] for row in rows]
+        images = torch.stack([item["image"] for item in items]).permute(0, 3, 1, 2).contiguous()
+        images = images.to(self.model.device)
+        encoded = items[0].get("encoded", False)
+        return self.model.get_first_stage_encoding(images if encoded else self.model.encode_first_stage(images))
 
     def describe(self) -> dict[str, Any]:
         positions = torch.tensor(self.positions)
@@ -101,6 +107,18 @@ def pool_of(text: str | int) -> int | None:
     return int(text)
 
 
+def grid_times(path: Path, indices: Sequence[int]) -> list[float]:
+    """Times at which sigma / alpha is that of EDM's grid of 18 steps, counted from its clean end.
+
+    Raises:
+        ValueError: for an index outside of 1 .. 18.
+    """
+    if not all(1 <= index <= INDEX_STEPS for index in indices):
+        raise ValueError(f"--index counts 1..{INDEX_STEPS} from the clean end, got {list(indices)}")
+    sigmas = edm_grid(EDMPath(), INDEX_STEPS).flip(0)
+    return [float(path.time_at(sigmas[index])) for index in indices]
+
+
 def times_of(model: LatentDiffusion, given: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Times u of the path from `t`, `logsnr` or `index`; None where none of them is given.
 
@@ -114,10 +132,7 @@ def times_of(model: LatentDiffusion, given: Mapping[str, Any]) -> tuple[float, .
         ratios = torch.tensor([-float(value) / 2 for value in given["logsnr"]], dtype=torch.float64).exp()
         times = path.time_at(ratios).tolist()
     elif given.get("index"):
-        if not all(1 <= index <= INDEX_STEPS for index in given["index"]):
-            raise ValueError(f"--index counts 1..{INDEX_STEPS} from the clean end, got {given['index']}")
-        sigmas = edm_grid(EDMPath(), INDEX_STEPS).flip(0)
-        times = [float(path.time_at(sigmas[index])) for index in given["index"]]
+        times = grid_times(path, given["index"])
     else:
         return None
     wrong = [u for u in times if not 0 < u <= path.end]

@@ -60,6 +60,8 @@ class ConditionedNetwork(nn.Module):
         "cond_stage_model.*",
         "model.diffusion_model.time_embed.*",
         "model.diffusion_model.time_emb.*",
+        "model.diffusion_model.t_embedder.*",
+        "model.diffusion_model.y_embedder.*",
         "model.diffusion_model.label_emb.*",
     )
     output_patterns = ("model.diffusion_model.out.*", "model.diffusion_model.final.*")

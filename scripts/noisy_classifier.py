@@ -1,0 +1,176 @@
+"""How much of an image is recognised under noise: classifiers told the noise level, and their rate at each level.
+
+Examples:
+  python scripts/noisy_classifier.py ddae --run logs/2026-01-01T00-00-00_mnist --layers mid --out results/noisy_ddae
+  python scripts/noisy_classifier.py wrn --base configs/ddae/DDPM_ddpm.yaml --mode VP --out results/noisy_vp
+  python scripts/noisy_classifier.py wrn --base configs/ddae/mnist.yaml --mode VE --depth 10 --width 1 --epochs 2 \\
+      --beside results/noisy_ddae/recognition.csv --out results/noisy_ve
+
+ddae trains a small head on the frozen features of a diffusion model, which see the model's own noise; wrn a wide
+residual network from scratch under VP noise (1,000 steps of DDPM) or VE noise (EDM). Both take training and test images
+from the config. Writes the weights, recognition.csv (rate by log signal-to-noise ratio) and recognition.png; --beside
+draws other runs' tables into the same figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from ldm.arguments import add_source_arguments
+from ldm.checkpoint import save_tensors
+from ldm.cli import HelpFormatter, add_device_arguments, pick_device, run_script, write_record
+from ldm.evaluation.noise_conditional import (
+    WRN_TRAINING,
+    NetworkClassifier,
+    NoiseHead,
+    NoisyTraining,
+    TrunkClassifier,
+    level_times,
+    recognition,
+    train_noisy,
+)
+from ldm.evaluation.taps import Reading, resolve_taps
+from ldm.models.diffusion.path import EDMPath, VPPath, beta_schedule
+from ldm.models.diffusion.path import Path as NoisePath
+from ldm.models.diffusion.times import LogNormalNoise
+from ldm.modules.wide_resnet import WideResNet
+from ldm.opened import build_model, open_model
+from ldm.opened.probing import chosen_positions
+from ldm.opened.trunk import INDEX_STEPS, PLAIN, DataStates, grid_times, trunk_of
+from ldm.report.probes import lines
+from ldm.report.tables import markdown_table, read_csv, write_csv
+from ldm.training.config import load_config
+from ldm.util import instantiate_from_config
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    words = {"formatter_class": HelpFormatter, "description": __doc__}
+    ddae = commands.add_parser("ddae", help="a head on a diffusion model's features", **words)
+    add_source_arguments(ddae)
+    ddae.add_argument("--epoch", type=int, help="the checkpoint that --run kept of this epoch")
+    ddae.add_argument("--layers", nargs=1, help="the tap (default: the config's probe.layer)")
+    ddae.add_argument("--label", type=int, help="class that a conditional trunk sees (default: its null class)")
+    ddae.add_argument("--precision", default="float32", choices=("float32", "bf16", "fp16"), help="of the trunk")
+    ddae.set_defaults(**PLAIN)
+    wrn = commands.add_parser("wrn", help="a wide residual network", **words)
+    wrn.add_argument("--base", required=True, help="config whose images it is trained on")
+    wrn.add_argument("words", nargs="*", default=[], help="a.b=c changes a value of the config")
+    wrn.add_argument("--mode", default="VP", choices=("VP", "VE"), help="noise of DDPM or of EDM")
+    wrn.add_argument("--depth", type=int, default=28, help="layers, 6 n + 4")
+    wrn.add_argument("--width", type=int, default=10, help="multiplies 16, 32, 64 channels")
+    for command, training in ((ddae, NoisyTraining()), (wrn, WRN_TRAINING)):
+        add = command.add_argument
+        for name in ("epochs", "batch_size", "warm_up"):
+            add(f"--{name}", type=int, default=getattr(training, name), help=f"{name} of the training")
+        add("--learning_rate", type=float, default=training.learning_rate, help="rate at its highest")
+        add("--n_train", type=int, help="training images, drawn by --seed (default: all)")
+        add("--n_test", type=int, help="test images, drawn by --seed (default: all)")
+        add("--beside", nargs="+", default=[], metavar="CSV", help="recognition.csv of other runs, for the figure")
+        add("--out", required=True, help="folder of the output")
+        add("--overwrite", action="store_true", help="replace outputs that exist")
+        command.set_defaults(training=training)
+        add_device_arguments(command)
+    return parser
+
+
+def levels_of(path: NoisePath) -> tuple[torch.Tensor, list[float]]:
+    """Times that heads are trained on, and those they are tested at: 1 .. T and every 50th, or EDM's steps."""
+    if isinstance(path, VPPath):
+        trained = torch.arange(1, path.end + 1, dtype=torch.float64)
+        return trained, trained[:: max(1, path.end // 20)].tolist()
+    trained = torch.tensor(grid_times(path, range(1, INDEX_STEPS + 1)), dtype=torch.float64)
+    return trained, trained.tolist()
+
+
+def head_of(options: argparse.Namespace):
+    """(classifier, path, times, model, config, what trains) on a diffusion model's features."""
+    opened = open_model(options)
+    trunk = trunk_of(opened.model, options.label)
+    layers = options.layers or [(opened.config.get("probe") or {}).get("layer")]
+    if layers == [None]:
+        raise ValueError("which layer? Give --layers, or probe.layer in the config")
+    tap, path = resolve_taps(trunk.network, layers), opened.model.path
+    levels, _ = levels_of(path)
+    zero = torch.zeros((1, *opened.model.latent_shape), device=opened.device)
+    (width,) = {value.shape[1] for value in trunk.features(zero, [0], Reading((float(levels[0]),), tap)).values()}
+    classes = instantiate_from_config(opened.config["data"]["params"]["train"]).n_classes
+    head = NoiseHead(width, classes).to(opened.device)
+    return TrunkClassifier(trunk, tap, levels, head), path, level_times(levels), opened.model, opened.config, head
+
+
+def network_of(options: argparse.Namespace):
+    """The same of a wide residual network."""
+    device = pick_device(options.device)
+    config = load_config([options.base], options.words, needs=("model", "data"))
+    path: NoisePath = VPPath(beta_schedule("sqrt_linear", 1000)) if options.mode == "VP" else EDMPath()
+    times = level_times(levels_of(path)[0])
+    if options.mode == "VE":
+
+        def times(uniform: torch.Tensor) -> torch.Tensor:
+            return LogNormalNoise()(uniform, path)
+
+    model = build_model(config).to(device)
+    classes = instantiate_from_config(config.data.params.train).n_classes
+    network = WideResNet(options.depth, options.width, classes, model.channels).to(device)
+    return NetworkClassifier(network, path), path, times, model, config, network
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    options = get_parser().parse_args(argv)
+    out = Path(options.out)
+    if (out / "recognition.csv").exists() and not options.overwrite:
+        raise FileExistsError(f"{out / 'recognition.csv'} exists; choose another --out, or add --overwrite")
+    beside = {Path(file).parent.name: read_csv(file) for file in options.beside}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        make = head_of if options.command == "ddae" else network_of
+        classifier, path, times, model, config, trained = make(options)
+    params = OmegaConf.to_container(OmegaConf.create(config)["data"]["params"], resolve=True)
+    sets = {}
+    for split, wanted in (("train", options.n_train), ("validation", options.n_test)):
+        data = instantiate_from_config(params[split])
+        sets[split] = DataStates(model, data, chosen_positions(len(data), wanted, options.seed))
+    training = replace(
+        options.training,
+        **{name: getattr(options, name) for name in ("epochs", "batch_size", "warm_up", "learning_rate")},
+    )
+    with tqdm(desc="training", unit="step") as bar:
+
+        def progress(_done: int, total: int, loss: float) -> None:
+            bar.total = total
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        train_noisy(classifier, sets["train"], times, training, options.seed, progress)
+    levels = levels_of(path)[1]
+    with tqdm(desc="recognition", total=len(sets["validation"]), unit="image") as bar:
+        rates = recognition(classifier, sets["validation"], levels, options.seed, progress=bar.update)
+    rows = [
+        {"t": u, "log_snr": -2 * float(path.ratio(u).log()), "recognised": 100 * rate}
+        for u, rate in zip(levels, rates, strict=True)
+    ]
+    save_tensors(trained.state_dict(), out / "classifier.safetensors", overwrite=options.overwrite)
+    write_csv(out / "recognition.csv", rows, ["% of test images recognised at each noise level"], options.overwrite)
+    tables = {out.name: rows, **beside}
+    curves = {
+        name: ([row["log_snr"] for row in table], [row["recognised"] for row in table])
+        for name, table in tables.items()
+    }
+    label = "log signal-to-noise ratio, 2 ln(alpha / sigma)"
+    lines(curves, out / "recognition.png", label, "test images recognised (%)", overwrite=options.overwrite)
+    trains = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
+    write_record(out / "record.json", options, overwrite=True, parameters=trains)
+    print(markdown_table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    run_script(main)
