@@ -83,9 +83,9 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help=compiled)
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+def add_source_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Which model `open_model` opens."""
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--run", help="run directory of a training, or a checkpoint in one")
     source.add_argument("--base", help="config; needs --ckpt")
     parser.add_argument("--ckpt", help="checkpoint for --base, a released one for example")

@@ -45,6 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=3, help="splits, orders and test noises")
     add("--n_train", type=int, help="training images, drawn by --seed (default: all)")
     add("--copies", type=int, default=1, help="noised and augmented copies of each training image; epochs take turns")
+    add("--latent_cache", help="folder for latents of a model with a first stage: images are encoded once a copy")
     add("--validation", type=float, default=0.1, help="share of the training images that heads are chosen on")
     defaults = ProbeTraining()
     add("--epochs", type=int, default=defaults.epochs, help="passes of the heads over the features")

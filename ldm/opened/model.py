@@ -18,7 +18,7 @@ from ldm.heads import merge
 from ldm.memory import Pieces, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.denoiser import Denoiser, Network
-from ldm.models.diffusion.network import PiecewiseNetwork
+from ldm.models.diffusion.network import PiecewiseNetwork, is_bare
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import make_sampler, run
 from ldm.models.diffusion.sampler.registry import Sampler, sampler_options
@@ -188,13 +188,31 @@ def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
 
 
 def load_weights(
-    model: LatentDiffusion, checkpoint: Path, averaged: bool = True, pretrained: str | None = None
+    model: LatentDiffusion,
+    checkpoint: Path,
+    averaged: bool = True,
+    pretrained: str | None = None,
+    first_stage: str | None = None,
 ) -> None:
-    """Load a checkpoint strictly; that of a component is its heads, on the trunk it names or `pretrained`."""
+    """Load a checkpoint strictly; that of a component is its heads, on the trunk it names or `pretrained`.
+
+    A published file of the network alone comes without a first stage, which is then read from `first_stage`.
+
+    Raises:
+        ValueError: if the first stage has weights and none are given.
+    """
     content = load_checkpoint(checkpoint)
     if "component" not in content:
+        bare = is_bare(content.get("state_dict", content))
         del content
         model.init_from_ckpt(str(checkpoint), use_averaged=averaged)
+        if bare and any(True for _ in model.first_stage_model.parameters()):
+            if not first_stage:
+                raise ValueError(
+                    f"{checkpoint} holds the network alone: name its first stage in the config, "
+                    "model.params.first_stage_config.params.ckpt_path"
+                )
+            model.first_stage_model.init_from_ckpt(first_stage)
         return
     component = content["component"]
     trunk = verified_trunk(pretrained or component["trunk_path"], component["trunk_sha256"])
@@ -224,6 +242,7 @@ def open_model(options: argparse.Namespace) -> OpenModel:
     run, checkpoint = find_run(options.run, epoch) if options.run else (None, Path(options.ckpt))
     config = run.config() if run else load_config([options.base])
     model = build_model(config)
-    load_weights(model, checkpoint, options.ema, options.pretrained)
+    first_stage = OmegaConf.select(OmegaConf.create(config), "model.params.first_stage_config.params.ckpt_path")
+    load_weights(model, checkpoint, options.ema, options.pretrained, first_stage)
     model = model.to(device).eval().requires_grad_(False)
     return OpenModel(model, config, checkpoint, options, device, *make_ready(model, options, device))

@@ -15,13 +15,15 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from ldm.checkpoint import sha256
+from ldm.data.module import DataModuleFromConfig
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.grid_features import GridFeatures, cached_features
 from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
 from ldm.evaluation.taps import Place, Reading, Trunk, place_name
 from ldm.opened.model import OpenModel
 from ldm.opened.trunk import DataStates
-from ldm.util import generator, instantiate_from_config
+from ldm.training.latent_cache import prepare_latents
+from ldm.util import generator
 
 PIXELS: Place = (0.0, "pixels")
 # Seeds of test noises lie this far above those of training noises.
@@ -42,17 +44,25 @@ class ProbeStudy:
 
     Args:
         options: seed, n_train, copies, seeds, validation, epochs, batch_size, learning_rate, standardise, draws,
-            images_per_pass, tuning_rate (see `scripts/linear_probe.py`).
+            images_per_pass, tuning_rate, latent_cache, precision (see `scripts/linear_probe.py`).
         folder: where features are kept.
     """
 
     def __init__(self, opened: OpenModel, options: argparse.Namespace, folder: Path):
         self.opened, self.options, self.folder = opened, options, folder
-        params = OmegaConf.to_container(OmegaConf.create(opened.config)["data"]["params"], resolve=True)
-        self.configs = {"train": params["train"], "test": params.get("test") or params.get("validation")}
-        if self.configs["test"] is None:
-            raise ValueError("the config has no data.params.validation or test: a probe needs images to be tested on")
-        self.data = {name: instantiate_from_config(config) for name, config in self.configs.items()}
+        config = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(opened.config), resolve=True))
+        params = config.data.params
+        if options.latent_cache:
+            params.update({"latent_cache": options.latent_cache, "latent_views": options.copies})
+        if not params.get("validation"):
+            raise ValueError("the config has no data.params.validation: a probe needs images to be tested on")
+        params = OmegaConf.to_container(params)
+        self.configs = {"train": params["train"], "test": params["validation"]}
+        known = {key: value for key, value in params.items() if key not in ("global_batch_size", "test", "predict")}
+        module = DataModuleFromConfig(**{"batch_size": options.images_per_pass, **known})
+        module.setup()
+        prepare_latents(opened.model, config, module, opened.device)
+        self.data = {"train": module.dataset("train"), "test": module.dataset("validation")}
         self.classes = self.data["train"].n_classes
         self.positions = chosen_positions(len(self.data["train"]), options.n_train, options.seed)
         self.training = ProbeTraining(

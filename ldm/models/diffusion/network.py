@@ -21,8 +21,8 @@ UNET = "model.diffusion_model."
 
 
 def is_bare(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a UNet's own, as guided-diffusion publishes them, without the names around it."""
-    return any(name.startswith("input_blocks.") for name in state)
+    """Whether a state dict is a network's own, as guided-diffusion and DiT publish them, without names around it."""
+    return any(name.startswith(("input_blocks.", "image_proj.", "x_embedder.")) for name in state)
 
 
 class DiffusionWrapper(nn.Module):
