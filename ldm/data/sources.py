@@ -206,8 +206,8 @@ class SampledImages:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Images start .. stop - 1, sampled now."""
-        classes = self.opened.model.null_class
-        labels = None if classes is None else [image % classes for image in range(start, stop)]
+        classes = self.opened.n_classes
+        labels = [image % classes for image in range(start, stop)] if classes else None
         images = self.opened.decode(self.opened.sample(labels, range(start, stop)))
         return as_bytes(images, "samples")
 

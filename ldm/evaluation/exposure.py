@@ -12,7 +12,6 @@ Observers hold `StepMoments`, which add up over batches and merge over processes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -67,6 +66,18 @@ class StepMoments:
             merged._join(step, float(other.count[step]), *given)
         return merged
 
+    def pooled(self) -> StepMoments:
+        """The moments of all steps together, as one step: classes counted as steps give the whole data."""
+        whole = StepMoments(1, self.mean.shape[1:], self.mean.device)
+        for count, mean, scatter in zip(self.count, self.mean, self.scatter, strict=True):
+            whole._join(0, float(count), mean, scatter)
+        return whole
+
+    @property
+    def within(self) -> Tensor:
+        """Variance [*shape] around each step's own mean, pooled over steps (unbiased)."""
+        return self.scatter.sum(0) / (self.count.sum() - (self.count > 0).sum()).clamp(min=1)
+
     @property
     def var(self) -> Tensor:
         """Variance [S, *shape] with denominator N, as published; NaN where nothing was added."""
@@ -118,16 +129,21 @@ class EpsilonWatch:
 
 @dataclass
 class Norms:
-    """Epsilon L2 norms of each step: `moments` of its first evaluation, `corrections` of all later ones (Heun's)."""
+    """Epsilon L2 norms of each step: `moments` of its first evaluation, `corrections` of all later ones (Heun's).
+
+    `latest` are the norms [..., B] of the first evaluations of the latest walk, by step.
+    """
 
     watch: EpsilonWatch
     steps: int
 
     def __post_init__(self):
         self.moments, self.corrections = StepMoments(self.steps), StepMoments(self.steps)
+        self.latest: dict[int, Tensor] = {}
 
     def __call__(self, step: Step) -> None:
         first, *later = self.watch.drain()
+        self.latest[step.index] = first
         self.moments.add(step.index, first)
         for norms in later:
             self.corrections.add(step.index, norms)
@@ -217,7 +233,8 @@ def delta(path: Path, grid: Tensor, residuals: StepMoments, data_var: Tensor) ->
     time over sigma), which lowers delta_t.
 
     Args:
-        grid: [S + 1]; residuals: of `Residuals`, [S, C, H, W]; data_var: variance [C, H, W] of the clean images.
+        grid: [S + 1]; residuals: of `Residuals`, [S, C, H, W]; data_var: variance [C, H, W] of the clean images; of a
+            model that is told each x_0's class, the variance within classes (`StepMoments.within`).
     """
     times = grid[1:]
     if len(residuals.count) != len(times):
@@ -240,59 +257,3 @@ def state_distance(path: Path, grid: Tensor, states: StepMoments, data: StepMome
     sigma, alpha = (value.reshape(-1, 1, 1, 1) for value in (path.sigma(grid[1:]), path.alpha(grid[1:])))
     mean, std = alpha * data.mean.cpu(), (alpha**2 * data.var.cpu() + sigma**2).sqrt()
     return ((states.mean.cpu() - mean) ** 2 + (states.var.cpu().sqrt() - std) ** 2).flatten(1).mean(1)
-
-
-def estimated_factors(sampling: StepMoments, training: StepMoments) -> Tensor:
-    """lambda of each step [S]: the mean norm of the network's own eps in sampling over that in training.
-
-    Measured under a scaling (with the watch below it), it is the next round of a fixed point: earlier corrections
-    shorten later norms.
-
-    Raises:
-        ValueError: if a step has no images.
-    """
-    for name, moments in (("sampling", sampling), ("training", training)):
-        if bool((moments.count == 0).any()):
-            raise ValueError(f"the norms in {name} lack steps {(moments.count == 0).nonzero().flatten().tolist()}")
-    return sampling.mean / training.mean
-
-
-@dataclass(frozen=True)
-class Search:
-    """The best b, its score, and every score by b."""
-
-    best: float
-    score: float
-    tried: dict[float, float]
-
-
-def search_b(
-    metric: Callable[[float], float], low: float = 0.99, high: float = 1.04, points: int = 6, rounds: int = 2
-) -> Search:
-    """The b with the smallest metric: even points between low and high, then as many around the best, and so on.
-
-    b = 1 is always tried, so that the answer is never worse than no scaling on this metric. No value is tried twice.
-    A metric of samples should use the same seeds for every b.
-
-    Args:
-        metric: b -> score, lower is better (FID, a distance of norms).
-        points: of each round; rounds: how often the interval narrows to the neighbours of the best.
-
-    Raises:
-        ValueError: for an empty interval, fewer than 3 points, or a metric that is not finite anywhere.
-    """
-    if not (0 < low < high and points >= 3 and rounds >= 1):
-        raise ValueError(f"expected 0 < low < high, points >= 3, rounds >= 1, got {low}, {high}, {points}, {rounds}")
-    tried: dict[float, float] = {}
-    for _ in range(rounds):
-        candidates = torch.linspace(low, high, points, dtype=torch.float64).tolist()
-        for b in dict.fromkeys([1.0, *(round(value, 6) for value in candidates)]):
-            if b not in tried:
-                tried[b] = float(metric(b))
-        scores = {b: score for b, score in tried.items() if not math.isnan(score)}
-        if not scores:
-            raise ValueError(f"the metric is not a number at any of {sorted(tried)}")
-        best = min(scores, key=scores.__getitem__)
-        width = (high - low) / (points - 1)
-        low, high = best - width, best + width
-    return Search(best, scores[best], dict(sorted(tried.items())))

@@ -16,11 +16,10 @@ from ldm.evaluation.exposure import (
     StepMoments,
     delta,
     each_step,
-    estimated_factors,
-    search_b,
     state_distance,
     walk,
 )
+from ldm.evaluation.scaling_choice import estimated_factors, search_b
 from ldm.models.diffusion.denoiser import Prediction
 from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, scaled, tabulated
 from ldm.models.diffusion.path import LinearVPPath, VPPath, beta_schedule
