@@ -55,19 +55,19 @@ class TooLong(Exact):
     factor = FACTOR
 
 
-def words_of(folder, target, **params):
-    config = tiny_config(beta_schedule="cosine", guidance_scale=1.0, **params)
+def words_of(folder, target, schedule="cosine", **params):
+    config = tiny_config(beta_schedule=schedule, guidance_scale=1.0, **params)
     config["target"] = target
     data = {"params": {"train": {"target": "tests.test_exposure_scripts.Gaussians"}}}
     OmegaConf.save(OmegaConf.create({"model": config, "data": data}), folder / "exact.yaml")
-    save_checkpoint({"state_dict": tiny_model(beta_schedule="cosine").state_dict()}, folder / "model.ckpt")
+    save_checkpoint({"state_dict": tiny_model(beta_schedule=schedule).state_dict()}, folder / "model.ckpt")
     words = ["--base", str(folder / "exact.yaml"), "--ckpt", str(folder / "model.ckpt"), "--device", "cpu"]
     return [*words, "--steps", "10", "--spacing", "respace", "--n", "200", "--batch_size", "50"]
 
 
 def test_an_exact_sampler_has_no_bias(tmp_path, monkeypatch):
     """Norms as in training, delta_t at its floor; parts are shared by two processes and merge to the same numbers."""
-    words = words_of(tmp_path, "tests.test_exposure_scripts.Exact")
+    words = words_of(tmp_path, "tests.test_exposure_scripts.Exact", "linear")
     many = [word if word != "10" else "50" for word in words] + ["--sampler", "Heun"]
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
@@ -78,13 +78,13 @@ def test_an_exact_sampler_has_no_bias(tmp_path, monkeypatch):
     one = exposure_bias.main([*many, "--out", str(tmp_path / "one")])
     assert (one / "norms.csv").read_text() == (out / "norms.csv").read_text()
     norms, states = read_csv(out / "norms.csv"), read_csv(out / "states.csv")
-    for row in (row for row in norms if row["minus_log_snr"] > -4):  # the last steps of this grid are long
+    for row in norms:
         assert abs(row["sampling_over_training"] - 1) < 5 * row["sampling_over_training_se"] + 0.005
     # 64 elements of 200 images: a standard deviation is known to 200^-0.5 / 8 / 2^0.5, the floor's own slope is 2.
     last = states[-1]
     assert last["floor"] == pytest.approx(0.5, rel=0.05)
     assert all(abs(row["sampling_excess"]) < 0.03 for row in states)
-    assert all(row["sampling_w2"] < 0.004 for row in states)
+    assert all(row["sampling_w2"] < 0.02 for row in states), "means of 200 images of variance 1 differ by 0.01 squared"
     assert {"norms.png", "ratios.png", "delta.png", "distance.png", "record.json"} <= {
         file.name for file in out.iterdir()
     }
