@@ -39,11 +39,11 @@ def keep_freed_memory() -> bool:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations under it made and that still live; `peak` is the most there were."""
+    """Counts the bytes of tensors that operations under it made: `now` alive, `peak` the most there were, `total`."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.total = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(
@@ -62,6 +62,7 @@ class LiveBytes(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         self._seen.add(key)
         self.now += size
+        self.total += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._release, key, size)
 

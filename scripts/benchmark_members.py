@@ -1,120 +1,189 @@
-"""Time all members of an ensemble in one call against one call a member, and compare the outputs.
+"""Time the sampling of an ensemble: one UNet call per member and step (as published) against all members at once.
 
 Examples:
-  python scripts/benchmark_members.py --path logs/bootstrapped_digits_5
-  python scripts/benchmark_members.py --base configs/latent-diffusion/digits.yaml --heads class_embedding output
+  python scripts/benchmark_members.py --size small --threads 2 --variants float32 channels_last compile bf16+compile
+  python scripts/benchmark_members.py --size cin256 --device cuda --n 10 --variants float32 bf16 bf16+compile
+  python scripts/benchmark_members.py --path logs/bootstrapped_digits_5 --n 2 --variants float32
 
-Without --path the network has random weights and the members perturbed heads. Both sides alternate in one run; the
-ratio is that of the medians, with the range over the repeats.
+All members walk from the start, guided, with the same noise (DDIM). The sides alternate in one run, with a matrix
+product between them, whose rate is the ceiling. Operations are counted, not assumed. Ratios are medians over the
+rounds, with their range; differences are relative to the largest value; MI is that of the first step, in nats, with the
+distance averaged over dimensions.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.cli import HelpFormatter, add_device_arguments, pick_device, record, run_script
+from ldm.cli import HelpFormatter, run_script
 from ldm.heads import initialise, resolve_patterns, select
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import ddim, run
 from ldm.opened import build_model
+from ldm.opened.speed import PRECISIONS, speed_up
+from ldm.report import timing
 from ldm.uncertainty.ensemble import load_ensemble
 from ldm.uncertainty.posterior import MemberNetwork, Members, single
-from ldm.util import atomic_write, generator
+from ldm.uncertainty.quantities import Estimator, quantities
+from ldm.util import generator
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--path", help="ensemble of save_ensemble.py")
-    source.add_argument("--base", help="config of a model, for random weights")
-    parser.add_argument("--members", type=int, default=5, help="members, with --base")
-    parser.add_argument(
-        "--heads", nargs="+", default=["class_embedding"], help="heads in which they differ, with --base"
-    )
-    parser.add_argument("--n", type=int, default=2, help="images")
-    parser.add_argument("--repeats", type=int, default=20, help="timings of each side")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--json", help="also write the numbers here")
-    add_device_arguments(parser)
+    timing.add_benchmark_arguments(parser)
+    add = parser.add_argument
+    add("--path", help="ensemble of save_ensemble.py, in place of random weights")
+    add("--members", type=int, default=5, help="members of random weights")
+    add("--heads", nargs="+", default=["class_embedding"], help="heads in which they differ, of random weights")
+    add("--n", type=int, default=2, help="images")
+    add("--steps", type=int, default=20, help="DDIM steps")
+    add("--scale", type=float, default=5.0, help="guidance, 1 is off")
+    words = "ours: float32, bf16, fp16, channels_last and compile, joined by +"
+    add("--variants", nargs="+", default=["float32"], help=words)
     return parser
 
 
-def open_members(options: argparse.Namespace, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module, Members]:
-    """Model, its network, and members of a saved ensemble or of random heads."""
-    if options.path:
-        ensemble = load_ensemble(options.path)
-        model = build_model(ensemble.spec["config"])
-        model.init_from_ckpt(str(ensemble.trunk()), use_averaged=True)
-        model = model.eval().to(device)
-        return model, model.network, ensemble.members.to(device)
-    model = build_model(OmegaConf.load(options.base)).eval().to(device)
-    initialise(dict(model.named_parameters()), "random", generator(options.seed))
+def random_members(model: LatentDiffusion, heads: list[str], count: int, seed: int) -> Members:
+    """Members that differ in perturbed heads, the null class in common."""
     state = model.state_dict()
-    names = select(state, resolve_patterns(options.heads, model.head_patterns))
-    heads = []
-    for member in range(options.members):
+    names = select(state, resolve_patterns(heads, model.head_patterns))
+    members = []
+    for member in range(count):
         own = {name: state[name].clone() for name in names}
-        initialise(own, "perturbed", generator(options.seed, member), 0.5)
-        heads.append(own)
-    return model, model.network, Members.stack(heads)
+        initialise(own, "perturbed", generator(seed, member), 0.5)
+        for name in [name for name in names if name in model.tables]:
+            own[name][model.null_class] = state[name][model.null_class]
+        members.append(own)
+    return Members.stack(members)
 
 
-def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """Duration of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+def open_members(options: argparse.Namespace, device: torch.device) -> tuple[LatentDiffusion, Members]:
+    """A model and its members, saved or random."""
+    if not options.path:
+        model = timing.random_model(timing.config_of(options.size), device, options.seed)
+        return model, random_members(model, options.heads, options.members, options.seed)
+    ensemble = load_ensemble(options.path)
+    model = build_model(ensemble.spec["config"])
+    model.init_from_ckpt(str(ensemble.trunk()), use_averaged=True)
+    return model.eval().requires_grad_(False).to(device), ensemble.members.to(device)
+
+
+def precision_of(variant: str) -> str:
+    """The precision among the words of a variant."""
+    return next((word for word in variant.split("+") if word in PRECISIONS), "float32")
+
+
+def in_variant(model: LatentDiffusion, name: str, device: torch.device) -> LatentDiffusion:
+    """A copy of a model that runs as the words of a variant say.
+
+    Raises:
+        ValueError: for an unknown word.
+    """
+    words = name.split("+")
+    unknown = set(words) - {*PRECISIONS, "channels_last", "compile"}
+    if unknown:
+        raise ValueError(
+            f"--variants: unknown {sorted(unknown)}; join {[*PRECISIONS, 'channels_last', 'compile']} by +"
+        )
+    chosen = {"precision": precision_of(name), "channels_last": "channels_last" in words, "compile": "compile" in words}
+    own = copy.deepcopy(model)
+    speed_up(own.model.diffusion_model, argparse.Namespace(**chosen), device)
+    return own
+
+
+def walks(
+    options: argparse.Namespace, model: LatentDiffusion, members: Members, device: torch.device
+) -> tuple[Callable[[], Tensor], Callable[[LatentDiffusion], Callable[[], Any]]]:
+    """The published loop, and ours on a model: each gives latents [M, n, c, h, w]; ours also the first step."""
+    labels = torch.arange(options.n, device=device) % model.n_classes
+    x = ImageNoise(options.seed, tuple(range(options.n)), device).initial((options.n, *model.latent_shape))
+    x, grid = x * model.path.prior_std, model.grid(options.steps)
+    alone = [single(model.network, members, member) for member in range(len(members))]
+
+    def loop() -> Tensor:
+        return torch.stack(
+            [run(ddim(model.denoiser(labels, options.scale, one), model.path, x, grid)) for one in alone]
+        )
+
+    def ours(own: LatentDiffusion) -> Callable[[], Any]:
+        network = MemberNetwork(own.network, members)
+
+        def together() -> Any:
+            steps = list(ddim(own.denoiser(labels, options.scale, network), own.path, x, grid))
+            return steps[-1].x_next, steps[0]
+
+        return together
+
+    return loop, ours
+
+
+def row_of(
+    name: str, timed: Mapping[str, timing.Timing], made: int, rate: float, difference: float, mi: float
+) -> dict[str, str]:
+    """A line of the table."""
+    speed = timing.ratios(timed["loop"], timed[name])
+    return {
+        "side": "loop over members" if name == "loop" else f"together, {name}",
+        "time": str(timed[name]),
+        "times faster": f"{speed[0]:.2f} [{speed[1]:.2f} .. {speed[2]:.2f}]",
+        "GFLOP made": f"{made / 1e9:.1f}",
+        "GFLOP/s": f"{made / timed[name].median / 1e9:.0f}",
+        "of the product's rate": f"{made / timed[name].median / rate:.0%}",
+        "difference": f"{difference:.1e}",
+        "MI's difference": f"{mi:.1e}",
+    }
+
+
+def print_floor(
+    options: argparse.Namespace, unet: nn.Module, count: int, made: tuple[int, int], rates: Mapping[str, float]
+) -> None:
+    """What the work needs at least, before what it took."""
+    millions, size = sum(value.numel() for value in unet.parameters()) / 1e6, timing.weights_bytes(unet) / 2**20
+    print(
+        f"{timing.describe_device(options)}: {count} members, {options.n} images, {options.steps} DDIM steps, guidance "
+        f"{options.scale:g}; UNet of {millions:.1f} M parameters ({size:.0f} MiB)\n"
+        f"floor: {made[1] / 1e9:.1f} GFLOP in place of {made[0] / 1e9:.1f} of the loop, weights read {options.steps} "
+        f"times in place of {options.steps * count}: "
+        + ", ".join(f"{made[1] / rate:.2f} s at {rate / 1e9:.0f} GFLOP/s ({name})" for name, rate in rates.items())
+    )
 
 
 @torch.no_grad()
-def main(argv: list[str] | None = None) -> dict[str, float]:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = get_parser().parse_args(argv)
-    device = pick_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model, network, members = open_members(options, device)
-    together = MemberNetwork(network, members)
-    apart = [single(network, members, member) for member in range(len(members))]
-    source = generator(options.seed)
-    labels = torch.arange(options.n, device=device) % model.n_classes
-    t = torch.full((options.n,), 500.0, device=device)
-    rows, worst = [], 0.0
-    for shape, name in (((), "shared x"), ((len(members),), "own x")):
-        x = torch.randn((*shape, options.n, *model.latent_shape), generator=source).to(device)
-
-        def loop(x: Tensor = x) -> Tensor:
-            return torch.stack([call(x[m] if x.ndim == 5 else x, t, labels) for m, call in enumerate(apart)])
-
-        def fold(x: Tensor = x) -> Tensor:
-            return together(x, t, labels)
-
-        difference = float((loop() - fold()).abs().max())
-        times = [(seconds(loop, device), seconds(fold, device)) for _ in range(options.repeats)]
-        ratios = sorted(slow / fast for slow, fast in times)
-        slow, fast = (1e3 * statistics.median(side) for side in zip(*times, strict=True))
-        worst = max(worst, difference)
-        rows.append(
-            {"case": name, "loop_ms": slow, "together_ms": fast, "ratio": slow / fast, "difference": difference}
-        )
-        print(
-            f"{name}: {len(members)} calls {slow:.1f} ms, one call {fast:.1f} ms, ratio {slow / fast:.2f} "
-            f"({ratios[0]:.2f} .. {ratios[-1]:.2f}), largest difference {difference:.1e}"
-        )
-    if options.json:
-        with atomic_write(Path(options.json), overwrite=True) as partial:
-            partial.write_text(json.dumps(record(options, rows=rows, threads=torch.get_num_threads()), indent=1) + "\n")
-    return {"difference": worst, "ratio": min(row["ratio"] for row in rows)}
+    device = timing.start(options)
+    model, members = open_members(options, device)
+    loop, ours = walks(options, model, members, device)
+    sides: dict[str, Callable[[], Any]] = {"loop": loop}
+    sides |= {name: ours(in_variant(model, name, device)) for name in options.variants}
+    plain = ours(model)()
+    found = {name: call() for name, call in sides.items()}
+    made = timing.operations(loop), timing.operations(ours(model))
+    precisions = {name: precision_of(name) for name in sides}
+    products = {name: timing.matrix_product(device, PRECISIONS[name]) for name in sorted(set(precisions.values()))}
+    calls = {**{f"product {name}": call for name, (call, _) in products.items()}, **sides}
+    timed = timing.in_turn(calls, device, options.repeats)
+    rates = {name: count / timed[f"product {name}"].median for name, (_, count) in products.items()}
+    rows, differences = [], {}
+    for name in sides:
+        latents, first = (found[name], plain[1]) if name == "loop" else found[name]
+        mis = [quantities(step.distribution, Estimator(scale="mean"))["mi"] for step in (plain[1], first)]
+        differences[name] = timing.largest_difference(found["loop"], latents)
+        rate, mi = rates[precisions[name]], float((mis[0] - mis[1]).abs().max())
+        rows.append(row_of(name, timed, made[name != "loop"], rate, differences[name], mi))
+    print_floor(options, model.model.diffusion_model, len(members), made, rates)
+    print(timing.table(rows))
+    numbers = {"rates": rates, "nominal": made[0], "executed": made[1], "differences": differences}
+    numbers["seconds"] = {name: one.values for name, one in timed.items()}
+    timing.report(options, rows, numbers)
+    return numbers
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class FastFeatures:
     The solve, the samplers and every estimate stay outside and keep their precision; the features come out in the type
     of `unet.out`. Under `torch.func` transforms and forward derivatives the code runs uncompiled.
 
+    Code is compiled for each number of images anew, up to torch's limit of such numbers; others run uncompiled.
+
     Args:
         plain: `unet.features`.
         device: where it runs.
@@ -39,8 +41,9 @@ class FastFeatures:
         self.compiled = compiled
         # Of a frozen network on the CPU, weights may be laid out once for its kernels.
         own = {"options": {"freezing": True}} if device.type == "cpu" else {}
-        self._whole = torch.compile(plain, **own) if compiled else plain
-        self._graphed = torch.compile(plain, mode="reduce-overhead") if compiled and device.type == "cuda" else None
+        self._whole = torch.compile(plain, dynamic=False, **own) if compiled else plain
+        graphs = compiled and device.type == "cuda"
+        self._graphed = torch.compile(plain, dynamic=False, mode="reduce-overhead") if graphs else None
 
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
