@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from ldm.checkpoint import save_checkpoint
+from tests.conftest import tiny_model
 from tests.training.runs import end_state, losses
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,6 +72,34 @@ def test_two_processes_give_the_losses_of_one(config, tmp_path):
         torch.testing.assert_close(
             ends[1][name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_members_of_one(config, tmp_path):
+    """All components together, each with half of its batch in every process: the weights of one process."""
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "trunk.ckpt")
+    content = OmegaConf.load(config)
+    content.model.params.pretrained_path = str(tmp_path / "trunk.ckpt")
+    content.model.params.heads = {"names": ["class_embedding", "output"]}
+    content.model.params.use_ema = False
+    OmegaConf.save(content, config)
+    words = [*SAME, "--start_from_pretrained", "--component", "all", "--members", "2", "--ensemble_name", "b"]
+    words += ["--scale_lr", "False", "--max_steps", "4"]
+    ends = []
+    for name, processes, size in (("one", 1, 16), ("two", 2, 8)):
+        _, code, printed = call(
+            config, tmp_path, name, "--cpus", str(processes), *words, f"data.params.batch_size={size}"
+        )
+        assert code == 0, printed
+        runs = sorted((tmp_path / name).glob("*_b[0-9]*"))
+        assert len(runs) == 2, printed
+        ends.append([end_state(run) for run in runs])
+    for one, two in zip(*ends, strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(
+                two[name], value, rtol=0, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_an_error_is_one_line(config, tmp_path):

@@ -1,0 +1,72 @@
+"""Commands for a cluster are commands that the scripts take, one for each component or job."""
+
+import shlex
+import subprocess
+
+import pytest
+
+import get_unc_synsets
+import main
+from scripts import cluster_commands
+
+TRAIN = [
+    "train",
+    "--members",
+    "3",
+    "--seed",
+    "7",
+    "--base",
+    "a.yaml",
+    "--ensemble_name",
+    "b",
+    "data.params.batch_size=4",
+]
+SHARE = ["share", "--jobs", "2", "--", "get_unc_synsets.py", "--path", "an ensemble", "--n", "4"]
+
+
+def test_one_training_a_component():
+    lines = cluster_commands.main([*TRAIN, "--gpus", "2"])
+    for member, line in enumerate(lines):
+        python, script, *words = shlex.split(line)
+        options, trainer, dotlist = main.parse(words)
+        assert (python, script, trainer, dotlist) == ("python", "main.py", {}, ["data.params.batch_size=4"])
+        assert (options.component, options.seed, options.ensemble_name) == (member, 7 + member, "b")
+        assert options.start_from_pretrained and options.train and options.gpus == "2" and options.base == ["a.yaml"]
+    assert len(lines) == 3
+
+
+def test_jobs_share_the_work_of_a_script():
+    lines = cluster_commands.main(SHARE)
+    for rank, line in enumerate(lines):
+        *environment, python, script, path, folder, n, four = shlex.split(line)
+        assert environment == [f"RANK={rank}", "WORLD_SIZE=2"] and (python, script) == ("python", "get_unc_synsets.py")
+        assert get_unc_synsets.get_parser().parse_args([path, folder, n, four]).path == "an ensemble"
+
+
+def test_the_array_runs_the_line_of_its_task(tmp_path):
+    """The text runs under bash; a `python` of its own prints what it was called with."""
+    script, tools = tmp_path / "jobs.sh", tmp_path / "bin"
+    cluster_commands.main(["share", "--slurm", str(script), *SHARE[1:]])
+    assert "#SBATCH --array=0-1" in script.read_text() and "--requeue" in script.read_text()
+    tools.mkdir()
+    (tools / "python").write_text('#!/bin/sh\necho "$RANK/$WORLD_SIZE $*"\n')
+    (tools / "python").chmod(0o755)
+    environment = {"PATH": f"{tools}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "1/2 get_unc_synsets.py --path an ensemble --n 4\n"
+    with pytest.raises(FileExistsError):
+        cluster_commands.main(["share", "--slurm", str(script), *SHARE[1:]])
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["train", "--ensemble_name", "b"], "--base"),
+        (["share", "--", "sample_model.py"], "shares its work"),
+        (["share", "--members", "3", "--", "get_unc_synsets.py"], "unknown options"),
+        ([*TRAIN, "--members", "0"], "at least one job"),
+    ],
+)
+def test_errors_say_what_is_wrong(words, match):
+    with pytest.raises(ValueError, match=match):
+        cluster_commands.main(words)
