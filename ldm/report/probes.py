@@ -77,3 +77,35 @@ def lines(
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, ncols=1 + len(curves) // 8)
     save_figure(figure, path, overwrite)
+
+
+def scatter(
+    x: Sequence[float],
+    y: Sequence[float],
+    names: Sequence[str],
+    path: str | os.PathLike,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    groups: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Named points; `groups` colour them.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+    """
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    groups = [""] * len(names) if groups is None else list(groups)
+    for number, group in enumerate(dict.fromkeys(groups)):
+        own = [index for index, other in enumerate(groups) if other == group]
+        axes.plot([x[i] for i in own], [y[i] for i in own], "o", color=f"C{number}", label=group or None)
+    for x_, y_, name in zip(x, y, names, strict=True):
+        axes.annotate(name, (x_, y_), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=9)
+    if any(groups):
+        axes.legend(fontsize=7)
+    save_figure(figure, path, overwrite)

@@ -1,0 +1,105 @@
+"""Scripts on a diffusion model's features, as a user calls them, on a small untrained model of digits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import save_checkpoint
+from ldm.evaluation.extractors import make_extractor
+from ldm.report.tables import read_csv, write_csv
+from scripts import contrastive, evaluate, linear_probe, noisy_classifier, probe_uncertainty
+from tests.conftest import tiny_config, tiny_model
+
+DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
+TESTS = {"target": "ldm.data.digits.Digits", "params": {"split": "test"}}
+TAPS = ["--layers", "mid", "out_1"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Words that name a config with digits and a checkpoint."""
+    folder = tmp_path_factory.mktemp("features")
+    data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 8, "train": DIGITS, "validation": TESTS}}
+    config = {"model": tiny_config(), "data": data, "probe": {"at": {"t": [50]}, "layer": "out_1"}}
+    OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, folder / "model.ckpt")
+    return ["--base", str(folder / "tiny.yaml"), "--ckpt", str(folder / "model.ckpt"), "--device", "cpu"]
+
+
+def test_linear_probe(source, tmp_path):
+    words = [*source, "--grid", "--t", "20", "200", *TAPS, "--n_train", "200", "--epochs", "3", "--seeds", "2"]
+    results = linear_probe.main([*words, "--pixels", "--untrained", "--out", str(tmp_path)])
+    assert {name: len(result.test) for name, result in results.items()} == {"trained": 2, "untrained": 2, "pixels": 2}
+    rows = read_csv(tmp_path / "trained.csv")
+    assert len(rows) == 4
+    assert sum(row["chosen"] for row in rows) == 1
+    best = max(rows, key=lambda row: row["validation"])
+    assert (best["t"], best["layer"]) == results["trained"].place
+    assert (tmp_path / "trained.png").is_file()
+    assert json.loads((tmp_path / "record.json").read_text())["n_train"] == 200
+    again = linear_probe.main([*words, "--pixels", "--untrained", "--out", str(tmp_path), "--overwrite"])
+    assert [again[name].test for name in results] == [results[name].test for name in results]
+    with pytest.raises(FileExistsError, match="overwrite"):
+        linear_probe.main([*words, "--out", str(tmp_path)])
+
+
+def test_linear_probe_takes_its_place_from_the_config_and_tunes(source, tmp_path):
+    words = ["--n_train", "64", "--epochs", "1", "--seeds", "1", "--finetune", "--out", str(tmp_path)]
+    results = linear_probe.main([*source, *words])
+    assert results["trained"].place == (50.0, "out_1")
+    assert [row["features"] for row in read_csv(tmp_path / "results.csv")] == ["trained", "fine-tuned"]
+
+
+def test_contrastive(source, tmp_path):
+    words = ["--t", "50", *TAPS, "--n", "100", "--positives", "noise", "class", "--out", str(tmp_path)]
+    rows = contrastive.main([*source, *words])
+    assert [row["layer"] for row in rows] == ["mid", "out_1"]
+    assert all(0 <= row["alignment"] < row["class_alignment"] <= 4 for row in rows)
+    assert all(-8 <= row["uniformity"] <= 0 for row in rows)
+    assert (tmp_path / "contrastive.png").is_file()
+
+
+@pytest.mark.parametrize("command", ["ddae", "wrn"])
+def test_noisy_classifier(source, tmp_path, command):
+    words = ["--n_train", "32", "--n_test", "20", "--epochs", "1", "--out", str(tmp_path / command)]
+    if command == "ddae":
+        rows = noisy_classifier.main(["ddae", *source, *words])
+    else:
+        own = ["--base", source[1], "--mode", "VE", "--depth", "10", "--width", "1", "--warm_up", "0"]
+        rows = noisy_classifier.main(["wrn", *own, "--device", "cpu", *words])
+    assert len(rows) == (20 if command == "ddae" else 18)
+    assert all(0 <= row["recognised"] <= 100 for row in rows)
+    assert (tmp_path / command / "recognition.png").is_file()
+
+
+def test_trunk_features_serve_the_metrics(source, tmp_path):
+    """FID of the digits' training images from their test images, in the features of the trunk."""
+    params = ["base=" + source[1], "ckpt=" + source[3], "t=50", "layer=out_1"]
+    extractor = make_extractor(
+        "ldm.opened.trunk.TrunkFeatures", params=dict(word.split("=") for word in params) | {"t": 50.0}, channels=1
+    )
+    assert extractor.network.reading.times == (50.0,)
+    words = ["--features", "ldm.opened.trunk.TrunkFeatures", "--features_params", *params, "--channels", "1"]
+    data = ["--data", "target=ldm.data.digits.Digits"]
+    evaluate.main(["ref", *data, "params.split=train", "--n", "200", *words, "--out", str(tmp_path / "ref")])
+    found = evaluate.main(
+        ["calc", *data, "params.split=test", "--n", "100", "--ref", str(tmp_path / "ref"), "--metrics", "fid", "kid",
+         "--resamples", "0", "--fid_resamples", "0", "--out", str(tmp_path / "out")]
+    )  # fmt: skip
+    assert found is not None
+
+
+def test_probe_uncertainty_joins_by_class(tmp_path):
+    errors = [{"features": "trained", "class": label, "error": float(10 - label)} for label in range(5)]
+    table = [{"class": label, "name": f"c{label}", "bin": "1", "mi_mean": label / 10} for label in range(5)]
+    write_csv(tmp_path / "errors.csv", errors)
+    write_csv(tmp_path / "uncertainty.csv", table)
+    words = ["--probe", str(tmp_path), "--uncertainty", str(tmp_path), "--out", str(tmp_path / "out")]
+    rows = probe_uncertainty.main(words)
+    assert [row["probe error"] for row in rows] == [10.0, 9.0, 8.0, 7.0, 6.0]
+    assert "Spearman -1.00" in json.loads((tmp_path / "out" / "record.json").read_text())["result"]
+    with pytest.raises(ValueError, match="only 0 classes"):
+        probe_uncertainty.main([*words, "--features", "pixels"])
