@@ -9,6 +9,8 @@ Examples:
   bash prep_data.sh --dataset mnist --url https://example.org/mirror/mnist
   bash prep_data.sh --dataset imagenet
   bash prep_data.sh --dataset pretrained
+  bash prep_data.sh --dataset adm --only cifar10-32,imagenet-128-classifier
+  bash prep_data.sh --dataset lsun-tower,ffhq
 """
 
 from __future__ import annotations
@@ -18,12 +20,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ldm.checkpoint import load_state_dict, matches
 from ldm.cli import HelpFormatter, run_script
+from ldm.data import prepare_ffhq
 from ldm.data.download import fetch, unpack
+from ldm.data.prepare_ffhq import drive_url
 from ldm.data.prepare_imagenet import MD5, TARS, prepare
+from ldm.data.prepare_lsun import TOWER, prepare_tower
+from ldm.training.config import load_config
+from ldm.util import instantiate_from_config
 
-KEYS_FILE = Path(__file__).resolve().parent.parent / "configs" / "latent-diffusion" / "cin256-v2.keys.txt"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+KEYS_FILE = CONFIGS / "latent-diffusion" / "cin256-v2.keys.txt"
+OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
+# Config of configs/guided-diffusion -> the address of its released weights (github.com/forever208/ADM-ES, openai).
+ADM = {
+    "cifar10-32": drive_url("1m-a3WqfpMTibzuTC2om046yWQr20GT0I"),
+    "lsun-tower-64": drive_url("1_7gLg44qP4v5bgJNvSo65MtXDZ3xXW39"),
+    "ffhq-128": drive_url("1P5Kgyyqp4Zv1RiW116MgBmeX299bGcDw"),
+    "imagenet-64": f"{OPENAI}/64x64_diffusion.pt",
+    "imagenet-128": f"{OPENAI}/128x128_diffusion.pt",
+    "imagenet-128-classifier": f"{OPENAI}/128x128_classifier.pt",
+}
 FIRST_STAGE = "first_stage_model."
 # Beside the model's own: averaged copies of its weights, and the loss of a first stage's training.
 EXTRA_KEYS = ("model_ema.*", "loss.*")
@@ -44,6 +64,7 @@ class Source:
     size: int | None = None  # bytes
     md5: str | None = None
     folder: str = ""  # below the data set's own
+    url: str = ""  # the whole address, where it does not end in the name
 
 
 def idx_sources(address: str, *checksums: str) -> list[Source]:
@@ -91,14 +112,22 @@ SOURCES: dict[str, list[Source]] = {
             folder="cin256-v2",
         ),
     ],
+    "adm": [Source("", f"{name}.pt", url=url) for name, url in ADM.items()],
+    "lsun-tower": [Source("http://dl.yf.io/lsun/scenes", f"{name}_lmdb.zip") for name in TOWER],
+    "ffhq": [Source("", url=drive_url(prepare_ffhq.LIST_ID), **prepare_ffhq.LIST)],
 }
+# Networks rather than images: they go below --models_root.
+NETWORKS = {"pretrained": "", "adm": "adm"}
 
 
-def fetch_all(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
-    """Fetch the files of a data set into `folder`; return their paths."""
+def fetch_all(dataset: str, folder: Path, mirror: str | None, only: Sequence[str] = ()) -> list[Path]:
+    """Fetch the files of a data set into `folder`, all or those whose names without suffix are in `only`."""
     paths = []
     for source in SOURCES[dataset]:
-        url = f"{(mirror or source.address).rstrip('/')}/{source.name}"
+        if only and Path(source.name).stem not in only:
+            continue
+        named = f"{(mirror or source.address).rstrip('/')}/{source.name}"
+        url = source.url if source.url and not mirror else named
         paths.append(fetch(url, folder / source.folder / source.name, source.size, source.md5))
     return paths
 
@@ -155,9 +184,48 @@ def check_keys(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
     print(f"{path}: all {len(expected)} keys and shapes as released")
 
 
-PREPARE: dict[str, Callable[[str, Path, str | None], list[Path]]] = {
+def prepare_adm(dataset: str, folder: Path, mirror: str | None, only: Sequence[str] = ()) -> list[Path]:
+    """Fetch released ADM models and check their keys and shapes against the networks of their configs."""
+    paths = fetch_all(dataset, folder, mirror, only)
+    for path in paths:
+        spec = load_config([str(CONFIGS / "guided-diffusion" / f"{path.stem}.yaml")]).model
+        spec = spec.params.unet_config if "unet_config" in spec.params else spec
+        with torch.device("meta"):
+            network = instantiate_from_config(spec)
+        try:
+            check_keys(path, {name: tuple(value.shape) for name, value in network.state_dict().items()})
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. If Google Drive sent a page in place of the file (too many downloads in a day), move it "
+                f"away and fetch it with a browser: {ADM[path.stem]}"
+            ) from error
+    return paths
+
+
+def prepare_lsun(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
+    """Fetch LSUN's towers, unpack the databases, and write their pictures as files."""
+    for path in fetch_all(dataset, folder, mirror):
+        unpack(path, folder)
+    return prepare_tower(folder)
+
+
+def prepare_faces(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
+    """Fetch FFHQ's list and every thumbnail it names; a mirror holds thumbnails128x128/ below it."""
+    (listing,) = fetch_all(dataset, folder, mirror)
+
+    def mirrored(entry: dict) -> str:
+        return f"{mirror.rstrip('/')}/{entry['file_path']}"
+
+    prepare_ffhq.prepare(folder, listing, mirrored if mirror else prepare_ffhq.published_address)
+    return [folder / "thumbnails128x128"]
+
+
+PREPARE: dict[str, Callable[..., list[Path]]] = {
     "imagenet": prepare_imagenet,
     "pretrained": prepare_networks,
+    "adm": prepare_adm,
+    "lsun-tower": prepare_lsun,
+    "ffhq": prepare_faces,
 }
 
 
@@ -177,15 +245,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--dataset", required=True, type=dataset_names, help=f"one or more, by commas: {', '.join(SOURCES)}"
     )
     parser.add_argument("--root", default="data", help="folder for the data sets; each has its own below it")
-    parser.add_argument("--models_root", default="pretrained_models", help="folder for the networks of 'pretrained'")
+    parser.add_argument("--models_root", default="pretrained_models", help="folder for networks (pretrained, adm)")
+    names = "of adm, only these: config names of configs/guided-diffusion, by commas"
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], metavar="NAME,..", help=names)
     parser.add_argument("--url", help="mirror that holds the published files of the one data set asked for")
     options = parser.parse_args(argv)
     if options.url and len(options.dataset) > 1:
         parser.error("--url goes with a single data set")
+    if options.only and (options.dataset != ["adm"] or not set(options.only) <= set(ADM)):
+        parser.error(f"--only goes with --dataset adm and takes names of {', '.join(ADM)}")
     for name in options.dataset:
-        folder = Path(options.models_root) if name == "pretrained" else Path(options.root) / name
+        folder = Path(options.models_root, NETWORKS[name]) if name in NETWORKS else Path(options.root) / name
+        more = {"only": options.only} if options.only else {}
         try:
-            paths = PREPARE.get(name, prepare_images)(name, folder, options.url)
+            paths = PREPARE.get(name, prepare_images)(name, folder, options.url, **more)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}: {error}") from error
         print(f"{name}: ready in {folder} ({', '.join(str(path.relative_to(folder)) for path in paths)})")

@@ -21,7 +21,14 @@ TIMEOUT = 60  # seconds without any byte
 Entry = tuple[str, int, Callable[[], BinaryIO]]
 
 
-def fetch(url: str, path: str | Path, size: int | None = None, md5: str | None = None, attempts: int = 5) -> Path:
+def fetch(
+    url: str,
+    path: str | Path,
+    size: int | None = None,
+    md5: str | None = None,
+    attempts: int = 5,
+    quiet: bool = False,
+) -> Path:
     """Download `url` to `path` through `path`.part, which a later call resumes; a correct file is left as it is.
 
     Args:
@@ -30,6 +37,7 @@ def fetch(url: str, path: str | Path, size: int | None = None, md5: str | None =
         size: its length in bytes, where known.
         md5: its checksum in hexadecimal, where known.
         attempts: connections that may break before giving up.
+        quiet: without progress bars, for one of many small files.
 
     Raises:
         ValueError: if a file already at `path`, or the one fetched, is not the expected one; the first is left alone,
@@ -40,7 +48,7 @@ def fetch(url: str, path: str | Path, size: int | None = None, md5: str | None =
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"url must begin with http:// or https://, got '{url}'")
     if path.exists():
-        fault = fault_of(path, size, md5)
+        fault = fault_of(path, size, md5, quiet)
         if fault:
             raise ValueError(f"{path} is not what {url} should hold: {fault}; move it away to fetch it anew")
         return path
@@ -49,7 +57,7 @@ def fetch(url: str, path: str | Path, size: int | None = None, md5: str | None =
     problem: Exception | None = None
     for _ in range(attempts):
         try:
-            if resume(url, part):
+            if resume(url, part, quiet):
                 break
         except urllib.error.HTTPError as error:
             raise ConnectionError(f"{url} answered {error.code} {error.reason}; give a mirror with --url") from error
@@ -58,7 +66,7 @@ def fetch(url: str, path: str | Path, size: int | None = None, md5: str | None =
     else:
         done = part.stat().st_size if part.exists() else 0
         raise ConnectionError(f"{url} broke off after {done} bytes ({problem or 'closed early'}); run again to resume")
-    fault = fault_of(part, size, md5)
+    fault = fault_of(part, size, md5, quiet)
     if fault:
         rejected = path.with_name(f"{path.name}.rejected")
         os.replace(part, rejected)
@@ -67,7 +75,7 @@ def fetch(url: str, path: str | Path, size: int | None = None, md5: str | None =
     return path
 
 
-def resume(url: str, part: Path) -> bool:
+def resume(url: str, part: Path, quiet: bool = False) -> bool:
     """Fetch what is missing of `part`; return whether it is complete by the server's own length."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "ldm-prep-data", **({"Range": f"bytes={start}-"} if start else {})}
@@ -87,7 +95,7 @@ def resume(url: str, part: Path) -> bool:
         total = None if length is None else start + int(length)
         if total is not None and shutil.disk_usage(part.parent).free < total - start:
             raise ValueError(f"{part.parent} has too little space: {total - start} bytes are still to come from {url}")
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem)
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=quiet)
         with bar, open(part, "ab" if start else "wb") as file:
             while chunk := reply.read(CHUNK):
                 file.write(chunk)
@@ -95,14 +103,15 @@ def resume(url: str, part: Path) -> bool:
     return total is None or part.stat().st_size == total
 
 
-def fault_of(path: Path, size: int | None, md5: str | None) -> str:
+def fault_of(path: Path, size: int | None, md5: str | None, quiet: bool = False) -> str:
     """Return what distinguishes a file from the published one, or nothing."""
     found = path.stat().st_size
     if size is not None and found != size:
         return f"expected {size} bytes, got {found}"
     if md5 is not None:
         digest = hashlib.md5(usedforsecurity=False)
-        with open(path, "rb") as file, tqdm(total=found, unit="B", unit_scale=True, desc=f"md5 {path.name}") as bar:
+        bar = tqdm(total=found, unit="B", unit_scale=True, desc=f"md5 {path.name}", disable=quiet)
+        with open(path, "rb") as file, bar:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
                 bar.update(len(chunk))

@@ -61,6 +61,18 @@ def test_an_adm_model_samples_with_learned_variance_and_scaling(name, schedule):
     assert images.shape == (1, 3, 32, 32) and float(images.abs().max()) <= 1
 
 
+def test_the_published_classifier_and_the_one_that_trains_are_the_same():
+    published, trains = (
+        load_config([str(FOLDER / f"imagenet-128-classifier{name}.yaml")]).model for name in ("", "-training")
+    )
+    own = OmegaConf.to_container(trains.params.classifier_config)
+    given = OmegaConf.to_container(published)
+    given["params"].pop("use_fp16")
+    assert own == given
+    guided = load_config([str(FOLDER / "imagenet-128.yaml")]).model.params
+    assert (trains.params.beta_schedule, trains.params.timesteps) == (guided.beta_schedule, guided.timesteps)
+
+
 def test_the_classifier_is_the_published_one():
     """128 to 8 pixels in five levels of widths 128, 128, 256, 384, 512; 1,000 logits from an attention pool."""
     model = meta_model(FOLDER / "imagenet-128-classifier.yaml")

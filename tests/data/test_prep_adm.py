@@ -1,0 +1,130 @@
+"""ADM's models and data from a local server: checked against configs and lists, resumed, nothing overwritten."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ldm.checkpoint import save_checkpoint
+from ldm.data import prepare_ffhq, prepare_lsun
+from ldm.data.folder import ImageFolder
+from scripts import prep_data
+from tests.data.test_prep_data import md5, packed, server  # noqa: F401
+from tests.models.test_classifier_training import ENCODER, classifier
+
+
+def picture(kind: str, shade: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(content, kind)
+    return content.getvalue()
+
+
+def test_released_models_are_checked_against_their_configs(server, tmp_path, monkeypatch, capsys):  # noqa: F811
+    (tmp_path / "guided-diffusion").mkdir()
+    OmegaConf.save(OmegaConf.create({"model": ENCODER}), tmp_path / "guided-diffusion" / "imagenet-128-classifier.yaml")
+    monkeypatch.setattr(prep_data, "CONFIGS", tmp_path)
+    state = classifier().classifier.state_dict()
+    save_checkpoint({name: value.half() for name, value in state.items()}, tmp_path / "served.pt")
+    server.files = {"/imagenet-128-classifier.pt": (tmp_path / "served.pt").read_bytes()}
+    command = ["--dataset", "adm", "--only", "imagenet-128-classifier", "--url", server.url]
+    prep_data.main([*command, "--models_root", str(tmp_path / "nets")])
+    assert (tmp_path / "nets" / "adm" / "imagenet-128-classifier.pt").exists()
+    assert f"all {len(state)} keys and shapes as released" in capsys.readouterr().out
+    asked = len(server.requests)
+    prep_data.main([*command, "--models_root", str(tmp_path / "nets")])
+    assert len(server.requests) == asked, "nothing is fetched twice"
+    server.files = {"/imagenet-128-classifier.pt": b"<!DOCTYPE html> Too many users have viewed this file"}
+    with pytest.raises(ValueError, match=r"fetch it with a browser: https://openai"):
+        prep_data.main([*command, "--models_root", str(tmp_path / "others")])
+    for words in (["--dataset", "mnist", "--only", "cifar10-32"], ["--dataset", "adm", "--only", "cifar100"]):
+        with pytest.raises(SystemExit):
+            prep_data.main(words)
+
+
+def test_every_released_model_has_its_config():
+    folder = prep_data.CONFIGS / "guided-diffusion"
+    assert all((folder / f"{name}.yaml").is_file() for name in prep_data.ADM)
+    assert len({source.url for source in prep_data.SOURCES["adm"]}) == 6
+
+
+def test_ffhq_is_verified_file_by_file(server, tmp_path, monkeypatch):  # noqa: F811
+    contents = {f"thumbnails128x128/00000/{k:05d}.png": picture("png", 10 * k) for k in range(3)}
+    entries = {
+        str(k): {
+            "thumbnail": {"file_path": name, "file_size": len(content), "file_md5": md5(content), "file_url": "?id=X"}
+        }
+        for k, (name, content) in enumerate(contents.items())
+    }
+    listing = json.dumps(entries).encode()
+    served = {"/list.json": listing, **{f"/{name}": content for name, content in contents.items()}}
+    server.files = dict(served)
+    source = prep_data.Source("", "list.json", len(listing), md5(listing), url="http://127.0.0.1:1/never")
+    monkeypatch.setitem(prep_data.SOURCES, "ffhq", [source])
+    command = ["--dataset", "ffhq", "--root", str(tmp_path), "--url", server.url]
+    broken = f"/{next(iter(contents))}"
+    server.files[broken] = contents[broken[1:]][:-1] + b"?"
+    with pytest.raises(ValueError, match="expected md5"):
+        prep_data.main(command)
+    (tmp_path / "ffhq" / f"{broken[1:]}.rejected").unlink()
+    server.files = dict(served)
+    prep_data.main(command)
+    data = ImageFolder(str(tmp_path / "ffhq"), image_size=8)
+    assert len(data) == 3 and float(data[2]["image"][0, 0, 0]) == pytest.approx(20 / 127.5 - 1, abs=1e-5)
+    asked = len(server.requests)
+    prep_data.main(command)
+    assert len(server.requests) == asked
+    (tmp_path / "ffhq" / broken[1:]).write_bytes(b"mine")
+    with pytest.raises(ValueError, match="move it away"):
+        prep_data.main(command)
+    assert prepare_ffhq.published_address(entries["0"]["thumbnail"]) == prepare_ffhq.drive_url("X")
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match="not FFHQ's list"):
+        prepare_ffhq.entries_of(tmp_path / "x.json")
+
+
+def test_towers_are_exported_and_resumed(server, tmp_path, monkeypatch):  # noqa: F811
+    lmdb = pytest.importorskip("lmdb")
+    monkeypatch.setattr(prepare_lsun, "TOWER", {"tower_train": 3, "tower_val": 1})
+    pictures = {
+        "tower_train": {f"{k}ab{k % 2}": picture("webp", 20 * k) for k in range(3)},
+        "tower_val": {"x": picture("jpeg", 9)},
+    }
+    for name, records in pictures.items():
+        with (
+            lmdb.open(str(tmp_path / f"{name}_lmdb"), map_size=1 << 20) as environment,
+            environment.begin(write=True) as put,
+        ):
+            for key, content in records.items():
+                put.put(key.encode(), content)
+        members = {f"{name}_lmdb/data.mdb": (tmp_path / f"{name}_lmdb" / "data.mdb").read_bytes()}
+        server.files[f"/{name}_lmdb.zip"] = packed(tmp_path / f"{name}.zip", members).read_bytes()
+    monkeypatch.setitem(
+        prep_data.SOURCES, "lsun-tower", [prep_data.Source("", f"{name}_lmdb.zip") for name in pictures]
+    )
+    command = ["--dataset", "lsun-tower", "--root", str(tmp_path / "data"), "--url", server.url]
+    prep_data.main(command)
+    images = tmp_path / "data" / "lsun-tower" / "images"
+    data = ImageFolder(str(images), folder="tower_train", image_size=8)
+    assert (
+        len(data) == 3 and (images / "tower_train" / "b0" / "0ab0.webp").read_bytes() == pictures["tower_train"]["0ab0"]
+    )
+    (images / "tower_train" / "b0" / "0ab0.webp").unlink()
+    prep_data.main(command)
+    assert (images / "tower_train" / "b0" / "0ab0.webp").exists()
+    (images / "tower_train" / "b0" / "0ab0.webp").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="move it away"):
+        prep_data.main(command)
+    with pytest.raises(ValueError, match="holds 3 pictures, the published database 4"):
+        prepare_lsun.export(tmp_path / "tower_train_lmdb", tmp_path / "out", 4)
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
+    with pytest.raises(ValueError, match="pip install lmdb"):
+        prepare_lsun.database(tmp_path)
+    with pytest.raises(ValueError, match="no webp, jpg or png"):
+        prepare_lsun.suffix_of(b"GIF89a")
