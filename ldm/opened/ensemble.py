@@ -183,7 +183,7 @@ class OpenEnsemble(OpenModel):
             MemberNetwork(self.model.network, self.network.members.select(bases), self.network.pieces)
         )
         return {
-            "sampler": self.sampler(cond),
+            "sampler": self.sampler_for(cond),
             "base": self.denoiser(cond, base),
             "members": self.denoiser(cond, self.network),
             "path": self.model.path,

@@ -48,7 +48,7 @@ class Chains:
         batch = {key: value.to(self.opened.device) for key, value in batch.items() if isinstance(value, Tensor)}
         x0 = model.get_input(batch, model.first_stage_key)
         labels = batch[model.cond_stage_key] if self.opened.n_classes else None
-        plain, sampler = self._own(labels), self.opened.sampler(labels)
+        plain, sampler = self._own(labels), self.opened.sampler_for(labels)
         found: Moments = {"data": self._data(x0, labels)}
         own: dict[int, Tensor] = {}
         if self.training:

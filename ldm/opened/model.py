@@ -75,11 +75,13 @@ class OpenModel:
         """Epsilon scaling, clipping and a classifier, as the options say."""
         return make_wrappers(self.options, self.model, self.config, self.device)
 
-    def sampler(self, labels: torch.Tensor | None = None) -> Sampler:
-        """The chosen sampler with its options bound; one that it does not act on is an error.
+    @property
+    def sampler(self) -> Sampler:
+        """The chosen sampler with its options bound; one that it does not act on is an error."""
+        return self.sampler_for(None)
 
-        `labels` [B] are what a classifier guides ancestral sampling to.
-        """
+    def sampler_for(self, labels: torch.Tensor | None) -> Sampler:
+        """`sampler` for images of classes [B], to which a classifier may guide ancestral steps."""
         name, variance = self.options.sampler, self.options.variance
         if variance is None and "variance" in sampler_options(name) and self.model.learned_variance is not None:
             variance = "learned_range"
@@ -138,7 +140,7 @@ class OpenModel:
         if initial is None:
             initial = noise.initial((len(images), *self.model.latent_shape))
         x = initial.to(self.device) * self.model.path.prior_std
-        return run(self.sampler(given)(self.denoiser(given), self.model.path, x, self.grid, noise=noise))
+        return run(self.sampler_for(given)(self.denoiser(given), self.model.path, x, self.grid, noise=noise))
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldm.models.diffusion.denoiser import NetworkDenoiser, Target
+from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, scaled
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import make_sampler, run
 from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff, beginning, path_integral
@@ -183,3 +184,22 @@ def test_errors_say_what_is_wrong():
     for options in ({"particles": 3}, {"form": "other"}, {"every": 0}):
         with pytest.raises(ValueError, match="even number"):
             walk(iter([]), denoiser, **options)
+
+
+@pytest.mark.parametrize("name", ["flow", "vp"])
+def test_epsilon_scaling_divides_the_noise_and_its_variance(name):
+    """Against the wrapper that samplers use: its x_0 and eps, and the variance of a posterior's eps over lambda^2."""
+    network, _, build, path, grid, denoiser = parts(name, bend=True, scale=2.0)
+    wrapper = scaled(build(network), path, EpsilonScaling(1.2, 0.01), grid)
+    corrected = replace(denoiser, factor=wrapper.factor, visited=[])
+    u = float(grid[len(grid) // 2])
+    found, expected = corrected(X, u), wrapper(X, u)
+    torch.testing.assert_close(found.x0, expected.x0)
+    torch.testing.assert_close(found.eps, expected.eps)
+    _, gamma = denoiser.law(X, u)
+    zero, one = torch.zeros_like(X), torch.ones_like(X)
+    slope = denoiser.target.solve(one, zero, *path.per_image(u))[1]  # of eps with the output
+    (_, variance) = corrected.visited[-1]
+    torch.testing.assert_close(slope**2 * variance, wrapper.eps_variance(slope**2 * gamma, u))
+    walked = walk(make_sampler("DDIM")(wrapper, path, X, grid), corrected)
+    assert torch.equal(walked[-1].step.x_next, run(make_sampler("DDIM")(wrapper, path, X, grid)))

@@ -34,7 +34,8 @@ Begin = Callable[[Denoiser, Tensor, int], Iterator[Step]]
 class PredictiveDenoiser:
     """A denoiser that knows the variance of its network's output; under guidance that of the guided output, exactly.
 
-    `null` and `scale` are guidance's; `chunk` bounds the states that one pass holds. Every call adds
+    `null` and `scale` are guidance's; `chunk` bounds the states that one pass holds; `factor` is the lambda of epsilon
+    scaling at a time u (`ScaledDenoiser.factor`), which divides eps, and so gamma^2 by its square. Every call adds
     (u, gamma^2 [B, C, H, W]) to `visited`, so a sampler that walks with it leaves the variance along its trajectory
     without further evaluations.
     """
@@ -46,10 +47,14 @@ class PredictiveDenoiser:
     null: Tensor | None = None
     scale: float = 1.0
     chunk: int | None = None
+    factor: Callable[[float], Tensor] | None = None
     visited: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def law(self, x: Tensor, u: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the network's output at x [N B, C, H, W], N states of each of B images."""
+        """Mean and variance of the network's output at x [N B, C, H, W], N states of each of B images.
+
+        Under a scaling that output is a eps / lambda + b x_0' = f / lambda + (1 - 1 / lambda) (b / alpha) x.
+        """
         repeats = 1 if self.cond is None else len(x) // len(self.cond)
         labels = [None if each is None else each.repeat(repeats) for each in (self.cond, self.null)]
         scale = self.target.coefficients(*self.path.per_image(u))[2].to(x)
@@ -59,7 +64,12 @@ class PredictiveDenoiser:
             cond, null = (None if each is None else each[rows] for each in labels)
             laws.append(self.laplace(scale * x[rows], time.expand(len(rows)), cond, null=null, scale=self.scale))
         mean, variance = (torch.cat(parts) for parts in zip(*laws, strict=True))
-        return mean, variance
+        factor = 1.0 if self.factor is None else float(self.factor(u))
+        if factor == 1:
+            return mean, variance
+        alpha, sigma = self.path.per_image(u)
+        kept = (1 - 1 / factor) * float(self.target.coefficients(alpha, sigma)[1] / alpha)
+        return mean / factor + kept * x, variance / factor**2
 
     def states(self, x: Tensor, u: float) -> tuple[Tensor, Tensor]:
         """`law` of states [N, B, C, H, W]."""
