@@ -103,6 +103,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> No
     add_speed_arguments(parser)
 
 
+def add_posterior_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which posterior of `scripts/fit_laplace.py`, seen how, and how members and states are drawn from it."""
+    add = parser.add_argument
+    add("--posterior", required=True, help="folder that fit_laplace.py wrote, of this model")
+    add("--curvature", help="see the fit through another curvature that it gathered for (--also)")
+    for name in ("prior_precision", "sigma_noise", "temperature"):
+        add(f"--{name}", type=float, help=f"another {name} than the fit's")
+    add("--draws", type=int, default=16, help="sampled weights of persistent, directions of tangents")
+    add("--particles", type=int, default=10, help="states that bayesdiff draws at a step, an even number")
+    add("--every", type=int, default=5, help="steps between two draws of the _skip methods")
+
+
 def base_of(text: str) -> int | str:
     """The number of a member, or `all`."""
     if text != "all" and not text.isdigit():

@@ -1,7 +1,17 @@
 """Variance of samples from the variance of weights, along the sampler."""
 
-from ldm.uncertainty.propagation.fresh import PredictiveDenoiser, VarianceStep, bayesdiff, beginning, path_integral
-from ldm.uncertainty.propagation.persistent import Propagated, TangentDenoiser, all_directions, sampled, tangents
+from ldm.uncertainty.propagation.decoded import decoded_draws, decoded_members, decoded_tangents
+from ldm.uncertainty.propagation.fresh import PredictiveDenoiser, bayesdiff, beginning, path_integral, path_steps
+from ldm.uncertainty.propagation.persistent import (
+    Propagated,
+    TangentDenoiser,
+    VarianceStep,
+    all_directions,
+    sampled,
+    sampled_steps,
+    tangent_steps,
+    tangents,
+)
 
 __all__ = [
     "PredictiveDenoiser",
@@ -11,7 +21,13 @@ __all__ = [
     "all_directions",
     "bayesdiff",
     "beginning",
+    "decoded_draws",
+    "decoded_members",
+    "decoded_tangents",
     "path_integral",
+    "path_steps",
     "sampled",
+    "sampled_steps",
+    "tangent_steps",
     "tangents",
 ]

@@ -13,6 +13,7 @@ Source: Kou et al. 2024 (BayesDiff), sections 3.2 and 3.3, with eps in place of 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +24,9 @@ from torch import Tensor
 from ldm.models.diffusion.denoiser import Denoiser, Prediction, Target
 from ldm.models.diffusion.path import Path
 from ldm.models.diffusion.sampler import Step
-from ldm.models.diffusion.sampler.transition import Transition
+from ldm.models.diffusion.sampler.transition import Noise, Transition
 from ldm.uncertainty.laplace import LastLayerLaplace
+from ldm.uncertainty.propagation.persistent import VarianceStep
 
 FORMS = ("total", "published")
 Begin = Callable[[Denoiser, Tensor, int], Iterator[Step]]
@@ -50,19 +52,13 @@ class PredictiveDenoiser:
     factor: Callable[[float], Tensor] | None = None
     visited: list[tuple[float, Tensor]] = field(default_factory=list)
 
+    @torch.no_grad()
     def law(self, x: Tensor, u: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of the network's output at x [N B, C, H, W], N states of each of B images.
 
         Under a scaling that output is a eps / lambda + b x_0' = f / lambda + (1 - 1 / lambda) (b / alpha) x.
         """
-        repeats = 1 if self.cond is None else len(x) // len(self.cond)
-        labels = [None if each is None else each.repeat(repeats) for each in (self.cond, self.null)]
-        scale = self.target.coefficients(*self.path.per_image(u))[2].to(x)
-        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32)
-        laws = []
-        for rows in torch.arange(len(x), device=x.device).split(self.chunk or len(x)):
-            cond, null = (None if each is None else each[rows] for each in labels)
-            laws.append(self.laplace(scale * x[rows], time.expand(len(rows)), cond, null=null, scale=self.scale))
+        laws = [self.laplace.predict(features) for features in self._features(x, u)]
         mean, variance = (torch.cat(parts) for parts in zip(*laws, strict=True))
         factor = 1.0 if self.factor is None else float(self.factor(u))
         if factor == 1:
@@ -70,6 +66,21 @@ class PredictiveDenoiser:
         alpha, sigma = self.path.per_image(u)
         kept = (1 - 1 / factor) * float(self.target.coefficients(alpha, sigma)[1] / alpha)
         return mean / factor + kept * x, variance / factor**2
+
+    def features(self, x: Tensor, u: float) -> Tensor:
+        """The last layer's input at x, guided."""
+        return torch.cat(list(self._features(x, u)))
+
+    @torch.no_grad()
+    def _features(self, x: Tensor, u: float) -> Iterator[Tensor]:
+        """`features` in pieces of at most `chunk` states."""
+        repeats = 1 if self.cond is None else len(x) // len(self.cond)
+        labels = [None if each is None else each.repeat(repeats) for each in (self.cond, self.null)]
+        scale = self.target.coefficients(*self.path.per_image(u))[2].to(x)
+        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32)
+        for rows in torch.arange(len(x), device=x.device).split(self.chunk or len(x)):
+            cond, null = (None if each is None else each[rows] for each in labels)
+            yield self.laplace.guided_features(scale * x[rows], time.expand(len(rows)), cond, null, self.scale)
 
     def states(self, x: Tensor, u: float) -> tuple[Tensor, Tensor]:
         """`law` of states [N, B, C, H, W]."""
@@ -87,21 +98,13 @@ class PredictiveDenoiser:
         return tuple(transition.mean(*self.target.solve(f, x, *levels)) for x, f in ((one, zero), (zero, one)))
 
 
-@dataclass(frozen=True)
-class VarianceStep:
-    """A step of the plain sampler and the variance [B, C, H, W] of `step.x_next`."""
-
-    step: Step
-    var: Tensor
-
-
 @torch.no_grad()
 def bayesdiff(
     steps: Iterator[Step],
     denoiser: PredictiveDenoiser,
     *,
     particles: int = 10,
-    source: torch.Generator,
+    source: torch.Generator | Noise,
     form: str = "total",
     every: int = 1,
     sampling_noise: bool = False,
@@ -122,7 +125,7 @@ def bayesdiff(
 
     Args:
         particles: states at a step, an even number; each is an evaluation (or as many as the sampler's step takes).
-        source: generator of their draws.
+        source: generator of their draws, or a sampler's noise, which makes them each image's own.
         form: total, or published: states on their own, uncentred covariance, no Var_x f, noise w included, and for
             `every` above 1 V' = A^2 V + w between; its images here are the plain sampler's. For first-order steps only.
         sampling_noise: add w, the variance of the sampler's own noise.
@@ -152,7 +155,7 @@ class _Recursion:
 
     denoiser: PredictiveDenoiser
     particles: int
-    source: torch.Generator
+    source: torch.Generator | Noise
     form: str
     every: int
     begin: Begin | None
@@ -174,12 +177,12 @@ class _Recursion:
             slope = 0 if self.slope is None else self.slope
             self.var = a**2 * self.var if published else (a + b * slope) ** 2 * self.var + b**2 * law[1]
         elif published:
-            x = _around(step.x, self.var, self.particles, self.source, pairs=False)
+            x = _around(step, self.var, self.particles, self.source, pairs=False)
             f, _ = self.denoiser.states(x, step.u)
             covariance = (x * f).mean(0) - step.x * f.mean(0)
             self.var = a**2 * self.var + 2 * a * b * covariance + b**2 * law[1]
         else:
-            x = _around(step.x, self.var, self.particles, self.source) if known else step.x[None]
+            x = _around(step, self.var, self.particles, self.source) if known else step.x[None]
             f, gamma = self.denoiser.states(x, step.u)
             self.slope = _slope(x, f, self.var) if known else None
             if self.begin is None:
@@ -231,8 +234,8 @@ def _check_first_order(step: Step, expected: Tensor) -> None:
 
 
 @torch.no_grad()
-def path_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor:
-    """Integral of the field's variance along the trajectory [B, C, H, W], of `steps` that walk with `denoiser`.
+def path_steps(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Iterator[VarianceStep]:
+    """Integral of the field's variance along the trajectory so far, of `steps` that walk with `denoiser`.
 
         sum_k gamma^2(x_k, u_k) (tau_k - tau_{k+1})
 
@@ -250,15 +253,29 @@ def path_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor
         width = path.ratio(u) - path.ratio(s) if path.field == "eps" else torch.as_tensor(u - s)
         term = width.to(gamma) * unit**2 * gamma
         total = term if total is None else total + term
-    if total is None:
+        yield VarianceStep(step, total)
+
+
+def path_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor:
+    """The last of `path_steps`: the integral over the whole trajectory [B, C, H, W], without further evaluations.
+
+    Raises:
+        ValueError: if the sampler was already walked.
+    """
+    last = deque(path_steps(steps, denoiser), maxlen=1)
+    if not last:
         raise ValueError("no step to integrate over: the sampler was already walked")
-    return total
+    return last[0].var
 
 
-def _around(center: Tensor, var: Tensor, particles: int, source: torch.Generator, pairs: bool = True) -> Tensor:
-    """States [N, B, C, H, W] around one, as pairs or each on its own."""
-    z = torch.randn((particles // (1 + pairs), *center.shape), generator=source, dtype=torch.float64).to(center)
-    return center + var.clamp(min=0).sqrt() * (torch.cat([z, -z]) if pairs else z)
+def _around(step: Step, var: Tensor, particles: int, source: torch.Generator | Noise, pairs: bool = True) -> Tensor:
+    """States [N, B, C, H, W] around a step's, as pairs or each on its own."""
+    shape = (particles // (1 + pairs), *step.x.shape)
+    if isinstance(source, torch.Generator):
+        z = torch.randn(shape, generator=source, dtype=torch.float64).to(step.x)
+    else:
+        z = source(step.index, shape).to(step.x)
+    return step.x + var.clamp(min=0).sqrt() * (torch.cat([z, -z]) if pairs else z)
 
 
 def _slope(x: Tensor, f: Tensor, var: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ drawn anew at every step (see `fresh`) lose the scale: their variance falls like
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.models.diffusion.denoiser import Denoiser, Network, Prediction
 from ldm.models.diffusion.path import Path
-from ldm.models.diffusion.sampler import Step, run
+from ldm.models.diffusion.sampler import Step
 from ldm.models.diffusion.sampler.transition import Noise
 from ldm.uncertainty.laplace import LastLayerLaplace
 from ldm.uncertainty.posterior import MemberNetwork, Members
@@ -37,6 +37,19 @@ class Propagated:
     image: Tensor
     var: Tensor
     members: Tensor
+
+
+@dataclass(frozen=True)
+class VarianceStep:
+    """A step of the plain sampler and the variance [B, C, H, W] of `step.x_next`.
+
+    `members` [K, B, C, H, W] gave it: sampled states, or where `tangent` derivatives; None where there are none.
+    """
+
+    step: Step
+    var: Tensor
+    members: Tensor | None = None
+    tangent: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,8 @@ def all_directions(laplace: LastLayerLaplace) -> Members:
     return Members({f"{laplace.name}.{key}": value for key, value in stacked.items()})
 
 
-def sampled(
+@torch.no_grad()
+def sampled_steps(
     sampler: Sampler,
     build: Build,
     network: nn.Module,
@@ -105,45 +119,61 @@ def sampled(
     chunk: int | None = None,
     noise: Noise | None = None,
     **options: Any,
-) -> Propagated:
+) -> Iterator[VarianceStep]:
+    """The walk of `sampled`, step by step; its arguments."""
+    given = options if noise is None else {**options, "noise": _common(noise)}
+    plain = sampler(build(network), path, x, grid, **given)
+    members_walk = sampler(build(MemberNetwork(network, members, chunk)), path, x, grid, **given)
+    for step, each in zip(plain, members_walk, strict=True):
+        yield VarianceStep(step, each.x_next.var(0), each.x_next)
+
+
+@torch.no_grad()
+def tangent_steps(
+    sampler: Sampler,
+    build: Build,
+    network: nn.Module,
+    members: Members,
+    path: Path,
+    x: Tensor,
+    grid: Tensor,
+    *,
+    chunk: int | None = None,
+    noise: Noise | None = None,
+    **options: Any,
+) -> Iterator[VarianceStep]:
+    """The walk of `tangents`, step by step; its arguments."""
+    denoiser = TangentDenoiser(build, network, directions_of(network, members), chunk)
+    given = options if noise is None else {**options, "noise": _for_the_first(noise)}
+    start = torch.cat([x[None], x.new_zeros(len(members), *x.shape)])
+    for step in sampler(denoiser, path, start, grid, **given):
+        own = {name: getattr(step, name)[0] for name in ("x", "x0", "eps", "x_next")}
+        yield VarianceStep(replace(step, **own), step.x_next[1:].square().mean(0), step.x_next[1:], True)
+
+
+def sampled(*args: Any, **options: Any) -> Propagated:
     """Every member walks from the same x with the same noise: the truth that other propagations approximate.
 
-    Args:
-        x: state [B, C, H, W] at grid[0].
-        chunk: images a trunk pass holds.
-        noise, options: the sampler's own.
+    Args, in order: sampler; `build(network) -> Denoiser`; network; members; path; the state x [B, C, H, W] at grid[0];
+    grid. By name: `chunk` (images a trunk pass holds), `noise`, and the sampler's own options.
 
     The variance is unbiased, with relative standard error sqrt(2 / (M - 1)) a pixel.
     """
-    given = options if noise is None else {**options, "noise": _common(noise)}
-    image = run(sampler(build(network), path, x, grid, **given))
-    images = run(sampler(build(MemberNetwork(network, members, chunk)), path, x, grid, **given))
-    return Propagated(image, images.var(0), images)
+    return _last(sampled_steps(*args, **options))
 
 
-def tangents(
-    sampler: Sampler,
-    build: Build,
-    network: nn.Module,
-    members: Members,
-    path: Path,
-    x: Tensor,
-    grid: Tensor,
-    *,
-    chunk: int | None = None,
-    noise: Noise | None = None,
-    **options: Any,
-) -> Propagated:
+def tangents(*args: Any, **options: Any) -> Propagated:
     """The first-order limit of `sampled` for small changes of the weights: variance = mean of squared tangents.
 
     Arguments of `sampled`, but `chunk` counts directions. Their mean is known to be 0, so the relative standard error
     of draws is sqrt(2 / K) a pixel; `all_directions` has none. A `mean_shift` of the sampler is not differentiated.
     """
-    denoiser = TangentDenoiser(build, network, directions_of(network, members), chunk)
-    given = options if noise is None else {**options, "noise": _for_the_first(noise)}
-    start = torch.cat([x[None], x.new_zeros(len(members), *x.shape)])
-    state = run(sampler(denoiser, path, start, grid, **given))
-    return Propagated(state[0], state[1:].square().mean(0), state[1:])
+    return _last(tangent_steps(*args, **options))
+
+
+def _last(steps: Iterator[VarianceStep]) -> Propagated:
+    *_, last = steps
+    return Propagated(last.step.x_next, last.var, last.members)
 
 
 def _common(noise: Noise) -> Noise:

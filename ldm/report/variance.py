@@ -1,0 +1,190 @@
+"""Samples with their uncertainty: what is measured of a batch, and the pictures of maps, steps and ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldm.evaluation.features import Extractor
+from ldm.images import DPI, Panel, save_figure, side_by_side, to_uint8
+from ldm.models.diffusion.noise import ImageNoise
+from ldm.models.diffusion.sampler import Step, make_sampler
+from ldm.opened import OpenPosterior
+from ldm.uncertainty import lookalikes
+from ldm.uncertainty.propagation import VarianceStep
+from ldm.uncertainty.scores import Mask, feature_entropy, score_table, total
+from ldm.util import derive_seed
+
+LOOKALIKES = ("energy", "edges", "differences", "seeds")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured of every image besides its map.
+
+    Attributes:
+        masks: {name: mask} of segmentation scores.
+        extractor: network for the entropy of features over members; none where None.
+        lookalikes: of `LOOKALIKES`, scored by their sum.
+        share, parts: of the percentile and of the patches.
+        seeds: noises of the look-alike `seeds`, from the middle of the walk.
+        step_maps: keep the map of every step.
+    """
+
+    masks: Mapping[str, Mask] = field(default_factory=dict)
+    extractor: Extractor | None = None
+    lookalikes: Sequence[str] = ()
+    share: float = 95.0
+    parts: int = 4
+    seeds: int = 8
+    step_maps: bool = False
+
+
+@torch.no_grad()
+def measure_batch(
+    walks: OpenPosterior, method: str, labels: Sequence[int] | None, images: Sequence[int], measures: Measures
+) -> dict[str, NDArray]:
+    """Samples and their uncertainty by one of `METHODS`.
+
+    Returns:
+        images uint8 [B, H, W, C]; latents and their variance [B, c, h, w]; map [B, H, W], the pixels' variance with
+        channels averaged; step_sums [B, S], the state's variance summed; step_maps [B, S, h, w] where asked for; and
+        score_NAME [B] for every score.
+    """
+    steps, walked = [], []
+    for last in walks.steps(method, labels, images):
+        walked.append(last.step)
+        steps.append(last.var.mean(1) if measures.step_maps else last.var.sum((1, 2, 3)))
+    opened, channels = walks.opened, last.var.shape[1]
+    stacked = torch.stack(steps, 1)
+    pixels, decoded = walks.pixel_variance(last, images), opened.decode(last.step.x_next)
+    scores = score_table(pixels.cpu(), decoded, dict(measures.masks), measures.share, measures.parts)
+    if measures.extractor is not None:
+        scores["feature_entropy"] = entropy_of_members(walks, last, measures.extractor)
+    scores |= {
+        f"lookalike_{name}": _lookalike(name, walks, labels, images, walked, measures) for name in measures.lookalikes
+    }
+    found = {
+        "latents": last.step.x_next,
+        "variance": last.var,
+        "map": pixels.mean(1),
+        "step_sums": channels * stacked.sum((2, 3)) if measures.step_maps else stacked,
+        **({"step_maps": stacked} if measures.step_maps else {}),
+        **{f"score_{name}": value for name, value in scores.items()},
+    }
+    arrays = {name: value.float().cpu().numpy() for name, value in found.items() if not name.startswith("score_")}
+    arrays |= {name: value.double().cpu().numpy() for name, value in found.items() if name.startswith("score_")}
+    return {"images": to_uint8(decoded), **arrays}
+
+
+def entropy_of_members(walks: OpenPosterior, last: VarianceStep, extractor: Extractor) -> Tensor:
+    """`feature_entropy` of the members' decoded images [B].
+
+    Raises:
+        ValueError: for a method that samples no weights.
+    """
+    if last.members is None or last.tangent:
+        raise ValueError("the entropy of features needs sampled members: --method persistent")
+    pictures = to_uint8(walks.opened.decode(last.members.flatten(0, 1)))
+    pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(walks.opened.device)
+    features = torch.cat([extractor(extractor.prepared(part)) for part in pictures.split(walks.chunk)])
+    return feature_entropy(features.unflatten(0, last.members.shape[:2]))
+
+
+def _lookalike(
+    name: str,
+    walks: OpenPosterior,
+    labels: Sequence[int] | None,
+    images: Sequence[int],
+    walked: Sequence[Step],
+    measures: Measures,
+) -> Tensor:
+    """Sum [B] of a map that knows no posterior."""
+    opened = walks.opened
+    if name == "edges":
+        return total(lookalikes.edge_strength(opened.decode(walked[-1].x_next)))
+    if name == "differences":
+        return total(lookalikes.successive_differences(walked))
+    if name == "energy":
+        features = walks.predictive(labels).features(walked[-1].x, walked[-1].u)
+        return total(lookalikes.feature_energy(walks.laplace, features))
+    middle = walked[len(walked) // 2]
+    sampler, denoiser = make_sampler("DDIM", eta=1.0), walks.build(labels)(opened.model.network)
+
+    def walk(seed: int):
+        noise = ImageNoise(derive_seed("seeds", opened.options.seed, seed), tuple(images), device=opened.device)
+        return sampler(denoiser, opened.model.path, middle.x, opened.grid, noise=noise, start=middle.index)
+
+    return total(lookalikes.seed_variance(walk, measures.seeds))
+
+
+def step_maps_figure(
+    images: NDArray[np.uint8],
+    maps: NDArray,
+    times: Sequence[float],
+    path: str | os.PathLike,
+    columns: int = 10,
+    label: str = "variance of the state",
+    overwrite: bool = False,
+) -> None:
+    """Draw the maps of N images [N, S, h, w] at up to `columns` of S steps, images at the end, one colour scale.
+
+    Args:
+        images: uint8 [N, H, W, C]; times: u of each step's end [S].
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+    """
+    count, steps = maps.shape[:2]
+    chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
+    figure = Figure(figsize=(0.85 * (len(chosen) + 1) + 0.9, 0.85 * count + 0.45), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(count, len(chosen) + 1, squeeze=False)
+    high = float(maps[:, chosen].max()) or 1.0
+    for row in range(count):
+        for place, step in enumerate(chosen):
+            axes = grid[row, place]
+            drawn = axes.imshow(maps[row, step], cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
+            if row == 0:
+                axes.set_title(f"u = {times[step]:.3g}", fontsize=7)
+        picture = images[row, ..., 0] if images.shape[-1] == 1 else images[row]
+        grid[row, -1].imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=25, pad=0.01)
+    bar.set_label(label, fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    save_figure(figure, path, overwrite)
+
+
+def ranked_figure(
+    images: NDArray[np.uint8],
+    scores: NDArray,
+    path: str | os.PathLike,
+    name: str,
+    columns: int = 10,
+    rows: int = 4,
+    overwrite: bool = False,
+) -> None:
+    """Draw the most and the least certain images side by side, row by row in the order of their score.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+    """
+    columns = min(columns, len(images))
+    rows = max(1, min(rows, len(images) // columns))
+    order = np.argsort(scores, kind="stable")
+    panels = []
+    for chosen, title in ((order, "least"), (order[::-1], "greatest")):
+        shown = images[chosen[: rows * columns]].reshape(rows, columns, *images.shape[1:])
+        panels.append(Panel(shown, [""] * rows, [""] * columns, f"{title} {name}"))
+    side_by_side(panels, path, overwrite)

@@ -1,0 +1,226 @@
+"""Fit the Laplace posterior of a diffusion model's last layer: what its weights could as well have been.
+
+Examples:
+  python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --draws 8 --out results/laplace/digits
+  python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --draws 8 --curvature sandwich --out results/laplace/s
+  python scripts/fit_laplace.py --base configs/latent-diffusion/cin256-v2.yaml \\
+      --ckpt pretrained_models/cin256-v2/model.ckpt --data target=ldm.data.imagenet.ImageNetTrain params.data_root=DIR \\
+      --n 2000 --draws 1 --out results/laplace/imagenet
+  python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --published --out results/laplace/as_published
+  python scripts/fit_laplace.py --merge results/laplace/first results/laplace/second --run RUN --out results/laplace/both
+
+Any run: latent, pixel, flow, conditional or not. The images are those of the run's config (data.params.train), or
+--data. Each gives --draws rows (x_t, t, condition), drawn as in training; those seen stand for the whole data set.
+sigma_noise is the residuals' maximum likelihood and prior_precision that of the greatest evidence, unless given.
+A stopped fit continues; processes of torchrun or of a SLURM array share it, and the last to finish writes
+laplace.safetensors, laplace.yaml and record.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ldm.arguments import add_model_arguments
+from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.data.image_arguments import data_config
+from ldm.jobs import WorkList, shard_from_environment
+from ldm.opened import OpenModel, chosen_positions, new_posterior, observations, open_model, open_posterior
+from ldm.uncertainty.laplace import LastLayerLaplace, save_laplace
+from ldm.uncertainty.laplace.curvature import CURVATURES
+from ldm.uncertainty.laplace.tuning import TUNERS
+from ldm.util import instantiate_from_config
+
+# Images in a part: what a process takes at once, and what is lost when it is stopped.
+PART = 256
+# What BayesDiff hard-codes (Kou et al. 2024): doubled empirical Fisher, one draw an image, nothing rescaled or tuned.
+PUBLISHED = {"curvature": "ef", "sigma_noise": 1.0, "prior_precision": 1.0, "draws": 1}
+
+
+def number_or(*words: str):
+    """A positive number or one of the words."""
+
+    def parse(text: str) -> float | str:
+        return text if text in words else float(text)
+
+    parse.__name__ = f"number or {', '.join(words)}"
+    return parse
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("--out", required=True, help="folder of the posterior")
+    add("--data", nargs="+", metavar="WORD", help="target=.. params.x=..; or CONFIG.yaml:train (default: the run's)")
+    add("--split", default="train", help="split of the run's data to fit to")
+    add("--n", type=int, help="images to fit to, drawn at random (default: all)")
+    add("--data_size", type=int, help="images that those seen stand for (default: the data set's)")
+    add("--draws", type=int, default=4, help="noise draws for each image")
+    add("--curvature", default="full", choices=sorted(CURVATURES), help="see ldm.uncertainty.laplace")
+    add("--also", nargs="+", default=[], choices=sorted(CURVATURES), help="gather what these need as well")
+    add("--rank", type=int, default=128, help="eigenvectors of lowrank")
+    add("--layer", help="the last layer by name (default: found)")
+    tuned = "a number, or "
+    add("--sigma_noise", type=number_or("ml"), default="ml", help=tuned + "ml: from the residuals, by noise level")
+    add("--prior_precision", type=number_or(*TUNERS), default="marglik", help=tuned + "marglik or gridsearch")
+    add("--validation", default="validation", help="split for gridsearch")
+    add("--temperature", type=float, default=1.0, help="divides the likelihood's precision")
+    add("--bins", type=int, default=1, help="noise levels with a sigma of their own, equally likely in training")
+    add(
+        "--published", action="store_true", help="as BayesDiff: ef doubled, sigma and precision 1, one draw, no rescale"
+    )
+    add("--merge", nargs="+", metavar="FOLDER", help="instead of fitting: join posteriors of the same model")
+    add("--batch_size", type=int, default=16, help="images in one pass, --draws rows each")
+    add("--chunk", type=int, default=4, help="rows whose patches are held at once")
+    add("--overwrite", action="store_true", help="replace a posterior that exists")
+    return parser
+
+
+def data_of(options: argparse.Namespace, opened: OpenModel, split: str) -> tuple[Dataset, Any]:
+    """The images to fit to, and what they were built from.
+
+    Raises:
+        ValueError: if neither --data nor the run's config has them.
+    """
+    if options.data is not None and split == options.split:
+        config = data_config(options.data)
+    else:
+        config = OmegaConf.select(OmegaConf.create(opened.config), f"data.params.{split}")
+        if config is None:
+            raise ValueError(f"the config has no data.params.{split}: name the images with --data")
+        config = OmegaConf.to_container(config, resolve=True)
+    return instantiate_from_config(config), config
+
+
+def time_edges(opened: OpenModel, bins: int) -> list[float]:
+    """The network's times that part training into `bins` equally likely noise levels."""
+    model = opened.model
+    shares = torch.arange(1, bins, dtype=torch.float64) / bins
+    t = model.drawn_times(shares if model.times is not None else (shares * model.num_timesteps).long())
+    x = torch.zeros(len(shares), *model.latent_shape, device=opened.device)
+    return sorted(model.network_input(x, t.to(opened.device))[1].double().tolist()) if len(shares) else []
+
+
+def posterior_of(options: argparse.Namespace, opened: OpenModel) -> LastLayerLaplace:
+    """The unfitted posterior that the options describe."""
+    return new_posterior(
+        opened,
+        layer=options.layer,
+        curvature=options.curvature,
+        rank=options.rank,
+        published_ef=options.published,
+        temperature=options.temperature,
+        time_edges=time_edges(opened, options.bins),
+        chunk=options.chunk,
+    )
+
+
+def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, config: Any) -> LastLayerLaplace | None:
+    """Fit what has not been fitted, then join; None while parts of other processes are missing."""
+    positions = chosen_positions(len(data), options.n, options.seed)
+    names = ("curvature", "also", "draws", "bins", "layer", "seed")
+    settings = {
+        **{name: getattr(options, name) for name in names},
+        "model": {key: value for key, value in opened.describe().items() if key.startswith(("checkpoint", "averaged"))},
+        "data": config,
+        "images": len(positions),
+    }
+    work = WorkList(Path(options.out) / "parts", settings, shard_from_environment())
+    parts = {f"{start:07d}": positions[start : start + PART] for start in range(0, len(positions), PART)}
+    with tqdm(total=len(positions), desc="fit", unit="image") as bar:
+        for key in parts:
+            bar.update(len(parts[key]) * (key not in work.pending(parts)))
+        for key in work.pending(parts):
+            part = posterior_of(options, opened)
+            shared = {"draws": options.draws, "seed": options.seed, "batch_size": options.batch_size}
+            rows = observations(opened.model, data, parts[key], **shared)
+            part.fit(rows, draws=options.draws, also=options.also)
+            save_tensors(part.state_dict(), work.folder / f"{key}.safetensors", {}, overwrite=True)
+            work.save(key, {"images": len(parts[key])})
+            bar.update(len(parts[key]))
+    if not work.complete(parts):
+        return None
+    whole = None
+    for key in parts:
+        part = posterior_of(options, opened)
+        part.load_state_dict(load_state_dict(work.folder / f"{key}.safetensors"))
+        whole = part if whole is None else whole.merge(part)
+    size = len(positions) if options.published else len(data)
+    return whole.take(whole.fitted(), options.draws, options.data_size or size)
+
+
+def tune(options: argparse.Namespace, opened: OpenModel, laplace: LastLayerLaplace) -> None:
+    """Set sigma_noise, then prior_precision."""
+    if options.sigma_noise == "ml":
+        laplace.optimize_sigma_noise()
+    else:
+        laplace.sigma_noise = options.sigma_noise
+    if not isinstance(options.prior_precision, str):
+        laplace.prior_precision = options.prior_precision
+        return
+    held_out = {}
+    if options.prior_precision == "gridsearch":
+        data, _ = data_of(options, opened, options.validation)
+        held_out["batches"] = observations(opened.model, data, seed=options.seed, batch_size=options.batch_size)
+    laplace.optimize_prior_precision(options.prior_precision, **held_out)
+
+
+def describe(laplace: LastLayerLaplace) -> dict[str, Any]:
+    """What was found, for the record and the screen."""
+    found = {
+        "curvature": laplace.curvature,
+        "layer": laplace.name,
+        "entries": laplace.layer.width,
+        "channels": laplace.layer.outputs,
+        "images": int(laplace.fitted().images),
+        "draws": laplace.repeats,
+        "data_size": laplace.data_size,
+        "sigma_noise": [round(each, 6) for each in laplace.sigma_noise.tolist()],
+        "prior_precision": float(f"{laplace.prior_precision:.6g}"),
+    }
+    if laplace.curvature != "isotropic":
+        spectrum = laplace.spectrum()
+        found["log_marginal_likelihood"] = laplace.log_marginal_likelihood()
+        found["parameters_determined"] = float((spectrum / (spectrum + laplace.prior_precision)).sum())
+    return found
+
+
+def main(argv: list[str] | None = None) -> Path:
+    options = get_parser().parse_args(argv)
+    if options.published:
+        for name, value in PUBLISHED.items():
+            setattr(options, name, value)
+    out = Path(options.out)
+    if (out / "laplace.yaml").exists() and not options.overwrite:
+        raise FileExistsError(f"{out} holds a posterior; choose another folder, or --overwrite")
+    opened = open_model(options)
+    if options.merge:
+        laplace, config = open_posterior(opened, options.merge[0]), {"merged": options.merge}
+        for folder in options.merge[1:]:
+            laplace = laplace.merge(open_posterior(opened, folder))
+    else:
+        data, config = data_of(options, opened, options.split)
+        laplace = fit_parts(options, opened, data, config)
+    if laplace is None:
+        print(f"{out}: this process is done; the one that finishes last writes the posterior (or running once more)")
+        return out
+    tune(options, opened, laplace)
+    found = describe(laplace)
+    source = {"checkpoint": str(opened.checkpoint), **opened.describe(), "data": config, "seed": options.seed}
+    save_laplace(laplace, out, source, options.overwrite)
+    write_record(out / "record.json", options, overwrite=True, found=found)
+    for name, value in found.items():
+        print(f"{name:>24}  {value}")
+    return out
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,190 @@
+"""Sample a diffusion model with a variance for every pixel, from the Laplace posterior of its last layer.
+
+Examples:
+  python scripts/sample_laplace.py --run logs/2026-01-01T00-00-00_digits --posterior results/laplace/digits --n 64 \\
+      --out results/samples
+  python scripts/sample_laplace.py --run logs/2026-01-01T00-00-00_digits --posterior results/laplace/digits --n 1000 \\
+      --method bayesdiff_skip --sampler Heun --steps 20 --out results/skip
+  python scripts/sample_laplace.py --run logs/2026-01-01T00-00-00_mnist --posterior results/laplace/mnist --n 64 \\
+      --features classifier --weights models/mnist.safetensors --masks threshold saliency \\
+      --lookalikes energy edges differences seeds --out results/mnist
+
+Methods (any path, any sampler but for the published ones; images are the plain sampler's):
+{methods}
+
+Of a latent model the maps are those of the decoded pixels. A mask of --mask is a dotted target: a function of images
+[B, C, H, W] in [-1, 1], giving [B, H, W] in [0, 1] or logits [B, K, H, W]. A stopped run continues; processes of
+torchrun or of a SLURM array share it, and the last to finish writes
+
+  samples.npz   arr_0 images uint8 [N, H, W, C], arr_1 classes, map [N, H, W], variance and latents [N, c, h, w],
+                step_sums [N, S], times [S]
+  scores.csv    a row an image
+  maps.png, steps.png, ranked.png, record.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from ldm.arguments import add_model_arguments, add_posterior_arguments
+from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.evaluation.extractors import make_extractor
+from ldm.images import heat_maps
+from ldm.jobs import WorkList, shard_from_environment
+from ldm.opened import METHODS, OpenPosterior, describe_walks, open_walks
+from ldm.report.tables import write_csv
+from ldm.report.variance import LOOKALIKES, Measures, measure_batch, ranked_figure, step_maps_figure
+from ldm.uncertainty.scores import MASKS, model_mask
+from ldm.util import atomic_write, get_obj_from_str
+
+__doc__ = __doc__.format(methods="\n".join(f"  {name:15} {what}" for name, what in METHODS.items()))
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_model_arguments(parser, steps=50)
+    add_posterior_arguments(parser)
+    add = parser.add_argument
+    add("--out", required=True, help="folder of the output")
+    add("--method", default="persistent", choices=list(METHODS), help="see above")
+    add("--n", type=int, default=16, help="images, the classes in turn")
+    add("--classes", type=int, nargs="+", help="classes (default: all)")
+    add("--batch_size", type=int, default=16, help="images walked together, and the unit that a file holds")
+    add("--masks", nargs="*", default=["threshold"], choices=sorted(MASKS), help="masks that need no weights")
+    add("--mask", metavar="TARGET", help="a segmentation model as package.module.name")
+    add("--features", help="entropy of features over members: inception, clip, classifier or a dotted target")
+    add("--weights", help="the extractor's weights")
+    add("--features_params", nargs="+", default=[], metavar="A=B", help="keywords of the extractor")
+    add("--lookalikes", nargs="*", default=[], choices=LOOKALIKES, help="score maps that know no posterior as well")
+    add("--seeds", type=int, default=8, help="noises of the look-alike seeds")
+    add("--percentile", type=float, default=95.0, help="of the score percentile")
+    add("--patches", type=int, default=4, help="patches a side of the score patch_max")
+    add("--rank_by", default="sum", help="score of ranked.png")
+    add("--shown", type=int, default=16, help="images in maps.png; steps.png has up to 8")
+    return parser
+
+
+def measures_of(options: argparse.Namespace, walks: OpenPosterior) -> Measures:
+    """What is measured of every image."""
+    masks = {name: MASKS[name] for name in options.masks}
+    if options.mask is not None:
+        masks["model"] = model_mask(get_obj_from_str(options.mask))
+    extractor = None
+    if options.features is not None:
+        params = OmegaConf.to_container(OmegaConf.from_dotlist(options.features_params))
+        extractor = make_extractor(options.features, options.weights, params, walks.opened.model.channels)
+        extractor = extractor.to(walks.opened.device)
+    names = (options.lookalikes, options.percentile, options.patches, options.seeds)
+    return Measures(masks, extractor, *names, step_maps=True)
+
+
+def labels_of(options: argparse.Namespace, walks: OpenPosterior) -> list[int] | None:
+    """The class of each image; None for an unconditional model.
+
+    Raises:
+        ValueError: if there are no images, or classes of an unconditional model.
+    """
+    if options.n < 1 or options.batch_size < 1:
+        raise ValueError(f"--n and --batch_size must be at least 1, got {options.n} and {options.batch_size}")
+    if not walks.opened.n_classes:
+        if options.classes:
+            raise ValueError("this model is unconditional: leave out --classes")
+        return None
+    classes = options.classes or list(range(walks.opened.n_classes))
+    walks.opened.labels(classes)
+    return [classes[image % len(classes)] for image in range(options.n)]
+
+
+def settings_of(options: argparse.Namespace, walks: OpenPosterior) -> dict[str, Any]:
+    """What the results depend on; the number of images may change when a run continues."""
+    names = ("method", "classes", "batch_size", "masks", "mask", "features", "weights", "lookalikes", "seeds")
+    own = {name: getattr(options, name) for name in (*names, "percentile", "patches")}
+    return {**walks.opened.describe(), **describe_walks(walks), **own}
+
+
+def sample_parts(work: WorkList, parts: dict[str, range], walks: OpenPosterior, options: argparse.Namespace) -> None:
+    """Sample the parts of this process's share that have no file."""
+    measures, labels = measures_of(options, walks), labels_of(options, walks)
+    pending = work.pending(parts)
+    with tqdm(total=sum(len(parts[key]) for key in pending), desc=options.method, unit="image") as bar:
+        for key in pending:
+            images = list(parts[key])
+            own = None if labels is None else [labels[image] for image in images]
+            found = measure_batch(walks, options.method, own, images, measures)
+            if images[0] >= options.shown:
+                del found["step_maps"]
+            with atomic_write(work.folder / f"{key}.npz", overwrite=True) as partial:
+                np.savez(partial, **found)
+            work.save(key, {"images": images})
+            bar.update(len(images))
+
+
+def joined(work: WorkList, parts: dict[str, range]) -> dict[str, np.ndarray]:
+    """The arrays of all parts in their order; `step_maps` of the first images only."""
+    arrays: dict[str, list[np.ndarray]] = {}
+    for key in parts:
+        with np.load(work.folder / f"{key}.npz") as content:
+            for name in content:
+                arrays.setdefault(name, []).append(content[name])
+    return {name: np.concatenate(values) for name, values in arrays.items()}
+
+
+def write_outputs(out: Path, found: dict[str, np.ndarray], walks: OpenPosterior, options: argparse.Namespace) -> None:
+    """The files that the script promises."""
+    images, labels = found["images"], labels_of(options, walks)
+    times = walks.opened.grid[1:].numpy()
+    named = {} if labels is None else {"arr_1": np.asarray(labels)}
+    kept = {name: found[name] for name in ("map", "variance", "latents", "step_sums")}
+    with atomic_write(out / "samples.npz", overwrite=True) as partial:
+        np.savez_compressed(partial, arr_0=images, **named, **kept, times=times)
+    scores = {name.removeprefix("score_"): value for name, value in found.items() if name.startswith("score_")}
+    if options.rank_by not in scores:
+        raise ValueError(f"--rank_by must be one of {sorted(scores)}, got '{options.rank_by}'")
+    columns = {"image": range(len(images)), **({} if labels is None else {"class": labels}), **scores}
+    rows = [
+        {name: float(value[i]) if name in scores else int(value[i]) for name, value in columns.items()}
+        for i in range(len(images))
+    ]
+    comment = f"scores of pixel variances by {options.method}, posterior {options.posterior}"
+    write_csv(out / "scores.csv", rows, [comment], overwrite=True)
+    shown = slice(0, options.shown)
+    titles = None if labels is None else [f"class {label}" for label in labels[shown]]
+    heat_maps(images[shown], found["map"][shown], out / "maps.png", "variance of the pixel", titles, overwrite=True)
+    first = min(8, len(found["step_maps"]))
+    step_maps_figure(images[:first], found["step_maps"][:first], times, out / "steps.png", overwrite=True)
+    ranked_figure(images, scores[options.rank_by], out / "ranked.png", options.rank_by, overwrite=True)
+
+
+def main(argv: list[str] | None = None) -> Path:
+    options = get_parser().parse_args(argv)
+    out = Path(options.out)
+    if (out / "samples.npz").exists() and not (out / "parts" / "settings.json").exists():
+        raise FileExistsError(f"{out} holds samples that this script did not make; choose another --out")
+    walks = open_walks(options)
+    labels_of(options, walks)
+    work = WorkList(out / "parts", settings_of(options, walks), shard_from_environment())
+    starts = range(0, options.n, options.batch_size)
+    spans = [range(start, min(start + options.batch_size, options.n)) for start in starts]
+    parts = {f"{span.start:07d}_{len(span)}": span for span in spans}
+    sample_parts(work, parts, walks, options)
+    if not work.complete(parts):
+        print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")
+        return out
+    found = joined(work, parts)
+    write_outputs(out, found, walks, options)
+    write_record(out / "record.json", options, overwrite=True, settings=settings_of(options, walks))
+    sums = found["score_sum"]
+    print(
+        f"{out}: {options.n} images, summed variance {sums.mean():.4g} (s.d. {sums.std():.3g}, least {sums.min():.3g})"
+    )
+    return out
+
+
+if __name__ == "__main__":
+    run_script(main)
