@@ -1,13 +1,13 @@
 """Fit the Laplace posterior of a diffusion model's last layer: what its weights could as well have been.
 
 Examples:
-  python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --draws 8 --out results/laplace/digits
-  python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --draws 8 --curvature sandwich --out results/laplace/s
+  python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --also sandwich --out results/laplace/digits
+  python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --draws 8 --bins 4 --out results/laplace/levels
   python scripts/fit_laplace.py --base configs/latent-diffusion/cin256-v2.yaml \\
-      --ckpt pretrained_models/cin256-v2/model.ckpt --data target=ldm.data.imagenet.ImageNetTrain params.data_root=DIR \\
-      --n 2000 --draws 1 --out results/laplace/imagenet
+      --ckpt pretrained_models/cin256-v2/model.ckpt --n 2000 --draws 1 --out results/laplace/imagenet \\
+      --data target=ldm.data.imagenet.ImageNetTrain params.data_root=DIR
   python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --published --out results/laplace/as_published
-  python scripts/fit_laplace.py --merge results/laplace/first results/laplace/second --run RUN --out results/laplace/both
+  python scripts/fit_laplace.py --run RUN --merge results/laplace/a results/laplace/b --out results/laplace/both
 
 Any run: latent, pixel, flow, conditional or not. The images are those of the run's config (data.params.train), or
 --data. Each gives --draws rows (x_t, t, condition), drawn as in training; those seen stand for the whole data set.

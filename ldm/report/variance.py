@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -188,3 +189,44 @@ def ranked_figure(
         shown = images[chosen[: rows * columns]].reshape(rows, columns, *images.shape[1:])
         panels.append(Panel(shown, [""] * rows, [""] * columns, f"{title} {name}"))
     side_by_side(panels, path, overwrite)
+
+
+def sweep_figure(
+    maps: NDArray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    path: str | os.PathLike,
+    row_label: str,
+    column_label: str,
+    overwrite: bool = False,
+) -> None:
+    """Draw maps [R, K, h, w] of one image under R x K settings on one logarithmic colour scale.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+        ValueError: if a map has no positive value.
+    """
+    positive = maps[maps > 0]
+    if not positive.size:
+        raise ValueError("no variance above 0 to draw")
+    figure = Figure(figsize=(0.95 * maps.shape[1] + 1.5, 0.95 * maps.shape[0] + 0.8), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(*maps.shape[:2], squeeze=False)
+    low, high = max(positive.min(), positive.max() * 1e-8), positive.max()
+    norm = LogNorm(low, high if high > low else 10 * low)
+    for row, line in enumerate(grid):
+        for column, axes in enumerate(line):
+            drawn = axes.imshow(np.maximum(maps[row, column], low), cmap="cividis", norm=norm, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0:
+                axes.set_ylabel(rows[row], fontsize=8)
+            if row == maps.shape[0] - 1:
+                axes.set_xlabel(columns[column], fontsize=8)
+    figure.supylabel(row_label, fontsize=9)
+    figure.supxlabel(column_label, fontsize=9)
+    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=30, pad=0.02)
+    bar.set_label("variance of the pixel", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    save_figure(figure, path, overwrite)
