@@ -55,7 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
         command.add_argument("--out", required=True, help="folder of the tables")
     first.add_argument("--n", type=int, default=20, help="images")
     first.add_argument("--grids", type=int, nargs="+", default=[10, 40], help="numbers of steps")
-    first.add_argument("--truth", type=int, default=128, help="sampled weights of the truth")
+    first.add_argument("--truth", type=int, nargs="+", default=[128], help="sampled weights of the truth, of each grid")
     first.add_argument("--methods", nargs="+", default=list(PROPAGATIONS), choices=PROPAGATIONS, help="what to compare")
     first.add_argument("--exact", action="store_true", help="also tangents in every direction of the weights")
     first.add_argument("--batch_size", type=int, default=20, help="images walked together")
@@ -85,11 +85,11 @@ def with_steps(walks: OpenPosterior, steps: int) -> OpenPosterior:
     return replace(walks, opened=replace(walks.opened, options=options), _members=[])
 
 
-def propagated(walks: OpenPosterior, options: argparse.Namespace) -> Iterator[tuple[str, Tensor, float]]:
+def propagated(walks: OpenPosterior, truth: int, options: argparse.Namespace) -> Iterator[tuple[str, Tensor, float]]:
     """(method, variances, CPU seconds) on one grid, the truth first."""
     count = walks.opened.n_classes
     labels = [image % count for image in range(options.n)] if count else None
-    cases = [("truth", "persistent", replace(walks, draws=options.truth))]
+    cases = [("truth", "persistent", replace(walks, draws=truth))]
     # Other weights than the truth's, so that they do not share its sampling error.
     apart = argparse.Namespace(**{**vars(options), "seed": options.seed + 1})
     other = replace(walks, _members=[walks.laplace.sample(walks.draws, generator("other members", apart.seed))])
@@ -117,9 +117,10 @@ def named(method: str, walks: OpenPosterior) -> str:
 def propagation(walks: OpenPosterior, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a method and grid; `growth` is its total over that on the first grid, beside the truth's."""
     rows, totals = [], {}
-    for steps in options.grids:
+    counts = options.truth * (len(options.grids) if len(options.truth) == 1 else 1)
+    for steps, count in zip(options.grids, counts, strict=True):
         truth = None
-        for name, found, seconds in propagated(with_steps(walks, steps), options):
+        for name, found, seconds in propagated(with_steps(walks, steps), count, options):
             truth = found if truth is None else truth
             first = totals.setdefault(name, float(found.sum()))
             rows.append(

@@ -136,7 +136,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         with atomic_write(out / "kept" / f"{name.replace(' ', '_')}.txt", overwrite=True) as partial:
             partial.write_text("\n".join(map(str, positions.tolist())) + "\n")
     table = table_of(values, kept)
-    note = f"kept {options.keep if options.rule == 'share' else 'below mean + s.d.'} of {len(rows)}; z > 0: better than random"
+    rule = options.keep if options.rule == "share" else "below mean + s.d."
+    note = f"kept {rule} of {len(rows)}; z > 0: better than random"
     print(markdown_table(table, 4), note, sep="\n")
     write_csv(out / "table.csv", table, [note], overwrite=True)
     write_record(out / "record.json", options, overwrite=True)

@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if (out / "numbers.csv").exists() and not options.overwrite:
         raise FileExistsError(f"{out} holds variants; choose another folder, or --overwrite")
     walks = open_walks(options)
+    if not 1 <= options.cut < len(walks.opened.grid) - 1:
+        raise ValueError(f"--cut {options.cut} is not inside the walk: expected 1 .. {len(walks.opened.grid) - 2}")
     if options.classifier and not walks.opened.n_classes:
         raise ValueError("--classifier recognises classes, and this model is unconditional")
     classifier = load_classifier(options.classifier).eval() if options.classifier else None

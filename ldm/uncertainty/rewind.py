@@ -29,7 +29,7 @@ def step_at(steps: Iterator[VarianceStep], cut: int) -> VarianceStep:
     for each in steps:
         if each.step.index + 1 == cut:
             return each
-    raise ValueError(f"--cut {cut} is not inside this walk: expected 1 up to one less than its steps")
+    raise ValueError(f"the walk has no step that ends at grid step {cut}")
 
 
 def variants(at: VarianceStep, count: int, noise: Noise, kind: str = "variance", strength: float = 1.0) -> Tensor:

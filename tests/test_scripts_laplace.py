@@ -1,0 +1,268 @@
+"""Posteriors from the command line, from fit to filtering, on tiny models: what they give, resume and refuse."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import save_checkpoint
+from ldm.evaluation.classifier import Architecture, SmallClassifier, save_classifier
+from ldm.opened import build_model, observations, open_posterior
+from ldm.uncertainty.laplace import LastLayerLaplace
+from scripts import (
+    benchmark_bayesdiff,
+    evaluate,
+    filter_by_uncertainty,
+    fit_laplace,
+    resample_laplace,
+    sample_diffusion,
+    sample_laplace,
+    sweep_laplace,
+)
+from tests.conftest import tiny_config, tiny_model
+
+DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
+TEST = {"target": "ldm.data.digits.Digits", "params": {"split": "test"}}
+
+
+def write_model(folder, **params):
+    """A config with data and a checkpoint, and the words that name them."""
+    save_checkpoint({"state_dict": tiny_model(**params).state_dict()}, folder / "model.ckpt")
+    data = {"params": {"batch_size": 8, "train": DIGITS, "validation": TEST}}
+    OmegaConf.save(OmegaConf.create({"model": tiny_config(**params), "data": data}), folder / "tiny.yaml")
+    return ["--base", str(folder / "tiny.yaml"), "--ckpt", str(folder / "model.ckpt"), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a guided model, its posterior, a classifier and the features of some digits."""
+    folder = tmp_path_factory.mktemp("laplace")
+    words = write_model(folder, guidance_scale=2.0)
+    fit = ["--n", "40", "--draws", "2", "--also", "sandwich", "--prior_precision", "50", "--out", str(folder / "fit")]
+    fit_laplace.main([*words, *fit])
+    fit_laplace.main([*words, "--n", "20", "--published", "--out", str(folder / "published")])
+    save_classifier(SmallClassifier(Architecture(1, 8, 10, width=4, num_features=8), 1), folder / "c.safetensors", {})
+    reference = [
+        "--data",
+        "target=ldm.data.digits.Digits",
+        "params.split=test",
+        "--n",
+        "60",
+        "--features",
+        "classifier",
+    ]
+    evaluate.main(["ref", *reference, "--weights", str(folder / "c.safetensors"), "--out", str(folder / "ref")])
+    return folder, [*words, "--posterior", str(folder / "fit"), "--steps", "4", "--draws", "3"]
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def opened_with(words):
+    return fit_laplace.open_model(fit_laplace.get_parser().parse_args([*words, "--out", "unused"]))
+
+
+def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch, tmp_path):
+    folder, words = place
+    opened = opened_with(words[:6])
+    saved = open_posterior(opened, folder / "fit")
+    data = fit_laplace.instantiate_from_config(DIGITS)
+    positions = fit_laplace.chosen_positions(len(data), 40, 42)
+    rows = observations(opened.model, data, positions, draws=2, seed=42, batch_size=7)
+    direct = LastLayerLaplace(opened.model.network).fit(rows, draws=2, data_size=len(data))
+    torch.testing.assert_close(saved.fitted().gram, direct.fitted().gram, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(saved.sigma_noise, direct.optimize_sigma_noise(), rtol=1e-5, atol=0)
+    assert (saved.data_size, int(saved.fitted().images), saved.prior_precision) == (len(data), 40, 50.0)
+    monkeypatch.setattr(fit_laplace, "PART", 16)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fit = [*words[:6], "--n", "40", "--draws", "2", "--prior_precision", "50", "--out", str(tmp_path / "parts")]
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        fit_laplace.main(fit)
+        assert (tmp_path / "parts" / "laplace.yaml").exists() == (rank == "1")
+    shared = open_posterior(opened, tmp_path / "parts")
+    torch.testing.assert_close(shared.fitted().gram, saved.fitted().gram, rtol=1e-5, atol=1e-4)
+    with pytest.raises(FileExistsError, match="holds a posterior"):
+        fit_laplace.main(fit)
+
+
+def test_observations_are_what_training_regresses(place):
+    """The mean squared residual of a fit is the training loss at the same draws."""
+    _, words = place
+    opened, data = opened_with(words[:6]), fit_laplace.instantiate_from_config(DIGITS)
+    model = opened.model
+    (rows,) = observations(model, data, range(6), draws=3, seed=1, batch_size=6)
+    assert rows.x.shape == (18, 1, 8, 8) and rows.cond.shape == (18,)
+    t, noise, _ = (torch.cat(parts) for parts in zip(*[_draws(model, image) for image in range(6)], strict=True))
+    clean = torch.stack([data[image]["image"] for image in range(6)]).permute(0, 3, 1, 2).repeat_interleave(3, 0)
+    condition = model.cond_stage_model.embed(rows.cond)
+    _, parts = model.p_losses(clean, condition, t, noise)
+    residual = (model.network(rows.x, rows.t, rows.cond) - rows.target).square().mean()
+    torch.testing.assert_close(residual, parts["val/loss_simple"])
+
+
+def _draws(model, image):
+    from ldm.models.diffusion.noise import TrainingDraws
+
+    return TrainingDraws(1, purpose="laplace")(image, range(3), (1, 8, 8), model.num_timesteps)
+
+
+def test_the_published_fit_and_merging(place, tmp_path):
+    folder, words = place
+    opened = opened_with(words[:6])
+    published = open_posterior(opened, folder / "published")
+    assert published.curvature == "ef" and published.published_ef
+    assert (published.prior_precision, published.sigma_noise.tolist(), published.data_size) == (1.0, [1.0], 20)
+    both = [str(folder / "fit")] * 2
+    fit_laplace.main([*words[:6], "--merge", *both, "--prior_precision", "50", "--out", str(tmp_path / "both")])
+    merged = open_posterior(opened, tmp_path / "both")
+    torch.testing.assert_close(merged.fitted().gram, 2 * open_posterior(opened, both[0]).fitted().gram)
+
+
+@pytest.mark.parametrize("method", ["persistent", "tangents", "bayesdiff_skip", "published", "path"])
+def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
+    folder, words = place
+    more = ["--features", "classifier", "--weights", str(folder / "c.safetensors")] if method == "persistent" else []
+    looks = ["--lookalikes", "energy", "edges", "differences", "seeds", "--seeds", "2", "--masks", "saliency"]
+    out = tmp_path / "out"
+    arguments = [*words, "--method", method, "--n", "6", "--batch_size", "4", *looks, *more, "--out", str(out)]
+    sample_laplace.main(arguments)
+    plain = [*words[:6], *words[8:10], "--n", "6", "--out", str(tmp_path / "plain")]
+    sample_diffusion.main(plain)
+    found, expected = np.load(out / "samples.npz"), np.load(tmp_path / "plain" / "samples.npz")
+    assert np.abs(found["arr_0"].astype(int) - expected["arr_0"]).max() <= (1 if method == "path" else 0)
+    assert found["map"].shape == (6, 8, 8) and found["step_sums"].shape == (6, 4)
+    if method != "published":
+        assert (found["map"] > 0).all()
+    rows = table(out / "scores.csv")
+    np.testing.assert_allclose([float(row["sum"]) for row in rows], found["map"].sum((1, 2)), rtol=1e-5)
+    names = {"lookalike_energy", "lookalike_edges", "lookalike_differences", "lookalike_seeds"}
+    assert names <= set(rows[0]) and ("feature_entropy" in rows[0]) == bool(more)
+    assert {"maps.png", "steps.png", "ranked.png", "record.json"} <= {file.name for file in out.iterdir()}
+    before = (out / "scores.csv").read_text()
+    sample_laplace.main([*arguments[:-4], *arguments[-4:]])
+    assert (out / "scores.csv").read_text() == before
+
+
+def test_flows_and_other_samplers(tmp_path):
+    """A continuous path, without guidance: fit, bins by time, and BayesDiff's recursion along Heun."""
+    flow = {"path_config": {"target": "ldm.models.diffusion.path.FlowPath"}, "parameterization": "velocity"}
+    words = write_model(tmp_path, **flow)
+    fit = ["--n", "20", "--draws", "2", "--bins", "3", "--prior_precision", "20", "--out", str(tmp_path / "fit")]
+    fit_laplace.main([*words, *fit])
+    opened = opened_with(words)
+    laplace = open_posterior(opened, tmp_path / "fit")
+    assert len(laplace.sigma_noise) == 3 and laplace.time_edges == pytest.approx([1 / 3, 2 / 3])
+    sampled = ["--posterior", str(tmp_path / "fit"), "--steps", "3", "--n", "4", "--sampler", "Heun", "--draws", "2"]
+    for method in ("bayesdiff", "persistent", "path"):
+        sample_laplace.main([*words, *sampled, "--method", method, "--out", str(tmp_path / method)])
+        assert (np.load(tmp_path / method / "samples.npz")["map"] > 0).all()
+    with pytest.raises(ValueError, match="not first order"):
+        sample_laplace.main([*words, *sampled, "--method", "published", "--out", str(tmp_path / "no")])
+
+
+def test_a_latent_model_gets_maps_of_pixels(tmp_path):
+    """A quantised first stage of factor 2: members are decoded, tangents pushed, draws of a recursion decoded."""
+    ddconfig = {
+        "double_z": False, "z_channels": 1, "resolution": 16, "in_channels": 1, "out_ch": 1, "ch": 32,
+        "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    params = {"embed_dim": 1, "n_embed": 64, "ddconfig": ddconfig, "lossconfig": {"target": "torch.nn.Identity"}}
+    stage = {"target": "ldm.models.autoencoder.VQModelInterface", "params": params}
+    words = write_model(tmp_path, first_stage_config=stage)
+    opened = opened_with(words)
+    images = torch.rand(8, 16, 16, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data = [{"image": image, "class_label": number % 10} for number, image in enumerate(images)]
+    rows = list(observations(opened.model, data, draws=2, batch_size=4))
+    assert rows[0].x.shape == (8, 1, 8, 8)
+    laplace = LastLayerLaplace(opened.model.network, prior_precision=5.0).fit(rows, draws=2)
+    fit_laplace.save_laplace(laplace, tmp_path / "fit")
+    maps = {}
+    for method in ("persistent", "tangents", "bayesdiff"):
+        shared = [*words, "--posterior", str(tmp_path / "fit"), "--steps", "2", "--n", "3", "--draws", "4"]
+        sample_laplace.main([*shared, "--method", method, "--out", str(tmp_path / method)])
+        maps[method] = np.load(tmp_path / method / "samples.npz")["map"]
+        assert maps[method].shape == (3, 16, 16) and (maps[method] >= 0).all() and maps[method].max() > 0
+
+
+def test_the_sweep_scales_as_the_formulas_say(place, tmp_path):
+    _, words = place
+    grid = ["--sigmas", "0.05", "0.5", "--precisions", "1", "100", "--n", "3"]
+    rows = sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
+    totals = {(row["sigma_noise"], row["prior_precision"]): row["total"] for row in rows}
+    assert totals[0.5, 1.0] == pytest.approx(100 * totals[0.05, 100.0], rel=1e-3)
+    assert all(0 <= row["slope_sigma"] <= 2.001 for row in rows if row["slope_sigma"] is not None)
+    assert all(-1.001 <= row["slope_precision"] <= 0 for row in rows if row["slope_precision"] is not None)
+    assert np.load(tmp_path / "sweep" / "sweep.npz")["maps"].shape == (2, 2, 3, 8, 8)
+    with pytest.raises(FileExistsError, match="holds a sweep"):
+        sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
+
+
+def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
+    folder, words = place
+    sample_laplace.main([*words, "--method", "path", "--n", "30", "--out", str(tmp_path / "samples")])
+    shared = ["--samples", str(tmp_path / "samples"), "--ref", str(folder / "ref"), "--random", "3", "--device", "cpu"]
+    out = tmp_path / "filtered"
+    rows = filter_by_uncertainty.main([*shared, "--keep", "0.5", "--out", str(out)])
+    scores = [float(row["sum"]) for row in table(tmp_path / "samples" / "scores.csv")]
+    kept = [int(line) for line in (out / "kept" / "sum.txt").read_text().split()]
+    assert len(kept) == 15 and max(scores[i] for i in kept) <= min(scores[i] for i in set(range(30)) - set(kept))
+    found = {row["removed by"]: row for row in rows}
+    assert {"none", "sum", "patch_max", "random", "random, s.d."} <= set(found)
+    assert found["random"]["z_fid"] == 0 and found["none"]["kept"] == 30
+    keep = ["--images", str(tmp_path / "samples" / "samples.npz"), "--keep", str(out / "kept" / "sum.txt")]
+    quick = ["--ref", str(folder / "ref"), "--metrics", "fid", "--fid_resamples", "0", "--device", "cpu"]
+    (row,) = evaluate.main(["calc", *keep, *quick, "--out", str(tmp_path / "calc")])
+    assert row.value == pytest.approx(found["sum"]["fid"], rel=1e-6)
+    more = filter_by_uncertainty.main([*shared, "--rule", "sigma", "--scores", "sum", "--out", str(out)])
+    expected = sum(score < np.mean(scores) + np.std(scores) for score in scores)
+    assert {row["removed by"]: row for row in more}["sum"]["kept"] == expected
+
+
+def test_variants_of_a_cut(place, tmp_path):
+    folder, words = place
+    shared = [*words, "--cut", "2", "--n", "4", "--variants", "3", "--kinds", "variance", "uniform", "members"]
+    rows = resample_laplace.main(
+        [*shared, "--classifier", str(folder / "c.safetensors"), "--out", str(tmp_path / "out")]
+    )
+    assert [row["kind"] for row in rows] == ["variance", "uniform", "members"]
+    assert all(row["diversity"] > 0 for row in rows)
+    plain = [*words[:6], *words[8:10], "--n", "4", "--out", str(tmp_path / "plain")]
+    sample_diffusion.main(plain)
+    pictures = np.load(tmp_path / "out" / "variants.npz")["arr_0"].reshape(4, 3, 8, 8, 1)
+    np.testing.assert_array_equal(pictures[:, 0], np.load(tmp_path / "plain" / "samples.npz")["arr_0"])
+    with pytest.raises(ValueError, match="--cut 4"):
+        resample_laplace.main([*words, "--cut", "4", "--out", str(tmp_path / "no")])
+
+
+def test_the_benchmarks_tables(place, tmp_path):
+    folder, words = place
+    published = ["--published", str(folder / "published")]
+    out = ["--out", str(tmp_path)]
+    few = ["--n", "3", "--grids", "3", "--truth", "4", "--methods", "tangents", "bayesdiff"]
+    rows = benchmark_bayesdiff.main(["propagation", *words, *published, *few, *out])
+    assert rows[0]["method"] == "truth" and len(rows) == 4
+    assert (rows[0]["total"], rows[0]["pixel"]) == pytest.approx((1, 1))
+    few = ["--bootstraps", "5", "--held_out", "8"]
+    rows = benchmark_bayesdiff.main(["calibration", *words, *published, *few, *out])
+    assert {"sandwich, sigma from residuals", "published (ef doubled, sigma 1, precision 1)"} <= {
+        row["posterior"] for row in rows
+    }
+    assert json.loads((tmp_path / "record.json").read_text())["options"]["command"] == "calibration"
+    with pytest.raises(ValueError, match="did not gather"):
+        sample_laplace.main([*words[:6], "--posterior", str(folder / "published"), "--curvature", "full", *out])
+
+
+def test_learned_variances_have_a_posterior_of_their_regressed_half(tmp_path):
+    """ADM's networks give two halves; only the first is regressed."""
+    config = tiny_config()
+    config["params"]["unet_config"]["params"]["out_channels"] = 2
+    model = build_model({"model": config})
+    opened = type("Opened", (), {"model": model})()
+    laplace = fit_laplace.new_posterior(opened)
+    assert (laplace.layer.outputs, len(laplace.layer.layer.weight)) == (1, 2)
