@@ -20,6 +20,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
 from ldm.report.tables import markdown_table, read_csv, write_csv
-from ldm.util import atomic_write, derive_seed
+from ldm.util import atomic_write, generator
 
 # Columns of scores.csv that are no scores.
 NAMES = ("image", "class")
@@ -85,7 +86,7 @@ def removals(scores: dict[str, NDArray], options: argparse.Namespace) -> dict[st
     chosen = {"none": np.arange(total)} | {name: kept_by(values, options) for name, values in scores.items()}
     size = round(statistics.median(len(kept) for kept in list(chosen.values())[1:]))
     for number in range(options.random):
-        order = np.random.Generator(np.random.PCG64(derive_seed("removal", options.seed, number))).permutation(total)
+        order = torch.randperm(total, generator=generator("removal", options.seed, number)).numpy()
         chosen[f"random {number}"] = np.sort(order[:size])
     return chosen
 
