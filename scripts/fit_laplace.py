@@ -79,7 +79,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--merge", nargs="+", metavar="FOLDER", help="instead of fitting: join posteriors of the same model")
     add("--batch_size", type=int, default=16, help="images in one pass, --draws rows each")
-    add("--chunk", type=int, default=4, help="rows whose patches are held at once")
+    add("--patches", type=int, default=4, help="rows whose patches are held at once")
     add("--overwrite", action="store_true", help="replace a posterior that exists")
     return parser
 
@@ -119,7 +119,7 @@ def posterior_of(options: argparse.Namespace, opened: OpenModel) -> LastLayerLap
         published_ef=options.published,
         temperature=options.temperature,
         time_edges=time_edges(opened, options.bins),
-        chunk=options.chunk,
+        chunk=options.patches,
     )
 
 

@@ -69,7 +69,7 @@ def varied(walks: OpenPosterior, kind: str, images: list[int], options: argparse
     denoiser = walks.build(labels)(model.network)
     sampler_noise = opened.noise(images)
     return opened.decode(
-        finished(opened.sampler, denoiser, model.path, states, opened.grid, options.cut, sampler_noise)
+        finished(walks.sampler(labels), denoiser, model.path, states, opened.grid, options.cut, sampler_noise)
     )
 
 

@@ -262,6 +262,7 @@ def test_learned_variances_have_a_posterior_of_their_regressed_half(tmp_path):
     """ADM's networks give two halves; only the first is regressed."""
     config = tiny_config()
     config["params"]["unet_config"]["params"]["out_channels"] = 2
+    config["params"]["learned_variance"] = "hybrid"
     model = build_model({"model": config})
     opened = type("Opened", (), {"model": model})()
     laplace = fit_laplace.new_posterior(opened)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ldm.models.autoencoder import IdentityFirstStage
-from ldm.models.diffusion.denoiser import Denoiser, Network
+from ldm.models.diffusion.denoiser import Denoiser, Network, NetworkDenoiser
+from ldm.models.diffusion.epsilon_scaling import scaled
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import Step
+from ldm.models.diffusion.sampler.registry import Sampler
 from ldm.opened.laplace import open_posterior
 from ldm.opened.model import OpenModel, open_model
 from ldm.uncertainty.laplace import LastLayerLaplace
@@ -53,7 +55,6 @@ class OpenPosterior:
         draws: members of `persistent`, directions of `tangents`; the same weights for every image.
         particles: states that `bayesdiff` draws around the sampler's.
         every: steps between two draws of the `_skip` forms.
-        chunk: states in one pass of the trunk.
     """
 
     opened: OpenModel
@@ -61,8 +62,12 @@ class OpenPosterior:
     draws: int = 16
     particles: int = 10
     every: int = 5
-    chunk: int = 64
     _members: list[Members] = field(default_factory=list)
+
+    @property
+    def chunk(self) -> int:
+        """States in one pass of the trunk."""
+        return self.opened.passes.limit or 64
 
     @property
     def members(self) -> Members:
@@ -92,22 +97,38 @@ class OpenPosterior:
         cond, _ = self.conditions(labels)
 
         def denoiser(network: Network) -> Denoiser:
-            return self.opened.model.denoiser(cond, self.opened.scale, network)
+            return self.opened.denoiser(cond, network)
 
         return denoiser
 
     def predictive(self, labels: Sequence[int] | None) -> PredictiveDenoiser:
-        """The denoiser that knows the variance of its output."""
-        model, (cond, null) = self.opened.model, self.conditions(labels)
+        """The denoiser that knows the variance of its output, epsilon scaling included.
+
+        Raises:
+            ValueError: under clipping or a classifier, which are no linear functions of that output.
+        """
+        opened, (cond, null) = self.opened, self.conditions(labels)
+        model, wrappers = opened.model, opened.wrappers
+        if wrappers.clip or wrappers.classifier is not None:
+            raise ValueError("this method knows neither clipping nor a classifier: use persistent or tangents")
+        around = scaled(
+            NetworkDenoiser(model.network, model.path, model.target), model.path, wrappers.scaling, opened.grid
+        )
+        factor = None if wrappers.scaling.off else around.factor
         return PredictiveDenoiser(
-            self.laplace, model.path, model.target, cond, null, self.opened.scale, chunk=self.chunk
+            self.laplace, model.path, model.target, cond, null, opened.scale, chunk=self.chunk, factor=factor
         )
 
     def plain(self, labels: Sequence[int] | None, images: Sequence[int]) -> Iterator[Step]:
         """The plain sampler's walk."""
         opened = self.opened
         denoiser = self.build(labels)(opened.model.network)
-        return opened.sampler(denoiser, opened.model.path, self.initial(images), opened.grid, noise=self.noise(images))
+        where = (opened.model.path, self.initial(images), opened.grid)
+        return self.sampler(labels)(denoiser, *where, noise=self.noise(images))
+
+    def sampler(self, labels: Sequence[int] | None) -> Sampler:
+        """The chosen sampler for these classes."""
+        return self.opened.sampler_for(self.conditions(labels)[0])
 
     def steps(self, method: str, labels: Sequence[int] | None, images: Sequence[int]) -> Iterator[VarianceStep]:
         """The plain sampler's steps with the variance of each state, by one of `METHODS`.
@@ -125,15 +146,15 @@ class OpenPosterior:
             walk = sampled_steps if method == "persistent" else tangent_steps
             chunk = self.chunk if method == "persistent" else max(1, self.chunk // len(images))
             where = (model.network, self.members, model.path, self.initial(images), opened.grid)
-            return walk(opened.sampler, self.build(labels), *where, chunk=chunk, noise=self.noise(images))
+            return walk(self.sampler(labels), self.build(labels), *where, chunk=chunk, noise=self.noise(images))
         denoiser = self.predictive(labels)
         if method == "path":
             where = (model.path, self.initial(images), opened.grid)
-            return path_steps(opened.sampler(denoiser, *where, noise=self.noise(images)), denoiser)
+            return path_steps(self.sampler(labels)(denoiser, *where, noise=self.noise(images)), denoiser)
         published = method.startswith("published")
         begin = None
         if opened.options.sampler not in ONE_EVALUATION and not published:
-            begin = beginning(opened.sampler, model.path, opened.grid)
+            begin = beginning(self.sampler(labels), model.path, opened.grid)
         source = ImageNoise(derive_seed("particles", opened.options.seed), tuple(images), device=opened.device)
         return bayesdiff(
             self.plain(labels, images),
@@ -183,7 +204,7 @@ def open_walks(options: argparse.Namespace) -> OpenPosterior:
         if getattr(options, name) is not None:
             setattr(laplace, name, getattr(options, name))
     laplace.covariance()
-    return OpenPosterior(opened, laplace, options.draws, options.particles, options.every, options.chunk)
+    return OpenPosterior(opened, laplace, options.draws, options.particles, options.every)
 
 
 def describe_walks(walks: OpenPosterior) -> dict[str, Any]:
