@@ -15,6 +15,7 @@ under the schedule so far (--rounds) because early corrections change later norm
 search: the b with the least metric, a grid that narrows (--rounds) around its best; b = 1 is always among them.
   fid    Frechet distance of --n samples to --ref (a folder of `evaluate.py ref`), the same seeds for every b
   norms  mean over steps of the squared relative difference of corrected norms from training's
+  states mean over steps of the squared distance of x_t in sampling from the true x_t: no reference, no features
 With --eps_slope k the search is of b in k t + b. Writes schedule.yaml, choice.csv, choice.png and record.json; what was
 measured is kept below parts/, and a stopped choice continues. One process chooses.
 """
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.sources import SampledImages
+from ldm.evaluation.exposure import state_distance
 from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.metrics import Options, Reference, measure
@@ -51,7 +53,9 @@ def get_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser, steps=20)
     parser.add_argument("--out", required=True, help="folder of the output")
     parser.add_argument("--method", choices=("norms", "search"), default="norms", help="how lambda is chosen")
-    parser.add_argument("--metric", choices=("fid", "norms"), default="fid", help="what the search makes small")
+    parser.add_argument(
+        "--metric", choices=("fid", "norms", "states"), default="fid", help="what the search makes small"
+    )
     parser.add_argument("--n", type=int, default=1000, help="images of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of the estimate, or of the search")
     parser.add_argument("--low", type=float, default=0.99, help="least b of the search")
@@ -131,15 +135,18 @@ def under(opened: OpenModel, scaling: EpsilonScaling) -> OpenModel:
 
 
 def distance(opened: OpenModel, options: argparse.Namespace, base: EpsilonScaling) -> Callable[[float], float]:
-    """b -> mean over steps of (corrected norm / norm in training - 1)^2."""
+    """b -> mean over steps of (corrected norm / norm in training - 1)^2, or of the distance of x_t from the truth."""
     seen: dict[str, Tensor] = {}
+    path, grid = opened.model.path, opened.grid
 
     def score(b: float) -> float:
-        scaling = replace(base, b=b)
-        moments = measure_norms(opened, options, f"b{b:.6f}", scaling, "training" not in seen)
+        scaling, by_states = replace(base, b=b), options.metric == "states"
+        moments = measure_norms(opened, options, f"b{b:.6f}", scaling, not by_states and "training" not in seen)
+        if by_states:
+            return float(state_distance(path, grid, moments["sampling/states"], moments["data"].pooled()).mean())
         if "training" in moments:
             seen["training"] = moments["training"].mean
-        corrected = moments["sampling"].mean / factors_of(opened.model.path, opened.grid, scaling)
+        corrected = moments["sampling"].mean / factors_of(path, grid, scaling)
         return float((corrected / seen["training"] - 1).square().mean())
 
     return score

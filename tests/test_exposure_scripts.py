@@ -156,6 +156,8 @@ def test_the_search_finds_the_b_that_undoes_the_excess(tmp_path):
         str(tmp_path / "by_norms"),
     ]
     assert choose_eps_scaling.main(by_norms).b > 1
+    by_states = ["states" if word == "norms" else word.replace("by_norms", "by_states") for word in by_norms]
+    assert choose_eps_scaling.main(by_states).b == FACTOR, "x_t comes back to where it should be"
     with pytest.raises(ValueError, match="needs --ref"):
         choose_eps_scaling.main([*words, *more, "--out", str(tmp_path / "wrong")])
 
