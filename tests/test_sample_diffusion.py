@@ -13,7 +13,7 @@ from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.data.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import ImageNoise, slerp
-from ldm.models.diffusion.sampler import SAMPLERS, dpm_solver_2m, run
+from ldm.models.diffusion.sampler import SAMPLERS, make_sampler, run
 from scripts import sample_diffusion
 from tests.conftest import tiny_config, tiny_model
 
@@ -167,16 +167,15 @@ def test_interpolation_runs_from_one_seeds_image_to_the_others(released, tmp_pat
         sample(released, tmp_path / "both", "--interpolate", 5, 6, "--n", 3)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# Dopri5 takes as many evaluations as a random network's stiffness asks; test_adaptive.py has fields of known solutions.
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "Dopri5"])
 def test_every_sampler_samples(released, tmp_path, name):
     out = sample(released, tmp_path / "out", "--sampler", name, "--n", 2, "--classes", 3)
     assert bool(latents(out).isfinite().all())
     if name.startswith("D"):
         model, noise = tiny_model(), ImageNoise(42, (0, 1))
-        chosen = SAMPLERS[name]
-        extra = {} if chosen is dpm_solver_2m else {"noise": noise}
-        x = noise.initial((2, 1, 8, 8))
-        expected = run(chosen(model.denoiser(torch.tensor([3, 3]), 3.0), model.path, x, model.grid(5), **extra))
+        x, chosen = noise.initial((2, 1, 8, 8)), make_sampler(name)
+        expected = run(chosen(model.denoiser(torch.tensor([3, 3]), 3.0), model.path, x, model.grid(5), noise=noise))
         torch.testing.assert_close(latents(out), expected, **ROUNDING)
     if name not in ("DDIM",):
         with pytest.raises(ValueError, match=f"sampler {name.replace('+', '.')} has no eta"):

@@ -16,7 +16,8 @@ from torch import nn
 
 import main as trainer
 from ldm.checkpoint import load_checkpoint, save_checkpoint
-from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.process import NoiseProcess
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 from scripts.prep_data import read_keys
@@ -50,13 +51,13 @@ def meta_model(*paths: Path, component: bool = False) -> nn.Module:
     config = load_config([str(path) for path in paths], component=component)
     if "paths" in config:
         config.paths = dict.fromkeys(config.paths)
-    schedule = DDPM.register_schedule
+    schedule = NoiseProcess.register_schedule
 
     def register_schedule(model, *args):
         with torch.device("cpu"):  # its tables are computed, not only declared
             schedule(model, *args)
 
-    with mock.patch.object(DDPM, "register_schedule", register_schedule), torch.device("meta"):
+    with mock.patch.object(NoiseProcess, "register_schedule", register_schedule), torch.device("meta"):
         return instantiate_from_config(config.model)
 
 
@@ -97,11 +98,13 @@ def test_every_config_says_what_it_reproduces_and_builds(name):
     path = CONFIGS / name
     first_line = path.read_text().split("\n", 1)[0]
     assert re.match(r"# .*\w{3}", first_line), "the first line is a comment"
-    if "model" not in OmegaConf.load(path):
-        if "components" in OmegaConf.load(path):
-            base, own = re.search(r"--base configs/(\S+) configs/(\S+)", first_line).groups()
+    plain = OmegaConf.load(path)
+    if "target" not in plain.get("model", {}):
+        if "model" in plain or "components" in plain:
+            base, own = re.search(r"--base configs/(\S+) configs/([^\s)]+)", first_line).groups()
             assert own == name, "it says what it goes on top of"
-            assert isinstance(meta_model(CONFIGS / base, path, component=True), LatentDiffusion)
+            model = meta_model(CONFIGS / base, path, component="components" in plain)
+            assert isinstance(model, LatentDiffusion)
         return
     config, model = load_config([str(path)]), meta_model(path)
     if path.stem in UNET_MILLIONS:

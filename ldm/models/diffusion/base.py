@@ -58,8 +58,8 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
     loss-second-moment), and `input_perturbation`. `ema` holds arguments of `LitEma`: decay, ramp.
     """
 
-    component: Component | None = None
-    anchor: Anchor | None = None
+    component: Component | None
+    anchor: Anchor | None
 
     def __init__(
         self,
