@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="folder of the output")
     add("--keep", type=float, default=0.8, help="share of the images to keep")
     add("--rule", default="share", choices=("share", "sigma"), help="share, or sigma: below mean + s.d. (published)")
+    add("--per_class", action="store_true", help="within each class, so that no class goes for being uncertain")
     add("--scores", nargs="+", help="columns of scores.csv (default: all)")
     add("--random", type=int, default=5, help="random removals")
     add(
@@ -61,12 +63,16 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def kept_by(values: NDArray, options: argparse.Namespace) -> NDArray[np.int64]:
-    """Positions that stay, ascending."""
-    if options.rule == "sigma":
-        return np.flatnonzero(values < values.mean() + values.std())
-    count = round(options.keep * len(values))
-    return np.sort(np.argsort(values, kind="stable")[:count])
+def kept_by(values: NDArray, groups: Sequence[NDArray], options: argparse.Namespace) -> NDArray[np.int64]:
+    """Positions that stay, ascending, chosen within each group."""
+    kept = []
+    for group in groups:
+        own = values[group]
+        if options.rule == "sigma":
+            kept.append(group[own < own.mean() + own.std()])
+        else:
+            kept.append(group[np.argsort(own, kind="stable")[: round(options.keep * len(group))]])
+    return np.sort(np.concatenate(kept))
 
 
 def features_of(options: argparse.Namespace, reference):
@@ -80,14 +86,19 @@ def features_of(options: argparse.Namespace, reference):
     )
 
 
-def removals(scores: dict[str, NDArray], options: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
-    """{name: positions that stay}: all, by each score, and at random of the same size."""
+def removals(
+    scores: dict[str, NDArray], groups: Sequence[NDArray], options: argparse.Namespace
+) -> dict[str, NDArray[np.int64]]:
+    """{name: positions that stay}: all, by each score, and at random of the same size (the same in each group)."""
     total = len(next(iter(scores.values())))
-    chosen = {"none": np.arange(total)} | {name: kept_by(values, options) for name, values in scores.items()}
+    chosen = {"none": np.arange(total)} | {name: kept_by(values, groups, options) for name, values in scores.items()}
     size = round(statistics.median(len(kept) for kept in list(chosen.values())[1:]))
     for number in range(options.random):
-        order = torch.randperm(total, generator=generator("removal", options.seed, number)).numpy()
-        chosen[f"random {number}"] = np.sort(order[:size])
+        order = torch.randperm(total, generator=generator("removal", options.seed, number)).double().numpy()
+        if options.rule == "share":
+            chosen[f"random {number}"] = kept_by(order, groups, options)
+        else:
+            chosen[f"random {number}"] = np.sort(np.argsort(order)[:size])
     return chosen
 
 
@@ -105,7 +116,8 @@ def table_of(values: dict[str, dict[str, float]], kept: dict[str, NDArray]) -> l
         row = {"removed by": name, "kept": len(kept["random 0" if name == "random" else name]), **own}
         for metric in names:
             sign = 1 if metric.split("_")[0] in GREATER else -1
-            row[f"z_{metric}"] = sign * (own[metric] - centre[metric]) / spread[metric] if spread[metric] else 0.0
+            difference = sign * (own[metric] - centre[metric])
+            row[f"z_{metric}"] = difference / spread[metric] if difference and spread[metric] else 0.0
         rows.append(row)
     return [*rows, {**rows[-1], "removed by": "random, s.d.", **spread, **{f"z_{name}": 1.0 for name in names}}]
 
@@ -128,7 +140,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
     for name in options.metrics:
         if (reason := obstacle(name, found, samples)) is not None:
             raise ValueError(f"{name} cannot be computed: {reason}")
-    reference, kept = Reference(found), removals(scores, options)
+    groups = [np.arange(len(rows))]
+    if options.per_class:
+        classes = np.array([row.get("class", 0) for row in rows])
+        groups = [np.flatnonzero(classes == label) for label in np.unique(classes)]
+    reference, kept = Reference(found), removals(scores, groups, options)
     plain = Options(resamples=0, fid_resamples=0, kid_subsets=0, splits=0)
     values = {}
     for name, positions in tqdm(kept.items(), unit="set"):
@@ -137,7 +153,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         with atomic_write(out / "kept" / f"{name.replace(' ', '_')}.txt", overwrite=True) as partial:
             partial.write_text("\n".join(map(str, positions.tolist())) + "\n")
     table = table_of(values, kept)
-    rule = options.keep if options.rule == "share" else "below mean + s.d."
+    rule = f"{options.keep if options.rule == 'share' else 'below mean + s.d.'}{' of each class' * options.per_class}"
     note = f"kept {rule} of {len(rows)}; z > 0: better than random"
     print(markdown_table(table, 4), note, sep="\n")
     write_csv(out / "table.csv", table, [note], overwrite=True)

@@ -219,6 +219,10 @@ def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     quick = ["--ref", str(folder / "ref"), "--metrics", "fid", "--fid_resamples", "0", "--device", "cpu"]
     (row,) = evaluate.main(["calc", *keep, *quick, "--out", str(tmp_path / "calc")])
     assert row.value == pytest.approx(found["sum"]["fid"], rel=1e-6)
+    filter_by_uncertainty.main([*shared, "--keep", "0.67", "--per_class", "--scores", "sum", "--out", str(out)])
+    for name in ("sum", "random_1"):
+        stayed = [int(line) % 10 for line in (out / "kept" / f"{name}.txt").read_text().split()]
+        assert sorted(stayed) == sorted([*range(10)] * 2)  # two of the three images of each class
     more = filter_by_uncertainty.main([*shared, "--rule", "sigma", "--scores", "sum", "--out", str(out)])
     expected = sum(score < np.mean(scores) + np.std(scores) for score in scores)
     assert {row["removed by"]: row for row in more}["sum"]["kept"] == expected
