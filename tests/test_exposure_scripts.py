@@ -182,3 +182,19 @@ def test_classes_counted_as_steps_pool_to_the_whole():
     torch.testing.assert_close(whole.var[0], values.var(0, correction=0))
     away = values - torch.stack([values[labels == label].mean(0) for label in range(3)])[labels]
     torch.testing.assert_close(moments.within, away.square().sum(0) / 57)
+
+
+def test_a_flow_is_measured_but_for_its_first_point(tmp_path):
+    """At pure noise -log SNR is infinite and lambda is 1: the table has no row for it."""
+    flow = {"path_config": {"target": "ldm.models.diffusion.path.FlowPath"}, "parameterization": "velocity"}
+    words = words_of(tmp_path, "tests.test_exposure_scripts.Exact", "linear", **flow)
+    words = [word for word in words if word not in ("--spacing", "respace")]
+    save_checkpoint({"state_dict": tiny_model(**flow).state_dict()}, tmp_path / "model.ckpt", overwrite=True)
+    common = [*words, "--sampler", "Heun"]
+    found = choose_eps_scaling.main([*common, "--method", "norms", "--rounds", "1", "--out", str(tmp_path / "norms")])
+    assert len(found.table) == 9 and all(abs(factor - 1) < 0.02 for _, factor in found.table)
+    schedule = str(tmp_path / "norms" / "schedule.yaml")
+    out = exposure_bias.main([*common, "--eps_schedule", schedule, "--out", str(tmp_path / "bias")])
+    rows = read_csv(out / "norms.csv")
+    assert rows[0]["minus_log_snr"] == float("inf") and rows[0]["scaled_lambda"] == 1.0
+    assert all(abs(row["scaled_over_training"] - 1) < 0.02 for row in rows)
