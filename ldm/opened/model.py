@@ -168,6 +168,7 @@ class OpenModel:
             "spacing": self.options.ddim_steps if isinstance(self.options.ddim_steps, str) else self.options.spacing,
             "seed": self.options.seed,
             "variance": self.options.variance,
+            **({} if self.options.precision == "float32" else {"precision": self.options.precision}),
             **self.wrappers.describe(),
         }
 

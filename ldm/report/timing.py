@@ -24,9 +24,9 @@ from ldm.util import atomic_write, generator
 
 # Weights are drawn. Parameters of the UNet, operations of a pass, latents.
 SIZES = {
-    "tiny": "configs/latent-diffusion/digits.yaml",  # 0.5 M, 0.02 GFLOP, 8x8x1
+    "tiny": "configs/latent-diffusion/digits.yaml",  # 1.0 M, 0.04 GFLOP, 8x8x1
     "small": "configs/latent-diffusion/small.yaml",  # 24.2 M, 1.43 GFLOP, 16x16x3
-    "cin256": "configs/latent-diffusion/cin256-v2.yaml",  # 400.9 M, 208 GFLOP, 64x64x3
+    "cin256": "configs/latent-diffusion/cin256-v2.yaml",  # 400.9 M, 202 GFLOP, 64x64x3
 }
 Call = Callable[[], Any]
 

@@ -33,7 +33,9 @@ def stores_of(
     model: LatentDiffusion, config: Mapping[str, Any], data: pl.LightningDataModule, shard: tuple[int, int]
 ) -> Iterator[tuple[DataModuleFromConfig, str, LatentStore]]:
     """The store of each data set of a training."""
-    first_stage = {"config": dict(config), "weights_sha256": describe_weights(model.first_stage_model)}
+    params = {key: value for key, value in (config.get("params") or {}).items() if key != "ckpt_path"}  # may move
+    weights = describe_weights(model.first_stage_model)
+    first_stage = {"target": config["target"], "params": params, "weights_sha256": weights}
     for module in modules_of(data):
         for name in [name for name in CACHED if name in module.datasets]:
             inner = innermost(module.datasets[name])
@@ -42,7 +44,9 @@ def stores_of(
             yield module, name, LatentStore(module.latent_cache, settings, len(inner._all_labels), views, shard)
 
 
-def fill(store: LatentStore, module: DataModuleFromConfig, name: str, model: LatentDiffusion, device: torch.device):
+def fill(
+    store: LatentStore, module: DataModuleFromConfig, name: str, model: LatentDiffusion, device: torch.device
+) -> None:
     """Encode what is missing of this process's share of a data set."""
     pending = store.work.pending(store.keys)
     if not pending:
