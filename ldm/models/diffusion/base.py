@@ -106,12 +106,12 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         self.target, self.parameterization = Target(parameterization, sigma_data), parameterization
         self.original_elbo_weight, self.l_simple_weight = original_elbo_weight, l_simple_weight
         self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
-        self.log_every_t, self.clip_denoised, self.loss_type = log_every_t, clip_denoised, loss_type
+        self.log_every_t, self.clip_denoised, self.input_perturbation = log_every_t, clip_denoised, input_perturbation
         self.use_positional_encodings, self.v_posterior, self.monitor = use_positional_encodings, v_posterior, monitor
-        self.scheduler_config, self.weight_decay, self.learning_rate = scheduler_config, weight_decay, None
-        self.pretrained_path, self.head_options = pretrained_path, dict(heads or {})
-        self.input_perturbation, self.use_ema = input_perturbation, use_ema
+        self.scheduler_config, self.weight_decay, self.loss_type = scheduler_config, weight_decay, loss_type
+        self.pretrained_path, self.head_options, self.use_ema = pretrained_path, dict(heads or {}), use_ema
         self.seed_draws(0)
+        self.component = self.anchor = self.learning_rate = None
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         if use_ema:
             self.model_ema = LitEma(self.model, **(ema or {}))
