@@ -43,7 +43,11 @@ def split_network(network: nn.Module, name: str | None = None) -> tuple[Features
     head = network.get_submodule(last if last in heads else last.rpartition(".")[0]) if last else None
     before = head[:-1] if isinstance(head, nn.Sequential) else nn.Identity()
     layer = head[-1] if isinstance(head, nn.Sequential) else head
-    if name not in (None, last) or layer is None or layer is not network.get_submodule(last):
+    if layer is None:
+        raise ValueError(
+            f"{type(network).__name__} does not end in a convolution or linear layer below {sorted(heads)}"
+        )
+    if name not in (None, last) or layer is not network.get_submodule(last):
         raise ValueError(f"the last layer of {type(network).__name__} is '{last}', got '{name}'")
 
     def staged(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
