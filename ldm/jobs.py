@@ -24,6 +24,12 @@ def shard_from_environment() -> tuple[int, int]:
     return 0, 1
 
 
+def parts_of(count: int, size: int) -> dict[str, range]:
+    """{key: images} of parts of `size` images; the key tells its first image and their number."""
+    parts = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    return {f"{part.start:07d}_{len(part)}": part for part in parts}
+
+
 class WorkList:
     """Results `{folder}/{key}.json` of items that were worked on under the same `settings`.
 

@@ -39,10 +39,10 @@ from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.metrics import Options, Reference, measure
 from ldm.evaluation.scaling_choice import Search, estimated_factors, search_b
-from ldm.jobs import WorkList
+from ldm.jobs import WorkList, parts_of
 from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, noise_level, save_scaling, tabulated
 from ldm.opened import OpenModel, open_model
-from ldm.opened.exposure import Chains, Moments, data_of, measured, parts_of
+from ldm.opened.exposure import Chains, Moments, data_of, measured
 from ldm.report.exposure import factors_of
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import markdown_table, write_csv

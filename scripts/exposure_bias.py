@@ -26,10 +26,10 @@ from tqdm import tqdm
 from ldm.arguments import add_model_arguments
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.jobs import WorkList, shard_from_environment
+from ldm.jobs import WorkList, parts_of, shard_from_environment
 from ldm.models.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.opened import OpenModel, open_model
-from ldm.opened.exposure import Chains, data_of, measured, parts_of
+from ldm.opened.exposure import Chains, data_of, measured
 from ldm.report.exposure import (
     delta_plot,
     distance_plot,

@@ -34,7 +34,7 @@ from ldm.checkpoint import save_tensors, sha256
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.npz import Pieces, read_labels, write_npz
 from ldm.images import make_grid, save_image, to_uint8
-from ldm.jobs import WorkList, shard_from_environment
+from ldm.jobs import WorkList, parts_of, shard_from_environment
 from ldm.models.diffusion.noise import ImageNoise, slerp
 from ldm.opened import OpenModel, open_model
 from ldm.util import atomic_write, generator
@@ -171,12 +171,6 @@ def settings_of(options: argparse.Namespace, opened: OpenModel) -> dict[str, Any
     }
 
 
-def parts_of(count: int) -> dict[str, range]:
-    """{key: images} of every part; the key tells its first image and their number."""
-    parts = [range(first, min(first + PART, count)) for first in range(0, count, PART)]
-    return {f"{part.start:07d}_{len(part)}": part for part in parts}
-
-
 def work_off(work: WorkList, parts: dict[str, range], plan: Plan, opened: OpenModel, batch_size: int) -> None:
     """Sample the parts of this process's share that have no file."""
     pending = work.pending(parts)
@@ -251,7 +245,7 @@ def main(argv: list[str] | None = None) -> Path:
         raise FileExistsError(f"{out} holds samples that this script did not make; choose another --out")
     opened = open_model(options)
     plan, settings = make_plan(options, opened), settings_of(options, opened)
-    work, parts = WorkList(out / "parts", settings, shard_from_environment()), parts_of(plan.count)
+    work, parts = WorkList(out / "parts", settings, shard_from_environment()), parts_of(plan.count, PART)
     work_off(work, parts, plan, opened, options.batch_size or max(PART, opened.images_at_once()))
     if not work.complete(parts):
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")

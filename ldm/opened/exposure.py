@@ -126,12 +126,6 @@ def data_of(config: Mapping[str, Any], split: str) -> Dataset:
     return instantiate_from_config(params[split])
 
 
-def parts_of(count: int, size: int) -> dict[str, range]:
-    """{key: images} of parts of `size` images; the key tells its first image and their number."""
-    parts = [range(first, min(first + size, count)) for first in range(0, count, size)]
-    return {f"{part.start:07d}_{len(part)}": part for part in parts}
-
-
 def measured(
     chains: Chains, work: WorkList, parts: Mapping[str, range], progress: Callable[[int], Any]
 ) -> Moments | None:
