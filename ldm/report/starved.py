@@ -1,0 +1,64 @@
+"""Do scores of samples find the classes that training starved? Control: the same score of a model that saw all data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm.evaluation.detection import auroc, mean_interval
+from ldm.evaluation.recognition import nearest_distances
+from ldm.opened import OpenModel, OpenPosterior, new_posterior, observations
+from ldm.report.yardsticks import METHODS, Row
+
+NEIGHBOUR = "distance to the nearest training image"
+
+
+def posterior_of(opened: OpenModel, train: Dataset, draws: int = 4) -> OpenPosterior:
+    """The evidence-tuned full posterior of an opened model, on its own training images."""
+    laplace = new_posterior(opened)
+    laplace.fit(observations(opened.model, train, draws=draws, seed=opened.options.seed), draws=draws)
+    laplace.optimize_sigma_noise()
+    laplace.optimize_prior_precision()
+    return OpenPosterior(opened, laplace, chunk=1024)
+
+
+@torch.no_grad()
+def sample_scores(
+    walks: OpenPosterior, train: Dataset, labels: Sequence[int], scores: Sequence[str]
+) -> dict[str, Tensor]:
+    """Summed variance of each sample [N] by several of `METHODS`, and its distance to the nearest training image."""
+    images = list(range(len(labels)))
+    found = {name: METHODS[name].run(walks, labels, images).flatten(1).sum(1).double().cpu() for name in scores}
+    pictures = walks.opened.decode(walks.opened.sample(labels, images)).permute(0, 2, 3, 1)
+    real = np.stack([train[index]["image"].numpy() for index in range(len(train))])
+    return {**found, NEIGHBOUR: torch.as_tensor(nearest_distances(pictures, real))}
+
+
+def detection_rows(
+    starved: Mapping[str, Tensor], control: Mapping[str, Tensor], labels: Sequence[int], classes: Sequence[int]
+) -> list[Row]:
+    """AUROC of the starved classes' samples against the others, of both models on the same noises."""
+    positives = np.isin(np.asarray(labels), list(classes))
+    rows = []
+    for name in starved:
+        areas = [auroc(scores[name].numpy(), positives) for scores in (starved, control)]
+        rows.append({"score": name, "starved": areas[0], "control": areas[1], "difference": areas[0] - areas[1]})
+    return rows
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Means over models of each score, with Student's 95 % interval of the difference."""
+    found = []
+    for name in dict.fromkeys(row["score"] for row in rows):
+        own = [row for row in rows if row["score"] == name]
+        interval = mean_interval([row["difference"] for row in own])
+        means = {key: float(np.mean([row[key] for row in own])) for key in ("starved", "control")}
+        found.append(
+            {"score": name, **means, "difference": interval.mean, "low": interval.low, "high": interval.high}
+            | {"models": interval.n}
+        )
+    return found

@@ -1,0 +1,212 @@
+"""BayesFlow's yardsticks in one table: the published method's figures beside ours, each against another truth.
+
+Examples:
+  python scripts/benchmark_bayesflow.py --run logs/2026-01-01T00-00-00_digits --out results/bayesflow
+  python scripts/benchmark_bayesflow.py --run RUN --out results/bayesflow --only fidelity cost
+  python scripts/benchmark_bayesflow.py --run RUN --out results/bayesflow --only starved --seeds 0 1
+
+  Y1 fidelity      variance maps against many sampled weights held for the walk, 10 steps
+  Y2 consistency   total variance at 40 steps over that at 10, over the truth's ratio
+  Y3 calibration   predictive variances against bootstraps of the last layer over images
+  Y4 starved       samples of starved classes found, minus the same score of a model that saw all data: trains
+                   {models} small models a seed (two classes with 8 images each) and a control, with --starved_base
+  Y6 alignment     the closed-form aleatoric map against squared errors on held-out images
+  Y8 scaling       epistemic variance against the number of images, slope in logarithms
+  Y9 cost          evaluations and seconds an image of every method
+
+The model is a run of configs/flow-matching (any flow; a diffusion gives what its path knows). Parts that exist in
+--out are kept: a stopped call continues. Writes {{out}}/: report.md, a table (.csv) a part, record.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.arguments import add_model_arguments
+from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.opened import OpenModel, OpenPosterior, open_model
+from ldm.report import starved, yardsticks
+from ldm.report.tables import markdown_table, read_csv, write_csv
+from ldm.report.yardstick_table import overview
+from ldm.training.runs import runs_named
+from ldm.util import atomic_write, instantiate_from_config
+
+ROOT = Path(__file__).resolve().parent.parent
+ROTATIONS = (0, 2, 4, 6, 8)
+KEPT = 8  # images of a starved class
+PARTS = ("fidelity", "consistency", "calibration", "starved", "alignment", "scaling", "cost")
+NAME = "starved"
+CONFIGS = ("configs/flow-matching/digits.yaml", "configs/flow-matching/digits-small.yaml")
+SHARES = (0.1, 0.3, 0.5, 0.7)
+__doc__ = __doc__.format(models=len(ROTATIONS))
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_model_arguments(parser, steps=10)
+    add = parser.add_argument
+    add("--out", required=True, help="folder of everything")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    add("--n", type=int, default=20, help="images of fidelity, consistency and cost, the classes in turn")
+    add("--truth", type=int, default=128, help="sampled weights that the truth is made of")
+    add("--draws", type=int, default=4, help="noise draws for each image of a fit")
+    add("--bootstraps", type=int, default=60, help="refits of calibration")
+    add("--tests", type=int, default=200, help="held-out images of calibration and alignment")
+    add("--probes", type=int, help="of the aleatoric map, for large images (default: its exact diagonal)")
+    add(
+        "--starved_base",
+        nargs="+",
+        default=[str(ROOT / name) for name in CONFIGS],
+        help="configs of the starved models",
+    )
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="trainings of each starved model")
+    add("--per_class", type=int, default=24, help="samples a class of the starved models")
+    return parser
+
+
+def data_of(opened: OpenModel, split: str) -> Any:
+    return instantiate_from_config(opened.config["data"]["params"][split])
+
+
+def walks_of(options: argparse.Namespace) -> OpenPosterior:
+    """The run with the evidence-tuned posterior of its last layer."""
+    opened = open_model(options)
+    return starved.posterior_of(opened, data_of(opened, "train"), options.draws)
+
+
+def numbers(walks: OpenPosterior, count: int) -> tuple[list[int], list[int]]:
+    """Labels and image numbers of `count` samples."""
+    classes = walks.opened.n_classes
+    return [image % classes for image in range(count)], list(range(count))
+
+
+def cost(walks: OpenPosterior, labels: list[int], images: list[int]) -> list[dict[str, Any]]:
+    """Seconds and evaluations an image of every method, all in one run, beside plain sampling."""
+    steps = len(walks.opened.grid) - 1
+    tasks = {"plain sampling": (lambda: list(walks.plain(labels, images)), steps)}
+    for name, method in yardsticks.applicable(walks):
+        if method.evaluations(steps):
+            tasks[name] = (lambda method=method: method.run(walks, labels, images), method.evaluations(steps))
+    rows = []
+    with torch.no_grad():
+        for name, (task, evaluations) in tasks.items():
+            task()
+            began = time.perf_counter()
+            task()
+            each = (time.perf_counter() - began) / len(images)
+            rows.append({"method": name, "evaluations": evaluations, "seconds": each})
+    for row in rows:
+        row["times_plain"] = row["seconds"] / rows[0]["seconds"]
+    return rows
+
+
+def starved_run(options: argparse.Namespace, rotation: int | None, seed: int) -> Path:
+    """The run of a starved model (or the control), trained if it is not there; a stopped training continues."""
+    import main as training
+    from scripts import make_bins
+
+    folder = Path(options.out).resolve() / NAME
+    logs = folder / f"{'control' if rotation is None else rotation}_{seed}"
+    known = runs_named(logs, NAME) if logs.is_dir() else []
+    device = ["-t", "--gpus", "0" if options.device == "cpu" else "0,"]
+    if known and (known[-1].path / "finished.json").exists():
+        return known[-1].path
+    if known and (known[-1].checkpoints / "last.ckpt").exists():
+        return training.main(["--resume", str(known[-1].path), *device])
+    words = []
+    if rotation is not None:
+        bins, key = folder / f"bins_{rotation}", "data.params.train"
+        if not (bins / "subsets_binned_classes.yaml").exists():
+            asked = ["--base", options.starved_base[0], "--rotation", rotation, "--components", 1, "--out", bins]
+            make_bins.main([*map(str, asked), "--classes_per_bin", f"{KEPT}:2", "all:8"])
+        own = ["target=ldm.data.digits.Digits", "params.split=train"]
+        words = [f"{key}.target=ldm.data.subsets.ComponentSubset", f"{key}.params.folder={bins}"]
+        words += [f"{key}.params.dataset.{word}" for word in own]
+    named = ["--name", NAME, "--logdir", str(logs), "--seed", str(seed), "--scale_lr", "False"]
+    return training.main(["--base", *options.starved_base, *device, *named, *words])
+
+
+def starved_rows(options: argparse.Namespace, scores: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+    """See `detection_rows`, for every rotation and seed."""
+    for seed in options.seeds:
+        found: dict[int | None, dict[str, torch.Tensor]] = {}
+        for rotation in (None, *ROTATIONS):
+            run = starved_run(options, rotation, seed)
+            opened = open_model(argparse.Namespace(**{**vars(options), "run": str(run)}))
+            train = data_of(opened, "train")
+            labels = [label for label in range(opened.n_classes) for _ in range(options.per_class)]
+            walks = starved.posterior_of(opened, train, options.draws)
+            found[rotation] = starved.sample_scores(walks, train, labels, scores)
+            if rotation is not None:
+                few = [label for label, budget in train.bins.items() if budget == KEPT]
+                rows = starved.detection_rows(found[rotation], found[None], labels, few)
+                yield from ({"seed": seed, "classes": " ".join(map(str, few)), **row} for row in rows)
+
+
+def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a table, made if it is not there."""
+    if not path.exists():
+        write_csv(path, make())
+    return read_csv(path)
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """The tables of the chosen parts."""
+    out, made = Path(options.out), []
+
+    def walks() -> OpenPosterior:
+        if not made:
+            made.append(walks_of(options))
+        return made[0]
+
+    def sampled(count: int) -> tuple[OpenPosterior, list[int], list[int]]:
+        return walks(), *numbers(walks(), count)
+
+    def data(split: str) -> Any:
+        return data_of(walks().opened, split)
+
+    flow = ("gamma^2 along the path", "tangents, K = 8", "BayesFlow as published, S = 100")
+    own = {"draws": options.draws, "tests": options.tests}
+    parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+        "fidelity": lambda: yardsticks.fidelity(*sampled(options.n), options.truth),
+        "consistency": lambda: yardsticks.consistency(*sampled(options.n), draws=max(2, options.truth // 2)),
+        "calibration": lambda: yardsticks.calibration(
+            walks().opened, data("train"), data("validation"), count=options.bootstraps, **own
+        ),
+        "starved": lambda: starved_rows(options, flow),
+        "alignment": lambda: yardsticks.alignment(
+            walks().opened, data("validation"), SHARES, count=options.tests, probes=options.probes
+        ),
+        "scaling": lambda: yardsticks.data_scaling(walks().opened, data("train"), data("validation"), **own),
+        "cost": lambda: cost(*sampled(options.n)),
+    }
+    return {name: once(out / f"{name}.csv", parts[name]) for name in PARTS if name in options.only}
+
+
+def main(argv: list[str] | None = None) -> Path:
+    options = get_parser().parse_args(argv)
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))  # the project's top-level scripts run in this process
+    out = Path(options.out)
+    tables = measure(options)
+    if "starved" in tables:
+        tables["starved_summary"] = starved.summary(tables["starved"])
+    lines = ["# Yardsticks", "", markdown_table(overview(tables)), ""]
+    for name, rows in tables.items():
+        lines += [f"## {name}", "", markdown_table(rows), ""]
+    with atomic_write(out / "report.md", overwrite=True) as partial:
+        partial.write_text("\n".join(lines))
+    write_record(out / "record.json", options, overwrite=True)
+    print((out / "report.md").read_text())
+    return out
+
+
+if __name__ == "__main__":
+    run_script(main)
