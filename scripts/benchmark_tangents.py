@@ -74,9 +74,9 @@ def timings(opened: OpenModel, k: int, batch: int, repeats: int) -> list[dict[st
 
     def walk(way: Callable[..., Any], chosen: Members) -> Any:
         noise = opened.noise(images)
-        return way(opened.sampler(), build, model.network, chosen, model.path, x, opened.grid, noise=noise)
+        return way(opened.sampler, build, model.network, chosen, model.path, x, opened.grid, noise=noise)
 
-    plain = opened.sampler()
+    plain = opened.sampler
     tasks = {
         "plain sample": lambda: run(
             plain(build(model.network), model.path, x, opened.grid, noise=opened.noise(images))

@@ -23,7 +23,7 @@ def posterior_of(opened: OpenModel, train: Dataset, draws: int = 4) -> OpenPoste
     laplace.fit(observations(opened.model, train, draws=draws, seed=opened.options.seed), draws=draws)
     laplace.optimize_sigma_noise()
     laplace.optimize_prior_precision()
-    return OpenPosterior(opened, laplace, chunk=1024)
+    return OpenPosterior(opened, laplace)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def held(walks: OpenPosterior, members: Members, labels: Sequence[int], images: 
     where = (model.network, members, model.path, walks.initial(images), opened.grid)
     chunk = max(1, walks.chunk // len(images)) if derivative else walks.chunk
     walk = tangents if derivative else sampled
-    return walk(opened.sampler(), walks.build(labels), *where, chunk=chunk, noise=walks.noise(images))
+    return walk(opened.sampler, walks.build(labels), *where, chunk=chunk, noise=walks.noise(images))
 
 
 def _drawn(count: int, derivative: bool) -> Callable[..., Tensor]:
@@ -86,7 +86,7 @@ def _bayesflow(particles: int, frozen: bool) -> Callable[..., Tensor]:
 def _path(walks: OpenPosterior, labels: Sequence[int], images: Sequence[int]) -> Tensor:
     denoiser, opened = walks.predictive(labels), walks.opened
     where = (opened.model.path, walks.initial(images), opened.grid)
-    return path_integral(opened.sampler()(denoiser, *where, noise=walks.noise(images)), denoiser)
+    return path_integral(opened.sampler(denoiser, *where, noise=walks.noise(images)), denoiser)
 
 
 def _every_direction(walks: OpenPosterior, labels: Sequence[int], images: Sequence[int]) -> Tensor:
