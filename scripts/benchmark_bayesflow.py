@@ -6,7 +6,7 @@ Examples:
   python scripts/benchmark_bayesflow.py --run RUN --out results/bayesflow --only starved --seeds 0 1
 
   Y1 fidelity      variance maps against many sampled weights held for the walk, 10 steps
-  Y2 consistency   total variance at 40 steps over that at 10, over the truth's ratio
+  Y2 consistency   total variance at the second of --grids steps over that at the first, over the truth's ratio
   Y3 calibration   predictive variances against bootstraps of the last layer over images
   Y4 starved       samples of starved classes found, minus the same score of a model that saw all data: trains
                    {models} small models a seed (two classes with 8 images each) and a control, with --starved_base
@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.opened import OpenModel, OpenPosterior, open_model
+from ldm.opened import OpenModel, OpenPosterior, chosen_positions, open_model
 from ldm.report import starved, yardsticks
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.report.yardstick_table import overview
@@ -55,7 +56,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="folder of everything")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     add("--n", type=int, default=20, help="images of fidelity, consistency and cost, the classes in turn")
+    add("--grids", type=int, nargs=2, default=[10, 40], help="numbers of steps of consistency")
     add("--truth", type=int, default=128, help="sampled weights that the truth is made of")
+    add("--images", type=int, help="training images of the posteriors of all parts but starved (default: all)")
     add("--draws", type=int, default=4, help="noise draws for each image of a fit")
     add("--bootstraps", type=int, default=60, help="refits of calibration")
     add("--tests", type=int, default=200, help="held-out images of calibration and alignment")
@@ -71,14 +74,16 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def data_of(opened: OpenModel, split: str) -> Any:
-    return instantiate_from_config(opened.config["data"]["params"][split])
+def data_of(opened: OpenModel, split: str, count: int | None = None) -> Any:
+    """A split of the run's data, or `count` images of it."""
+    data = instantiate_from_config(opened.config["data"]["params"][split])
+    return data if count is None else Subset(data, chosen_positions(len(data), count, opened.options.seed))
 
 
 def walks_of(options: argparse.Namespace) -> OpenPosterior:
     """The run with the evidence-tuned posterior of its last layer."""
     opened = open_model(options)
-    return starved.posterior_of(opened, data_of(opened, "train"), options.draws)
+    return starved.posterior_of(opened, data_of(opened, "train", options.images), options.draws)
 
 
 def numbers(walks: OpenPosterior, count: int) -> tuple[list[int], list[int]]:
@@ -170,13 +175,15 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         return walks(), *numbers(walks(), count)
 
     def data(split: str) -> Any:
-        return data_of(walks().opened, split)
+        return data_of(walks().opened, split, options.images if split == "train" else None)
 
     flow = ("gamma^2 along the path", "tangents, K = 8", "BayesFlow as published, S = 100")
     own = {"draws": options.draws, "tests": options.tests}
     parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
         "fidelity": lambda: yardsticks.fidelity(*sampled(options.n), options.truth),
-        "consistency": lambda: yardsticks.consistency(*sampled(options.n), draws=max(2, options.truth // 2)),
+        "consistency": lambda: yardsticks.consistency(
+            *sampled(options.n), tuple(options.grids), draws=max(2, options.truth // 2)
+        ),
         "calibration": lambda: yardsticks.calibration(
             walks().opened, data("train"), data("validation"), count=options.bootstraps, **own
         ),

@@ -98,9 +98,9 @@ METHODS = {
     "tangents, K = 32": Method(_drawn(32, True), lambda n: n * (2 + 32)),
     "tangents, K = 8": Method(_drawn(8, True), lambda n: n * (2 + 8)),
     "sampled weights, K = 32": Method(_drawn(32, False), lambda n: n * (1 + 32)),
-    "fresh weights, total variance, S = 10": Method(_recursion(10, "total"), lambda n: n * (1 + 10)),
-    "BayesFlow as published, S = 100": Method(_bayesflow(100, False), lambda n: n * (1 + 100), True),
-    "BayesFlow as published, frozen time": Method(_bayesflow(100, True), lambda n: n * (1 + 100), True),
+    "fresh weights, total variance, S = 10": Method(_recursion(10, "total"), lambda n: n + 3 + 10 * (n - 1)),
+    "BayesFlow as published, S = 100": Method(_bayesflow(100, False), lambda n: n + 100 * (n - 1), True),
+    "BayesFlow as published, frozen time": Method(_bayesflow(100, True), lambda n: n + 100 * (n - 1), True),
     "gamma^2 along the path": Method(_path, lambda n: n),
 }
 

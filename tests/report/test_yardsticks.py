@@ -1,0 +1,119 @@
+"""Yardsticks of flows against closed forms, dense derivatives and limits, on a tiny flow."""
+
+import argparse
+import math
+
+import pytest
+import torch
+
+from ldm.arguments import add_model_arguments
+from ldm.opened import open_model
+from ldm.report import starved, yardsticks
+from ldm.report.yardstick_table import overview
+from ldm.uncertainty.aleatoric import data_covariance
+from scripts import benchmark_bayesflow, benchmark_tangents
+from tests.test_scripts_laplace import write_model
+
+FLOW = {"parameterization": "velocity"}
+FLOW["path_config"] = {"target": "ldm.models.diffusion.path.FlowPath", "params": {"time_scale": 1000.0}}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return [*write_model(tmp_path_factory.mktemp("flow"), **FLOW), "--steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def walks(words):
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser, steps=10)
+    opened = open_model(parser.parse_args(words))
+    return starved.posterior_of(opened, benchmark_bayesflow.data_of(opened, "train", 40), draws=2)
+
+
+def test_directions_agree_with_many_weights_where_the_posterior_is_narrow(walks):
+    """Variances of tangents are the limit of those of weights: totals within the draws' error."""
+    table = yardsticks.fidelity(yardsticks.at_steps(walks, 2), [0, 1], [0, 1], draws=64)
+    rows = {row["method"]: row for row in table}
+    found = rows["tangents, every direction"]
+    assert found["total"] == pytest.approx(1, abs=0.15) and found["pixel"] > 0.9 and not found["published"]
+    assert found["error"] < rows["tangents, K = 8"]["error"]
+    fresh = rows["fresh weights, total variance, S = 10"]
+    assert fresh["total"] < 0.8, "weights drawn anew lose the scale: about 1 / steps of it"
+    assert [line["yardstick"][:2] for line in overview({"fidelity": table})] == ["Y1"] * 3
+
+
+def test_alignment_is_the_trace_of_the_dense_covariance(walks):
+    """Without clamping at work: the ratio from the whole covariance matrix and the same noises."""
+    opened, share = walks.opened, 0.5
+    data = benchmark_bayesflow.data_of(opened, "validation")
+    (row,) = yardsticks.alignment(opened, data, [share], count=3)
+    positions = yardsticks.chosen_positions(len(data), 3, opened.options.seed)
+    x0 = torch.stack([data[position]["image"] for position in positions]).permute(0, 3, 1, 2)
+    cond = opened.labels([int(data[position]["class_label"]) for position in positions])
+    denoiser, path = opened.model.denoiser(cond), opened.model.path
+    x = (x0 + opened.noise(positions).initial(x0.shape)) / 2  # alpha = sigma = 1 / 2
+    exact = data_covariance(denoiser, path, x, 0.5).diagonal(dim1=1, dim2=2)
+    error = (denoiser(x, 0.5).x0 - x0).square().sum()
+    assert row["ratio"] == pytest.approx(float(exact.clamp(min=0).sum() / error), rel=1e-3)
+    assert row["negative"] == pytest.approx(float((exact < 0).double().mean()), abs=0.02)
+
+
+def test_the_published_posterior_is_ridge_by_squared_gradients(walks):
+    """Precision 1 + sum (2 r phi)^2 / 2 of every weight, whatever the evidence says."""
+    opened = walks.opened
+    data = benchmark_bayesflow.data_of(opened, "train", 12)
+    laplace = starved.new_posterior(opened, curvature="full", sigma_noise=0.3, prior_precision=7.0)
+    batches = list(starved.observations(opened.model, data))
+    laplace.fit(batches, also=("ef",))
+    published = yardsticks.published_posterior(laplace)
+    squares = 0
+    for batch in batches:
+        phi = laplace.layer.patches(laplace.features(batch.x, batch.t, batch.cond)).double()  # [B, HW, K]
+        outputs = laplace.layer.by_position(opened.model.network(batch.x, batch.t, batch.cond)).double()
+        residuals = outputs - laplace.layer.by_position(batch.target)
+        squares = squares + torch.einsum("bpk,bpc->bck", phi, residuals).square().sum(0)
+    new = batches[0]
+    features = laplace.features(new.x, new.t, new.cond)
+    phi = laplace.layer.patches(features).double()
+    exact = torch.einsum("bpk,ck->bcp", phi.square(), 1 / (1 + 2 * squares)).unflatten(2, features.shape[2:])
+    torch.testing.assert_close(published.predict(features)[1].double(), exact, rtol=1e-3, atol=1e-8)
+
+
+def test_slope_of_a_power():
+    rows = [{"images": n, "variance": 3 * n**-1.2} for n in (50, 100, 400)]
+    assert yardsticks.slope(rows) == pytest.approx(-1.2)
+
+
+def test_detection_is_minus_the_control_and_its_interval_students():
+    labels = [0, 0, 1, 1]
+    rows = []
+    for scores in ([3.0, 4, 1, 2], [3.0, 1, 2, 0]):  # AUROC 1 and 3 / 4; control 1 / 2
+        pair = {"score": torch.tensor(scores)}, {"score": torch.tensor([1.0, 1, 1, 1])}
+        rows += starved.detection_rows(*pair, labels, [0])
+    assert [row["difference"] for row in rows] == [0.5, 0.25]
+    (found,) = starved.summary(rows)
+    half = 12.7062 * 0.125  # Student's t of one degree of freedom, standard error |.5 - .25| / 2
+    assert found["difference"] == pytest.approx(0.375) and found["models"] == 2
+    assert (found["low"], found["high"]) == pytest.approx((0.375 - half, 0.375 + half), abs=1e-3)
+
+
+def test_one_command_from_a_flow_to_the_table(words, tmp_path):
+    small = "--n 1 --truth 4 --images 30 --draws 2 --bootstraps 5 --tests 6 --probes 2 --grids 1 2 --steps 1"
+    parts = ["consistency", "calibration", "alignment", "scaling", "cost"]
+    told = [*words, *small.split(), "--out", str(tmp_path), "--only", *parts]
+    benchmark_bayesflow.main(told)
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"| Y{number}" in report for number in (2, 3, 6, 8, 9)) and "nan" not in report
+    assert report.count("BayesFlow as published, S = 100") == 2
+    kept = {part: (tmp_path / f"{part}.csv").stat().st_mtime_ns for part in parts}
+    benchmark_bayesflow.main(told)
+    assert kept == {part: (tmp_path / f"{part}.csv").stat().st_mtime_ns for part in parts}
+    assert (tmp_path / "report.md").read_text() == report
+    assert overview({"unknown": []}) == []
+
+
+def test_tangents_are_timed_against_the_same_work(words, tmp_path):
+    rows = benchmark_tangents.main([*words, "--k", "2", "--repeats", "1", "--out", str(tmp_path / "t.csv")])
+    assert rows[0]["over_plain"] == 1 and all(math.isfinite(row["seconds"]) for row in rows)
+    assert len((tmp_path / "t.csv").read_text().splitlines()) >= 5
