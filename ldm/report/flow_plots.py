@@ -1,0 +1,194 @@
+"""Figures of variances along a flow and its diffusion twin: curves over steps, images between their maps, step counts.
+
+States of different paths are compared as x / (alpha + sigma), in which data and noise have the share of a straight
+path, against the noise share sigma / (alpha + sigma): so a flow with 10 steps and a diffusion with 50 have one axis.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ldm.images import DPI, save_figure, to_uint8
+from ldm.opened import OpenPosterior
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A walk with its variances: noise shares [S + 1] from 1 on, states and variances [S + 1, B, c, h, w] in common
+    units, pictures of the last states [B, C, H, W], labels [B]."""
+
+    name: str
+    shares: Tensor
+    states: Tensor
+    variances: Tensor
+    pictures: Tensor
+    labels: Sequence[int]
+
+    @property
+    def totals(self) -> Tensor:
+        """Mean variance of an element [S + 1, B]."""
+        return self.variances.flatten(2).mean(2)
+
+
+@torch.no_grad()
+def walked(walks: OpenPosterior, name: str, method: str, labels: Sequence[int] | None, images: Sequence[int]) -> Walked:
+    """Walk once by one of `ldm.opened.METHODS`, keeping every step; without classes all images are of class 0."""
+    path, grid = walks.opened.model.path, walks.opened.grid
+    scale = (path.alpha(grid) + path.sigma(grid)).float()
+    steps = list(walks.steps(method, labels, images))
+    states = torch.stack([steps[0].step.x, *(each.step.x_next for each in steps)]).cpu()
+    variances = torch.stack([torch.zeros_like(steps[0].var), *(each.var for each in steps)]).cpu()
+    by_time = scale.reshape(-1, 1, 1, 1, 1)
+    shares = path.sigma(grid) / (path.alpha(grid) + path.sigma(grid))
+    pictures = walks.opened.decode(steps[-1].step.x_next)
+    return Walked(
+        name,
+        shares,
+        states / by_time,
+        variances / by_time**2,
+        pictures,
+        [0] * len(images) if labels is None else list(labels),
+    )
+
+
+def curves_by_class(walks: Sequence[Walked], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Mean variance of an element over the walk, a line a class, a panel a model, one vertical scale."""
+    figure, panels = _panels(len(walks))
+    for axes, walk in zip(panels, walks, strict=True):
+        labels = np.asarray(walk.labels)
+        for label in sorted(set(walk.labels)):
+            axes.plot(walk.shares, walk.totals[:, labels == label].mean(1), label=str(label), linewidth=1.2)
+        _share_axis(axes, f"{walk.name}, {len(walk.shares) - 1} steps")
+    panels[0].set_ylabel("variance of an element", fontsize=8)
+    panels[-1].legend(title="class", fontsize=6, title_fontsize=7, ncols=2)
+    save_figure(figure, path, overwrite)
+
+
+def curves_by_pixel(walks: Sequence[Walked], path: str | os.PathLike, image: int = 0, overwrite: bool = False) -> None:
+    """Variance of single elements of one image over the walk: the greatest, the median, the least, and their mean."""
+    figure, panels = _panels(len(walks))
+    for axes, walk in zip(panels, walks, strict=True):
+        elements = walk.variances[:, image].flatten(1)  # [S + 1, D]
+        order, width = elements[-1].argsort(), walk.variances.shape[-1]
+        for place, name in (
+            (-1, "greatest"),
+            (-len(order) // 4, "upper quarter"),
+            (len(order) // 2, "median"),
+            (0, "least"),
+        ):
+            element = int(order[place])
+            where = f"({element // width % walk.variances.shape[-2]}, {element % width})"
+            axes.plot(walk.shares, elements[:, element], label=f"{name} {where}", linewidth=1.2)
+        axes.plot(walk.shares, elements.mean(1), label="mean", color="black", linestyle=":", linewidth=1.2)
+        axes.legend(fontsize=6)
+        _share_axis(axes, f"{walk.name}, class {walk.labels[image]}")
+    panels[0].set_ylabel("variance of an element", fontsize=8)
+    save_figure(figure, path, overwrite)
+
+
+def interleaved(
+    walk: Walked, path: str | os.PathLike, count: int = 5, columns: int = 11, overwrite: bool = False
+) -> None:
+    """States and, below each, their variance maps, from noise to image; all maps on one colour scale."""
+    chosen = np.unique(np.linspace(0, len(walk.shares) - 1, min(columns, len(walk.shares))).round().astype(int))
+    count = min(count, len(walk.labels))
+    maps = walk.variances[:, :count].mean(2)
+    high = float(maps[chosen].max()) or 1.0
+    figure = Figure(figsize=(0.8 * len(chosen) + 0.9, 1.6 * count + 0.3), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(2 * count, len(chosen), squeeze=False)
+    for column, step in enumerate(chosen):
+        grid[0, column].set_title(f"{float(walk.shares[step]):.2f}", fontsize=7)
+        for row in range(count):
+            above, below = grid[2 * row, column], grid[2 * row + 1, column]
+            above.imshow(_picture(walk, step, row), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            drawn = below.imshow(maps[step, row], cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=30, pad=0.01)
+    bar.set_label("variance", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    figure.suptitle(f"{walk.name}: states and variances by noise share", fontsize=8)
+    save_figure(figure, path, overwrite)
+
+
+def _picture(walk: Walked, step: int, row: int) -> np.ndarray:
+    """The last state as its picture, others as their first one or three channels."""
+    if step == len(walk.shares) - 1:
+        image = walk.pictures[row]
+    else:
+        state = walk.states[step, row]
+        image = state[: 3 if len(state) >= 3 else 1].clamp(-1, 1)
+    pixels = to_uint8(image[None].float())[0]
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def maps_by_method(
+    pictures: Tensor, maps: Mapping[str, Tensor], path: str | os.PathLike, overwrite: bool = False
+) -> None:
+    """N images and their maps [N, h, w] by several methods, a row a method, each row on its own scale (its maximum is
+    printed): patterns compare, and scales read."""
+    count = len(pictures)
+    figure = Figure(figsize=(0.8 * count + 2.4, 0.82 * (len(maps) + 1)), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(len(maps) + 1, count, squeeze=False)
+    for column, pixels in enumerate(to_uint8(pictures.float())):
+        grid[0, column].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for row, (name, values) in enumerate(maps.items(), start=1):
+        low, high = min(0.0, float(values.min())), float(values.max())
+        for column in range(count):
+            grid[row, column].imshow(values[column], cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+        text = f"{name}\n{low:.2g} .. {high:.2g}" if low < 0 else f"{name}\nto {high:.2g}"
+        grid[row, 0].set_ylabel(text, fontsize=6, rotation=0, ha="right", va="center")
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    save_figure(figure, path, overwrite)
+
+
+def against_steps(
+    lines: Mapping[str, Mapping[int, float]],
+    path: str | os.PathLike,
+    label: str,
+    log: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """One number against the number of steps, a line a method."""
+    figure, (axes,) = _panels(1)
+    for name, values in lines.items():
+        axes.plot(list(values), list(values.values()), marker="o", markersize=3, linewidth=1.2, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log" if log else "linear")
+    ticks = sorted({count for values in lines.values() for count in values})
+    axes.set_xticks(ticks, [str(count) for count in ticks], fontsize=7)
+    axes.minorticks_off()
+    axes.set_xlabel("steps", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
+    axes.legend(fontsize=6)
+    save_figure(figure, path, overwrite)
+
+
+def _panels(count: int):
+    figure = Figure(figsize=(3.6 * count + 0.6, 3.0), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    panels = list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
+    for axes in panels:
+        axes.tick_params(labelsize=7)
+    return figure, panels
+
+
+def _share_axis(axes, title: str) -> None:
+    axes.set_xlim(1, 0)
+    axes.set_xlabel("noise share, from noise to data", fontsize=8)
+    axes.set_title(title, fontsize=9)
