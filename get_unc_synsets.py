@@ -34,7 +34,7 @@ from ldm.images import labelled_grid
 from ldm.jobs import WorkList, shard_from_environment
 from ldm.opened import OpenEnsemble, open_ensemble
 from ldm.report.class_report import write_branch_report, write_class_report
-from ldm.report.measuring import DISTANCES, LATENTS, Plan, measure_classes
+from ldm.report.measuring import DISTANCES, LATENTS, OBJECTS, Plan, measure_classes
 from ldm.uncertainty import measures
 from ldm.uncertainty.quantities import Estimator
 
@@ -58,6 +58,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--distance", choices=sorted(measures.DISTANCES), default="wasserstein", help=distance)
     scale = "sum over dimensions (as published), mean, or a factor on the sum"
     add("--distance_scale", type=scale_of, default="sum", help=scale)
+    of = "between the states after the step, as published, or the clean data it foresees, whatever the step's length"
+    add("--distance_of", choices=sorted(OBJECTS), help=f"{of} (config's uncertainty.distance_of, else state)")
     add("--curve", "--steps_curve", action="store_true", help="mutual information of every step: walks to the end")
     add("--diversity", action="store_true", help="structural similarity of the members' pictures: walks to the end")
     add("--lpips", metavar="FILE", help="with --diversity: the learned perceptual distance too, with these weights")
@@ -76,6 +78,7 @@ def plan_of(options: argparse.Namespace, opened: OpenEnsemble) -> Plan:
     """
     if options.lpips and not options.diversity:
         raise ValueError("--lpips goes with --diversity")
+    own = opened.setting("distance_of", "state") if options.distance == "wasserstein" else "state"
     return Plan(
         Estimator(options.distance, options.distance_scale),
         n=opened.setting("n", 10) if options.n is None else options.n,
@@ -85,6 +88,7 @@ def plan_of(options: argparse.Namespace, opened: OpenEnsemble) -> Plan:
         diversity=options.diversity,
         lpips=None if options.lpips is None else load_lpips(options.lpips).to(opened.device),
         keep=options.keep_images is not None,
+        of=options.distance_of or own,
     )
 
 

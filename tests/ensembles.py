@@ -12,13 +12,15 @@ TABLE = "cond_stage_model.embedding.weight"
 SPREAD = {1: 0.2, 10: 0.06, "all": 0.02}
 
 
-def write_ensemble(folder, members=3, spread=None, **record):
+def write_ensemble(folder, members=3, spread=None, params=None, **record):
     """Ten classes; budgets 1, 10 and all in turn unless `bins` says otherwise; `record` goes on top of the yaml.
 
     Args:
+        params: of the model, a path for example.
         spread: standard deviation of the members' rows, [11]; by default that of the class's budget.
     """
-    trunk = tiny_model()
+    params = params or {}
+    trunk = tiny_model(**params)
     save_checkpoint({"state_dict": trunk.state_dict()}, folder / "trunk.ckpt", overwrite=True)
     bins = {label: list(SPREAD)[label % 3] for label in range(10)}
     if spread is None:
@@ -31,7 +33,10 @@ def write_ensemble(folder, members=3, spread=None, **record):
     spec = {
         "name": "tiny",
         "trunk": {"path": "trunk.ckpt", "sha256": sha256(folder / "trunk.ckpt")},
-        "config": {"model": tiny_config(guidance_scale=2.0), "uncertainty": {"branch_at": 0.5, "steps": 4, "n": 3}},
+        "config": {
+            "model": tiny_config(guidance_scale=2.0, **params),
+            "uncertainty": {"branch_at": 0.5, "steps": 4, "n": 3},
+        },
         "heads": ["class_embedding"],
         "patterns": ["cond_stage_model.embedding.*"],
         "null_class": "shared",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,21 @@ from torch import Tensor
 
 from ldm.evaluation.detection import mean_interval
 from ldm.evaluation.diversity import pairwise_lpips, pairwise_ssim
+from ldm.models.diffusion.sampler import Step
+from ldm.modules.distributions.gaussian import Gaussian
 from ldm.modules.losses import LPIPS
 from ldm.opened import OpenEnsemble
 from ldm.uncertainty.quantities import Estimator, group_quantities, quantities, step_curve
 
 # Kept samples have their noises on this axis; everything else on the last.
 LATENTS, DISTANCES, NOISE_AXIS = "latents", "distances", 1
+
+# States after a step lie apart with the step's length; the data that it foresees do not: so a flow's few long steps and
+# a diffusion's many short ones compare, and the number of steps does not matter.
+OBJECTS: dict[str, Callable[[Step], Gaussian]] = {
+    "state": lambda step: step.distribution,
+    "x0": lambda step: Gaussian(step.x0),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Plan:
         curve, diversity: walk to the end, for the mutual information of every step, for the similarity of the pictures.
         lpips: with `diversity`, the network of their learned perceptual distance as well.
         keep: keep latents and distances.
+        of: what the members' distances are between, one of `OBJECTS`.
     """
 
     estimator: Estimator = field(default_factory=Estimator)
@@ -41,8 +51,16 @@ class Plan:
     diversity: bool = False
     lpips: LPIPS | None = None
     keep: bool = False
+    of: str = "state"
 
     def __post_init__(self):
+        if self.of not in OBJECTS:
+            raise ValueError(f"distances are between one of {sorted(OBJECTS)}, got '{self.of}'")
+        if self.of != "state" and self.estimator.distance != "wasserstein":
+            raise ValueError(
+                f"the distance {self.estimator.distance} needs variances, which foreseen data have not: take the "
+                "states (distance_of state), or the distance wasserstein"
+            )
         if self.n < 1 or (self.width is not None and (self.width <= 0 or self.n < 2 or self.most < self.n)):
             raise ValueError(
                 f"expected n >= 1, and with ci_width > 0 also n >= 2 and max_n >= n; got n {self.n}, ci_width "
@@ -58,8 +76,13 @@ class Plan:
             **stop,
             "distance": self.estimator.distance,
             "distance_scale": self.estimator.scale,
+            **({"distance_of": self.of} if self.of != "state" else {}),
             **{name: value for name, value in parts.items() if value},
         }
+
+    def measured(self, step: Step) -> Gaussian:
+        """What the distances of a step are between, mean [M, B, ...]."""
+        return OBJECTS[self.of](step)
 
     def done(self, mi: Tensor) -> bool:
         """Whether a class with the mutual informations [n] needs no more noises."""
@@ -84,14 +107,15 @@ def measure_round(
     steps = opened.parted([label for label in labels for _ in noises], list(noises) * len(labels), bases)
     split = (len(labels), len(noises), len(bases))
     first = next(steps)
-    found = {name: value.unflatten(-1, split) for name, value in quantities(first.distribution, plan.estimator).items()}
+    measured = quantities(plan.measured(first), plan.estimator)
+    found = {name: value.unflatten(-1, split) for name, value in measured.items()}
     samples = None
     if plan.curve or plan.diversity or plan.keep:
         curve, samples = [found["mi"]], first.x_next
         for step in steps:
             samples = step.x_next
             if plan.curve:
-                curve += [mi.unflatten(-1, split) for mi in step_curve([step.distribution], plan.estimator)]
+                curve += [mi.unflatten(-1, split) for mi in step_curve([plan.measured(step)], plan.estimator)]
         if plan.curve:
             found["curve"] = torch.stack(curve)
         samples = samples.unflatten(1, split)  # [M, L, n, K, c, h, w]
