@@ -182,8 +182,8 @@ class OpenPosterior:
             return last.var
         plain = {"force_not_quantize": True} if hasattr(model.first_stage_model, "quantize") else {}
         if last.members is None:
-            source = generator("latents", self.opened.options.seed, images[0])
-            return decoded_draws(lambda z: model.decode_first_stage(z, **plain), z, last.var, source)
+            noise = ImageNoise(derive_seed("latents", self.opened.options.seed), tuple(images))
+            return decoded_draws(lambda z: model.decode_first_stage(z, **plain), z, last.var, noise)
         if last.tangent:
             chunk = max(1, self.chunk // len(z))
             return decoded_tangents(lambda z: model.decode_first_stage(z, **plain), z, last.members, chunk)

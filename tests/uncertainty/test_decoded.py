@@ -30,8 +30,10 @@ def test_a_linear_decoder_carries_covariances():
     raw = torch.einsum("mbi,mbj,ik,jk->bk", flat, flat, MATRIX, MATRIX) / 500
     torch.testing.assert_close(decoded_tangents(linear, Z, AWAY, chunk=33).flatten(1), raw)
     var = AWAY.square().mean(0)
-    drawn = decoded_draws(linear, Z, var, torch.Generator().manual_seed(3), count=2000)
+    drawn = decoded_draws(linear, Z, var, ImageNoise(3, (0, 1)), count=2000)
     torch.testing.assert_close(drawn.flatten(1), var.flatten(1) @ MATRIX.square(), rtol=0.2, atol=0)
+    alone = decoded_draws(linear, Z[1:], var[1:], ImageNoise(3, (1,)), count=5)
+    torch.testing.assert_close(alone, decoded_draws(linear, Z, var, ImageNoise(3, (0, 1)), count=5)[1:])
 
 
 def test_small_members_of_a_curved_decoder_are_its_tangents():

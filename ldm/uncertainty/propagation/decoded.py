@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Decode = Callable[[Tensor], Tensor]
+Noise = Callable[[int, Sequence[int]], Tensor]
 
 
 @torch.no_grad()
@@ -37,15 +38,15 @@ def decoded_tangents(decode: Decode, z: Tensor, tangents: Tensor, chunk: int | N
 
 
 @torch.no_grad()
-def decoded_draws(decode: Decode, z: Tensor, var: Tensor, source: torch.Generator, count: int = 10) -> Tensor:
+def decoded_draws(decode: Decode, z: Tensor, var: Tensor, noise: Noise, count: int = 10) -> Tensor:
     """Variance over decoded draws of N(z, var), for a recursion that knows no members (the authors of BayesDiff).
 
-    Elements are drawn on their own, as the recursion has them; its negative variances count as 0.
+    Elements are drawn on their own, as the recursion has them; its negative variances count as 0. `noise(draw, shape)`
+    is a stream an image (`ImageNoise`), so that an image's variance does not depend on its batch.
     """
     total = total_of_squares = 0.0
     center = decode(z)
-    for _ in range(count):
-        noise = torch.randn(z.shape, generator=source, dtype=torch.float64).to(z)
-        away = decode(z + var.clamp(min=0).sqrt() * noise) - center
+    for draw in range(count):
+        away = decode(z + var.clamp(min=0).sqrt() * noise(draw, z.shape).to(z)) - center
         total, total_of_squares = total + away, total_of_squares + away.square()
     return (total_of_squares - total.square() / count) / (count - 1)
