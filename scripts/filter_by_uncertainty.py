@@ -60,6 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=100, help="images in one pass of the extractor")
     add("--device", default="auto", help="auto, cpu or cuda[:N]")
     add("--seed", type=int, default=0, help="seed of the random removals")
+    add("--overwrite", action="store_true", help="replace outputs that exist")
     return parser
 
 
@@ -128,6 +129,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         raise ValueError(
             f"--keep lies between 0 and 1 and --random is at least 2, got {options.keep}, {options.random}"
         )
+    if (Path(options.out) / "table.csv").exists() and not options.overwrite:
+        raise FileExistsError(f"{options.out} holds a table; choose another folder, or --overwrite")
     out, rows = Path(options.out), read_csv(Path(options.samples) / "scores.csv")
     known = [name for name in rows[0] if name not in NAMES]
     wanted = options.scores or known

@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     out = Path(options.out)
     if (out / "sweep.csv").exists() and not options.overwrite:
         raise FileExistsError(f"{out} holds a sweep; choose another folder, or --overwrite")
+    if options.n < 2 or not 0 <= options.image < options.n:
+        raise ValueError(f"--n is at least 2 and --image below it, got {options.n} and {options.image}")
     options.sigmas, options.precisions = sorted(options.sigmas), sorted(options.precisions)
     walks = open_walks(options)
     settings = list(itertools.product(options.sigmas, options.precisions))

@@ -193,6 +193,8 @@ def test_a_latent_model_gets_maps_of_pixels(tmp_path):
 def test_the_sweep_scales_as_the_formulas_say(place, tmp_path):
     _, words = place
     grid = ["--sigmas", "0.05", "0.5", "--precisions", "1", "100", "--n", "3"]
+    with pytest.raises(ValueError, match="--image below it"):
+        sweep_laplace.main([*words, *grid, "--image", "3", "--out", str(tmp_path / "sweep")])
     rows = sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
     totals = {(row["sigma_noise"], row["prior_precision"]): row["total"] for row in rows}
     assert totals[0.5, 1.0] == pytest.approx(100 * totals[0.05, 100.0], rel=1e-3)
@@ -219,6 +221,9 @@ def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     quick = ["--ref", str(folder / "ref"), "--metrics", "fid", "--fid_resamples", "0", "--device", "cpu"]
     (row,) = evaluate.main(["calc", *keep, *quick, "--out", str(tmp_path / "calc")])
     assert row.value == pytest.approx(found["sum"]["fid"], rel=1e-6)
+    with pytest.raises(FileExistsError, match="holds a table"):
+        filter_by_uncertainty.main([*shared, "--out", str(out)])
+    shared.append("--overwrite")
     filter_by_uncertainty.main([*shared, "--keep", "0.67", "--per_class", "--scores", "sum", "--out", str(out)])
     for name in ("sum", "random_1"):
         stayed = [int(line) % 10 for line in (out / "kept" / f"{name}.txt").read_text().split()]
