@@ -10,6 +10,7 @@ from ldm.models.diffusion.affine import CosinePath
 from ldm.models.diffusion.density import log_likelihood, standard_normal
 from ldm.models.diffusion.derivative import diagonal, rademacher
 from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath
+from tests.conftest import tiny_model
 
 F64 = torch.float64
 SOURCE = torch.Generator().manual_seed(0)
@@ -70,6 +71,17 @@ def test_estimated_divergences_are_unbiased():
     assert 0 < error < 0.1 and abs(float(estimates.mean() - exact)) < 4 * error
     with pytest.raises(ValueError, match="go together"):
         log_likelihood(denoiser, FlowPath(), X, grid, probes=2)
+
+
+def test_derivatives_of_a_network_do_not_depend_on_how_images_lie_in_memory():
+    """Images as data sets hold them, channels last, seen as [B, C, H, W]: a UNet's norms refuse such tangents."""
+    network = tiny_model().network
+    labels, t = torch.tensor([1, 2]), torch.tensor([3.0, 400.0])
+    held = torch.randn(2, 8, 8, 1, generator=torch.Generator().manual_seed(4)).permute(0, 3, 1, 2)
+    signs = rademacher(2, held, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, plain = (diagonal(lambda x: network(x, t, labels), x, signs) for x in (held, held.contiguous()))
+    torch.testing.assert_close(found, plain)
 
 
 def test_bits_per_dimension_of_uniform_bytes_are_eight():

@@ -18,7 +18,9 @@ def along(function: Function, x: Tensor, directions: Tensor, chunk: int | None =
     Args:
         chunk: directions carried at once; all where None.
     """
-    # Attention has forward derivatives in its plain form only.
+    # Attention has forward derivatives in its plain form only; group norms want the usual strides, which `contiguous`
+    # does not restore where there is one channel.
+    x = x.clone(memory_format=torch.contiguous_format)
     with sdpa_kernel(SDPBackend.MATH):
         return vmap(lambda direction: jvp(function, (x,), (direction,))[1], chunk_size=chunk)(directions)
 
