@@ -64,10 +64,15 @@ def views_of(data: LabelledImages, asked: int | None) -> int:
     """Number of views of each image: 1 without random crops or flips, else as many as were asked for.
 
     Raises:
-        ValueError: if the transform draws and nothing was asked for.
+        ValueError: if the transform draws and nothing was asked for, or gives more than an image, as `NonLeaky` does.
     """
     if asked is not None and asked < 1:
         raise ValueError(f"data.params.latent_views must be at least 1, got {asked}")
+    if told := sorted(set(data.item(0)) - {"image"} - set(data.describe(0))):
+        raise ValueError(
+            f"the latent cache keeps images, and this transform also gives {', '.join(told)}, which the network would "
+            "not be told: leave out data.params.latent_cache, or use a transform that changes the image alone"
+        )
     if not is_random(data):
         return 1
     if asked is None:

@@ -14,7 +14,7 @@ from ldm.models.diffusion.flow_matching import (
     shifted_grid,
     to_flow_matching,
 )
-from ldm.models.diffusion.path import FlowPath, LinearVPPath
+from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath
 from ldm.models.diffusion.sampler import make_grid, make_sampler, run
 
 F64 = torch.float64
@@ -46,6 +46,12 @@ def test_any_denoiser_is_a_velocity_model_of_the_straight_path():
     model = to_flow_matching(GaussianDenoiser(path, MEAN, VAR), path)
     for t in (0.2, 0.7):
         torch.testing.assert_close(model(X, torch.full((2,), t)), velocity(X, torch.tensor(t)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_path_that_ends_before_pure_noise_is_a_velocity_model_from_its_end():
+    path = EDMPath()
+    model = to_flow_matching(GaussianDenoiser(path, MEAN, VAR), path)
+    torch.testing.assert_close(model(X, torch.tensor(0.0)), velocity(X, torch.tensor(0.0)), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "rk4", "dopri5"])

@@ -15,6 +15,7 @@ from ldm.models.diffusion.denoiser import MappedDenoiser, Prediction
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath, VPPath, beta_schedule
 from ldm.models.diffusion.sampler import SAMPLERS, ancestral, ddim, heun, make_grid, make_sampler, run
+from ldm.models.diffusion.sampler.own_time import heun_in_time
 from ldm.models.diffusion.sampler.registry import sampler_options
 
 F64 = torch.float64
@@ -225,6 +226,14 @@ def test_members_are_walked_together(name):
     accuracy = 1e-4 if name == "Dopri5" else 1e-12
     for index, one in enumerate(alone):
         torch.testing.assert_close(together[index], run(sampler(one, VP, x, grid)), rtol=0, atol=accuracy)
+
+
+def test_no_churn_at_pure_noise():
+    flow, grid = FlowPath(), torch.tensor([1.0, 0.0], dtype=F64)
+    x = torch.randn(2, *MEAN.shape, dtype=F64, generator=torch.Generator().manual_seed(4))
+    for method in (heun, heun_in_time):
+        plain = run(method(GaussianDenoiser(flow, MEAN, VAR), flow, x, grid))
+        torch.testing.assert_close(run(method(GaussianDenoiser(flow, MEAN, VAR), flow, x, grid, S_churn=2.0)), plain)
 
 
 def test_heun_on_a_vp_path_is_edms_heun_in_scaled_variables():

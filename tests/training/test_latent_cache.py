@@ -6,6 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
+from ldm.data.augmentation import NonLeaky
 from ldm.data.base import Compose, Crop, Flip
 from ldm.data.digits import Digits
 from ldm.data.latents import LatentStore, describe_data, innermost, views_of, with_latents
@@ -142,3 +143,8 @@ def test_the_key_tells_data_transform_and_first_stage_apart(tmp_path):
 def test_what_is_no_data_set_of_this_project_is_refused():
     with pytest.raises(ValueError, match="LabelledImages"):
         innermost([1, 2])
+
+
+def test_a_transform_that_tells_the_network_what_it_did_is_refused():
+    with pytest.raises(ValueError, match="augment_labels"):
+        views_of(Digits("test", transform=NonLeaky()), 2)

@@ -41,13 +41,13 @@ def from_flow_matching(model: VelocityModel, **extras: Any) -> Denoiser:
 def to_flow_matching(denoiser: Denoiser, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
     """Any denoiser on any path as a velocity model (x, t) of the straight path, t = 0 at noise.
 
-    States of another path with the same sigma / alpha differ by their scale alone, which this takes into account. t is
-    one number: flow_matching's solvers ask for a batch at one time.
+    States of another path with the same sigma / alpha differ by their scale alone, which this takes into account; more
+    noise than a path knows counts as its end. t is one number: flow_matching's solvers ask for a batch at one time.
     """
 
     def velocity(x: Tensor, t: Tensor | float) -> Tensor:
         u = 1 - torch.as_tensor(t, dtype=torch.float64).flatten()[0]
-        own = path.time_at(u / (1 - u))
+        own = path.time_at(u / (1 - u)).clamp(max=path.end)
         alpha, sigma = path.per_image(own)
         prediction = denoiser((alpha + sigma).to(x) * x, own)
         return prediction.x0 - prediction.eps
