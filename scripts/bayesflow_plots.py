@@ -66,11 +66,6 @@ def walks_of(options: argparse.Namespace, kind: str) -> OpenPosterior:
     return open_walks(parser.parse_args([*map(str, words)]))
 
 
-def labels_of(walks: OpenPosterior, count: int) -> list[int] | None:
-    classes = walks.opened.n_classes
-    return [image % classes for image in range(count)] if classes else None
-
-
 def quality(walks: OpenPosterior, steps: Sequence[int], options: argparse.Namespace) -> dict[int, float]:
     """Share of samples recognised as their class, for each number of steps."""
     from scripts.recognise_samples import images_of
@@ -91,7 +86,7 @@ def opened_at(walks: OpenPosterior, steps: int):
 
 def aleatoric(walks: OpenPosterior, images: Sequence[int], options: argparse.Namespace) -> torch.Tensor:
     """Variance of the data [N, h, w] given each sample's own walk at the noise share asked for."""
-    labels, path = labels_of(walks, len(images)), walks.opened.model.path
+    labels, path = walks.opened.in_turn(range(len(images))), walks.opened.model.path
     u = float(path.time_at(options.noise_share / (1 - options.noise_share)))
     # The state of the walk that is nearest to that share.
     step = min(walks.plain(labels, images), key=lambda step: abs(step.u - u))
@@ -103,7 +98,7 @@ def aleatoric(walks: OpenPosterior, images: Sequence[int], options: argparse.Nam
 
 def maps_of(walks: OpenPosterior, images: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Pictures and the maps [N, h, w] of every method that the path knows."""
-    labels = labels_of(walks, len(images)) or []
+    labels = walks.opened.in_turn(range(len(images))) or []
     chosen = dict(yardsticks.applicable(walks))
     chosen.pop("tangents, every direction")
     maps = {"sampled weights, K = 64": yardsticks.truth(walks, labels, images, 64)}
@@ -114,7 +109,7 @@ def maps_of(walks: OpenPosterior, images: Sequence[int]) -> tuple[torch.Tensor, 
 
 def totals(walks: OpenPosterior, steps: Sequence[int], images: Sequence[int]) -> dict[str, dict[int, float]]:
     """Mean variance of an element at the end against the number of steps."""
-    labels = labels_of(walks, len(images)) or []
+    labels = walks.opened.in_turn(range(len(images))) or []
     names = ["tangents, K = 8", "fresh weights, total variance, S = 10"]
     names += [name for name, _ in yardsticks.applicable(walks) if name.startswith("BayesFlow as published, S")]
     return {
@@ -136,7 +131,7 @@ def draw(options: argparse.Namespace) -> list[dict[str, Any]]:
     every = list(range(options.n))
     walked = []
     for kind, walks in opened.items():
-        labels = labels_of(walks, options.n)
+        labels = walks.opened.in_turn(range(options.n))
         walked.append(flow_plots.walked(walks, kind, options.method, labels, every))
         flow_plots.interleaved(walked[-1], out / f"grid_{kind}.png", **write)
         bar.update()

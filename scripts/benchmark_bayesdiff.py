@@ -87,8 +87,7 @@ def with_steps(walks: OpenPosterior, steps: int) -> OpenPosterior:
 
 def propagated(walks: OpenPosterior, truth: int, options: argparse.Namespace) -> Iterator[tuple[str, Tensor, float]]:
     """(method, variances, CPU seconds) on one grid, the truth first."""
-    count = walks.opened.n_classes
-    labels = [image % count for image in range(options.n)] if count else None
+    labels = walks.opened.in_turn(range(options.n))
     cases = [("truth", "persistent", replace(walks, draws=truth))]
     # Other weights than the truth's, so that they do not share its sampling error.
     apart = argparse.Namespace(**{**vars(options), "seed": options.seed + 1})

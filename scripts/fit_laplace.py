@@ -31,7 +31,7 @@ from ldm.arguments import add_model_arguments
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.image_arguments import data_config
-from ldm.jobs import WorkList, shard_from_environment
+from ldm.jobs import WorkList, parts_of, shard_from_environment
 from ldm.opened import OpenModel, chosen_positions, new_posterior, observations, open_model, open_posterior
 from ldm.uncertainty.laplace import LastLayerLaplace, save_laplace
 from ldm.uncertainty.laplace.curvature import CURVATURES
@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--merge", nargs="+", metavar="FOLDER", help="instead of fitting: join posteriors of the same model")
     add("--batch_size", type=int, default=16, help="images in one pass, --draws rows each")
     add("--patches", type=int, default=4, help="rows whose patches are held at once")
-    add("--overwrite", action="store_true", help="replace a posterior that exists")
+    add("--overwrite", action="store_true", help="replace a posterior made with the same fit (other sigma or prior)")
     return parser
 
 
@@ -134,7 +134,7 @@ def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, con
         "images": len(positions),
     }
     work = WorkList(Path(options.out) / "parts", settings, shard_from_environment())
-    parts = {f"{start:07d}": positions[start : start + PART] for start in range(0, len(positions), PART)}
+    parts = {key: positions[part.start : part.stop] for key, part in parts_of(len(positions), PART).items()}
     with tqdm(total=len(positions), desc="fit", unit="image") as bar:
         for key in parts:
             bar.update(len(parts[key]) * (key not in work.pending(parts)))
@@ -194,9 +194,12 @@ def describe(laplace: LastLayerLaplace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> Path:
-    options = get_parser().parse_args(argv)
+    parser = get_parser()
+    options = parser.parse_args(argv)
     if options.published:
         for name, value in PUBLISHED.items():
+            if getattr(options, name) not in (value, parser.get_default(name)):
+                raise ValueError(f"--published sets --{name} to {value}: leave out --{name} {getattr(options, name)}")
             setattr(options, name, value)
     out = Path(options.out)
     if (out / "laplace.yaml").exists() and not options.overwrite:

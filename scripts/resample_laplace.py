@@ -61,8 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def varied(walks: OpenPosterior, kind: str, images: list[int], options: argparse.Namespace) -> Tensor:
     """Pictures [V, B, C, H, W] in [-1, 1] of the variants of some images."""
-    opened, model, count = walks.opened, walks.opened.model, walks.opened.n_classes
-    labels = [image % count for image in images] if count else None
+    opened, model, labels = walks.opened, walks.opened.model, walks.opened.in_turn(images)
     at = step_at(walks.steps(options.method, labels, images), options.cut)
     noise = ImageNoise(derive_seed("variants", options.seed), tuple(images), device=opened.device)
     states = variants(at, options.variants, noise, kind, options.strength)

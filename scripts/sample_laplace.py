@@ -36,7 +36,7 @@ from ldm.arguments import add_model_arguments, add_posterior_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.evaluation.extractors import make_extractor
 from ldm.images import heat_maps
-from ldm.jobs import WorkList, shard_from_environment
+from ldm.jobs import WorkList, parts_of, shard_from_environment
 from ldm.opened import METHODS, OpenPosterior, describe_walks, open_walks
 from ldm.report.tables import write_csv
 from ldm.report.variance import LOOKALIKES, Measures, measure_batch, ranked_figure, step_maps_figure
@@ -169,9 +169,7 @@ def main(argv: list[str] | None = None) -> Path:
     walks = open_walks(options)
     labels_of(options, walks)
     work = WorkList(out / "parts", settings_of(options, walks), shard_from_environment())
-    starts = range(0, options.n, options.batch_size)
-    spans = [range(start, min(start + options.batch_size, options.n)) for start in starts]
-    parts = {f"{span.start:07d}_{len(span)}": span for span in spans}
+    parts = parts_of(options.n, options.batch_size)
     sample_parts(work, parts, walks, options)
     if not work.complete(parts):
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")

@@ -56,10 +56,8 @@ def maps_at(walks: OpenPosterior, setting: Setting, options: argparse.Namespace)
     """Pixel variances [N, C, H, W] under one setting; draws of the weights share their noise."""
     laplace = walks.laplace.with_curvature(walks.laplace.curvature)
     laplace.sigma_noise, laplace.prior_precision = setting
-    own, count = replace(walks, laplace=laplace, _members=[]), walks.opened.n_classes
-    images = list(range(options.n))
-    labels = [image % count for image in images] if count else None
-    *_, last = own.steps(options.method, labels, images)
+    own, images = replace(walks, laplace=laplace, _members=[]), list(range(options.n))
+    *_, last = own.steps(options.method, walks.opened.in_turn(images), images)
     return own.pixel_variance(last, images).cpu()
 
 

@@ -128,6 +128,10 @@ class OpenModel:
             raise ValueError(f"classes must be 0..{count - 1}, got {wrong}")
         return torch.tensor(list(labels), device=self.device)
 
+    def in_turn(self, images: Sequence[int]) -> list[int] | None:
+        """The classes in turn, one for each image number; None for an unconditional model."""
+        return [image % self.n_classes for image in images] if self.n_classes else None
+
     @torch.no_grad()
     def sample(
         self, labels: Sequence[int] | None, images: Sequence[int], initial: torch.Tensor | None = None

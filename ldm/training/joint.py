@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.heads import resolve_patterns, select
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.optimisation import TrainingSet
+from ldm.models.diffusion.optimisation import TrainingSet, positions
 from ldm.uncertainty.posterior import MemberNetwork, Members
 from ldm.util import instantiate_from_config
 
@@ -150,7 +150,7 @@ class JointComponents(pl.LightningModule):
         network = MemberNetwork(first.network, stacked)
         output = network(noisy, times, None if labels[0] is None else torch.stack(labels))  # [M, B, c, h, w]
         return [
-            member.regularised(*member.losses_of(output[m], x[m], t[m], noise[m]))
+            member.regularised(*member.losses_of(output[m], x[m], t[m], noise[m], seen[m]))
             for m, member in enumerate(self._members)
         ]
 
@@ -163,9 +163,7 @@ class JointComponents(pl.LightningModule):
         return loss.sum()
 
     def _samples(self, batch: Mapping[str, Any], part: int) -> range:
-        size = len(batch[self._members[0].first_stage_key]) // len(self._members)
-        first = (part * self.trainer.world_size + self.trainer.global_rank) * size
-        return range(first, first + size)
+        return positions(self.trainer, len(batch[self._members[0].first_stage_key]) // len(self._members), part)
 
     def _log(self, found: Sequence[tuple[Tensor, Mapping[str, Tensor]]], **options: Any) -> None:
         """Every number as the members' mean, and the loss of each member."""

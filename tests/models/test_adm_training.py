@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.checkpoint import load_state_dict, save_checkpoint
-from ldm.models.diffusion.learned_variance import LearnedVariance
+from ldm.models.diffusion.learned_variance import LearnedVariance, bound_terms
 from ldm.models.diffusion.noise import ImageNoise, TrainingDraws
 from ldm.models.diffusion.sampler import ancestral
 from ldm.models.diffusion.time_importance import LossSecondMoments
@@ -38,6 +38,20 @@ def test_the_loss_is_its_parts(loss):
     found, parts = model.p_losses(x0, cond, t, eps)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(parts["val/loss_vlb"], bound)
+
+
+@pytest.mark.parametrize("loss", ["hybrid", "vlb"])
+def test_the_bound_is_that_of_the_state_the_network_saw(loss):
+    """With input perturbation the prediction of x_0 goes with the perturbed x_t, not with the one of the target."""
+    model = wide(learned_variance={"loss": loss, "weight": 0.01}, input_perturbation=0.5)
+    x0, eps, cond = batch_of(model)
+    t, seen = torch.tensor([3, 400, 900]), eps + 0.5 * ImageNoise(9, (0, 1, 2))(1, eps.shape)
+    state = model.q_sample(x0, t, seen)
+    output, v = model.apply_model(state, t, cond).chunk(2, 1)
+    alpha, sigma = model.levels(t, x0)
+    bound = 1000 * bound_terms(model.path, x0, (state - sigma * output) / alpha, v, t)
+    _, parts = model.p_losses(x0, cond, t, eps, seen)
+    torch.testing.assert_close(parts["val/loss_vlb"], bound.mean(), rtol=1e-4, atol=1e-4)  # float32, alpha near 0
 
 
 def test_the_denoiser_hands_the_learned_variance_to_ancestral_sampling():

@@ -19,7 +19,7 @@ from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, is_bare
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elementwise_error
-from ldm.models.diffusion.optimisation import from_all_devices, mean_over_devices, optimiser
+from ldm.models.diffusion.optimisation import from_all_devices, log_step, optimiser, positions
 from ldm.models.diffusion.process import NoiseProcess
 from ldm.modules.ema import LitEma
 
@@ -181,7 +181,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         """
         x_noisy = self.q_sample(x_start, t, noise if input_noise is None else input_noise)
         inputs, time = self.network_input(x_noisy, t)
-        return self.losses_of(self.apply_model(inputs, time, cond), x_start, t, noise)
+        return self.losses_of(self.apply_model(inputs, time, cond), x_start, t, noise, input_noise)
 
     def input_noise(self, draws: TrainingDraws, step: int, samples: Sequence[int], noise: Tensor) -> Tensor:
         """In training, noise + gamma xi with xi standard normal: the input differs from what the target says, as it
@@ -190,9 +190,14 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
             return noise
         return noise + self.input_perturbation * draws.perturbation(step, samples, noise.shape[1:]).to(noise)
 
-    def losses_of(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and parts of the network's output, means over the batch (weighted where times are drawn unevenly)."""
-        losses = self.image_losses(output, x_start, t, noise)
+    def losses_of(
+        self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and parts of the network's output, means over the batch (weighted where times are drawn unevenly).
+
+        Args: those of `p_losses`.
+        """
+        losses = self.image_losses(output, x_start, t, noise, input_noise)
         prefix = "train" if self.training else "val"
         if self.time_importance is not None and self.training:
             weights = self.time_importance.weights(t).to(x_start)
@@ -203,7 +208,9 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
             parts["logvar"] = self.logvar.mean().detach()
         return losses["loss"].mean(), parts
 
-    def image_losses(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def image_losses(
+        self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """`loss` and its parts, each [B]: the mean squared error of what is regressed; on a table of betas
         latent-diffusion's l_simple / exp(logvar) + logvar, and the bound; or the loss of `LearnedVariance`."""
         v = None
@@ -215,7 +222,8 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         if self.times is not None:
             return {**losses, "loss": self.l_simple_weight * simple}
         if v is not None:
-            bound = self.learned_variance.bound(self.path, self.target, output, v, x_start, t, noise)
+            seen = noise if input_noise is None else input_noise
+            bound = self.learned_variance.bound(self.path, self.target, output, v, x_start, t, seen)
             return {**losses, "loss_vlb": bound, "loss": self.learned_variance.loss_of(simple, bound)}
         logvar = self.logvar[t]
         gamma = simple / logvar.exp() + logvar
@@ -223,11 +231,6 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
             losses["loss_gamma"] = gamma
         bound = self.lvlb_weights[t] * simple
         return {**losses, "loss_vlb": bound, "loss": self.l_simple_weight * gamma + self.original_elbo_weight * bound}
-
-    def seed_draws(self, seed: int, member: int = 0) -> None:
-        """Choose the streams of times, noises and label dropout."""
-        self.draws = TrainingDraws(seed, member)
-        self.validation_draws = TrainingDraws(seed, member, purpose="validation")
 
     def condition_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Any:
         """The embedded condition of a batch; `uniform` [B] decides label dropout. None for unconditional models."""
@@ -249,23 +252,17 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         loss = loss + penalty
         return loss, {**parts, "train/loss_anchor": penalty.detach(), "train/loss": loss.detach()}
 
-    def _samples(self, batch: Mapping[str, Any], part: int) -> range:
-        size = len(batch[self.first_stage_key])
-        first = (part * self.trainer.world_size + self.trainer.global_rank) * size
-        return range(first, first + size)
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         part = batch_idx % self.trainer.accumulate_grad_batches
-        loss, parts = self.shared_step(batch, self.draws, self.global_step, self._samples(batch, part))
-        parts = mean_over_devices(self.trainer, parts)
-        # Loggers take "step" as their axis; Lightning's own count of batches shifts when a run resumes.
-        self.log_dict({**parts, "step": float(self.global_step)}, logger=True, on_step=True, on_epoch=False)
-        self.log("loss", parts["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        samples = positions(self.trainer, len(batch[self.first_stage_key]), part)
+        loss, parts = self.shared_step(batch, self.draws, self.global_step, samples)
+        log_step(self, parts)
         return loss
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        size, draws, samples = len(batch[self.first_stage_key]), self.validation_draws, self._samples(batch, 0)
+        size, draws = len(batch[self.first_stage_key]), self.validation_draws
+        samples = positions(self.trainer, size)
         _, parts = self.shared_step(batch, draws, batch_idx, samples)
         self.log_dict(parts, logger=True, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         if self.use_ema:
@@ -281,7 +278,5 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over everything that trains, with the configured warm-up rule per step."""
-        if self.learning_rate is None:
-            raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
         rules = components.row_rules(self)
         return optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config, rules)

@@ -14,7 +14,7 @@ from ldm.checkpoint import load_into, load_state_dict
 from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.network import is_bare
 from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.optimisation import mean_over_devices, optimiser
+from ldm.models.diffusion.optimisation import log_step, optimiser, positions
 from ldm.models.diffusion.path import Path
 from ldm.models.diffusion.process import NoiseProcess
 from ldm.util import instantiate_from_config
@@ -94,11 +94,6 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
             for name in ("alpha", "sigma", "time_to_net")
         )
 
-    def seed_draws(self, seed: int, member: int = 0) -> None:
-        """Choose the streams of times and noises."""
-        self.draws = TrainingDraws(seed, member)
-        self.validation_draws = TrainingDraws(seed, member, purpose="validation")
-
     def noisy(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):
         """What the network sees: (c_in x_t [B, C, H, W], its time [B]) at the draws that belong to (step, samples)."""
         x = batch[self.image_key].movedim(-1, 1).float()
@@ -119,23 +114,18 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
             parts[f"{prefix}/acc@{count}"] = hit.float().mean()
         return loss, parts
 
-    def _samples(self, batch: Mapping[str, Any], part: int = 0) -> range:
-        size = len(batch[self.image_key])
-        first = (part * self.trainer.world_size + self.trainer.global_rank) * size
-        return range(first, first + size)
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        samples = self._samples(batch, batch_idx % self.trainer.accumulate_grad_batches)
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        samples = positions(self.trainer, len(batch[self.image_key]), part)
         loss, parts = self(batch, self.draws, self.global_step, samples)
-        parts = mean_over_devices(self.trainer, parts)
-        self.log_dict({**parts, "step": float(self.global_step)}, logger=True, on_step=True, on_epoch=False)
-        self.log("loss", parts["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        log_step(self, parts)
         return loss
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        _, parts = self(batch, self.validation_draws, batch_idx, self._samples(batch))
-        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=len(batch[self.image_key]), sync_dist=True)
+        size = len(batch[self.image_key])
+        _, parts = self(batch, self.validation_draws, batch_idx, positions(self.trainer, size))
+        self.log_dict(parts, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -145,6 +135,4 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, with the configured warm-up rule per step."""
-        if self.learning_rate is None:
-            raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
         return optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config)

@@ -84,8 +84,6 @@ def log_likelihood(
     y, total = x / first.to(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for start, stop in itertools.pairwise(taus):
         y, gained = integrator.across(y, start, stop)
-        if integrator.tableau.error is None:
-            integrator.forget()
         total = total + gained
     noise = last.to(y) * y
     prior = standard_normal(noise, path.prior_std) if log_prior is None else log_prior(noise).double()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class LearnedVariance:
 
     def __post_init__(self):
         if self.loss not in BOUND_LOSSES:
-            raise ValueError(f"learned_variance must be one of {BOUND_LOSSES} got '{self.loss}'")
+            raise ValueError(f"learned_variance must be one of {BOUND_LOSSES}, got '{self.loss}'")
         if not self.weight >= 0:
             raise ValueError(f"the weight of the bound must not be negative, got {self.weight}")
 
@@ -50,7 +51,8 @@ class LearnedVariance:
         """An estimate of L_vlb without its constant last term, in bits per dimension [B]: T L_t at each image's time.
 
         Args:
-            output, v: halves of the network's output; x_start, noise: what x_t was made of, all [B, C, H, W].
+            output, v: halves of the network's output; x_start, noise: what the x_t that the network saw was made of
+                (with input perturbation the perturbed noise), all [B, C, H, W].
             t: entries of the path's table [B], from 0.
         """
         output = output.detach() if self.loss == "hybrid" else output
@@ -63,6 +65,7 @@ class LearnedVariance:
         return simple + self.weight * bound if self.loss == "hybrid" else bound
 
 
+@lru_cache(maxsize=8)
 def step_tables(path: VPPath) -> tuple[Tensor, Tensor, Tensor]:
     """(share c of x_0 in the posterior mean, log posterior variance, log forward variance) of each table entry,
     float64 [T] each; the vanishing posterior variance of entry 0 is replaced by that of entry 1, as published."""

@@ -67,7 +67,7 @@ class TrainingSet:
 
 def optimiser(
     parameters: Iterable[nn.Parameter],
-    rate: float,
+    rate: float | None,
     decay: float,
     schedule: Mapping[str, Any] | None,
     rules: Mapping[nn.Parameter, RowRule] | None = None,
@@ -75,7 +75,12 @@ def optimiser(
     """AdamW over the parameters that require gradients, its rate times `schedule.schedule(step)` where there is one.
 
     Tables with a rule are trained by row (`RowAdam`).
+
+    Raises:
+        ValueError: if there is no rate.
     """
+    if rate is None:
+        raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if rules:
         adamw = RowAdam(trained, rules, rate, decay)
@@ -85,6 +90,20 @@ def optimiser(
         return adamw
     factor = instantiate_from_config(schedule).schedule
     return [adamw], [{"scheduler": LambdaLR(adamw, factor), "interval": "step", "frequency": 1}]
+
+
+def positions(trainer: pl.Trainer, size: int, part: int = 0) -> range:
+    """Positions in the global batch of a process's `size` images, in accumulated part `part` of a step."""
+    first = (part * trainer.world_size + trainer.global_rank) * size
+    return range(first, first + size)
+
+
+def log_step(module: pl.LightningModule, parts: Mapping[str, Tensor]) -> None:
+    """Log the numbers of a training step, averaged over devices, `train/loss` in the progress bar."""
+    parts = mean_over_devices(module.trainer, parts)
+    # Loggers take "step" as their axis; Lightning's own count of batches shifts when a run resumes.
+    module.log_dict({**parts, "step": float(module.global_step)}, logger=True, on_step=True, on_epoch=False)
+    module.log("loss", parts["train/loss"], prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
 
 def mean_over_devices(trainer: pl.Trainer, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.models.diffusion.denoiser import Target, target_on
 from ldm.models.diffusion.learned_variance import LearnedVariance
+from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elbo_weights
 from ldm.models.diffusion.path import Path, VPPath, beta_schedule
 from ldm.models.diffusion.schedule import schedule_tables
@@ -88,6 +89,11 @@ class NoiseProcess:
             self.register_buffer(name, table)
         weights = elbo_weights(self.path, self.parameterization, tables["posterior_variance"].double())
         self.register_buffer("lvlb_weights", weights.float(), persistent=False)
+
+    def seed_draws(self, seed: int, member: int = 0) -> None:
+        """Choose the streams of times, noises and label dropout."""
+        self.draws = TrainingDraws(seed, member)
+        self.validation_draws = TrainingDraws(seed, member, purpose="validation")
 
     def _register_logvar(self, learn: bool, value: float) -> None:
         """The logarithm of the loss's variance at each entry of the table (latent-diffusion), learned or held."""

@@ -59,9 +59,7 @@ def heun_in_time(
     """Heun's method in the path's own time, Euler's to clean data; 2S - 1 evaluations. Arguments of `heun`."""
     gamma = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)
     for index, u, s in intervals(grid, start):
-        ratio = float(path.ratio(u))
-        if gamma > 0 and S_min <= ratio <= S_max and math.isfinite(ratio):
-            x, u = churned(path, index, x, u, gamma, S_noise, noise)
+        x, u = churned(path, index, x, u, gamma, (S_min, S_max), S_noise, noise)
         first = velocity_at(denoiser, path, x, u)
         after = x + (s - u) * first
         if index < len(grid) - 2:

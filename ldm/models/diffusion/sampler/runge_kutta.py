@@ -94,17 +94,28 @@ def heun(
     """
     gamma = min(S_churn / (len(grid) - 1), math.sqrt(2) - 1)
     for index, u, s in intervals(grid, start):
-        ratio = float(path.ratio(u))
-        if gamma > 0 and S_min <= ratio <= S_max and math.isfinite(ratio):
-            x, u = churned(path, index, x, u, gamma, S_noise, noise)
+        x, u = churned(path, index, x, u, gamma, (S_min, S_max), S_noise, noise)
         step = two_stage(denoiser, path, index, x, u, s, 1.0)
         x = following(step, (yield step))
 
 
 def churned(
-    path: Path, index: int, x: Tensor, u: float, gamma: float, scale: float, noise: Noise | None
+    path: Path,
+    index: int,
+    x: Tensor,
+    u: float,
+    gamma: float,
+    window: tuple[float, float],
+    scale: float,
+    noise: Noise | None,
 ) -> tuple[Tensor, float]:
-    """(x, u) after noise that raises sigma / alpha by 1 + gamma, drawn with deviation `scale`; see `heun`."""
+    """(x, u) after noise that raises sigma / alpha by 1 + gamma, drawn with deviation `scale`; see `heun`.
+
+    As they were where gamma is 0, sigma / alpha lies outside the window, or there is no data left in x.
+    """
+    level = float(path.ratio(u))
+    if not (gamma > 0 and window[0] <= level <= window[1] and math.isfinite(level)):
+        return x, u
     if noise is None:
         raise ValueError("churn draws noise: pass noise=ImageNoise(seed, images), or S_churn = 0")
     ratio = path.ratio(u)
