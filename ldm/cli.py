@@ -17,6 +17,8 @@ import torch
 
 from ldm.util import atomic_write
 
+ROOT = Path(__file__).parents[1]  # main.py, scripts/
+
 
 def str2bool(text: str | bool) -> bool:
     """True for yes, true, t, y, 1; False for no, false, f, n, 0."""
@@ -90,7 +92,12 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's `main`; errors a user can act on end it with their message and exit code 1."""
+    """Run a script's `main`; errors a user can act on end it with their message and exit code 1.
+
+    The project's scripts may import one another inside functions, wherever this one was started from.
+    """
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
     try:
         main()
     except (ValueError, FileNotFoundError, FileExistsError) as error:

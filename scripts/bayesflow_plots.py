@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.data.sources import real_images
 from ldm.evaluation.recognition import PixelClassifier
 from ldm.opened import OpenPosterior, open_walks
 from ldm.report import flow_plots, yardsticks
@@ -68,10 +69,8 @@ def walks_of(options: argparse.Namespace, kind: str) -> OpenPosterior:
 
 def quality(walks: OpenPosterior, steps: Sequence[int], options: argparse.Namespace) -> dict[int, float]:
     """Share of samples recognised as their class, for each number of steps."""
-    from scripts.recognise_samples import images_of
-
     opened = walks.opened
-    classifier = PixelClassifier(*images_of(opened.config["data"]["params"]["train"], options.real, options.seed))
+    classifier = PixelClassifier(*real_images(opened.config["data"]["params"]["train"], options.real, options.seed))
     labels = [label for label in range(opened.n_classes) for _ in range(options.quality_n)]
     found = {}
     for count in steps:

@@ -21,7 +21,6 @@ The model is a run of configs/flow-matching (any flow; a diffusion gives what it
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -199,8 +198,6 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))  # the project's top-level scripts run in this process
     out = Path(options.out)
     tables = measure(options)
     if "starved" in tables:

@@ -176,11 +176,10 @@ def opened(options: argparse.Namespace, ensemble: Path, at: float = 0.0, steps: 
 
 def real_images(options: argparse.Namespace) -> tuple[PixelClassifier, dict[int, np.ndarray]]:
     """A classifier of training images, and the validation images of each class."""
-    from scripts.recognise_samples import images_of
 
     config = load_config([options.base], [word for word in options.dotlist if word.startswith("paths.")])
     (images, labels), (held_out, classes) = (
-        images_of(config.data.params[split], options.real, options.seed) for split in ("train", "validation")
+        real_images(config.data.params[split], options.real, options.seed) for split in ("train", "validation")
     )
     return PixelClassifier(images, labels), {int(c): held_out[classes == c] for c in np.unique(classes)}
 
@@ -244,8 +243,6 @@ def study_cost(options: argparse.Namespace, ensemble: Path) -> list[dict[str, An
 
 def main(argv: list[str] | None = None) -> Path:
     options = parse(argv)
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))  # the project's top-level scripts run in this process
     out = Path(options.out)
     tables: dict[str, dict[int, dict[float, list[dict[str, Any]]]]] = {}
     ensembles: dict[int, Path] = {}

@@ -25,7 +25,6 @@ from ldm.models.diffusion.sampler import ddim, run
 from ldm.opened.speed import speed_up
 from ldm.report import timing
 from ldm.uncertainty.posterior import MemberNetwork
-from scripts.benchmark_members import random_members
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -53,7 +52,7 @@ def measure(
     model: LatentDiffusion, options: argparse.Namespace, case: dict[str, int], device: torch.device, pieces: Pieces
 ) -> tuple[timing.Timing, int, int]:
     """(time, operations, bytes) of one walk from the start."""
-    members = random_members(model, ["class_embedding"], case["members"], options.seed)
+    members = timing.random_members(model, ["class_embedding"], case["members"], options.seed)
     channels, height, width = model.latent_shape
     shape = (case["n"], channels, case["latents"] * height, case["latents"] * width)
     x = ImageNoise(options.seed, tuple(range(case["n"])), device).initial(shape)

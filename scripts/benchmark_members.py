@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from ldm.cli import HelpFormatter, run_script
-from ldm.heads import initialise, resolve_patterns, select
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import ddim, run
@@ -32,7 +31,6 @@ from ldm.report import timing
 from ldm.uncertainty.ensemble import load_ensemble
 from ldm.uncertainty.posterior import MemberNetwork, Members, single
 from ldm.uncertainty.quantities import Estimator, quantities
-from ldm.util import generator
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -50,25 +48,11 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def random_members(model: LatentDiffusion, heads: list[str], count: int, seed: int) -> Members:
-    """Members that differ in perturbed heads, the null class in common."""
-    state = model.state_dict()
-    names = select(state, resolve_patterns(heads, model.head_patterns))
-    members = []
-    for member in range(count):
-        own = {name: state[name].clone() for name in names}
-        initialise(own, "perturbed", generator(seed, member), 0.5)
-        for name in [name for name in names if name in model.tables]:
-            own[name][model.null_class] = state[name][model.null_class]
-        members.append(own)
-    return Members.stack(members)
-
-
 def open_members(options: argparse.Namespace, device: torch.device) -> tuple[LatentDiffusion, Members]:
     """A model and its members, saved or random."""
     if not options.path:
         model = timing.random_model(timing.config_of(options.size), device, options.seed)
-        return model, random_members(model, options.heads, options.members, options.seed)
+        return model, timing.random_members(model, options.heads, options.members, options.seed)
     ensemble = load_ensemble(options.path)
     model = build_model(ensemble.spec["config"])
     model.init_from_ckpt(str(ensemble.trunk()), use_averaged=True)

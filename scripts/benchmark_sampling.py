@@ -15,7 +15,6 @@ import argparse
 import time
 from typing import Any
 
-import get_unc_synsets
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.detection import spearman
 from ldm.models.diffusion.denoiser import Prediction
@@ -55,6 +54,8 @@ class Counted:
 
 def measure(options: argparse.Namespace, sampler: str, steps: int, seed: int) -> tuple[list[float], float]:
     """(mutual information of every class, seconds)."""
+    import get_unc_synsets
+
     words = ["--path", options.path, "--sampler", sampler, "--steps", str(steps), "--branch_at", str(options.branch_at)]
     words += ["--n", str(options.n), "--seed", str(seed), "--device", options.device]
     opened = open_ensemble(get_unc_synsets.get_parser().parse_args(words))
@@ -67,6 +68,8 @@ def measure(options: argparse.Namespace, sampler: str, steps: int, seed: int) ->
 
 def evaluations(options: argparse.Namespace, sampler: str, steps: int) -> int:
     """Evaluations of the network up to the branched step, counted on one image."""
+    import get_unc_synsets
+
     words = ["--path", options.path, "--sampler", sampler, "--steps", str(steps), "--branch_at", str(options.branch_at)]
     opened = open_ensemble(get_unc_synsets.get_parser().parse_args([*words, "--device", options.device]))
     calls, chains = [0], opened._chains([0], [0], opened.bases(0))

@@ -5,13 +5,12 @@ Examples:
   python scripts/benchmark_tangents.py --base configs/flow-matching/cifar10.yaml --ckpt flow.ckpt --k 32 --batch 1
 
 Tangents are derivatives of the walk in directions of the last layer's weights; a direction costs the same whatever it
-is, so random ones stand for a posterior's. All are timed in this one process, each the shortest of --repeats.
+is, so random ones stand for a posterior's. All are timed in turn in this one process, each the shortest of --repeats.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script
 from ldm.models.diffusion.sampler import run
 from ldm.opened import OpenModel, open_model
+from ldm.report import timing
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.laplace.layer import split_network
 from ldm.uncertainty.posterior import Members
@@ -50,23 +50,11 @@ def random_members(opened: OpenModel, count: int) -> Members:
     return Members({key: own[key] + 0.01 * change for key, change in changes.items()})
 
 
-def seconds(task: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """The shortest of some calls, after one that does not count."""
-    task()
-    found = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        task()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - began)
-    return min(found)
-
-
 def timings(opened: OpenModel, k: int, batch: int, repeats: int) -> list[dict[str, Any]]:
     """Seconds of a walk by each way, over one plain sample and over the batched tangents."""
     model, members, images = opened.model, random_members(opened, k), list(range(batch))
-    cond = opened.labels([image % opened.n_classes for image in images]) if opened.n_classes else None
+    labels = opened.in_turn(images)
+    cond = None if labels is None else opened.labels(labels)
     x = opened.noise(images).initial((batch, *model.latent_shape)) * model.path.prior_std
 
     def build(network: Any) -> Any:
@@ -86,7 +74,8 @@ def timings(opened: OpenModel, k: int, batch: int, repeats: int) -> list[dict[st
         f"{k} sampled weights, batched": lambda: walk(sampled, members),
     }
     with torch.no_grad():
-        rows = [{"way": name, "seconds": seconds(task, repeats, opened.device)} for name, task in tasks.items()]
+        timed = timing.in_turn(tasks, opened.device, repeats)
+    rows: list[dict[str, Any]] = [{"way": name, "seconds": min(each.values)} for name, each in timed.items()]
     for row in rows:
         row["over_plain"] = row["seconds"] / rows[0]["seconds"]
         row["over_batched"] = row["seconds"] / rows[1]["seconds"]

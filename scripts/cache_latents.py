@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import sys
 
-import main as training
 from ldm.cli import pick_device, run_script
 from ldm.training.config import load_config, point_data
 from ldm.training.latent_cache import modules_of, prepare_latents
@@ -22,6 +21,8 @@ from ldm.training.session import build_data, build_model, member_of
 
 
 def main(argv: list[str] | None = None) -> bool:
+    import main as training
+
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         print(__doc__)

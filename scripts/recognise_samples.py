@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +19,10 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script
+from ldm.data.sources import real_images
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.images import make_grid, save_image
 from ldm.opened import open_model
-from ldm.util import generator, instantiate_from_config
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,21 +36,13 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def images_of(config: Any, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Up to `most` images [N, H, W, C] and labels [N] of a data set."""
-    data = instantiate_from_config(config)
-    chosen = torch.randperm(len(data), generator=generator("real", seed))[:most].tolist()
-    items = [data[index] for index in chosen]
-    return np.stack([item["image"].numpy() for item in items]), np.asarray([item["class_label"] for item in items])
-
-
 def main(argv: list[str] | None = None) -> float:
     options = get_parser().parse_args(argv)
     opened = open_model(options)
     config = opened.config
 
     real, tests = (
-        images_of(config.data.params[split], options.real, options.seed) for split in ("train", "validation")
+        real_images(config.data.params[split], options.real, options.seed) for split in ("train", "validation")
     )
     classifier = PixelClassifier(*real)
     own = classifier.recognised(*tests).mean()

@@ -131,6 +131,15 @@ def rule_imports_go_down(file):
             yield f"{line}: the library imports the script {name}"
 
 
+def rule_scripts_start_alone(file):
+    """Python puts scripts/ on its path, not the folder above: other scripts are found once `run_script` runs."""
+    top = [node for node in file.tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    if file.path.startswith("scripts/"):
+        for line, name in imports(file._replace(tree=ast.Module(top, []))):
+            if name.split(".")[0] in SCRIPTS:
+                yield f"{line}: imports the script {name} before `run_script` runs: import it inside a function"
+
+
 def rule_modules_are_torch_only(file):
     for line, name in imports(file) if room(file.module)[1] == "modules" else ():
         if name.split(".")[0] not in MODULES_MAY_IMPORT and not name.startswith(MODULES_BASE):
@@ -251,6 +260,8 @@ OFFENCES = [
     ("imports_go_down", "ldm/util.py", "from ldm.modules.ema import LitEma"),
     ("imports_go_down", "ldm/training/callbacks.py", "from main import ImageLogger"),
     ("imports_go_down", "ldm/helpers.py", "x = 1"),
+    ("scripts_start_alone", "scripts/x.py", "import get_unc_synsets"),
+    ("scripts_start_alone", "scripts/x.py", "from scripts.y import f"),
     ("modules_are_torch_only", MODULE, "import scipy.stats"),
     ("modules_are_torch_only", MODULE, "from ldm.jobs import claim"),
     ("lightning_stays_in_its_rooms", "ldm/uncertainty/laplace.py", "import pytorch_lightning as pl"),
@@ -281,6 +292,7 @@ OFFENCES = [
 INNOCENT = [
     ("imports_go_down", BRANCH, "from ldm.models.diffusion.sampler import Step\nfrom ldm.uncertainty import measures"),
     ("imports_go_down", "scripts/x.py", "from ldm.evaluation import fid\nimport main"),
+    ("scripts_start_alone", "scripts/x.py", "def f():\n    import main"),
     ("imports_go_down", "ldm/report/plots.py", "from ldm.images import save_figure"),
     (
         "modules_are_torch_only",

@@ -22,6 +22,7 @@ from ldm.data.base import check_choice
 from ldm.data.pictures import Files, decode
 from ldm.evaluation.extraction import Images
 from ldm.images import to_uint8
+from ldm.util import generator, instantiate_from_config
 
 TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
 # Names under which a file of several tensors may hold its images.
@@ -271,3 +272,11 @@ def open_images(path: str | Path, channels: int = 3, image_size: int | None = No
             raise ValueError(f"image_size acts on image files, {path} is an array")
         return NpzImages(path) if path.suffix == ".npz" else TensorImages.of_file(path)
     return FolderImages(path, channels, image_size)
+
+
+def real_images(config: Any, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `most` images [N, H, W, C] and labels [N] of the data set of a config, drawn by the seed."""
+    data = instantiate_from_config(config)
+    chosen = torch.randperm(len(data), generator=generator("real", seed))[:most].tolist()
+    items = [data[index] for index in chosen]
+    return np.stack([item["image"].numpy() for item in items]), np.asarray([item["class_label"] for item in items])

@@ -60,15 +60,15 @@ def observations(
         yield Observation(x, time, cond, model.target.of(z, noise, *model.levels(t, z)))
 
 
-def chosen_positions(size: int, count: int | None, seed: int) -> list[int]:
-    """`count` positions of a data set in random order, all where None.
+def chosen_positions(size: int, count: int | None, seed: int, purpose: str = "laplace") -> list[int]:
+    """`count` positions of a data set in random order, all where None; each purpose draws its own.
 
     Raises:
         ValueError: if there are not so many.
     """
     if count is not None and not 1 <= count <= size:
         raise ValueError(f"the data set holds {size} images, {count} were asked for")
-    return torch.randperm(size, generator=generator("laplace", seed))[:count].tolist()
+    return torch.randperm(size, generator=generator(purpose, seed))[:count].tolist()
 
 
 def new_posterior(opened: OpenModel, **options: Any) -> LastLayerLaplace:

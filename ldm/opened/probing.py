@@ -20,10 +20,10 @@ from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.grid_features import GridFeatures, cached_features
 from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
 from ldm.evaluation.taps import Place, Reading, Trunk, place_name
+from ldm.opened.laplace import chosen_positions as drawn_positions
 from ldm.opened.model import OpenModel
 from ldm.opened.trunk import DataStates
 from ldm.training.latent_cache import prepare_latents
-from ldm.util import generator
 
 PIXELS: Place = (0.0, "pixels")
 # Seeds of test noises lie this far above those of training noises.
@@ -32,11 +32,7 @@ TEST_SEEDS = 1000
 
 def chosen_positions(count: int, wanted: int | None, seed: int) -> list[int]:
     """Ascending positions of `wanted` images of `count`, drawn by the seed; all of them where None."""
-    if wanted is None:
-        return list(range(count))
-    if not 0 < wanted <= count:
-        raise ValueError(f"--n_train takes 1..{count} of the training images, got {wanted}")
-    return torch.randperm(count, generator=generator("probe images", seed))[:wanted].sort().values.tolist()
+    return sorted(drawn_positions(count, wanted, seed, "probe images"))
 
 
 class ProbeStudy:

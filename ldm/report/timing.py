@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.cli import add_device_arguments, pick_device, record
+from ldm.heads import initialise, resolve_patterns, select
 from ldm.memory import keep_freed_memory, peak_bytes
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.opened import build_model
+from ldm.uncertainty.posterior import Members
 from ldm.util import atomic_write, generator
 
 # Weights are drawn. Parameters of the UNet, operations of a pass, latents.
@@ -64,6 +66,20 @@ def random_model(config: Mapping[str, Any], device: torch.device, seed: int = 0)
             spread = 1.0 if "embedding" in name else value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
             value.copy_(spread * draw + (value.ndim == 1 and name.endswith("weight")))
     return model.eval().requires_grad_(False).to(device)
+
+
+def random_members(model: LatentDiffusion, heads: list[str], count: int, seed: int) -> Members:
+    """Members that differ in perturbed heads, the null class in common."""
+    state = model.state_dict()
+    names = select(state, resolve_patterns(heads, model.head_patterns))
+    members = []
+    for member in range(count):
+        own = {name: state[name].clone() for name in names}
+        initialise(own, "perturbed", generator(seed, member), 0.5)
+        for name in [name for name in names if name in model.tables]:
+            own[name][model.null_class] = state[name][model.null_class]
+        members.append(own)
+    return Members.stack(members)
 
 
 def synchronize(device: torch.device) -> None:
