@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 import torch
 
@@ -90,6 +92,27 @@ def test_times_are_drawn_in_proportion_to_the_root_of_their_second_moment():
     values = torch.tensor([3.0, -1, 5, 2], dtype=torch.float64)
     weighted = (expected * moments.weights(torch.arange(4)) * values).sum()
     torch.testing.assert_close(weighted, values.mean(), msg="weights keep the expectation")
+
+
+def test_a_batch_of_losses_is_remembered_as_if_they_came_one_by_one():
+    """Against a queue for each time, some times many times in one batch; and without waiting for the device: tensors
+    that hold no values (meta) raise where one is asked for."""
+    moments, queues = LossSecondMoments(7, history=3), [deque(maxlen=3) for _ in range(7)]
+    source = torch.Generator().manual_seed(0)
+    for size in (1, 2, 13, 40, 5, 1):
+        times = torch.randint(0, 1 + size % 7, (size,), generator=source)
+        losses = torch.rand(size, generator=source)
+        moments.update(times, losses)
+        for time, loss in zip(times.tolist(), losses.tolist(), strict=True):
+            queues[time].append(loss)
+        for queue, row, count in zip(queues, moments.losses.tolist(), moments.counts.tolist(), strict=True):
+            assert list(queue) == row[:count] and not any(row[count:])
+    with pytest.raises(ValueError, match=r"a loss for each time, got times \(2,\), losses \(1,\)"):
+        moments.update(torch.tensor([0, 1]), torch.ones(1))
+    blind = LossSecondMoments(7, history=3).to("meta")
+    times = blind.times(torch.rand(4, device="meta"))
+    blind.update(times, torch.rand(4, device="meta"))
+    assert blind.weights(times).is_meta
 
 
 def test_training_by_loss_keeps_its_history_and_its_expected_loss():

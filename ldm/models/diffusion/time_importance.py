@@ -29,10 +29,9 @@ class LossSecondMoments(nn.Module):
         """p_t, float64 [T]."""
         timesteps, history = self.losses.shape
         even = torch.full_like(self.losses[:, 0], 1 / timesteps)
-        if bool((self.counts < history).any()):
-            return even
         size = self.losses.square().mean(1).sqrt()
-        return self.uniform * even + (1 - self.uniform) * size / size.sum()
+        uneven = self.uniform * even + (1 - self.uniform) * size / size.sum()
+        return torch.where((self.counts < history).any(), even, uneven)
 
     def times(self, uniform: Tensor) -> Tensor:
         """Times [...] in 0 .. T - 1 for uniform draws [...] in [0, 1): quantiles of p_t."""
@@ -46,12 +45,24 @@ class LossSecondMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Remember the losses [N] of times t [N], in their order, in place of the oldest."""
-        history = self.losses.shape[1]
-        for time, loss in zip(t.tolist(), losses.to(self.losses), strict=True):
-            kept = int(self.counts[time])
-            if kept == history:
-                self.losses[time] = self.losses[time].roll(-1)
-                kept -= 1
-            self.losses[time, kept] = loss
-            self.counts[time] = kept + 1
+        """Remember the losses [N] of times t [N], in their order, in place of the oldest. The device is not waited for.
+
+        Raises:
+            ValueError: if there are not as many losses as times.
+        """
+        if t.shape != losses.shape:
+            raise ValueError(f"expected a loss for each time, got times {tuple(t.shape)}, losses {tuple(losses.shape)}")
+        timesteps, history = self.losses.shape
+        t, order = t.to(self.counts).sort(stable=True)
+        earlier = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)  # new losses of the same time before
+        total = self.counts.index_add(0, t, torch.ones_like(t))
+        dropped = (total - history).clamp(min=0)
+        place = self.counts[t] + earlier - dropped[t]
+        columns = torch.arange(history, device=t.device) + dropped[:, None]
+        kept = self.losses.gather(1, columns.clamp(max=history - 1)).flatten()
+        slots = torch.where(
+            place < 0, timesteps * history, t * history + place
+        )  # the last: dropped
+        kept = torch.cat([kept, kept.new_zeros(1)]).scatter(0, slots, losses.to(kept)[order])
+        self.losses.copy_(kept[:-1].view_as(self.losses))
+        self.counts.copy_(total.clamp(max=history))
