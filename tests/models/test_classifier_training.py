@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -51,6 +53,19 @@ def test_the_loss_is_the_cross_entropy_of_noisy_images():
     assert float(parts["val/acc@5"]) >= float(parts["val/acc@1"])
     inputs, time = classifier(noised=False).noisy(given, draws, 5, range(6))
     assert torch.equal(inputs, given["image"].movedim(-1, 1)) and not bool(time.any())
+
+
+@pytest.mark.parametrize(
+    "name, time", [("EDMPath", math.log(0.002) / 4), ("VEPath", math.log(0.02 / 2)), ("FlowPath", 0.0)]
+)
+def test_clean_images_have_a_time_that_the_network_can_be_told(name, time):
+    """EDM and SMLD tell their networks ln(sigma / c): clean images go as those of sigma_min."""
+    model = classifier(noised=False, path_config={"target": f"ldm.models.diffusion.path.{name}"})
+    inputs, times = model.noisy(batch(), TrainingDraws(3), 5, range(6))
+    assert torch.equal(inputs, batch()["image"].movedim(-1, 1))
+    torch.testing.assert_close(times, torch.full((6,), time))
+    loss, _ = model(batch(), TrainingDraws(3), 5, range(6))
+    assert bool(loss.isfinite())
 
 
 def test_it_knows_the_path_it_was_trained_on():

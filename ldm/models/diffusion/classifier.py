@@ -31,7 +31,8 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
         timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas, unit_time, path_config, times_config:
             the noising, as those of the diffusion model that will be guided (see `DDPM`).
         image_key, label_key: names in a batch of images [B, H, W, C] in [-1, 1] and labels [B].
-        noised: False shows clean images only (a published option).
+        noised: False shows clean images only (a published option), told the time of the table's first entry; on a
+            continuous path that of clean data, or of sigma_min where the network takes the logarithm of the noise.
         weight_decay, scheduler_config, monitor, ckpt_path: as in `DDPM`.
     """
 
@@ -100,7 +101,7 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
         t, noise, _ = draws(step, samples, x.shape[1:], self.drawn_timesteps)
         t, noise = self.drawn_times(t).to(x.device), noise.to(x)
         if not self.noised:
-            return self.network_input(x, torch.zeros_like(t))
+            return self.network_input(x, torch.full_like(t, 0 if self.times is None else self.path.cleanest))
         return self.network_input(self.q_sample(x, t, noise), t)
 
     def forward(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):

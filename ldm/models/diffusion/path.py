@@ -29,6 +29,11 @@ class Path(ABC):
         """Standard deviation of the states that sampling starts from."""
         return 1.0
 
+    @property
+    def cleanest(self) -> float:
+        """The least u whose time a network can be told: above 0 where it is the logarithm of the noise."""
+        return 0.0
+
     @abstractmethod
     def alpha(self, u: Tensor | float) -> Tensor:
         """Share of the data in x_u."""
@@ -202,6 +207,10 @@ class EDMPath(Path):
     @property
     def prior_std(self) -> float:
         return self.sigma_max
+
+    @property
+    def cleanest(self) -> float:
+        return float(self.time_at(self.sigma_min))
 
     def alpha(self, u: Tensor | float) -> Tensor:
         return torch.ones_like(torch.as_tensor(u, dtype=torch.float64))
