@@ -11,8 +11,9 @@ Examples:
 Options of Lightning's Trainer are taken as --name value (--max_steps 100, --precision bf16-mixed, --gradient_clip_val
 1); whatever remains is a dotlist over the config (model.params.parameterization=v data.params.batch_size=32). Configs
 merge from left to right; with --start_from_pretrained the section `components` of the config goes on top.
-data.params.batch_size counts images of one device; data.params.global_batch_size, in its place, those of all, and
-model.learning_rate, in place of the base rate, is taken as it is: such a config trains alike on any number of devices.
+data.params.batch_size counts images of one device; data.params.global_batch_size, in its place, those of all.
+model.base_learning_rate is multiplied as --scale_lr says; model.learning_rate, in its place, is taken as it is, so that
+a config with it and a global batch trains alike on any number of devices. Two rates that differ are an error.
 
 A resumed run gives the losses of one that was never stopped. Signals act at the end of a step:
   Ctrl-C    saves checkpoints/last.ckpt and exits with 130; a second Ctrl-C exits at once and saves nothing

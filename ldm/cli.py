@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ldm.jobs import local_rank
 from ldm.util import atomic_write
 
 ROOT = Path(__file__).parents[1]  # main.py, scripts/
@@ -73,13 +73,14 @@ def write_record(
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one (under torchrun, each process its own), else the CPU.
+    """`auto` is CUDA where there is one (of several processes on a machine each takes its own), else the CPU.
 
     Raises:
         ValueError: if CUDA is asked for and absent.
     """
     if name == "auto":
-        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+        count = torch.cuda.device_count()
+        return torch.device("cuda", local_rank() % count) if count else torch.device("cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: no CUDA device here; use --device cpu")
     return torch.device(name)

@@ -24,6 +24,11 @@ def shard_from_environment() -> tuple[int, int]:
     return 0, 1
 
 
+def local_rank() -> int:
+    """Number of this process on its machine (torchrun, Lightning, srun), else 0: which device is its own."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 def parts_of(count: int, size: int) -> dict[str, range]:
     """{key: images} of parts of `size` images; the key tells its first image and their number."""
     parts = [range(first, min(first + size, count)) for first in range(0, count, size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,14 +86,20 @@ def learning_rate(config: DictConfig, scale: bool, devices: int, accumulate: int
     """`model.learning_rate` as it is; else the base rate, with `scale` times devices * batch size * accumulation.
 
     Raises:
-        ValueError: if the config lacks one of them.
+        ValueError: if the config lacks one of them, or gives two rates that differ.
     """
-    if (rate := OmegaConf.select(config, "model.learning_rate")) is not None:
-        return float(rate)
-    base, batch = (OmegaConf.select(config, key) for key in ("model.base_learning_rate", "data.params.batch_size"))
-    if base is None or (scale and batch is None):
+    keys = ("model.learning_rate", "model.base_learning_rate", "data.params.batch_size")
+    rate, base, batch = (OmegaConf.select(config, key) for key in keys)
+    if rate is None and (base is None or (scale and batch is None)):
         raise ValueError("the config needs model.base_learning_rate, and data.params.batch_size to scale it by")
-    return accumulate * devices * batch * base if scale else base
+    scaled = base if base is None or not scale else base * accumulate * devices * (batch or 1)
+    if None not in (rate, base) and not math.isclose(rate, scaled):
+        raise ValueError(
+            f"the config gives two learning rates: model.learning_rate {rate:g}, taken as it is, and "
+            f"model.base_learning_rate {base:g}, which would make {scaled:g}; drop one: "
+            "model.base_learning_rate=null or model.learning_rate=null"
+        )
+    return float(scaled if rate is None else rate)
 
 
 def shared_batch(config: DictConfig, parts: int) -> DictConfig:

@@ -225,10 +225,11 @@ def set_up(
 
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
     shared = shared_batch(config, devices.count * accumulate)
+    rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
     model = build_model(config, options)
     data = build_data(shared, options)
-    prepare_latents(model, config, data, devices.first)
-    model.learning_rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
+    prepare_latents(model, config, data, devices.own)
+    model.learning_rate = rate
 
     name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
     if options.ensemble_name:

@@ -12,6 +12,8 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from ldm.jobs import local_rank
+
 TRAINER_KEYS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {
     "self",
     "logger",
@@ -50,13 +52,12 @@ class Devices:
     words: str
 
     @property
-    def first(self) -> torch.device:
-        """The device of process 0."""
-        return (
-            torch.device("cuda", self.options["devices"][0])
-            if self.options["accelerator"] == "gpu"
-            else torch.device("cpu")
-        )
+    def own(self) -> torch.device:
+        """The device of this process, counted as in `ldm.cli.pick_device`."""
+        if self.options["accelerator"] != "gpu":
+            return torch.device("cpu")
+        devices = self.options["devices"]
+        return torch.device("cuda", devices[local_rank() % len(devices)])
 
 
 def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1) -> Devices:

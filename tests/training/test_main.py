@@ -10,7 +10,7 @@ import main as trainer
 from ldm.checkpoint import load_checkpoint
 from ldm.training.config import learning_rate, load_config, merge_configs, point_data
 from ldm.training.runs import find_run, new_run, runs_named
-from ldm.training.trainer import choose_devices, parse_gpus, split_trainer_options
+from ldm.training.trainer import Devices, choose_devices, parse_gpus, split_trainer_options
 from tests.training.runs import assert_same_end, end_state, losses, run_main
 
 
@@ -62,6 +62,11 @@ def test_learning_rate_scaling(config):
     settings = OmegaConf.load(config)
     assert learning_rate(settings, True, 3, 2) == pytest.approx(3 * 2 * 8 * 1e-3)
     assert learning_rate(settings, False, 3, 2) == 1e-3
+    own = OmegaConf.merge(settings, {"model": {"learning_rate": 1e-3}})
+    assert learning_rate(own, False, 3, 2) == 1e-3, "two rates that agree"
+    with pytest.raises(ValueError, match=r"model\.learning_rate 0\.001, .* which would make 0\.048"):
+        learning_rate(own, True, 3, 2)
+    assert learning_rate(OmegaConf.merge(own, {"model": {"base_learning_rate": None}}), True, 3, 2) == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -104,12 +109,18 @@ def test_component_and_root_reach_the_data():
     assert point_data(config, None).data.params.train.params.comp_numb == 0
 
 
-def test_gpus_and_trainer_options():
+def test_gpus_and_trainer_options(monkeypatch):
     assert parse_gpus("0,") == [0]
     assert parse_gpus("0,2") == [0, 2]
     assert parse_gpus("2") == 2
     assert parse_gpus(None) == 0
     assert choose_devices(None, 2).count == 2
+    two = Devices({"accelerator": "gpu", "devices": [1, 3]}, 2, "")
+    for variable, place, device in (("LOCAL_RANK", "1", 3), ("SLURM_LOCALID", "1", 3), ("LOCAL_RANK", "0", 1)):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, place)
+            assert two.own == torch.device("cuda", device), "each process has its own"
+    assert two.own == torch.device("cuda", 1)
     with pytest.raises(ValueError, match="--gpus expects"):
         parse_gpus("zero")
     assert split_trainer_options({"benchmark": True, "progress_bar_refresh_rate": 3}) == {"benchmark": True}

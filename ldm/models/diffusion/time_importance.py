@@ -60,9 +60,7 @@ class LossSecondMoments(nn.Module):
         place = self.counts[t] + earlier - dropped[t]
         columns = torch.arange(history, device=t.device) + dropped[:, None]
         kept = self.losses.gather(1, columns.clamp(max=history - 1)).flatten()
-        slots = torch.where(
-            place < 0, timesteps * history, t * history + place
-        )  # the last: dropped
+        slots = torch.where(place < 0, timesteps * history, t * history + place)  # the last: dropped
         kept = torch.cat([kept, kept.new_zeros(1)]).scatter(0, slots, losses.to(kept)[order])
         self.losses.copy_(kept[:-1].view_as(self.losses))
         self.counts.copy_(total.clamp(max=history))
