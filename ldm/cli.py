@@ -7,12 +7,14 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ldm.jobs import local_rank
 from ldm.util import atomic_write
@@ -90,6 +92,19 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """--device and --seed."""
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     parser.add_argument("--seed", type=int, default=42, help="seed of the noise; image i draws from (seed, i, step)")
+
+
+@contextmanager
+def step_bar(name: str, runs: int = 1) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar over the steps of `runs` trainings of one length; call it with (steps done, steps in all, loss)."""
+    with tqdm(desc=name, unit="step") as bar:
+
+        def progress(_done: int, steps: int, loss: float) -> None:
+            bar.total = steps * runs
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        yield progress
 
 
 def run_script(main: Callable[[], Any]) -> None:

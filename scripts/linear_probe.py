@@ -6,12 +6,12 @@ Examples:
       --pixels --out results/probe
   python scripts/linear_probe.py --run logs/2026-01-01T00-00-00_mnist --t 11 --layers out_6 --out results/one
   python scripts/linear_probe.py --base configs/ddae/EDM_ddpmpp.yaml --ckpt model.ckpt --index 3 4 5 --grid --out DIR
-  python scripts/linear_probe.py --run RUN --t 11 --layers out_6 --finetune --epochs 5 --out results/tuned
+  python scripts/linear_probe.py --run RUN --t 11 --layers out_6 --finetune --tuning_epochs 5 --out results/tuned
 
 With --grid all (noise level, layer) heads train together: the trunk passes once a noise level, one optimiser holds
 every head. Heads are chosen on held-out training images (--validation), averaged over --seeds, and the chosen place is
 tested once a seed. --untrained and --pixels do the same with fresh weights and with raw pixels. --finetune trains the
-encoder with its head. Levels and layers come from the options or the config's section `probe`.
+encoder with its head, once a seed. Levels and layers come from the options or the config's section `probe`.
 A stopped run continues; its features are kept in --out.
 """
 
@@ -55,7 +55,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--untrained", action="store_true", help="also probe the same network with fresh weights")
     add("--pixels", action="store_true", help="also probe raw pixels")
     add("--finetune", action="store_true", help="also train the encoder up to the chosen place")
-    add("--tuning_rate", type=float, default=Tuning().learning_rate, help="rate of --finetune")
+    add("--tuning_epochs", type=int, default=Tuning().epochs, help="passes of --finetune over the images")
+    add("--tuning_rate", type=float, default=Tuning().learning_rate, help="rate of --finetune; the head's is 10 x")
     add("--out", required=True, help="folder of the output")
     add("--overwrite", action="store_true", help="replace tables and figures that exist")
     add_device_arguments(parser)
@@ -114,7 +115,10 @@ def main(argv: list[str] | None = None) -> dict[str, ProbeResult]:
         })  # fmt: skip
     if tuned is not None:
         u, tap = results["trained"].place
-        rows.append({"features": "fine-tuned", "t": u, "layer": tap, "test": 100 * tuned, "deviation": 0.0, "seeds": 1})
+        rows.append({
+            "features": "fine-tuned", "t": u, "layer": tap, "test": 100 * float(np.mean(tuned)),
+            "deviation": 100 * float(np.std(tuned)), "seeds": len(tuned),
+        })  # fmt: skip
     note = "% of test images recognised at the place chosen on validation images: mean and s.d. over seeds"
     write_csv(out / "results.csv", rows, [note], options.overwrite)
     errors = [

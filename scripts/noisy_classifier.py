@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ldm.arguments import add_source_arguments
 from ldm.checkpoint import save_tensors
-from ldm.cli import HelpFormatter, add_device_arguments, pick_device, run_script, write_record
+from ldm.cli import HelpFormatter, add_device_arguments, pick_device, run_script, step_bar, write_record
 from ldm.evaluation.noise_conditional import (
     WRN_TRAINING,
     NetworkClassifier,
@@ -142,13 +142,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         options.training,
         **{name: getattr(options, name) for name in ("epochs", "batch_size", "warm_up", "learning_rate")},
     )
-    with tqdm(desc="training", unit="step") as bar:
-
-        def progress(_done: int, total: int, loss: float) -> None:
-            bar.total = total
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-
+    with step_bar("training") as progress:
         train_noisy(classifier, sets["train"], times, training, options.seed, progress)
     levels = levels_of(path)[1]
     with tqdm(desc="recognition", total=len(sets["validation"]), unit="image") as bar:

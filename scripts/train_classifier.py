@@ -19,9 +19,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
-from ldm.cli import HelpFormatter, pick_device, record, run_script
+from ldm.cli import HelpFormatter, pick_device, record, run_script, step_bar
 from ldm.data.sources import DataSetImages
 from ldm.evaluation.classifier import (
     Architecture,
@@ -83,13 +82,7 @@ def main(argv: list[str] | None = None) -> float:
         raise ValueError(f"expected square images, got {side} x {other}")
     model = SmallClassifier(Architecture(channels, side, data.n_classes, **sizes), options.seed)
     began = time.process_time()
-    with tqdm(desc="steps", unit="step") as bar:
-
-        def progress(done: int, total: int, loss: float) -> None:
-            bar.total = total
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-
+    with step_bar("steps") as progress:
         train_classifier(model, images, labels, training, options.seed, progress, device)
     seconds = time.process_time() - began
     tested = DataSetImages(instantiate_from_config(sets["validation"])).everything()

@@ -7,7 +7,7 @@ whose K is the data's own number of classes. Values compare with those of the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_into, load_state_dict, save_tensors, sha256
+from ldm.evaluation.fitting import Batches, Progress, minimise
 from ldm.util import atomic_write, generator
 
 # The side in pixels that the last feature map has at most.
@@ -109,13 +110,10 @@ def train_classifier(
     labels: Tensor,
     training: Training,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
     """Train in place on uint8 images [N, C, H, W] and labels [N]; the order of (seed, epoch) is fixed.
-
-    Args:
-        progress: called after each step with (steps done, steps in all, loss in nats).
 
     Raises:
         ValueError: if the images do not fit the model or the labels, or the loss is not finite.
@@ -125,28 +123,19 @@ def train_classifier(
     if tuple(images.shape[1:]) != expected or len(images) != len(labels) or not len(images):
         raise ValueError(f"expected images [N, {expected}] and labels [N], got {images.shape} and {labels.shape}")
     model.to(device).train()
-    per_epoch = -(-len(images) // training.batch_size)
+    batches = Batches(len(images), training.batch_size, training.epochs, "classifier order", seed)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.99)
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, training.learning_rate, total_steps=per_epoch * training.epochs, pct_start=0.3
+        optimiser, training.learning_rate, total_steps=batches.steps, pct_start=0.3
     )
-    done = 0
-    for epoch in range(training.epochs):
-        source = generator("classifier order", seed, epoch)
-        for chosen in torch.randperm(len(images), generator=source).split(training.batch_size):
-            batch = signed(shifted(images[chosen], training.shift, source)).to(device)
-            loss = F.cross_entropy(model(batch), labels[chosen].to(device))
-            if not loss.isfinite():
-                raise ValueError(f"loss {float(loss)} at step {done}: lower the learning rate")
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, per_epoch * training.epochs, float(loss.detach()))
+
+    def loss(rows: Tensor, _epoch: int, source: torch.Generator) -> Tensor:
+        batch = signed(shifted(images[rows], training.shift, source)).to(device)
+        return F.cross_entropy(model(batch), labels[rows].to(device))
+
+    minimise(loss, batches, optimiser, schedule, progress)
     model.eval()
 
 

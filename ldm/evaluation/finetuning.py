@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.evaluation.grid_features import States
+from ldm.evaluation.fitting import Batches, Examples, Progress, half_cosine, minimise
 from ldm.evaluation.taps import Reading, Trunk
 from ldm.models.diffusion.noise import keyed_normal
-from ldm.util import generator
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,13 @@ class TunedEncoder(nn.Module):
         return self.head(self.norm(found[self.tap]))
 
     @torch.no_grad()
-    def accuracy(self, states: States, seed: int, batch_size: int = 100) -> float:
+    def accuracy(self, states: Examples, seed: int, batch_size: int = 100) -> float:
         """Share of the states that are recognised; logits are averaged over the reading's noise draws."""
         self.eval()
         right = 0
         for start in range(0, len(states), batch_size):
             images = range(start, min(start + batch_size, len(states)))
-            x0 = states.read(images.start, images.stop)
+            x0 = states.at(images)
             logits = sum(
                 self(x0, keyed_normal([("tuned", seed, image, draw) for image in images], x0.shape[1:]).to(x0))
                 for draw in self.reading.draws
@@ -73,46 +70,36 @@ class TunedEncoder(nn.Module):
 def tune(
     trunk: Trunk,
     reading: Reading,
-    states: States,
+    states: Examples,
     rows: NDArray[np.int64],
-    tests: States,
+    tests: Examples,
     classes: int,
     training: Tuning,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> float:
     """Train the encoder and its head on some rows of the states, and return the test accuracy.
 
-    Every step draws new noise from (seed, epoch, image). The states are read once and held in memory.
+    Every step reads its images anew, augmented as their epoch is, and draws noise from (seed, epoch, image).
 
     Raises:
         ValueError: if the loss is not finite.
     """
-    images = torch.cat([states.read(start, min(start + 500, len(states))) for start in range(0, len(states), 500)])
-    labels = states.labels.to(images.device)
-    width = next(iter(trunk.features(images[:1], [0], replace(reading, draws=(0,))).values())).shape[1]
-    encoder = TunedEncoder(trunk, reading, width, classes).to(images.device).train()
+    first = states.at([int(rows[0])])
+    width = next(iter(trunk.features(first, [0], replace(reading, draws=(0,))).values())).shape[1]
+    encoder = TunedEncoder(trunk, reading, width, classes).to(first.device).train()
     groups = [
         {"params": encoder.network.parameters()},
         {"params": encoder.head.parameters(), "lr": training.learning_rate * training.head_rate},
     ]
     adam = torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay)
-    per_epoch = -(-len(rows) // training.batch_size)
-    total, done = per_epoch * training.epochs, 0
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
-    for epoch in range(training.epochs):
-        order = torch.randperm(len(rows), generator=generator("tuning order", seed, epoch)).numpy()
-        for chosen in np.array_split(rows[order], per_epoch):
-            keys = [("tuning", seed, epoch, int(image)) for image in chosen]
-            eps = keyed_normal(keys, images.shape[1:]).to(images)
-            loss = F.cross_entropy(encoder(images[chosen], eps), labels[chosen])
-            if not loss.isfinite():
-                raise ValueError(f"loss {float(loss.detach())} at step {done}: lower the rate of fine-tuning")
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, total, float(loss.detach()))
+    batches = Batches(len(rows), training.batch_size, training.epochs, "tuning order", seed)
+
+    def loss(part: Tensor, epoch: int, _source: torch.Generator) -> Tensor:
+        images = rows[part.numpy()].tolist()
+        x0 = states.at(images, epoch)
+        eps = keyed_normal([("tuning", seed, epoch, image) for image in images], x0.shape[1:]).to(x0)
+        return F.cross_entropy(encoder(x0, eps), states.labels[images].to(x0.device))
+
+    minimise(loss, batches, adam, half_cosine(adam, batches.steps), progress)
     return encoder.accuracy(tests, seed)

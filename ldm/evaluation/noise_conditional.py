@@ -6,33 +6,21 @@ How many images are recognised at each noise level says what a model can still s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.evaluation.fitting import Batches, Examples, Progress, half_cosine, minimise
 from ldm.evaluation.taps import Trunk
 from ldm.models.diffusion.noise import keyed_normal
 from ldm.models.diffusion.path import Path, VPPath
 from ldm.modules.ddpmpp import TimeEmbedding
-from ldm.util import generator
 
 # A training time [B] for uniform draws [B].
 Times = Callable[[Tensor], Tensor]
-
-
-class Examples(Protocol):
-    """Clean states by position, augmented as an epoch is, and their classes."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-
-    def at(self, rows: Sequence[int], epoch: int = 0) -> Tensor: ...
 
 
 class NoiseHead(nn.Module):
@@ -107,13 +95,6 @@ class NoisyTraining:
             return torch.optim.SGD(parameters, self.learning_rate, **options)
         return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
 
-    def factor(self, step: int, per_epoch: int) -> float:
-        """Multiplier of the rate at a step."""
-        warm, total = self.warm_up * per_epoch, self.epochs * per_epoch
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
 
 WRN_TRAINING = NoisyTraining(200, 128, 0.1, 5, 0.9, 5e-4)
 
@@ -129,33 +110,27 @@ def train_noisy(
     times: Times,
     training: NoisyTraining,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Train what of a classifier trains; an image's time and noise come from (seed, epoch, image).
+    """Train what of a classifier trains; noise comes from (seed, epoch, image), times from (seed, epoch, batch).
 
     Raises:
         ValueError: if the loss is not finite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = training.optimiser(parameters)
-    per_epoch = -(-len(data) // training.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: training.factor(step, per_epoch))
+    batches = Batches(len(data), training.batch_size, training.epochs, "noisy order", seed)
+
+    def loss(rows: Tensor, epoch: int, source: torch.Generator) -> Tensor:
+        x0 = data.at(rows.tolist(), epoch)
+        u = times(torch.rand(len(rows), generator=source, dtype=torch.float64))
+        eps = keyed_normal([("noisy", seed, epoch, row) for row in rows.tolist()], x0.shape[1:]).to(x0)
+        return F.cross_entropy(model(x0, eps, u), data.labels[rows].to(x0.device))
+
     model.train()
-    for epoch in range(training.epochs):
-        order = torch.randperm(len(data), generator=generator("noisy order", seed, epoch))
-        for part, rows in enumerate(order.split(training.batch_size)):
-            x0 = data.at(rows.tolist(), epoch)
-            u = times(torch.rand(len(rows), generator=generator("noisy times", seed, epoch, part), dtype=torch.float64))
-            eps = keyed_normal([("noisy", seed, epoch, row) for row in rows.tolist()], x0.shape[1:]).to(x0)
-            loss = F.cross_entropy(model(x0, eps, u), data.labels[rows].to(x0.device))
-            if not loss.isfinite():
-                raise ValueError(f"loss {float(loss.detach())} in epoch {epoch}: lower the learning rate")
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            if progress is not None:
-                progress(epoch * per_epoch + part + 1, per_epoch * training.epochs, float(loss.detach()))
+    minimise(
+        loss, batches, optimiser, half_cosine(optimiser, batches.steps, training.warm_up * batches.per_epoch), progress
+    )
     model.eval()
 
 

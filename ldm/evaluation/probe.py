@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.evaluation.fitting import Batches, Progress, half_cosine, minimise
 from ldm.evaluation.taps import Place
 from ldm.util import generator
 
@@ -109,7 +110,7 @@ def fit_heads(
     training: ProbeTraining,
     seed: int,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Heads:
     """Train one head a place, all in one optimiser; the order of the images comes from (seed, epoch).
 
@@ -117,10 +118,9 @@ def fit_heads(
         copies: {place: features [N, D]} of the images under other noise or augmentation; epoch e takes copy
             e modulo their number. All have the same places.
         labels: classes [N]; rows: the images that are learned from.
-        progress: called with (steps done, steps in all).
 
     Raises:
-        ValueError: if there are no images, or labels and features differ in number.
+        ValueError: if there are no images, labels and features differ in number, or the loss is not finite.
     """
     first = copies[0]
     sizes = {len(array) for arrays in copies for array in arrays.values()}
@@ -131,24 +131,15 @@ def fit_heads(
     groups = tuple(_group(first, places, rows, classes, training, device) for places in by_width)
     parameters = [tensor for group in groups for tensor in (group.weight, group.bias)]
     adam = torch.optim.Adam(parameters, training.learning_rate, weight_decay=training.weight_decay)
-    per_epoch = -(-len(rows) // training.batch_size)
-    total, targets = per_epoch * training.epochs, torch.from_numpy(labels).to(device)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
-    done = 0
-    for epoch in range(training.epochs):
-        order = torch.randperm(len(rows), generator=generator("probe order", seed, epoch)).numpy()
-        arrays = copies[epoch % len(copies)]
-        for chosen in np.split(rows[order], range(training.batch_size, len(rows), training.batch_size)):
-            # The sum over heads of each head's mean loss: every head gets the gradient of its own.
-            wanted = targets[chosen]
-            losses = [_losses(group.logits(arrays, chosen), wanted) for group in groups]
-            adam.zero_grad()
-            torch.cat(losses).sum().backward()
-            adam.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, total)
+    batches = Batches(len(rows), training.batch_size, training.epochs, "probe order", seed)
+    targets = torch.from_numpy(labels).to(device)
+
+    def loss(part: Tensor, epoch: int, _source: torch.Generator) -> Tensor:
+        """The sum over heads of each head's mean loss: every head gets the gradient of its own."""
+        chosen, arrays = rows[part.numpy()], copies[epoch % len(copies)]
+        return torch.cat([_losses(group.logits(arrays, chosen), targets[chosen]) for group in groups]).sum()
+
+    minimise(loss, batches, adam, half_cosine(adam, batches.steps), progress)
     return Heads(tuple(_detached(group) for group in groups))
 
 
@@ -220,7 +211,7 @@ def probe(
     seeds: Sequence[int] = (0, 1, 2),
     share: float = 0.1,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ProbeResult:
     """Train heads at every place for every seed, choose one place on validation images, and test it once a seed.
 

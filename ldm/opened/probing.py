@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from ldm.checkpoint import sha256
+from ldm.cli import step_bar
 from ldm.data.module import DataModuleFromConfig
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.grid_features import GridFeatures, cached_features
@@ -40,7 +41,7 @@ class ProbeStudy:
 
     Args:
         options: seed, n_train, copies, seeds, validation, epochs, batch_size, learning_rate, standardise, draws,
-            images_per_pass, tuning_rate, latent_cache, precision (see `scripts/linear_probe.py`).
+            images_per_pass, tuning_epochs, tuning_rate, latent_cache, precision (see `scripts/linear_probe.py`).
         folder: where features are kept.
     """
 
@@ -82,12 +83,7 @@ class ProbeStudy:
             )  # fmt: skip
 
     def _probe(self, copies: list[Arrays], labels: NDArray, tested: Callable[..., Any], name: str) -> ProbeResult:
-        with tqdm(desc=f"{name} heads", unit="step") as bar:
-
-            def progress(_done: int, total: int) -> None:
-                bar.total = total * len(self.seeds)
-                bar.update()
-
+        with step_bar(f"{name} heads", len(self.seeds)) as progress:
             return probe(
                 copies, labels, tested, self.classes, self.training, self.seeds, self.options.validation,
                 self.opened.device, progress,
@@ -118,18 +114,23 @@ class ProbeStudy:
         arrays, labels = found["train"]
         return self._probe([arrays], labels, lambda _place, _seed: found["test"], "pixels")
 
-    def fine_tune(self, trunk: Trunk, reading: Reading, place: Place) -> float:
-        """Test accuracy of the encoder up to a place, trained with its head on all but the validation images."""
+    def fine_tune(self, trunk: Trunk, reading: Reading, place: Place) -> list[float]:
+        """Test accuracy of the encoder up to a place, trained with its head, one entry a seed.
+
+        It learns from the images that the heads of that seed learned from: all but those of validation.
+
+        Raises:
+            ValueError: in fp16, whose small gradients would vanish.
+        """
+        if self.options.precision == "fp16":
+            raise ValueError("--finetune keeps no scale of the loss, which fp16 needs: take bf16 or float32")
         u, tap = place
         states, tests = self.states("train"), self.states("test")
-        rows, _ = validation_split(states.labels.numpy(), self.options.validation, self.options.seed)
-        training = Tuning(self.options.epochs, self.options.batch_size, self.options.tuning_rate)
+        training = Tuning(self.options.tuning_epochs, self.options.batch_size, self.options.tuning_rate)
         one = replace(reading, times=(u,), taps={tap: reading.taps[tap]})
-        with tqdm(desc="tuning", unit="step") as bar:
-
-            def progress(_done: int, total: int, loss: float) -> None:
-                bar.total = total
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update()
-
-            return tune(trunk, one, states, rows, tests, self.classes, training, self.options.seed, progress)
+        found = []
+        with step_bar("tuning", len(self.seeds)) as progress:
+            for seed in self.seeds:
+                rows, _ = validation_split(states.labels.numpy(), self.options.validation, seed)
+                found.append(tune(trunk, one, states, rows, tests, self.classes, training, seed, progress))
+        return found

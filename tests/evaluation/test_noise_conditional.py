@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldm.evaluation.fitting import half_cosine
 from ldm.evaluation.noise_conditional import (
     WRN_TRAINING,
     NetworkClassifier,
@@ -75,7 +76,11 @@ def test_a_head_learns_on_a_frozen_trunk_and_leaves_it_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
 
 
-def test_rates_warm_up_and_fall():
-    factors = [WRN_TRAINING.factor(step, 10) for step in (0, 49, 50, 1025, 2000)]
+def test_the_published_rates_warm_up_and_fall():
+    network = WideResNet(10, 1)
+    optimiser = WRN_TRAINING.optimiser(list(network.parameters()))
+    factor = half_cosine(optimiser, 10 * WRN_TRAINING.epochs, 10 * WRN_TRAINING.warm_up).lr_lambdas[0]
+    factors = [factor(step) for step in (0, 49, 50, 1025, 2000)]
     assert factors[:3] == [1 / 50, 1.0, 1.0]
     assert factors[3:] == pytest.approx([0.5, 0.0], abs=1e-9)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.1 / 50)

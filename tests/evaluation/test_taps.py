@@ -40,6 +40,9 @@ class Given:
     def read(self, start, stop):
         return self.states[start:stop]
 
+    def at(self, rows, epoch=0):
+        return self.states[list(rows)]
+
     def describe(self):
         return {"count": len(self)}
 
