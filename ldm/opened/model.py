@@ -18,7 +18,7 @@ from ldm.heads import merge
 from ldm.memory import Pieces, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.denoiser import Denoiser, Network
-from ldm.models.diffusion.network import PiecewiseNetwork, is_bare
+from ldm.models.diffusion.network import PiecewiseNetwork, network_alone
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import make_sampler, run
 from ldm.models.diffusion.sampler.registry import Sampler, sampler_options
@@ -210,10 +210,10 @@ def load_weights(
     """
     content = load_checkpoint(checkpoint)
     if "component" not in content:
-        bare = is_bare(content.get("state_dict", content))
+        alone = network_alone(content, averaged) is not None
         del content
         model.init_from_ckpt(str(checkpoint), use_averaged=averaged)
-        if bare and any(True for _ in model.first_stage_model.parameters()):
+        if alone and any(True for _ in model.first_stage_model.parameters()):
             if not first_stage:
                 raise ValueError(
                     f"{checkpoint} holds the network alone: name its first stage in the config, "

@@ -8,11 +8,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ldm.checkpoint import save_checkpoint
+from ldm.evaluation.taps import resolve_taps
 from ldm.models.diffusion.denoiser import NetworkDenoiser, clipped
 from ldm.models.diffusion.path import EDMPath, VPPath
 from ldm.models.diffusion.sampler import ddim, heun, run
 from ldm.models.diffusion.sampler.grids import edm_grid
 from ldm.modules.ema import LitEma
+from ldm.opened.model import load_weights
+from ldm.opened.trunk import trunk_of
 from ldm.training.config import learning_rate, load_config, shared_batch
 from ldm.util import instantiate_from_config
 from tests.conftest import golden_json, golden_tensors, recipe_weights
@@ -104,3 +108,42 @@ def test_a_global_batch_must_divide():
     config.data.params.batch_size = 4
     with pytest.raises(ValueError, match="not both"):
         shared_batch(config, 2)
+
+
+def published_file(folder, average):
+    """A file as DDAE's training writes it: weights under DDP, online and averaged copies, tables, the optimiser."""
+    raw = {name: value + 1 for name, value in average.items()}
+    copies = {f"online_model.nn_model.{name}": value for name, value in raw.items()}
+    copies |= {f"ema_model.nn_model.{name}": value for name, value in average.items()}
+    copies |= {"initted": torch.tensor(True), "step": torch.tensor(7), "ema_model.alphabar_t": torch.ones(1001)}
+    trained = {f"module.nn_model.{name}": value for name, value in raw.items()} | {
+        "module.alphabar_t": torch.ones(1001)
+    }
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+    save_checkpoint({"MODEL": trained, "EMA": copies, "opt": adam.state_dict()}, folder / "model_800.pth")
+    return folder / "model_800.pth"
+
+
+@torch.no_grad()
+def test_a_published_file_opens_with_its_averages_and_gives_the_published_features(tmp_path):
+    weights, io = recipe_weights(golden_json("ddae_small_ddpm")), golden_tensors("ddae_small_ddpm_io")
+    model, file = small_model("DDPM_ddpm.yaml"), published_file(tmp_path, weights)
+    load_weights(model, file, averaged=False)
+    assert torch.equal(model.model.diffusion_model.image_proj.bias, weights["image_proj.bias"] + 1)
+    load_weights(model, file)
+    trunk, x0 = trunk_of(model), 2 * io["ddpm/image01"] - 1
+    for tap, found in trunk.read(resolve_taps(trunk.network, ["all"]), x0, io["ddpm/feature_noise"], 11.0).items():
+        if tap.startswith("out"):
+            torch.testing.assert_close(found, io[f"ddpm/feature_t11/{tap}"], rtol=0, atol=1e-4)
+
+
+def test_what_a_published_file_lacks_is_listed(tmp_path):
+    weights, model = recipe_weights(golden_json("ddae_small_ddpm")), small_model("DDPM_ddpm.yaml")
+    del weights["up.0.res.conv1.weight"]
+    with pytest.raises(ValueError, match=r"missing from the file: .*up.0.res.conv1.weight"):
+        load_weights(model, published_file(tmp_path, weights))
+    save_checkpoint({"MODEL": {"module.conv_in.weight": torch.ones(1)}, "EMA": {}, "opt": {}}, tmp_path / "other.pth")
+    with pytest.raises(
+        ValueError, match=r"first layer of DDAE's networks; it holds 1 entries, among them: module.conv"
+    ):
+        load_weights(model, tmp_path / "other.pth", averaged=False)

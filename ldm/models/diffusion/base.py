@@ -11,12 +11,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm.checkpoint import averaged, load_into, load_state_dict
+from ldm.checkpoint import averaged, load_checkpoint, load_into, state_dict_of
 from ldm.heads import Component
 from ldm.models.diffusion import components
 from ldm.models.diffusion.anchor import Anchor
 from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, is_bare
+from ldm.models.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, network_alone
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elementwise_error
 from ldm.models.diffusion.optimisation import from_all_devices, log_step, optimiser, positions
@@ -29,9 +29,12 @@ IMPORTANCE_KEYS = ("time_importance.*",)
 
 def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool, use_averaged: bool) -> None:
     """See `DDPM.init_from_ckpt`."""
-    state = averaged(load_state_dict(path)) if use_averaged else load_state_dict(path)
-    if is_bare(state):
-        state, only_model = {f"{UNET}{name}": value for name, value in state.items()}, True
+    content = load_checkpoint(path)
+    alone = network_alone(content, use_averaged)
+    if alone is not None:
+        state, only_model = {f"{UNET}{name}": value for name, value in alone.items()}, True
+    else:
+        state = averaged(state_dict_of(content, path)) if use_averaged else state_dict_of(content, path)
     state = {name: value for name, value in state.items() if not name.startswith(ignore_keys or ("\0",))}
     has_copies = any(name.startswith("model_ema.") for name in state)
     ignore = ignore_keys + (() if model.use_ema and has_copies else EMA_KEYS)
@@ -135,7 +138,8 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
         """Load a checkpoint strictly; `use_averaged` takes EMA copies, where the file has them, as the weights.
 
         Otherwise EMA copies are read where the model keeps them and left out where it does not. Averages that the file
-        does not hold start from the weights it does hold. Files of guided-diffusion, a UNet alone, are read too.
+        does not hold start from the weights it does hold. Published files of a network alone are read too, see
+        `network_alone`.
         """
         _read(self, path, tuple(ignore_keys), only_model, use_averaged)
 

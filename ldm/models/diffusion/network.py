@@ -18,11 +18,38 @@ from ldm.util import instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
 UNET = "model.diffusion_model."
+# The first layer of the networks that DDAE trains.
+DDAE_FIRST = "image_proj.weight"
 
 
 def is_bare(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is a network's own, as guided-diffusion and DiT publish them, without names around it."""
     return any(name.startswith(("input_blocks.", "image_proj.", "x_embedder.")) for name in state)
+
+
+def network_alone(content: Mapping[str, Any], averaged: bool) -> dict[str, Tensor] | None:
+    """A network's own state dict out of a published file that holds nothing else of a model; None for other files.
+
+    guided-diffusion and DiT publish it as it is. DDAE's training writes {MODEL, EMA, opt}: `MODEL` is the model as it
+    trains, `EMA` holds its averages below `ema_model.` (ema-pytorch); `averaged` takes these. In both the network lies
+    below a name of its own, and tables of the process beside it.
+
+    Raises:
+        ValueError: if a file laid out as DDAE's holds no network of its kind, with the names that it does hold.
+    """
+    if "MODEL" not in content:
+        state = content.get("state_dict", content)
+        return dict(state) if is_bare(state) else None
+    part = "EMA" if averaged and "EMA" in content else "MODEL"
+    start = "ema_model." if part == "EMA" else ""
+    first = next((name for name in content[part] if name.startswith(start) and name.endswith(DDAE_FIRST)), None)
+    if first is None:
+        raise ValueError(
+            f"{part} of this file holds no '{start}..{DDAE_FIRST}', the first layer of DDAE's networks; it holds "
+            f"{len(content[part])} entries, among them: {', '.join(map(str, list(content[part])[:8]))}"
+        )
+    prefix = first.removesuffix(DDAE_FIRST)
+    return {name.removeprefix(prefix): value for name, value in content[part].items() if name.startswith(prefix)}
 
 
 class DiffusionWrapper(nn.Module):
