@@ -5,11 +5,14 @@ Examples:
   python scripts/noisy_classifier.py wrn --base configs/ddae/DDPM_ddpm.yaml --mode VP --out results/noisy_vp
   python scripts/noisy_classifier.py wrn --base configs/ddae/mnist.yaml --mode VE --depth 10 --width 1 --epochs 2 \\
       --beside results/noisy_ddae/recognition.csv --out results/noisy_ve
+  python scripts/noisy_classifier.py adm --base configs/guided-diffusion/mnist-classifier.yaml \\
+      --ckpt logs/2026-01-01T00-00-00_classifier/checkpoints/last.ckpt --out results/noisy_adm
 
 ddae trains a small head on the frozen features of a diffusion model, which see the model's own noise; wrn a wide
-residual network from scratch under VP noise (1,000 steps of DDPM) or VE noise (EDM). Both take training and test images
-from the config. Writes the weights, recognition.csv (rate by log signal-to-noise ratio) and recognition.png; --beside
-draws other runs' tables into the same figure.
+residual network from scratch under VP noise (1,000 steps of DDPM) or VE noise (EDM); adm trains nothing: it takes a
+classifier that main.py trained to guide a diffusion model, under that model's noise. Images come from the config.
+Writes the weights of what was trained, recognition.csv (rate by log signal-to-noise ratio) and recognition.png;
+--beside draws other runs' tables into the same figure.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from ldm.evaluation.noise_conditional import (
     train_noisy,
 )
 from ldm.evaluation.taps import Reading, resolve_taps
+from ldm.models.diffusion.classifier import NoisyClassifier
 from ldm.models.diffusion.path import EDMPath, VPPath, beta_schedule
 from ldm.models.diffusion.path import Path as NoisePath
 from ldm.models.diffusion.times import LogNormalNoise
@@ -62,7 +66,11 @@ def get_parser() -> argparse.ArgumentParser:
     ddae.set_defaults(**PLAIN)
     wrn = commands.add_parser("wrn", help="a wide residual network", **words)
     wrn.add_argument("--base", required=True, help="config whose images it is trained on")
-    wrn.add_argument("words", nargs="*", default=[], help="a.b=c changes a value of the config")
+    adm = commands.add_parser("adm", help="a classifier for guidance, trained by main.py", **words)
+    adm.add_argument("--base", required=True, help="its config, a NoisyClassifier with its data")
+    adm.add_argument("--ckpt", required=True, help="its weights")
+    for command in (wrn, adm):
+        command.add_argument("words", nargs="*", default=[], help="a.b=c changes a value of the config")
     wrn.add_argument("--mode", default="VP", choices=("VP", "VE"), help="noise of DDPM or of EDM")
     wrn.add_argument("--depth", type=int, default=28, help="layers, 6 n + 4")
     wrn.add_argument("--width", type=int, default=10, help="multiplies 16, 32, 64 channels")
@@ -72,11 +80,13 @@ def get_parser() -> argparse.ArgumentParser:
             add(f"--{name}", type=int, default=getattr(training, name), help=f"{name} of the training")
         add("--learning_rate", type=float, default=training.learning_rate, help="rate at its highest")
         add("--n_train", type=int, help="training images, drawn by --seed (default: all)")
+        command.set_defaults(training=training)
+    for command in (ddae, wrn, adm):
+        add = command.add_argument
         add("--n_test", type=int, help="test images, drawn by --seed (default: all)")
         add("--beside", nargs="+", default=[], metavar="CSV", help="recognition.csv of other runs, for the figure")
         add("--out", required=True, help="folder of the output")
         add("--overwrite", action="store_true", help="replace outputs that exist")
-        command.set_defaults(training=training)
         add_device_arguments(command)
     return parser
 
@@ -123,6 +133,41 @@ def network_of(options: argparse.Namespace):
     return NetworkClassifier(network, path), path, times, model, config, network
 
 
+def guide_of(options: argparse.Namespace):
+    """The same of a classifier that main.py trained, of which nothing trains here."""
+    config = load_config([options.base], options.words, needs=("model", "data"))
+    model = instantiate_from_config(config.model)
+    if not isinstance(model, NoisyClassifier):
+        raise ValueError(f"{options.base} names {config.model.target}: expected the config of a NoisyClassifier")
+    model.init_from_ckpt(options.ckpt)
+    model = model.to(pick_device(options.device)).requires_grad_(False)
+    return (
+        NetworkClassifier(model.classifier, model.path, model.path.time_to_net),
+        model.path,
+        None,
+        model,
+        config,
+        None,
+    )
+
+
+MAKERS = {"ddae": head_of, "wrn": network_of, "adm": guide_of}
+
+
+def images_of(model, config, split: str, wanted: int | None, seed: int) -> DataStates:
+    """Images of a config's data set as the model's states: all, or `wanted` of them."""
+    params = OmegaConf.to_container(OmegaConf.create(config)["data"]["params"], resolve=True)
+    data = instantiate_from_config(params[split])
+    return DataStates(model, data, chosen_positions(len(data), wanted, seed))
+
+
+def train(options: argparse.Namespace, classifier, states: DataStates, times) -> None:
+    """Train what of a classifier trains, under the options' training."""
+    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "warm_up", "learning_rate")}
+    with step_bar("training") as progress:
+        train_noisy(classifier, states, times, replace(options.training, **given), options.seed, progress)
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     options = get_parser().parse_args(argv)
     out = Path(options.out)
@@ -131,37 +176,28 @@ def main(argv: list[str] | None = None) -> list[dict]:
     beside = {Path(file).parent.name: read_csv(file) for file in options.beside}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        make = head_of if options.command == "ddae" else network_of
-        classifier, path, times, model, config, trained = make(options)
-    params = OmegaConf.to_container(OmegaConf.create(config)["data"]["params"], resolve=True)
-    sets = {}
-    for split, wanted in (("train", options.n_train), ("validation", options.n_test)):
-        data = instantiate_from_config(params[split])
-        sets[split] = DataStates(model, data, chosen_positions(len(data), wanted, options.seed))
-    training = replace(
-        options.training,
-        **{name: getattr(options, name) for name in ("epochs", "batch_size", "warm_up", "learning_rate")},
-    )
-    with step_bar("training") as progress:
-        train_noisy(classifier, sets["train"], times, training, options.seed, progress)
-    levels = levels_of(path)[1]
-    with tqdm(desc="recognition", total=len(sets["validation"]), unit="image") as bar:
-        rates = recognition(classifier, sets["validation"], levels, options.seed, progress=bar.update)
+        classifier, path, times, model, config, trained = MAKERS[options.command](options)
+    if trained is not None:
+        train(options, classifier, images_of(model, config, "train", options.n_train, options.seed), times)
+    tests, levels = images_of(model, config, "validation", options.n_test, options.seed), levels_of(path)[1]
+    with tqdm(desc="recognition", total=len(tests), unit="image") as bar:
+        rates = recognition(classifier, tests, levels, options.seed, progress=bar.update)
     rows = [
         {"t": u, "log_snr": -2 * float(path.ratio(u).log()), "recognised": 100 * rate}
         for u, rate in zip(levels, rates, strict=True)
     ]
-    save_tensors(trained.state_dict(), out / "classifier.safetensors", overwrite=options.overwrite)
+    parameters = 0
+    if trained is not None:
+        parameters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
+        save_tensors(trained.state_dict(), out / "classifier.safetensors", overwrite=options.overwrite)
     write_csv(out / "recognition.csv", rows, ["% of test images recognised at each noise level"], options.overwrite)
-    tables = {out.name: rows, **beside}
     curves = {
         name: ([row["log_snr"] for row in table], [row["recognised"] for row in table])
-        for name, table in tables.items()
+        for name, table in {out.name: rows, **beside}.items()
     }
     label = "log signal-to-noise ratio, 2 ln(alpha / sigma)"
     lines(curves, out / "recognition.png", label, "test images recognised (%)", overwrite=options.overwrite)
-    trains = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    write_record(out / "record.json", options, overwrite=True, parameters=trains)
+    write_record(out / "record.json", options, overwrite=True, parameters=parameters)
     print(markdown_table(rows))
     return rows
 

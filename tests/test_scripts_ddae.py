@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
+from ldm.data.digits import Digits
 from ldm.evaluation.extractors import make_extractor
+from ldm.models.diffusion.noise import keyed_normal
+from ldm.opened.probing import chosen_positions
 from ldm.report.tables import read_csv, write_csv
+from ldm.util import instantiate_from_config
 from scripts import contrastive, evaluate, linear_probe, noisy_classifier, probe_uncertainty
 from tests.conftest import tiny_config, tiny_model
+from tests.models.test_classifier_training import ENCODER
 
 DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
 TESTS = {"target": "ldm.data.digits.Digits", "params": {"split": "test"}}
@@ -73,6 +79,36 @@ def test_noisy_classifier(source, tmp_path, command):
     assert len(rows) == (20 if command == "ddae" else 18)
     assert all(0 <= row["recognised"] <= 100 for row in rows)
     assert (tmp_path / command / "recognition.png").is_file()
+
+
+def test_a_guiding_classifier_is_measured_under_the_noise_it_was_trained_on(tmp_path):
+    """Against logits of images noised here by the table's own alphas, at the network's time t - 1."""
+    model = {"params": {"classifier_config": ENCODER, "timesteps": 40, "beta_schedule": "cosine"}}
+    model["target"] = "ldm.models.diffusion.classifier.NoisyClassifier"
+    OmegaConf.save(OmegaConf.create({"model": model, "data": {"params": {"validation": TESTS}}}), tmp_path / "c.yaml")
+    torch.manual_seed(0)
+    classifier = instantiate_from_config(model).eval()
+    for parameter in classifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_checkpoint({"state_dict": classifier.state_dict()}, tmp_path / "c.ckpt")
+    words = ["--base", str(tmp_path / "c.yaml"), "--ckpt", str(tmp_path / "c.ckpt"), "--device", "cpu", "--seed", "0"]
+    rows = noisy_classifier.main(["adm", *words, "--n_test", "60", "--out", str(tmp_path / "out")])
+    assert [row["t"] for row in rows] == list(range(1, 41, 2)) and not (
+        tmp_path / "out/classifier.safetensors"
+    ).exists()
+    tests = Digits(split="test")
+    images = torch.stack([tests[place]["image"] for place in chosen_positions(len(tests), 60, 0)]).movedim(-1, 1)
+    labels = torch.tensor([tests[place]["class_label"] for place in chosen_positions(len(tests), 60, 0)])
+    noise = keyed_normal([("recognised", 0, row) for row in range(60)], images.shape[1:])
+    for row in (rows[0], rows[9], rows[19]):
+        t = int(row["t"]) - 1
+        x = classifier.sqrt_alphas_cumprod[t] * images + classifier.sqrt_one_minus_alphas_cumprod[t] * noise
+        with torch.no_grad():
+            right = classifier.classifier(x, torch.full((60,), t)).argmax(1) == labels
+        assert row["recognised"] == pytest.approx(100 * float(right.float().mean()))
+    with pytest.raises(ValueError, match="expected the config of a NoisyClassifier"):
+        OmegaConf.save(OmegaConf.create({"model": tiny_config(), "data": {}}), tmp_path / "d.yaml")
+        noisy_classifier.main(["adm", "--base", str(tmp_path / "d.yaml"), *words[2:], "--out", str(tmp_path / "no")])
 
 
 def test_trunk_features_serve_the_metrics(source, tmp_path):

@@ -62,16 +62,18 @@ class TrunkClassifier(nn.Module):
 
 
 class NetworkClassifier(nn.Module):
-    """A network of noisy images, told t / T on a table of betas and ln(sigma / alpha) elsewhere."""
+    """A network of noisy images, told t / T on a table of betas and ln(sigma / alpha) elsewhere, or `told(u)`."""
 
-    def __init__(self, network: nn.Module, path: Path):
+    def __init__(self, network: nn.Module, path: Path, told: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        self.network, self.path = network, path
+        self.network, self.path, self.told = network, path, told or self._told
+
+    def _told(self, u: Tensor) -> Tensor:
+        return u / self.path.end if isinstance(self.path, VPPath) else self.path.ratio(u).log()
 
     def forward(self, x0: Tensor, eps: Tensor, u: Tensor) -> Tensor:
         """Logits [B, K] of clean states and noise [B, C, H, W] at times u [B]."""
-        condition = u / self.path.end if isinstance(self.path, VPPath) else self.path.ratio(u).log()
-        return self.network(self.path.noised(x0, eps, u), condition.to(x0))
+        return self.network(self.path.noised(x0, eps, u), self.told(u).to(x0))
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,14 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
             for name in ("alpha", "sigma", "time_to_net")
         )
 
+    def encode_first_stage(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] as they are: such a classifier has no first stage."""
+        return images
+
+    def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
+        """The same."""
+        return encoded
+
     def noisy(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):
         """What the network sees: (c_in x_t [B, C, H, W], its time [B]) at the draws that belong to (step, samples)."""
         x = batch[self.image_key].movedim(-1, 1).float()
