@@ -7,21 +7,19 @@ Examples:
       --scores sum patch_max segmentation_threshold --out results/as_published
 
 --samples is a folder of sample_laplace.py (samples.npz and scores.csv), --ref one that `evaluate.py ref` wrote, whose
-features are used. Of every score the most certain share --keep stays (or with --rule sigma, as published, what lies
-below mean + standard deviation); `random` removes as many at random, --random times. Writes table.csv: for each score
-and metric the value and z, its distance from the random removals in their standard deviations; and kept/SCORE.txt,
-positions for `evaluate.py calc --keep`.
+features are used. Of every score the most certain share --keep stays (or with --rule sigma, as published, what does
+not exceed mean + standard deviation). `random` removes as many at random, of each class as many under --per_class,
+--random times; scores that leave other numbers have random removals of their own. Writes table.csv: for each score and
+metric the value and z, its distance from its random removals in their standard deviations, empty where these do not
+differ; and kept/SCORE.txt, positions for `evaluate.py calc --keep`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -29,14 +27,13 @@ from ldm.cli import HelpFormatter, pick_device, run_script, write_record
 from ldm.data.sources import open_images
 from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
+from ldm.evaluation.filtering import RULES, at_random, certain, comparison, counts_of
 from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
 from ldm.report.tables import markdown_table, read_csv, write_csv
-from ldm.util import atomic_write, generator
+from ldm.util import atomic_write
 
 # Columns of scores.csv that are no scores.
 NAMES = ("image", "class")
-# Metrics that are better when greater.
-GREATER = ("is", "precision", "recall", "density", "coverage")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -46,7 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--ref", required=True, help="folder that evaluate.py ref wrote")
     add("--out", required=True, help="folder of the output")
     add("--keep", type=float, default=0.8, help="share of the images to keep")
-    add("--rule", default="share", choices=("share", "sigma"), help="share, or sigma: below mean + s.d. (published)")
+    add("--rule", default="share", choices=RULES, help="share, or sigma: up to mean + s.d. (published)")
     add("--per_class", action="store_true", help="within each class, so that no class goes for being uncertain")
     add("--scores", nargs="+", help="columns of scores.csv (default: all)")
     add("--random", type=int, default=5, help="random removals")
@@ -64,18 +61,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def kept_by(values: NDArray, groups: Sequence[NDArray], options: argparse.Namespace) -> NDArray[np.int64]:
-    """Positions that stay, ascending, chosen within each group."""
-    kept = []
-    for group in groups:
-        own = values[group]
-        if options.rule == "sigma":
-            kept.append(group[own < own.mean() + own.std()])
-        else:
-            kept.append(group[np.argsort(own, kind="stable")[: round(options.keep * len(group))]])
-    return np.sort(np.concatenate(kept))
-
-
 def features_of(options: argparse.Namespace, reference):
     """Features of the samples, by the reference's own extractor."""
     made = reference.settings["features"]
@@ -87,40 +72,18 @@ def features_of(options: argparse.Namespace, reference):
     )
 
 
-def removals(
-    scores: dict[str, NDArray], groups: Sequence[NDArray], options: argparse.Namespace
-) -> dict[str, NDArray[np.int64]]:
-    """{name: positions that stay}: all, by each score, and at random of the same size (the same in each group)."""
-    total = len(next(iter(scores.values())))
-    chosen = {"none": np.arange(total)} | {name: kept_by(values, groups, options) for name, values in scores.items()}
-    size = round(statistics.median(len(kept) for kept in list(chosen.values())[1:]))
-    for number in range(options.random):
-        order = torch.randperm(total, generator=generator("removal", options.seed, number)).double().numpy()
-        if options.rule == "share":
-            chosen[f"random {number}"] = kept_by(order, groups, options)
-        else:
-            chosen[f"random {number}"] = np.sort(np.argsort(order)[:size])
-    return chosen
+def groups_of(rows: list[dict], per_class: bool) -> list[NDArray[np.int64]]:
+    """Positions of the images among which the uncertain ones are sought: all, or those of each class.
 
-
-def table_of(values: dict[str, dict[str, float]], kept: dict[str, NDArray]) -> list[dict]:
-    """A row a score and one for the mean of the random removals; `z_METRIC` above 0 is better than random."""
-    names = list(next(iter(values.values())))
-    drawn = [values[name] for name in values if name.startswith("random ")]
-    centre = {name: statistics.mean(each[name] for each in drawn) for name in names}
-    spread = {
-        name: statistics.stdev(each[name] for each in drawn) if len(drawn) > 1 else float("nan") for name in names
-    }
-    rows = []
-    for name in [*(name for name in values if not name.startswith("random ")), "random"]:
-        own = centre if name == "random" else values[name]
-        row = {"removed by": name, "kept": len(kept["random 0" if name == "random" else name]), **own}
-        for metric in names:
-            sign = 1 if metric.split("_")[0] in GREATER else -1
-            difference = sign * (own[metric] - centre[metric])
-            row[f"z_{metric}"] = difference / spread[metric] if difference and spread[metric] else 0.0
-        rows.append(row)
-    return [*rows, {**rows[-1], "removed by": "random, s.d.", **spread, **{f"z_{name}": 1.0 for name in names}}]
+    Raises:
+        ValueError: for --per_class of samples without classes.
+    """
+    if not per_class:
+        return [np.arange(len(rows))]
+    if "class" not in rows[0]:
+        raise ValueError("--per_class needs classes, and these samples have none (an unconditional model)")
+    classes = np.array([row["class"] for row in rows])
+    return [np.flatnonzero(classes == label) for label in np.unique(classes)]
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -143,20 +106,29 @@ def main(argv: list[str] | None = None) -> list[dict]:
     for name in options.metrics:
         if (reason := obstacle(name, found, samples)) is not None:
             raise ValueError(f"{name} cannot be computed: {reason}")
-    groups = [np.arange(len(rows))]
-    if options.per_class:
-        classes = np.array([row.get("class", 0) for row in rows])
-        groups = [np.flatnonzero(classes == label) for label in np.unique(classes)]
-    reference, kept = Reference(found), removals(scores, groups, options)
-    plain = Options(resamples=0, fid_resamples=0, kid_subsets=0, splits=0)
-    values = {}
-    for name, positions in tqdm(kept.items(), unit="set"):
+    groups, reference = groups_of(rows, options.per_class), Reference(found)
+    kept = {"none": np.arange(len(rows))}
+    kept |= {name: certain(values, groups, options.rule, options.keep) for name, values in scores.items()}
+    counts = {name: counts_of(positions, groups) for name, positions in kept.items()}
+    # Scores that leave equally many are held against the same random removals.
+    sizes = [size for size in dict.fromkeys(counts.values()) if sum(size) < len(rows)]
+    names = {size: "random" if len(sizes) == 1 else f"random_{place}" for place, size in enumerate(sizes)}
+    drawn = {
+        (size, number): at_random(size, groups, options.seed, number)
+        for size in sizes
+        for number in range(options.random)
+    }
+    files = {**kept, **{f"{names[size]}_{number}": positions for (size, number), positions in drawn.items()}}
+    plain, values = Options(resamples=0, fid_resamples=0, kid_subsets=0, splits=0), {}
+    for name, positions in tqdm(files.items(), unit="set"):
         measured = measure(options.metrics, reference, samples.rows(positions), plain)
         values[name] = {row.metric: float(row.value) for row in measured}
-        with atomic_write(out / "kept" / f"{name.replace(' ', '_')}.txt", overwrite=True) as partial:
+        with atomic_write(out / "kept" / f"{name}.txt", overwrite=True) as partial:
             partial.write_text("\n".join(map(str, positions.tolist())) + "\n")
-    table = table_of(values, kept)
-    rule = f"{options.keep if options.rule == 'share' else 'below mean + s.d.'}{' of each class' * options.per_class}"
+    chance = {size: [values[f"{names[size]}_{number}"] for number in range(options.random)] for size in sizes}
+    table = comparison(kept, counts, values, chance)
+    rule = f"{options.keep:g}" if options.rule == "share" else "what is at most mean + s.d."
+    rule += " of each class" * options.per_class
     note = f"kept {rule} of {len(rows)}; z > 0: better than random"
     print(markdown_table(table, 4), note, sep="\n")
     write_csv(out / "table.csv", table, [note], overwrite=True)

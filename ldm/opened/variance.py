@@ -43,6 +43,7 @@ METHODS = {
     "published_skip": "BayesDiff-Skip as published",
     "path": "integral of the predictive variance along the plain walk, no further evaluations",
 }
+SAMPLED = ("persistent", "tangents")  # weights held for the whole walk, through whatever acts on predictions
 HYPERPARAMETERS = ("prior_precision", "sigma_noise", "temperature")
 ONE_EVALUATION = ("DDIM", "DDPM", "Euler")  # samplers whose step is affine in one evaluation
 
@@ -102,15 +103,9 @@ class OpenPosterior:
         return denoiser
 
     def predictive(self, labels: Sequence[int] | None) -> PredictiveDenoiser:
-        """The denoiser that knows the variance of its output, epsilon scaling included.
-
-        Raises:
-            ValueError: under clipping or a classifier, which are no linear functions of that output.
-        """
+        """The denoiser that knows the variance of its output, epsilon scaling included; no clipping, no classifier."""
         opened, (cond, null) = self.opened, self.conditions(labels)
         model, wrappers = opened.model, opened.wrappers
-        if wrappers.clip or wrappers.classifier is not None:
-            raise ValueError("this method knows neither clipping nor a classifier: use persistent or tangents")
         around = scaled(
             NetworkDenoiser(model.network, model.path, model.target), model.path, wrappers.scaling, opened.grid
         )
@@ -130,6 +125,18 @@ class OpenPosterior:
         """The chosen sampler for these classes."""
         return self.opened.sampler_for(self.conditions(labels)[0])
 
+    def check(self, method: str) -> None:
+        """Raise a ValueError unless there is such a method and it knows this sampler and what acts on predictions."""
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {sorted(METHODS)}, got '{method}'")
+        wrappers, sampler = self.opened.wrappers, self.opened.options.sampler
+        if method not in SAMPLED and (wrappers.clip or wrappers.classifier is not None):
+            raise ValueError(f"{method} knows neither clipping nor a classifier: use {' or '.join(SAMPLED)}")
+        if method.startswith("published") and sampler not in ONE_EVALUATION:
+            raise ValueError(
+                f"{sampler} is not first order, and {method} takes {', '.join(ONE_EVALUATION)} only: use bayesdiff"
+            )
+
     def steps(self, method: str, labels: Sequence[int] | None, images: Sequence[int]) -> Iterator[VarianceStep]:
         """The plain sampler's steps with the variance of each state, by one of `METHODS`.
 
@@ -137,12 +144,11 @@ class OpenPosterior:
             labels: [B], None for an unconditional model; images: numbers [B], which name the noise.
 
         Raises:
-            ValueError: for another method, or a published form with a sampler that it does not know.
+            ValueError: as `check`.
         """
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {sorted(METHODS)}, got '{method}'")
+        self.check(method)
         opened, model = self.opened, self.opened.model
-        if method in ("persistent", "tangents"):
+        if method in SAMPLED:
             walk = sampled_steps if method == "persistent" else tangent_steps
             chunk = self.chunk if method == "persistent" else max(1, self.chunk // len(images))
             where = (model.network, self.members, model.path, self.initial(images), opened.grid)
