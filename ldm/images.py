@@ -207,6 +207,7 @@ def heat_maps(
         label: quantity and unit at the colour bar.
         titles: N texts above the images.
         limits: ends of the colour scale in the maps' unit; None takes 0 (or the least value below it) to the maximum.
+            Where values lie beyond them the colour bar ends in an arrow.
         columns: pairs in a row.
         overwrite: replace an existing file.
 
@@ -238,10 +239,26 @@ def heat_maps(
         drawn = below.imshow(
             value, cmap="cividis", vmin=low, vmax=high if high > low else low + 1, interpolation="nearest"
         )
-    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=25 * blocks, pad=0.02)
+    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=25 * blocks, pad=0.02, extend=beyond(values, low, high))
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
+    bar.ax.yaxis.get_offset_text().set_fontsize(7)
     save_figure(figure, path, overwrite)
+
+
+def beyond(values: NDArray, low: float, high: float) -> str:
+    """Matplotlib's `extend` of a colour bar from low to high: which ends values lie beyond."""
+    ends = (bool(values.min() < low), bool(values.max() > high))
+    return {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[ends]
+
+
+def without_outliers(values: NDArray, share: float = 99.5) -> tuple[float, float]:
+    """Limits of a colour scale: 0 (or the least value below it) to what `share` percent of the values do not exceed.
+
+    A map's scale would else be that of its one greatest pixel, all others dark.
+    """
+    low, high = min(0.0, float(values.min())), float(np.percentile(values, share))
+    return low, high if high > low else float(values.max())
 
 
 def _figure(width: float, height: float) -> Figure:

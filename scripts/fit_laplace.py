@@ -13,12 +13,17 @@ Any run: latent, pixel, flow, conditional or not. The images are those of the ru
 --data. Each gives --draws rows (x_t, t, condition), drawn as in training; those seen stand for the whole data set.
 sigma_noise is the residuals' maximum likelihood and prior_precision that of the greatest evidence, unless given.
 A stopped fit continues; processes of torchrun or of a SLURM array share it, and the last to finish writes
-laplace.safetensors, laplace.yaml and record.json.
+laplace.safetensors, laplace.yaml and record.json. Parts lie in a folder named by what they were fitted to: a fit with
+other settings begins anew, one with another sigma_noise, prior_precision or temperature takes them as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +43,9 @@ from ldm.uncertainty.laplace.curvature import CURVATURES
 from ldm.uncertainty.laplace.tuning import TUNERS
 from ldm.util import instantiate_from_config
 
-# Images in a part: what a process takes at once, and what is lost when it is stopped.
-PART = 256
+# Images in a part: what a process takes at once, and what is lost when it is stopped. A part holds the last layer's
+# matrices (66 MB at Stable Diffusion's, 330 MB with the sandwich's), so there are at most so many of them.
+PART, PARTS = 256, 64
 # What BayesDiff hard-codes (Kou et al. 2024): doubled empirical Fisher, one draw an image, nothing rescaled or tuned.
 PUBLISHED = {"curvature": "ef", "sigma_noise": 1.0, "prior_precision": 1.0, "draws": 1}
 
@@ -80,7 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--merge", nargs="+", metavar="FOLDER", help="instead of fitting: join posteriors of the same model")
     add("--batch_size", type=int, default=16, help="images in one pass, --draws rows each")
     add("--patches", type=int, default=4, help="rows whose patches are held at once")
-    add("--overwrite", action="store_true", help="replace a posterior made with the same fit (other sigma or prior)")
+    add("--overwrite", action="store_true", help="replace a posterior, and drop the parts of fits with other settings")
     return parser
 
 
@@ -123,18 +129,29 @@ def posterior_of(options: argparse.Namespace, opened: OpenModel) -> LastLayerLap
     )
 
 
-def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, config: Any) -> LastLayerLaplace | None:
-    """Fit what has not been fitted, then join; None while parts of other processes are missing."""
-    positions = chosen_positions(len(data), options.n, options.seed)
+def work_of(
+    options: argparse.Namespace, opened: OpenModel, data: Dataset, config: Any, positions: list[int]
+) -> WorkList:
+    """The parts of this fit, in a folder named by all that their sums depend on."""
     names = ("curvature", "also", "draws", "bins", "layer", "seed")
     settings = {
         **{name: getattr(options, name) for name in names},
         "model": {key: value for key, value in opened.describe().items() if key.startswith(("checkpoint", "averaged"))},
+        "config": OmegaConf.to_container(OmegaConf.create(opened.config), resolve=True)["model"],
         "data": config,
         "images": len(positions),
+        "of": len(data),
     }
-    work = WorkList(Path(options.out) / "parts", settings, shard_from_environment())
-    parts = {key: positions[part.start : part.stop] for key, part in parts_of(len(positions), PART).items()}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    return WorkList(Path(options.out) / f"parts_{digest}", settings, shard_from_environment())
+
+
+def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, config: Any) -> LastLayerLaplace | None:
+    """Fit what has not been fitted, then join; None while parts of other processes are missing."""
+    positions = chosen_positions(len(data), options.n, options.seed)
+    work = work_of(options, opened, data, config, positions)
+    spans = parts_of(len(positions), max(PART, math.ceil(len(positions) / PARTS)))
+    parts = {key: positions[span.start : span.stop] for key, span in spans.items()}
     with tqdm(total=len(positions), desc="fit", unit="image") as bar:
         for key in parts:
             bar.update(len(parts[key]) * (key not in work.pending(parts)))
@@ -153,8 +170,18 @@ def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, con
         part = posterior_of(options, opened)
         part.load_state_dict(load_state_dict(work.folder / f"{key}.safetensors"))
         whole = part if whole is None else whole.merge(part)
+    if options.overwrite:
+        discard_others(work.folder)
     size = len(positions) if options.published else len(data)
     return whole.take(whole.fitted(), options.draws, options.data_size or size)
+
+
+def discard_others(folder: Path) -> None:
+    """Remove the parts of fits with other settings beside this one's."""
+    for other in sorted(folder.parent.glob("parts*")):
+        if other != folder and (other / "settings.json").exists():
+            print(f"{other}: parts of a fit with other settings, discarded")
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def tune(options: argparse.Namespace, opened: OpenModel, laplace: LastLayerLaplace) -> None:

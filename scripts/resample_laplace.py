@@ -7,9 +7,10 @@ Examples:
       --steps 5 --cut 3 --strength 4 --classifier models/digits.safetensors --out results/repair
 
 The walk with its variance stops after --cut steps. From there --variants states per image (the state itself first) are
-finished by the plain sampler. --kind: variance draws N(x, var) as BayesDiff; uniform spreads the same total evenly, the
-control that shows what the map adds; members takes the sampled states themselves. Writes variants.png (a row an
-image), variants.npz (arr_0 uint8 [N V, H, W, C], image by image) and numbers.csv for every kind of --kinds:
+finished by the plain sampler. A kind: variance draws N(x, var) as BayesDiff; uniform spreads the same total evenly, the
+control that shows what the map adds; members takes the sampled states themselves. Writes for every kind of --kinds
+variants_KIND.png (a row an image), variants_KIND.npz (arr_0 uint8 [N V, H, W, C], image by image) and a row of
+numbers.csv:
   diversity    mean distance between variants, root mean square over pixels in [-1, 1]
   ssim         mean structural similarity of pairs of variants (images of 6 pixels a side or more)
   recognised   share of plain samples, and of variants, that --classifier recognises as their class
@@ -33,7 +34,7 @@ from ldm.evaluation.classifier import SmallClassifier, load_classifier, signed
 from ldm.evaluation.diversity import pairwise_ssim
 from ldm.images import make_grid, save_image, to_uint8
 from ldm.models.diffusion.noise import ImageNoise
-from ldm.opened import METHODS, OpenPosterior, open_walks
+from ldm.opened import METHODS, SAMPLED, OpenPosterior, open_walks
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.rewind import KINDS, finished, step_at, variants
 from ldm.util import atomic_write, derive_seed
@@ -93,32 +94,43 @@ def numbers_of(pictures: Tensor, classifier: SmallClassifier | None, classes: in
     }
 
 
+def write_pictures(pictures: Tensor, out: Path, kind: str) -> None:
+    """Variants [V, N, C, H, W] image by image, as a grid of the first and as numbers."""
+    pixels = to_uint8(pictures.transpose(0, 1).flatten(0, 1))
+    count = len(pictures)
+    grid = make_grid(pixels[: SHOWN * count], count, zoom=max(1, 48 // pixels.shape[1]))
+    save_image(grid, out / f"variants_{kind}.png", overwrite=True)
+    with atomic_write(out / f"variants_{kind}.npz", overwrite=True) as partial:
+        np.savez_compressed(partial, arr_0=pixels)
+
+
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> list[dict]:
     options = get_parser().parse_args(argv)
     out = Path(options.out)
+    if "members" in options.kinds and (options.method not in SAMPLED or options.draws < options.variants - 1):
+        raise ValueError(
+            f"--kinds members takes --method {' or '.join(SAMPLED)} and {options.variants - 1} --draws for "
+            f"{options.variants} --variants, got {options.method} and {options.draws}"
+        )
     if (out / "numbers.csv").exists() and not options.overwrite:
         raise FileExistsError(f"{out} holds variants; choose another folder, or --overwrite")
     walks = open_walks(options)
+    walks.check(options.method)
     if not 1 <= options.cut < len(walks.opened.grid) - 1:
         raise ValueError(f"--cut {options.cut} is not inside the walk: expected 1 .. {len(walks.opened.grid) - 2}")
     if options.classifier and not walks.opened.n_classes:
         raise ValueError("--classifier recognises classes, and this model is unconditional")
     classifier = load_classifier(options.classifier).eval() if options.classifier else None
-    rows, shown = [], []
+    rows = []
     for kind in options.kinds:
         starts = tqdm(range(0, options.n, options.batch_size), desc=kind, unit="batch")
         spans = [list(range(start, min(start + options.batch_size, options.n))) for start in starts]
         pictures = torch.cat([varied(walks, kind, span, options) for span in spans], 1)
         rows.append({"kind": kind, **numbers_of(pictures, classifier, walks.opened.n_classes)})
-        shown.append(pictures)
+        write_pictures(pictures, out, kind)
     note = f"{options.n} images, {options.variants} variants from step {options.cut}, strength {options.strength:g}"
     print(markdown_table(rows, 3), note, sep="\n")
-    first = to_uint8(shown[0].transpose(0, 1).flatten(0, 1))
-    grid = make_grid(first[: SHOWN * options.variants], options.variants, zoom=max(1, 48 // first.shape[1]))
-    save_image(grid, out / "variants.png", overwrite=True)
-    with atomic_write(out / "variants.npz", overwrite=True) as partial:
-        np.savez_compressed(partial, arr_0=first)
     write_csv(out / "numbers.csv", rows, [note], overwrite=True)
     write_record(out / "record.json", options, overwrite=True)
     return rows

@@ -35,11 +35,11 @@ from tqdm import tqdm
 from ldm.arguments import add_model_arguments, add_posterior_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.evaluation.extractors import make_extractor
-from ldm.images import heat_maps
+from ldm.images import heat_maps, without_outliers
 from ldm.jobs import WorkList, parts_of, shard_from_environment
 from ldm.opened import METHODS, OpenPosterior, describe_walks, open_walks
 from ldm.report.tables import write_csv
-from ldm.report.variance import LOOKALIKES, Measures, measure_batch, ranked_figure, step_maps_figure
+from ldm.report.variance import LOOKALIKES, Measures, measure_batch, ranked_figure, score_names, step_maps_figure
 from ldm.uncertainty.scores import MASKS, model_mask
 from ldm.util import atomic_write, get_obj_from_str
 
@@ -70,6 +70,20 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raise a ValueError for what could only fail late: this takes no model."""
+    if options.n < 1 or options.batch_size < 1:
+        raise ValueError(f"--n and --batch_size must be at least 1, got {options.n} and {options.batch_size}")
+    masks = [*options.masks, *(["model"] if options.mask is not None else [])]
+    names = score_names(masks, options.lookalikes, options.features is not None)
+    if options.rank_by not in names:
+        raise ValueError(f"--rank_by must be a score of this run, one of {', '.join(names)}; got '{options.rank_by}'")
+    if options.features is not None and options.method != "persistent":
+        raise ValueError(f"--features needs sampled weights: --method persistent, got {options.method}")
+    if "seeds" in options.lookalikes and options.seeds < 2:
+        raise ValueError(f"a variance over --seeds needs at least 2, got {options.seeds}")
+
+
 def measures_of(options: argparse.Namespace, walks: OpenPosterior) -> Measures:
     """What is measured of every image."""
     masks = {name: MASKS[name] for name in options.masks}
@@ -88,10 +102,8 @@ def labels_of(options: argparse.Namespace, walks: OpenPosterior) -> list[int] | 
     """The class of each image; None for an unconditional model.
 
     Raises:
-        ValueError: if there are no images, or classes of an unconditional model.
+        ValueError: for classes that the model does not have.
     """
-    if options.n < 1 or options.batch_size < 1:
-        raise ValueError(f"--n and --batch_size must be at least 1, got {options.n} and {options.batch_size}")
     if not walks.opened.n_classes:
         if options.classes:
             raise ValueError("this model is unconditional: leave out --classes")
@@ -144,8 +156,6 @@ def write_outputs(out: Path, found: dict[str, np.ndarray], walks: OpenPosterior,
     with atomic_write(out / "samples.npz", overwrite=True) as partial:
         np.savez_compressed(partial, arr_0=images, **named, **kept, times=times)
     scores = {name.removeprefix("score_"): value for name, value in found.items() if name.startswith("score_")}
-    if options.rank_by not in scores:
-        raise ValueError(f"--rank_by must be one of {sorted(scores)}, got '{options.rank_by}'")
     columns = {"image": range(len(images)), **({} if labels is None else {"class": labels}), **scores}
     rows = [
         {name: float(value[i]) if name in scores else int(value[i]) for name, value in columns.items()}
@@ -155,7 +165,9 @@ def write_outputs(out: Path, found: dict[str, np.ndarray], walks: OpenPosterior,
     write_csv(out / "scores.csv", rows, [comment], overwrite=True)
     shown = slice(0, options.shown)
     titles = None if labels is None else [f"class {label}" for label in labels[shown]]
-    heat_maps(images[shown], found["map"][shown], out / "maps.png", "variance of the pixel", titles, overwrite=True)
+    maps = found["map"][shown]
+    look = {"titles": titles, "limits": without_outliers(maps), "overwrite": True}
+    heat_maps(images[shown], maps, out / "maps.png", "variance of the pixel", **look)
     first = min(8, len(found["step_maps"]))
     step_maps_figure(images[:first], found["step_maps"][:first], times, out / "steps.png", overwrite=True)
     ranked_figure(images, scores[options.rank_by], out / "ranked.png", options.rank_by, overwrite=True)
@@ -163,10 +175,12 @@ def write_outputs(out: Path, found: dict[str, np.ndarray], walks: OpenPosterior,
 
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
+    check(options)
     out = Path(options.out)
     if (out / "samples.npz").exists() and not (out / "parts" / "settings.json").exists():
         raise FileExistsError(f"{out} holds samples that this script did not make; choose another --out")
     walks = open_walks(options)
+    walks.check(options.method)
     labels_of(options, walks)
     work = WorkList(out / "parts", settings_of(options, walks), shard_from_environment())
     parts = parts_of(options.n, options.batch_size)

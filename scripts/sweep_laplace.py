@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.jobs import parts_of
 from ldm.opened import METHODS, OpenPosterior, open_walks
 from ldm.report.tables import markdown_table, write_csv
 from ldm.report.variance import sweep_figure
@@ -45,6 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder of the output")
     parser.add_argument("--method", default="path", choices=list(METHODS), help="see scripts/sample_laplace.py")
     parser.add_argument("--n", type=int, default=16, help="images, at least 2")
+    parser.add_argument("--batch_size", type=int, default=16, help="images walked together")
     parser.add_argument("--image", type=int, default=0, help="the image of sweep.png")
     parser.add_argument("--sigmas", type=float, nargs="+", default=list(SIGMAS), help="values of sigma_noise")
     parser.add_argument("--precisions", type=float, nargs="+", default=list(PRECISIONS), help="of prior_precision")
@@ -56,9 +58,11 @@ def maps_at(walks: OpenPosterior, setting: Setting, options: argparse.Namespace)
     """Pixel variances [N, C, H, W] under one setting; draws of the weights share their noise."""
     laplace = walks.laplace.with_curvature(walks.laplace.curvature)
     laplace.sigma_noise, laplace.prior_precision = setting
-    own, images = replace(walks, laplace=laplace, _members=[]), list(range(options.n))
-    *_, last = own.steps(options.method, walks.opened.in_turn(images), images)
-    return own.pixel_variance(last, images).cpu()
+    own, maps = replace(walks, laplace=laplace, _members=[]), []
+    for part in parts_of(options.n, options.batch_size).values():
+        *_, last = own.steps(options.method, walks.opened.in_turn(part), list(part))
+        maps.append(own.pixel_variance(last, list(part)).cpu())
+    return torch.cat(maps)
 
 
 def slopes(totals: dict[Setting, float], options: argparse.Namespace, setting: Setting) -> dict[str, float | None]:
@@ -93,8 +97,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
         raise FileExistsError(f"{out} holds a sweep; choose another folder, or --overwrite")
     if options.n < 2 or not 0 <= options.image < options.n:
         raise ValueError(f"--n is at least 2 and --image below it, got {options.n} and {options.image}")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {options.batch_size}")
     options.sigmas, options.precisions = sorted(options.sigmas), sorted(options.precisions)
     walks = open_walks(options)
+    walks.check(options.method)
     settings = list(itertools.product(options.sigmas, options.precisions))
     maps = {setting: maps_at(walks, setting, options) for setting in tqdm(settings, unit="setting")}
     totals = {setting: float(each.double().sum()) for setting, each in maps.items()}

@@ -91,6 +91,31 @@ def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch
         fit_laplace.main(fit)
 
 
+def test_a_fit_has_no_parts_of_other_settings(place, monkeypatch, tmp_path, capsys):
+    """A stopped fit, then one with other noise draws in the same folder, whose parts have the same names."""
+    _, words = place
+    fit = [*words[:6], "--n", "10", "--prior_precision", "50", "--out", str(tmp_path)]
+    monkeypatch.setattr(fit_laplace, "PART", 5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    fit_laplace.main([*fit, "--draws", "2"])
+    monkeypatch.delenv("WORLD_SIZE")
+    opened, data = opened_with(words[:6]), fit_laplace.instantiate_from_config(DIGITS)
+    positions = fit_laplace.chosen_positions(len(data), 10, 42)
+    for seed in (42, 43):
+        fit_laplace.main([*fit, "--draws", "1", *(["--seed", "43", "--overwrite"] if seed == 43 else [])])
+        assert len(list(tmp_path.glob("parts*"))) == (2 if seed == 42 else 1)
+        positions = fit_laplace.chosen_positions(len(data), 10, seed)
+        direct = LastLayerLaplace(opened.model.network).fit(observations(opened.model, data, positions, seed=seed))
+        found = open_posterior(opened, tmp_path).fitted()
+        torch.testing.assert_close(found.gram, direct.fitted().gram, rtol=1e-5, atol=1e-4)
+        assert (int(found.images), int(found.draws)) == (10, 10)
+    assert capsys.readouterr().out.count("discarded") == 2
+    fit_laplace.main([*fit, "--draws", "1", "--seed", "43", "--overwrite", "--sigma_noise", "2"])
+    assert "discarded" not in capsys.readouterr().out
+    assert open_posterior(opened, tmp_path).sigma_noise.tolist() == [2.0]
+
+
 def test_observations_are_what_training_regresses(place):
     """The mean squared residual of a fit is the training loss at the same draws."""
     _, words = place
@@ -130,7 +155,21 @@ def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     more = ["--features", "classifier", "--weights", str(folder / "c.safetensors")] if method == "persistent" else []
     looks = ["--lookalikes", "energy", "edges", "differences", "seeds", "--seeds", "2", "--masks", "saliency"]
     out = tmp_path / "out"
-    arguments = [*words, "--method", method, "--n", "6", "--batch_size", "4", *looks, *more, "--out", str(out)]
+    arguments = [
+        *words,
+        "--method",
+        method,
+        "--n",
+        "6",
+        "--batch_size",
+        "4",
+        "--shown",
+        "2",
+        *looks,
+        *more,
+        "--out",
+        str(out),
+    ]
     sample_laplace.main(arguments)
     plain = [*words[:6], *words[8:10], "--n", "6", "--out", str(tmp_path / "plain")]
     sample_diffusion.main(plain)
@@ -144,9 +183,26 @@ def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     names = {"lookalike_energy", "lookalike_edges", "lookalike_differences", "lookalike_seeds"}
     assert names <= set(rows[0]) and ("feature_entropy" in rows[0]) == bool(more)
     assert {"maps.png", "steps.png", "ranked.png", "record.json"} <= {file.name for file in out.iterdir()}
-    before = (out / "scores.csv").read_text()
-    sample_laplace.main(arguments)
-    assert (out / "scores.csv").read_text() == before
+    if method == "persistent":
+        before = (out / "scores.csv").read_text()
+        sample_laplace.main(arguments)
+        assert (out / "scores.csv").read_text() == before
+
+
+def test_what_could_only_fail_late_is_refused_before_any_work(place, tmp_path):
+    _, words = place
+    out = ["--out", str(tmp_path / "out")]
+    for more, message in (
+        (["--rank_by", "segmentation_saliency"], "--rank_by must be .* segmentation_threshold"),
+        (["--rank_by", "feature_entropy"], "--rank_by must be"),
+        (["--method", "path", "--features", "classifier"], "--method persistent, got path"),
+        (["--lookalikes", "seeds", "--seeds", "1"], "at least 2"),
+        (["--method", "path", "--clip_denoised"], "path knows neither clipping"),
+        (["--method", "published", "--sampler", "Heun"], "Heun is not first order"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_laplace.main([*words, *more, *out])
+    assert not (tmp_path / "out").exists()
 
 
 def test_flows_and_other_samplers(tmp_path):
@@ -158,7 +214,20 @@ def test_flows_and_other_samplers(tmp_path):
     opened = opened_with(words)
     laplace = open_posterior(opened, tmp_path / "fit")
     assert len(laplace.sigma_noise) == 3 and laplace.time_edges == pytest.approx([1 / 3, 2 / 3])
-    sampled = ["--posterior", str(tmp_path / "fit"), "--steps", "3", "--n", "4", "--sampler", "Heun", "--draws", "2"]
+    sampled = [
+        "--posterior",
+        str(tmp_path / "fit"),
+        "--steps",
+        "3",
+        "--n",
+        "4",
+        "--sampler",
+        "Heun",
+        "--draws",
+        "2",
+        "--shown",
+        "1",
+    ]
     for method in ("bayesdiff_skip", "persistent", "path"):
         sample_laplace.main([*words, *sampled, "--method", method, "--out", str(tmp_path / method)])
         assert (np.load(tmp_path / method / "samples.npz")["map"] > 0).all()
@@ -184,7 +253,19 @@ def test_a_latent_model_gets_maps_of_pixels(tmp_path):
     fit_laplace.save_laplace(laplace, tmp_path / "fit")
     maps = {}
     for method in ("persistent", "tangents", "bayesdiff"):
-        shared = [*words, "--posterior", str(tmp_path / "fit"), "--steps", "2", "--n", "3", "--draws", "4"]
+        shared = [
+            *words,
+            "--posterior",
+            str(tmp_path / "fit"),
+            "--steps",
+            "2",
+            "--n",
+            "3",
+            "--draws",
+            "4",
+            "--shown",
+            "1",
+        ]
         sample_laplace.main([*shared, "--method", method, "--out", str(tmp_path / method)])
         maps[method] = np.load(tmp_path / method / "samples.npz")["map"]
         assert maps[method].shape == (3, 16, 16) and (maps[method] >= 0).all() and maps[method].max() > 0
@@ -200,14 +281,22 @@ def test_the_sweep_scales_as_the_formulas_say(place, tmp_path):
     assert totals[0.5, 1.0] == pytest.approx(100 * totals[0.05, 100.0], rel=1e-3)
     assert all(0 <= row["slope_sigma"] <= 2.001 for row in rows if row["slope_sigma"] is not None)
     assert all(-1.001 <= row["slope_precision"] <= 0 for row in rows if row["slope_precision"] is not None)
-    assert np.load(tmp_path / "sweep" / "sweep.npz")["maps"].shape == (2, 2, 3, 8, 8)
+    maps = np.load(tmp_path / "sweep" / "sweep.npz")["maps"]
+    assert maps.shape == (2, 2, 3, 8, 8)
+    alone = []
+    for size in "12":
+        more = ["--method", "persistent", "--steps", "2", "--batch_size", size, "--out", str(tmp_path / size)]
+        sweep_laplace.main([*words, "--sigmas", "0.5", "--precisions", "1", "--n", "2", *more])
+        alone.append(np.load(tmp_path / size / "sweep.npz")["maps"])
+    np.testing.assert_allclose(*alone, rtol=1e-3, atol=1e-4 * alone[0].max())
     with pytest.raises(FileExistsError, match="holds a sweep"):
         sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
 
 
 def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     folder, words = place
-    sample_laplace.main([*words, "--method", "path", "--n", "30", "--out", str(tmp_path / "samples")])
+    quick = ["--method", "path", "--n", "30", "--batch_size", "30", "--shown", "1", "--lookalikes", "edges"]
+    sample_laplace.main([*words, *quick, "--out", str(tmp_path / "samples")])
     shared = ["--samples", str(tmp_path / "samples"), "--ref", str(folder / "ref"), "--random", "3", "--device", "cpu"]
     out = tmp_path / "filtered"
     rows = filter_by_uncertainty.main([*shared, "--keep", "0.5", "--out", str(out)])
@@ -216,7 +305,7 @@ def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     assert len(kept) == 15 and max(scores[i] for i in kept) <= min(scores[i] for i in set(range(30)) - set(kept))
     found = {row["removed by"]: row for row in rows}
     assert {"none", "sum", "patch_max", "random", "random, s.d."} <= set(found)
-    assert found["random"]["z_fid"] == 0 and found["none"]["kept"] == 30
+    assert found["none"]["z_fid"] is None and found["none"]["kept"] == 30
     keep = ["--images", str(tmp_path / "samples" / "samples.npz"), "--keep", str(out / "kept" / "sum.txt")]
     quick = ["--ref", str(folder / "ref"), "--metrics", "fid", "--fid_resamples", "0", "--device", "cpu"]
     (row,) = evaluate.main(["calc", *keep, *quick, "--out", str(tmp_path / "calc")])
@@ -228,9 +317,30 @@ def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     for name in ("sum", "random_1"):
         stayed = [int(line) % 10 for line in (out / "kept" / f"{name}.txt").read_text().split()]
         assert sorted(stayed) == sorted([*range(10)] * 2)  # two of the three images of each class
-    more = filter_by_uncertainty.main([*shared, "--rule", "sigma", "--scores", "sum", "--out", str(out)])
-    expected = sum(score < np.mean(scores) + np.std(scores) for score in scores)
-    assert {row["removed by"]: row for row in more}["sum"]["kept"] == expected
+    names = ["sum", "percentile", "lookalike_edges"]
+    more = ["--rule", "sigma", "--per_class", "--metrics", "fid", "--scores", *names, "--out", str(tmp_path / "sigma")]
+    found = {row["removed by"]: row for row in filter_by_uncertainty.main([*shared, *more])}
+    features, reference = (
+        np.load(at / "pooled.npy").astype(float) for at in (tmp_path / "sigma/features", folder / "ref")
+    )
+    for name in names:
+        values = np.array([float(row[name]) for row in table(tmp_path / "samples" / "scores.csv")])
+        kept = [i for i in range(30) if values[i] <= values[i % 10 :: 10].mean() + values[i % 10 :: 10].std()]
+        assert found[name]["kept"] == len(kept)
+        counts = np.bincount(np.array(kept) % 10, minlength=10)
+        files = [np.loadtxt(file, dtype=int) for file in (tmp_path / "sigma" / "kept").glob("random*.txt")]
+        alike = [own for own in files if (np.bincount(own % 10, minlength=10) == counts).all()]
+        assert len(alike) == 3
+        chance = [frechet(features[own], reference) for own in alike]
+        expected = (np.mean(chance) - frechet(features[kept], reference)) / np.std(chance, ddof=1)
+        assert found[name]["z_fid"] == pytest.approx(expected, rel=1e-4)
+
+
+def frechet(a, b):
+    """Fréchet distance by the eigenvalues of the covariances' product."""
+    covariances = [np.cov(features, rowvar=False) for features in (a, b)]
+    roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0))
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sum(covariances)) - 2 * roots.sum()
 
 
 def test_variants_of_a_cut(place, tmp_path):
@@ -243,7 +353,7 @@ def test_variants_of_a_cut(place, tmp_path):
     assert all(row["diversity"] > 0 for row in rows)
     plain = [*words[:6], *words[8:10], "--n", "4", "--out", str(tmp_path / "plain")]
     sample_diffusion.main(plain)
-    pictures = np.load(tmp_path / "out" / "variants.npz")["arr_0"].reshape(4, 3, 8, 8, 1)
+    pictures = np.load(tmp_path / "out" / "variants_uniform.npz")["arr_0"].reshape(4, 3, 8, 8, 1)
     np.testing.assert_array_equal(pictures[:, 0], np.load(tmp_path / "plain" / "samples.npz")["arr_0"])
     with pytest.raises(ValueError, match="--cut 4"):
         resample_laplace.main([*words, "--cut", "4", "--out", str(tmp_path / "no")])

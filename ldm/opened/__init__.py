@@ -3,10 +3,11 @@
 from ldm.opened.ensemble import OpenEnsemble, open_ensemble
 from ldm.opened.laplace import chosen_positions, new_posterior, observations, open_posterior
 from ldm.opened.model import OpenModel, build_model, load_weights, open_model
-from ldm.opened.variance import METHODS, OpenPosterior, describe_walks, open_walks
+from ldm.opened.variance import METHODS, SAMPLED, OpenPosterior, describe_walks, open_walks
 
 __all__ = [
     "METHODS",
+    "SAMPLED",
     "OpenEnsemble",
     "OpenModel",
     "OpenPosterior",

@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm.evaluation.features import Extractor
-from ldm.images import DPI, Panel, save_figure, side_by_side, to_uint8
+from ldm.images import DPI, Panel, beyond, save_figure, side_by_side, to_uint8, without_outliers
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import Step, make_sampler
 from ldm.opened import OpenPosterior
 from ldm.uncertainty import lookalikes
 from ldm.uncertainty.propagation import VarianceStep
-from ldm.uncertainty.scores import Mask, feature_entropy, score_table, total
+from ldm.uncertainty.scores import SCORES, Mask, feature_entropy, score_table, total
 from ldm.util import derive_seed
 
 LOOKALIKES = ("energy", "edges", "differences", "seeds")
@@ -47,6 +50,12 @@ class Measures:
     parts: int = 4
     seeds: int = 8
     step_maps: bool = False
+
+
+def score_names(masks: Sequence[str], looks: Sequence[str] = (), features: bool = False) -> list[str]:
+    """Names of the scores that `measure_batch` gives, for these masks and look-alikes and with an extractor or not."""
+    segmented = [f"segmentation_{name}" for name in masks]
+    return [*SCORES, *segmented, *["feature_entropy"] * features, *(f"lookalike_{name}" for name in looks)]
 
 
 @torch.no_grad()
@@ -136,7 +145,8 @@ def step_maps_figure(
     label: str = "variance of the state",
     overwrite: bool = False,
 ) -> None:
-    """Draw the maps of N images [N, S, h, w] at up to `columns` of S steps, images at the end, one colour scale.
+    """Draw the maps of N images [N, S, h, w] at up to `columns` of S steps, images at the end, one colour scale
+    (`without_outliers`).
 
     Args:
         images: uint8 [N, H, W, C]; times: u of each step's end [S].
@@ -146,25 +156,43 @@ def step_maps_figure(
     """
     count, steps = maps.shape[:2]
     chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
-    figure = Figure(figsize=(0.85 * (len(chosen) + 1) + 0.9, 0.85 * count + 0.45), dpi=DPI)
+    figure = Figure(figsize=(0.85 * (len(chosen) + 1) + 1.1, 0.85 * count + 0.45), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(count, len(chosen) + 1, squeeze=False)
-    high = float(maps[:, chosen].max()) or 1.0
-    for row in range(count):
-        for place, step in enumerate(chosen):
-            axes = grid[row, place]
-            drawn = axes.imshow(maps[row, step], cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
-            if row == 0:
-                axes.set_title(f"u = {times[step]:.3g}", fontsize=7)
-        picture = images[row, ..., 0] if images.shape[-1] == 1 else images[row]
-        grid[row, -1].imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    for axes in grid.flat:
-        axes.set_axis_off()
-    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=25, pad=0.01)
+    axes, values = figure.subplots(), maps[:, chosen]
+    low, high = without_outliers(values)
+    drawn, across, down = _draw_tiles(axes, values, cmap="cividis", vmin=low, vmax=high if high > low else low + 1)
+    for centre, step in zip(across, chosen, strict=True):
+        where = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        axes.text(centre, 1.01, f"u = {times[step]:.3g}", **where, fontsize=7)
+    height, width = maps.shape[2:]
+    left = across[-1] + 0.6 * width
+    for image, centre in zip(images, down, strict=True):
+        extent = (left, left + width, centre + height / 2, centre - height / 2)
+        picture = image[..., 0] if image.shape[-1] == 1 else image
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
+    axes.set(xlim=(-0.5, left + width), ylim=(down[-1] + height / 2, down[0] - height / 2))
+    bar = figure.colorbar(drawn, ax=axes, aspect=25, pad=0.01, extend=beyond(values, low, high))
     bar.set_label(label, fontsize=7)
     bar.ax.tick_params(labelsize=6)
+    bar.ax.yaxis.get_offset_text().set_fontsize(6)
     save_figure(figure, path, overwrite)
+
+
+def _draw_tiles(axes: Axes, tiles: NDArray, **options: Any) -> tuple[AxesImage, NDArray, NDArray]:
+    """Draw [R, K, h, w] as one picture with empty gutters between the tiles, much faster than axes for each.
+
+    Returns the picture and the centres of columns and of rows, in pixels.
+    """
+    rows, columns, height, width = tiles.shape
+    gap = max(1, round(0.06 * width))
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for row, column in np.ndindex(rows, columns):
+        y, x = row * (height + gap), column * (width + gap)
+        canvas[y : y + height, x : x + width] = tiles[row, column]
+    axes.set_axis_off()
+    drawn = axes.imshow(canvas, interpolation="nearest", **options)
+    return drawn, *((np.arange(n) * (side + gap) + (side - 1) / 2) for n, side in ((columns, width), (rows, height)))
 
 
 def ranked_figure(
@@ -212,21 +240,18 @@ def sweep_figure(
     figure = Figure(figsize=(0.95 * maps.shape[1] + 1.5, 0.95 * maps.shape[0] + 0.8), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(*maps.shape[:2], squeeze=False)
+    axes = figure.subplots()
     low, high = max(positive.min(), positive.max() * 1e-8), positive.max()
     norm = LogNorm(low, high if high > low else 10 * low)
-    for row, line in enumerate(grid):
-        for column, axes in enumerate(line):
-            drawn = axes.imshow(np.maximum(maps[row, column], low), cmap="cividis", norm=norm, interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0:
-                axes.set_ylabel(rows[row], fontsize=8)
-            if row == maps.shape[0] - 1:
-                axes.set_xlabel(columns[column], fontsize=8)
-    figure.supylabel(row_label, fontsize=9)
-    figure.supxlabel(column_label, fontsize=9)
-    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=30, pad=0.02)
+    drawn, across, down = _draw_tiles(axes, np.maximum(maps, low), cmap="cividis", norm=norm)
+    axes.set_axis_on()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xticks(across, columns)
+    axes.set_yticks(down, rows)
+    axes.set_ylabel(row_label, fontsize=9)
+    axes.set_xlabel(column_label, fontsize=9)
+    bar = figure.colorbar(drawn, ax=axes, aspect=30, pad=0.02)
     bar.set_label("variance of the pixel", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     save_figure(figure, path, overwrite)
