@@ -12,7 +12,8 @@ Examples:
 
 norms: lambda of each step is the mean norm of the network's eps in sampling over that in training, measured again
 under the schedule so far (--rounds) because early corrections change later norms.
-search: the b with the least metric, a grid that narrows (--rounds) around its best; b = 1 is always among them.
+search: the b with the least metric, a grid that narrows (--rounds) around its best; b = 1 is always among them. Where
+the best lies at the edge of the grid it says so; a wider one with --overwrite measures only what is new.
   fid    Frechet distance of --n samples to --ref (a folder of `evaluate.py ref`), the same seeds for every b
   norms  mean over steps of the squared relative difference of corrected norms from training's
   states mean over steps of the squared distance of x_t in sampling from the true x_t: no reference, no features
@@ -104,13 +105,7 @@ def search(opened: OpenModel, options: argparse.Namespace) -> tuple[EpsilonScali
 
 
 def frechet(opened: OpenModel, options: argparse.Namespace, base: EpsilonScaling) -> Callable[[float], float]:
-    """b -> Frechet distance of samples to the reference, in the features the reference was made with.
-
-    Raises:
-        ValueError: if there is no reference folder.
-    """
-    if options.ref is None:
-        raise ValueError("--metric fid needs --ref: a folder that `python scripts/evaluate.py ref ...` wrote")
+    """b -> Frechet distance of samples to the reference, in the features the reference was made with."""
     reference = Reference(open_features(options.ref))
     made = reference.features.settings["features"]
     extractor = make_extractor(made["extractor"], made.get("weights"), made.get("params"), made.get("channels", 3))
@@ -166,10 +161,12 @@ def main(argv: list[str] | None = None) -> EpsilonScaling:
         raise FileExistsError(f"{schedule} exists; choose another --out, or add --overwrite")
     if options.eps_scaler is not None or options.eps_schedule is not None:
         raise ValueError("this script chooses lambda: leave out --eps_scaler and --eps_schedule")
+    if options.method == "norms" and (options.eps_slope is not None or options.eps_window is not None):
+        raise ValueError("--method norms finds lambda step by step: leave out --eps_slope and --eps_window")
+    if (options.method, options.metric) == ("search", "fid") and options.ref is None:
+        raise ValueError("--metric fid needs --ref: a folder that `python scripts/evaluate.py ref ...` wrote")
     opened = open_model(options)
     if options.method == "norms":
-        if options.eps_slope is not None or options.eps_window is not None:
-            raise ValueError("--method norms finds lambda step by step: leave out --eps_slope and --eps_window")
         scaling, rows = estimate(opened, options)
         levels = [row["minus_log_snr"] for row in rows]
         curves = {f"round {k}": Curve(levels, [row[f"lambda_{k}"] for row in rows]) for k in range(options.rounds)}
@@ -179,6 +176,8 @@ def main(argv: list[str] | None = None) -> EpsilonScaling:
         rows = [{"b": b, options.metric: value} for b, value in found.tried.items()]
         curves = {options.metric: Curve(list(found.tried), list(found.tried.values()))}
         write_choice(out, rows, curves, "b", options.metric)
+        if found.at_edge:
+            print(f"the best b is the {found.at_edge} that was tried: widen --low or --high, and add --overwrite")
     save_scaling(scaling, schedule, options.overwrite)
     write_record(out / "record.json", options, overwrite=True, scaling=scaling.as_dict(), settings=opened.describe())
     print(f"{schedule}: " + (f"a table of {len(scaling.table)} levels" if scaling.table else f"b = {scaling.b:g}"))

@@ -35,6 +35,12 @@ class Search:
     score: float
     tried: dict[float, float]
 
+    @property
+    def at_edge(self) -> str | None:
+        """ "least" or "largest" where the best is that of the values tried: a better one may lie beyond."""
+        ends = {"least": min(self.tried), "largest": max(self.tried)}
+        return next((name for name, end in ends.items() if self.best == end), None)
+
 
 def search_b(
     metric: Callable[[float], float], low: float = 0.99, high: float = 1.04, points: int = 6, rounds: int = 2

@@ -186,9 +186,10 @@ def test_search_finds_the_minimum_below_and_above_one():
         asked = []
         found = search_b(lambda b, target=target, asked=asked: asked.append(b) or (b - target) ** 2, rounds=4)
         assert found.best == pytest.approx(target, abs=5e-4) and found.score == found.tried[found.best]
-        assert len(asked) == len(set(asked)) == len(found.tried) and 1.0 in found.tried
+        assert len(asked) == len(set(asked)) == len(found.tried) and 1.0 in found.tried and found.at_edge is None
     outside = search_b(lambda b: b, 1.0, 1.02, 3, 2)
-    assert outside.best < 1.0, "a minimum at an end moves the interval"
+    assert outside.best < 1.0 and outside.at_edge == "least", "a minimum at an end moves the interval"
+    assert search_b(lambda b: -b, 1.0, 1.02, 3, 1).at_edge == "largest"
     assert search_b(lambda b: 0.0 if b == 1 else 1.0, 1.01, 1.02).best == 1.0, "no scaling may win"
     with pytest.raises(ValueError, match="not a number"):
         search_b(lambda b: math.nan)
