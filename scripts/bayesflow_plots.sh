@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Every figure of BayesFlow on one data set: flow, diffusion twin, posteriors, figures. What exists is kept.
-#   bash scripts/bayesflow_plots.sh --data NAME [--logs DIR] [--draws R] [--fit N] [WORDS]
+#   bash scripts/bayesflow_plots.sh --data NAME [--logs DIR] [--draws R] [--fit N] [WORDS] [-- OPTIONS]
 # NAME: a config of configs/flow-matching (digits, mnist, fashion-mnist, kmnist, cifar10)
 # DIR: where runs, posteriors and figures go (default logs); R: noise draws an image of a fit (default 4);
-# N: images to fit to (default: all); WORDS a.b=c change the trainings' config, paths.data_root for example.
+# N: images to fit to (default: all); WORDS a.b=c change the trainings' config, paths.data_root for example;
+# OPTIONS go to scripts/bayesflow_plots.py, see its --help.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +16,8 @@ while [ $# -gt 0 ]; do
         --draws) draws=$2; shift 2 ;;
         --fit) fit=$2; shift 2 ;;
         *.*=*) words+=("$1"); shift ;;
-        *) sed -n '2,6p' "$0" >&2; exit 2 ;;
+        --) shift; break ;;
+        *) sed -n '2,7p' "$0" >&2; exit 2 ;;
     esac
 done
 config=configs/flow-matching/$data.yaml
@@ -46,4 +48,4 @@ fitted "$data-flow"
 fitted "$data-diffusion"
 python scripts/bayesflow_plots.py --flow "$(newest "$data-flow")" --flow_posterior "$logs/posteriors/$data-flow" \
     --diffusion "$(newest "$data-diffusion")" --diffusion_posterior "$logs/posteriors/$data-diffusion" \
-    --out "$logs/bayesflow/$data"
+    --out "$logs/bayesflow/$data" "$@"

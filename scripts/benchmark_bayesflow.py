@@ -15,7 +15,8 @@ Examples:
   Y9 cost          evaluations and seconds an image of every method
 
 The model is a run of configs/flow-matching (any flow; a diffusion gives what its path knows). Parts that exist in
---out are kept: a stopped call continues. Writes {{out}}/: report.md, a table (.csv) a part, record.json.
+--out are kept, of starved each model's scores ({{out}}/starved/scores_*.csv): a stopped call continues, and more --seeds
+add to what there is. Writes {{out}}/: report.md, a table (.csv) a part, record.json.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ldm.opened import OpenModel, OpenPosterior, chosen_positions, open_model
 from ldm.report import starved, yardsticks
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.report.yardstick_table import overview
+from ldm.training.config import load_config
 from ldm.training.runs import runs_named
 from ldm.util import atomic_write, instantiate_from_config
 
@@ -44,6 +46,7 @@ KEPT = 8  # images of a starved class
 PARTS = ("fidelity", "consistency", "calibration", "starved", "alignment", "scaling", "cost")
 NAME = "starved"
 CONFIGS = ("configs/flow-matching/digits.yaml", "configs/flow-matching/digits-small.yaml")
+STARVED_SCORES = ("gamma^2 along the path", "tangents, K = 8", "BayesFlow as published, S = 100")
 SHARES = (0.1, 0.3, 0.5, 0.7)
 __doc__ = __doc__.format(models=len(ROTATIONS))
 
@@ -130,28 +133,12 @@ def starved_run(options: argparse.Namespace, rotation: int | None, seed: int) ->
         if not (bins / "subsets_binned_classes.yaml").exists():
             asked = ["--base", options.starved_base[0], "--rotation", rotation, "--components", 1, "--out", bins]
             make_bins.main([*map(str, asked), "--classes_per_bin", f"{KEPT}:2", "all:8"])
-        own = ["target=ldm.data.digits.Digits", "params.split=train"]
+        data = load_config(options.starved_base).data.params.train
         words = [f"{key}.target=ldm.data.subsets.ComponentSubset", f"{key}.params.folder={bins}"]
-        words += [f"{key}.params.dataset.{word}" for word in own]
+        words += [f"{key}.params.dataset.target={data.target}"]
+        words += [f"{key}.params.dataset.params.{name}={value}" for name, value in data.get("params", {}).items()]
     named = ["--name", NAME, "--logdir", str(logs), "--seed", str(seed), "--scale_lr", "False"]
     return training.main(["--base", *options.starved_base, *device, *named, *words])
-
-
-def starved_rows(options: argparse.Namespace, scores: tuple[str, ...]) -> Iterable[dict[str, Any]]:
-    """See `detection_rows`, for every rotation and seed."""
-    for seed in options.seeds:
-        found: dict[int | None, dict[str, torch.Tensor]] = {}
-        for rotation in (None, *ROTATIONS):
-            run = starved_run(options, rotation, seed)
-            opened = open_model(argparse.Namespace(**{**vars(options), "run": str(run)}))
-            train = data_of(opened, "train")
-            labels = [label for label in range(opened.n_classes) for _ in range(options.per_class)]
-            walks = starved.posterior_of(opened, train, options.draws)
-            found[rotation] = starved.sample_scores(walks, train, labels, scores)
-            if rotation is not None:
-                few = [label for label, budget in train.bins.items() if budget == KEPT]
-                rows = starved.detection_rows(found[rotation], found[None], labels, few)
-                yield from ({"seed": seed, "classes": " ".join(map(str, few)), **row} for row in rows)
 
 
 def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -159,6 +146,35 @@ def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[
     if not path.exists():
         write_csv(path, make())
     return read_csv(path)
+
+
+def starved_scores(options: argparse.Namespace, rotation: int | None, seed: int) -> list[dict[str, Any]]:
+    """The scores of the samples of a starved model (or the control), see `score_rows`."""
+    run = starved_run(options, rotation, seed)
+    opened = open_model(argparse.Namespace(**{**vars(options), "run": str(run)}))
+    train = data_of(opened, "train")
+    labels = [label for label in range(opened.n_classes) for _ in range(options.per_class)]
+    walks = starved.posterior_of(opened, train, options.draws)
+    few = [] if rotation is None else [label for label, budget in train.bins.items() if budget == KEPT]
+    return starved.score_rows(starved.sample_scores(walks, train, labels, STARVED_SCORES), labels, few)
+
+
+def starved_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """See `detection_rows`, for every rotation and seed; the scores of each model are a table of their own."""
+    folder, rows = Path(options.out) / NAME, []
+
+    def scores(rotation: int | None, seed: int) -> list[dict[str, Any]]:
+        name = f"scores_{'control' if rotation is None else rotation}_{seed}.csv"
+        return once(folder / name, lambda: starved_scores(options, rotation, seed))
+
+    for seed in options.seeds:
+        control = scores(None, seed)
+        for rotation in ROTATIONS:
+            own = scores(rotation, seed)
+            few = sorted({row["class"] for row in own if row["starved"]})
+            named = {"seed": seed, "classes": " ".join(map(str, few))}
+            rows += [{**named, **row} for row in starved.detection_rows(own, control)]
+    return rows
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -176,7 +192,6 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     def data(split: str) -> Any:
         return data_of(walks().opened, split, options.images if split == "train" else None)
 
-    flow = ("gamma^2 along the path", "tangents, K = 8", "BayesFlow as published, S = 100")
     own = {"draws": options.draws, "tests": options.tests}
     parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
         "fidelity": lambda: yardsticks.fidelity(*sampled(options.n), options.truth),
@@ -186,14 +201,19 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         "calibration": lambda: yardsticks.calibration(
             walks().opened, data("train"), data("validation"), count=options.bootstraps, **own
         ),
-        "starved": lambda: starved_rows(options, flow),
+        "starved": lambda: starved_rows(options),
         "alignment": lambda: yardsticks.alignment(
             walks().opened, data("validation"), SHARES, count=options.tests, probes=options.probes
         ),
         "scaling": lambda: yardsticks.data_scaling(walks().opened, data("train"), data("validation"), **own),
         "cost": lambda: cost(*sampled(options.n)),
     }
-    return {name: once(out / f"{name}.csv", parts[name]) for name in PARTS if name in options.only}
+    tables = {}
+    for name in (name for name in PARTS if name in options.only):
+        if name == "starved":  # its models' scores are what is kept
+            write_csv(out / f"{name}.csv", parts[name](), overwrite=True)
+        tables[name] = once(out / f"{name}.csv", parts[name])
+    return tables
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -38,14 +38,20 @@ def sample_scores(
     return {**found, NEIGHBOUR: torch.as_tensor(nearest_distances(pictures, real))}
 
 
-def detection_rows(
-    starved: Mapping[str, Tensor], control: Mapping[str, Tensor], labels: Sequence[int], classes: Sequence[int]
-) -> list[Row]:
-    """AUROC of the starved classes' samples against the others, of both models on the same noises."""
-    positives = np.isin(np.asarray(labels), list(classes))
+def score_rows(scores: Mapping[str, Tensor], labels: Sequence[int], starved: Sequence[int]) -> list[Row]:
+    """The scores of one model's samples as a table; `starved` marks the samples of its classes with few images."""
+    return [
+        {"class": label, "starved": label in starved, **{name: float(values[number]) for name, values in scores.items()}}
+        for number, label in enumerate(labels)
+    ]
+
+
+def detection_rows(starved: Sequence[Row], control: Sequence[Row]) -> list[Row]:
+    """AUROC of the starved classes' samples against the others, of both models (`score_rows`) on the same noises."""
+    positives = np.array([row["starved"] for row in starved])
     rows = []
-    for name in starved:
-        areas = [auroc(scores[name].numpy(), positives) for scores in (starved, control)]
+    for name in (column for column in starved[0] if column not in ("class", "starved")):
+        areas = [auroc(np.array([row[name] for row in table]), positives) for table in (starved, control)]
         rows.append({"score": name, "starved": areas[0], "control": areas[1], "difference": areas[0] - areas[1]})
     return rows
 

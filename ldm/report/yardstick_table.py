@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ldm.report.yardsticks import Row, slope
+from ldm.report.yardsticks import AGAIN, Row, slope
 
 
 def overview(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -40,10 +40,11 @@ def _consistency(rows: Sequence[Row]) -> list[Row]:
 
 
 def _calibration(rows: Sequence[Row]) -> list[Row]:
-    ours, old = (_pick(rows, "posterior", name) for name in ("sandwich", "published"))
+    ours, old, again = (_pick(rows, "posterior", name) for name in ("sandwich", "published", AGAIN))
+    rank = f"{ours['overall']:.3f}, at most {max(again['overall'], 0) ** 0.5:.3f} with {ours['bootstraps']} bootstraps"
     return [
         _line("Y3 variance over bootstraps'", f"{old['ratio']:.3g}", f"{ours['ratio']:.3g}", ".8 .. 1.25"),
-        _line("Y3 rank correlation", f"{old['overall']:.3f}", f"{ours['overall']:.3f}", ">= .95"),
+        _line("Y3 rank correlation", f"{old['overall']:.3f}", rank, ">= .95"),
     ]
 
 

@@ -22,13 +22,16 @@ from torch.utils.data import Dataset
 from ldm.opened import OpenModel, OpenPosterior, chosen_positions, new_posterior, observations
 from ldm.uncertainty.agreement import agreement, spearman
 from ldm.uncertainty.aleatoric import data_posterior
-from ldm.uncertainty.laplace import LastLayerLaplace, bootstrap
+from ldm.uncertainty.laplace import LastLayerLaplace, Refits, bootstrap
 from ldm.uncertainty.posterior import Members
 from ldm.uncertainty.propagation import all_directions, bayesdiff, path_integral, sampled, tangents
 from ldm.uncertainty.propagation.bayesflow import bayesflow
 from ldm.util import generator
 
 Row = dict[str, Any]
+
+
+AGAIN = "as many other bootstraps"
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,8 @@ def calibration(
     """Predictive variances of posteriors on held-out states over those of `count` bootstraps over images.
 
     All see the same `draws` noises of every image. `ratio` is of the mean variances, `overall` Spearman's correlation.
+    The row AGAIN is as many bootstraps more in place of a posterior, r: what the draws leave of a correlation. A
+    posterior without an error correlates about sqrt(r), since of the two only the bootstraps then carry noise.
     """
     seed = opened.options.seed
     laplace = new_posterior(opened, curvature="full")
@@ -169,16 +174,17 @@ def calibration(
     laplace.optimize_prior_precision()
     batches = observations(opened.model, train, draws=draws, seed=seed)
     source = generator("bootstrap", seed)
-    refits = bootstrap(laplace, batches, images=len(train), draws=draws, count=count, source=source)
+    refits = bootstrap(laplace, batches, images=len(train), draws=draws, count=2 * count, source=source)
     positions = chosen_positions(len(held_out), min(tests, len(held_out)), seed)
     states = list(observations(opened.model, held_out, positions, seed=seed + 1))
     features = torch.cat([laplace.features(state.x, state.t, state.cond) for state in states])
-    exact = refits.variance(features)
+    exact, again = (Refits(laplace, part).variance(features) for part in refits.matrices.split(count))
     posteriors = {name: laplace.with_curvature(name) for name in ("full", "sandwich", "diag")}
     posteriors["published: doubled ef, sigma 1, prior 1"] = published_posterior(laplace)
+    variances = {name: posterior.predict(features)[1] for name, posterior in posteriors.items()}
     rows = []
-    for name, posterior in posteriors.items():
-        found = agreement(posterior.predict(features)[1], exact)
+    for name, variance in {**variances, AGAIN: again}.items():
+        found = agreement(variance, exact)
         own = {"ratio": found.total, "overall": found.overall}
         rows.append({"posterior": name, "published": name.startswith("published"), **own, "bootstraps": count})
     return rows

@@ -90,7 +90,7 @@ def test_detection_is_minus_the_control_and_its_interval_students():
     rows = []
     for scores in ([3.0, 4, 1, 2], [3.0, 1, 2, 0]):  # AUROC 1 and 3 / 4; control 1 / 2
         pair = {"score": torch.tensor(scores)}, {"score": torch.tensor([1.0, 1, 1, 1])}
-        rows += starved.detection_rows(*pair, labels, [0])
+        rows += starved.detection_rows(*(starved.score_rows(each, labels, [0]) for each in pair))
     assert [row["difference"] for row in rows] == [0.5, 0.25]
     (found,) = starved.summary(rows)
     half = 12.7062 * 0.125  # Student's t of one degree of freedom, standard error |.5 - .25| / 2
