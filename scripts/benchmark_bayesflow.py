@@ -15,8 +15,8 @@ Examples:
   Y9 cost          evaluations and seconds an image of every method
 
 The model is a run of configs/flow-matching (any flow; a diffusion gives what its path knows). Parts that exist in
---out are kept, of starved each model's scores ({{out}}/starved/scores_*.csv): a stopped call continues, and more --seeds
-add to what there is. Writes {{out}}/: report.md, a table (.csv) a part, record.json.
+--out are kept, of starved each model's scores ({{out}}/starved/scores_*.csv): a stopped call continues, and more
+--seeds add to what there is. Writes {{out}}/: report.md, a table (.csv) a part, record.json.
 """
 
 from __future__ import annotations

@@ -40,10 +40,11 @@ def sample_scores(
 
 def score_rows(scores: Mapping[str, Tensor], labels: Sequence[int], starved: Sequence[int]) -> list[Row]:
     """The scores of one model's samples as a table; `starved` marks the samples of its classes with few images."""
-    return [
-        {"class": label, "starved": label in starved, **{name: float(values[number]) for name, values in scores.items()}}
-        for number, label in enumerate(labels)
-    ]
+    rows = []
+    for number, label in enumerate(labels):
+        own = {name: float(values[number]) for name, values in scores.items()}
+        rows.append({"class": label, "starved": label in starved, **own})
+    return rows
 
 
 def detection_rows(starved: Sequence[Row], control: Sequence[Row]) -> list[Row]:

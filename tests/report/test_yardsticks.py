@@ -9,6 +9,7 @@ import torch
 from ldm.arguments import add_model_arguments
 from ldm.opened import open_model
 from ldm.report import starved, yardsticks
+from ldm.report.tables import read_csv, write_csv
 from ldm.report.yardstick_table import overview
 from ldm.uncertainty.aleatoric import data_covariance
 from scripts import benchmark_bayesflow, benchmark_tangents
@@ -111,6 +112,24 @@ def test_one_command_from_a_flow_to_the_table(words, tmp_path):
     assert kept == {part: (tmp_path / f"{part}.csv").stat().st_mtime_ns for part in parts}
     assert (tmp_path / "report.md").read_text() == report
     assert overview({"unknown": []}) == []
+
+
+def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
+    """Five tables of scores and the control's: a report, with nothing opened or trained; a further seed adds to it."""
+    told = [*words, "--out", str(tmp_path), "--only", "starved", "--seeds"]
+    labels, rising = list(range(10)), {"gamma^2": torch.arange(10.0), "BayesFlow": torch.ones(10)}
+    rising["distance"] = -rising["gamma^2"]
+    for seed in (0, 1):
+        for rotation in ("control", *benchmark_bayesflow.ROTATIONS):
+            few = [] if rotation == "control" else [8, 9]
+            scores = {name: values * (rotation != "control") for name, values in rising.items()}
+            rows = starved.score_rows(scores, labels, few)
+            write_csv(tmp_path / "starved" / f"scores_{rotation}_{seed}.csv", rows)
+        benchmark_bayesflow.main([*told, *map(str, range(seed + 1))])
+        table = read_csv(tmp_path / "starved.csv")
+        assert len(table) == 3 * 5 * (seed + 1) and {row["classes"] for row in table} == {"8 9"}
+    assert {row["score"]: row["difference"] for row in table} == {"gamma^2": 0.5, "BayesFlow": 0, "distance": -0.5}
+    assert "+0.500 [+0.500, +0.500] (1.000)" in (tmp_path / "report.md").read_text()
 
 
 def test_tangents_are_timed_against_the_same_work(words, tmp_path):
