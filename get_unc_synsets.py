@@ -5,7 +5,7 @@ Examples:
   python get_unc_synsets.py --path logs/bootstrapped_digits_5 --unc_branch 0 --n 16 --ddim_steps 50
   python get_unc_synsets.py --path logs/bootstrapped_digits_5 --branch_at 0 0.5 0.98 --diversity --curve
   python get_unc_synsets.py --path logs/bootstrapped_digits_5 --base_comp all --ci_width 0.01 --max_n 200
-  torchrun --nproc_per_node 4 get_unc_synsets.py --path ENSEMBLE        (classes are shared out; results are merged)
+  torchrun --nproc_per_node 4 -- get_unc_synsets.py --path ENSEMBLE     (classes are shared out; results are merged)
 
 One-step (the default, cheap): of the first step after the branch, given the state z_b that all members share.
 Multi-step (--curve): of every later step too, between chains that have parted.

@@ -2,7 +2,7 @@
 
 Examples:
   python scripts/cache_latents.py --base configs/latent-diffusion/digits-vq.yaml data.params.latent_cache=data/latents
-  torchrun --nproc_per_node 8 scripts/cache_latents.py --base configs/latent-diffusion/cin256-v2.yaml \\
+  torchrun --nproc_per_node 8 -- scripts/cache_latents.py --base configs/latent-diffusion/cin256-v2.yaml \\
       --start_from_pretrained --component all --members 5 --ensemble_name b data.params.latent_cache=data/latents
 
 Takes the options of the training's own command (`main.py --help`); main.py with the same options finds the latents, and

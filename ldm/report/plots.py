@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gaussian_kde
 
@@ -158,6 +159,8 @@ def curve_plot(
             low = np.maximum(curve.low, np.nanmin(y)) if log else curve.low
             axes.fill_between(x, low, curve.high, color=colour, alpha=0.18, lw=0)
         highest = max(highest, np.nanmax(y))
+    if all(float(x).is_integer() for curve in curves.values() for x in curve.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if invert_x:
         axes.invert_xaxis()
     if log:
