@@ -117,6 +117,20 @@ def distribution_plot(
     save_figure(figure, path, overwrite)
 
 
+def _draw_scales(
+    axes: Axes, curves: Mapping[str, Curve], invert_x: bool, log: bool, xnames: Mapping[float, str] | None
+) -> None:
+    """The axes of `curve_plot`; whole numbers (steps, epochs) have no ticks between them."""
+    if all(float(x).is_integer() for curve in curves.values() for x in curve.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if invert_x:
+        axes.invert_xaxis()
+    if log:
+        axes.set_yscale("log")
+    if xnames is not None:
+        axes.set_xticks(list(xnames), list(xnames.values()))
+
+
 def curve_plot(
     curves: Mapping[str, Curve],
     path: str | os.PathLike,
@@ -159,14 +173,7 @@ def curve_plot(
             low = np.maximum(curve.low, np.nanmin(y)) if log else curve.low
             axes.fill_between(x, low, curve.high, color=colour, alpha=0.18, lw=0)
         highest = max(highest, np.nanmax(y))
-    if all(float(x).is_integer() for curve in curves.values() for x in curve.x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if invert_x:
-        axes.invert_xaxis()
-    if log:
-        axes.set_yscale("log")
-    if xnames is not None:
-        axes.set_xticks(list(xnames), list(xnames.values()))
+    _draw_scales(axes, curves, invert_x, log, xnames)
     note = _draw_ceiling(axes, ceiling, np.inf if log else highest, note)
     axes.legend(
         title=legend,
