@@ -28,7 +28,7 @@ from ldm.data import prepare_ffhq
 from ldm.data.download import fetch, unpack
 from ldm.data.prepare_ffhq import drive_url
 from ldm.data.prepare_imagenet import MD5, TARS, prepare
-from ldm.data.prepare_lsun import TOWER, prepare_tower
+from ldm.data.prepare_lsun import TOWER, library, prepare_tower
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 
@@ -204,6 +204,7 @@ def prepare_adm(dataset: str, folder: Path, mirror: str | None, only: Sequence[s
 
 def prepare_lsun(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
     """Fetch LSUN's towers, unpack the databases, and write their pictures as files."""
+    library()  # before hours of downloading
     for path in fetch_all(dataset, folder, mirror):
         unpack(path, folder)
     return prepare_tower(folder)

@@ -14,17 +14,22 @@ TOWER = {"tower_train": 708_264, "tower_val": 300}
 SUFFIXES = {b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
 
 
-def database(folder: Path) -> Any:
-    """The LMDB environment of a folder, opened for reading.
+def library() -> Any:
+    """The library lmdb.
 
     Raises:
-        ValueError: if the library lmdb is not installed.
+        ValueError: if it is not installed.
     """
     try:
         import lmdb
     except ImportError as error:
         raise ValueError("LSUN's files are LMDB databases: install the library with `pip install lmdb`") from error
-    return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, max_readers=1)
+    return lmdb
+
+
+def database(folder: Path) -> Any:
+    """The LMDB environment of a folder, opened for reading."""
+    return library().open(str(folder), readonly=True, lock=False, readahead=False, max_readers=1)
 
 
 def suffix_of(content: bytes) -> str:

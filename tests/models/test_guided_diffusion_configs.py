@@ -28,11 +28,79 @@ TINY = ["model.params.unet_config.params.model_channels=32", "model.params.image
 TINY += ["model.params.unet_config.params.num_res_blocks=1", "model.params.unet_config.params.num_head_channels=32"]
 
 
+# name -> (channels, multiples by level, residual blocks a level, downsamplings with attention), from the commands.
+BUILT = {
+    "cifar10-32": (128, (1, 2, 2, 2), 3, (2, 4)),
+    "lsun-tower-64": (192, (1, 2, 3, 4), 3, (2, 4, 8)),
+    "ffhq-128": (256, (1, 1, 2, 3, 4), 3, (4, 8, 16)),
+    "imagenet-64": (192, (1, 2, 3, 4), 3, (2, 4, 8)),
+    "imagenet-128": (256, (1, 1, 2, 3, 4), 2, (4, 8, 16)),
+}
+
+
+def published_keys(width, multiples, blocks, attended, classes):
+    """{key: shape} of guided-diffusion's UNet with resblock_updown, scale and shift, and six output channels."""
+    keys = {}
+
+    def put(name, *shape):
+        keys[f"{name}.weight"], keys[f"{name}.bias"] = shape, shape[:1]
+
+    def block(name, inner, outer, attention=False):
+        put(f"{name}.0.in_layers.0", inner)
+        put(f"{name}.0.in_layers.2", outer, inner, 3, 3)
+        put(f"{name}.0.emb_layers.1", 2 * outer, 4 * width)
+        put(f"{name}.0.out_layers.0", outer)
+        put(f"{name}.0.out_layers.3", outer, outer, 3, 3)
+        if inner != outer:
+            put(f"{name}.0.skip_connection", outer, inner, 1, 1)
+        if attention:
+            put(f"{name}.1.norm", outer)
+            put(f"{name}.1.qkv", 3 * outer, outer, 1)
+            put(f"{name}.1.proj_out", outer, outer, 1)
+
+    def renamed(old, new):
+        for key in [key for key in keys if key.startswith(old)]:
+            keys[new + key.removeprefix(old)] = keys.pop(key)
+
+    put("time_embed.0", 4 * width, width)
+    put("time_embed.2", 4 * width, 4 * width)
+    if classes:
+        keys["label_emb.weight"] = (classes, 4 * width)
+    put("input_blocks.0.0", width, 3, 3, 3)
+    here, skips = width, [width]
+    for level, multiple in enumerate(multiples):
+        for _ in range(blocks):
+            block(f"input_blocks.{len(skips)}", here, multiple * width, 2**level in attended)
+            here = multiple * width
+            skips.append(here)
+        if level + 1 < len(multiples):
+            block(f"input_blocks.{len(skips)}", here, here)
+            skips.append(here)
+    block("middle_block", here, here, attention=True)
+    block("last", here, here)
+    renamed("last.0.", "middle_block.2.")
+    number = 0
+    for level, multiple in reversed(list(enumerate(multiples))):
+        for place in range(blocks + 1):
+            attention = 2**level in attended
+            block(f"output_blocks.{number}", here + skips.pop(), multiple * width, attention)
+            here = multiple * width
+            if level and place == blocks:
+                block("up", here, here)
+                renamed("up.0.", f"output_blocks.{number}.{1 + attention}.")
+            number += 1
+    put("out.0", here)
+    put("out.2", 6, here, 3, 3)
+    return keys
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_sizes_are_the_published_ones(name):
+def test_keys_shapes_and_sizes_are_the_published_ones(name):
     model = meta_model(FOLDER / f"{name}.yaml")
     count, labelled, _ = MODELS[name]
     assert parameters(model.model) == count
+    found = {key: tuple(value.shape) for key, value in model.model.diffusion_model.state_dict().items()}
+    assert found == published_keys(*BUILT[name], 1000 if labelled else None)
     assert (model.n_classes, model.null_class) == ((1000 if labelled else None), None)
     assert parameters(model.cond_stage_model or torch.nn.Identity()) == 0, "labels are embedded by the network"
 
