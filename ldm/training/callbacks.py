@@ -58,9 +58,9 @@ class SeededSteps(Callback):
 
 
 class ImageLogger(Callback):
-    """Write grids of `log_images` under `images/{split}` and to loggers of pictures, every `batch_frequency` batches.
+    """Write grids of `log_images` under `images/{split}` and to loggers of pictures, every `batch_frequency` steps.
 
-    With `increase_log_steps`, also at the powers of two below it.
+    A `batch_frequency` of 0 turns it off. With `increase_log_steps`, also at the powers of two below it.
     """
 
     def __init__(
@@ -74,8 +74,11 @@ class ImageLogger(Callback):
         log_first_step: bool = False,
         log_images_kwargs: Mapping[str, Any] | None = None,
     ):
+        if batch_frequency < 0:
+            raise ValueError(f"batch_frequency is a number of steps, or 0 for no pictures; got {batch_frequency}")
         self.batch_frequency, self.max_images = batch_frequency, max_images
-        self.clamp, self.rescale, self.disabled, self.log_first_step = clamp, rescale, disabled, log_first_step
+        self.disabled = disabled or batch_frequency == 0
+        self.clamp, self.rescale, self.log_first_step = clamp, rescale, log_first_step
         early = [2**n for n in range(batch_frequency.bit_length())] if increase_log_steps else []
         self.early = frozenset(step for step in early if step < batch_frequency)
         self.options = dict(log_images_kwargs or {})

@@ -30,6 +30,24 @@ def test_a_run_leaves_configs_logs_and_checkpoints(config, tmp_path, caplog):
     assert saved.run.seed == 23
 
 
+@pytest.mark.parametrize(
+    ("frequency", "early", "expected"),
+    [(0, True, set()), (5, True, {1, 2, 4, 5}), (3, False, {3, 6})],
+    ids=["off", "powers of two first", "regular"],
+)
+def test_pictures_at_the_steps_that_were_asked_for(config, tmp_path, frequency, early, expected):
+    params = "lightning.callbacks.image_logger.params"
+    given = {
+        "disabled": False,
+        "batch_frequency": frequency,
+        "increase_log_steps": early,
+        "log_images_kwargs.ddim_steps": 1,
+    }
+    words = [f"{params}.{name}={value}" for name, value in given.items()] + ["--max_steps", "6"]
+    run = run_main(config, tmp_path, *words)
+    assert {int(file.name.split("_gs-")[1][:6]) for file in run.glob("images/train/*.png")} == expected
+
+
 @pytest.mark.parametrize("stop", [3, 5, 7], ids=["mid-epoch", "epoch-end", "second-epoch"])
 def test_resume_gives_the_uninterrupted_losses(config, tmp_path, whole, stop):
     """Same losses, weights and averages, dropout included; an epoch has five batches."""
