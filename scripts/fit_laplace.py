@@ -231,6 +231,10 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(options.out)
     if (out / "laplace.yaml").exists() and not options.overwrite:
         raise FileExistsError(f"{out} holds a posterior; choose another folder, or --overwrite")
+    if options.curvature == "isotropic" and options.prior_precision == "marglik":
+        raise ValueError(
+            "isotropic curvature holds no data, so it has no evidence: give --prior_precision, or gridsearch"
+        )
     opened = open_model(options)
     if options.merge:
         laplace, config = open_posterior(opened, options.merge[0]), {"merged": options.merge}

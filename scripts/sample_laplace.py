@@ -12,12 +12,13 @@ Examples:
 Methods (any path, any sampler but for the published ones; images are the plain sampler's):
 {methods}
 
-Of a latent model the maps are those of the decoded pixels. A mask of --mask is a dotted target: a function of images
-[B, C, H, W] in [-1, 1], giving [B, H, W] in [0, 1] or logits [B, K, H, W]. A stopped run continues; processes of
+Of a latent model the maps are those of the decoded pixels. --mask names a segmentation model: a function of images
+[B, C, H, W] in [-1, 1], giving [B, H, W] in [0, 1] or logits [B, K, H, W] whose class 0 is background (or either as
+entry `out`, as torchvision's); or a class or builder of one, with --mask_params. A stopped run continues; processes of
 torchrun or of a SLURM array share it, and the last to finish writes
 
   samples.npz   arr_0 images uint8 [N, H, W, C], arr_1 classes, map [N, H, W], variance and latents [N, c, h, w],
-                step_sums [N, S], times [S]
+                step_sums [N, S], times [S], step_maps [SHOWN, S, h, w] of the first images
   scores.csv    a row an image
   maps.png, steps.png, ranked.png, record.json
 """
@@ -25,11 +26,14 @@ torchrun or of a SLURM array share it, and the last to finish writes
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
@@ -57,7 +61,13 @@ def get_parser() -> argparse.ArgumentParser:
     add("--classes", type=int, nargs="+", help="classes (default: all)")
     add("--batch_size", type=int, default=16, help="images walked together, and the unit that a file holds")
     add("--masks", nargs="*", default=["threshold"], choices=sorted(MASKS), help="masks that need no weights")
-    add("--mask", metavar="TARGET", help="a segmentation model as package.module.name")
+    add("--mask", metavar="TARGET", help="a segmentation model as package.module.name: a function, or what builds one")
+    add(
+        "--mask_params",
+        nargs="+",
+        metavar="A=B",
+        help="keywords that build the model; a class is built without as well",
+    )
     add("--features", help="entropy of features over members: inception, clip, classifier or a dotted target")
     add("--weights", help="the extractor's weights")
     add("--features_params", nargs="+", default=[], metavar="A=B", help="keywords of the extractor")
@@ -68,6 +78,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--rank_by", default="sum", help="score of ranked.png")
     add("--shown", type=int, default=16, help="images in maps.png; steps.png has up to 8")
     return parser
+
+
+def segmentation_model(target: str, params: dict[str, Any], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The function that a dotted target names, or the module that its class or builder gives for `params`."""
+    found = get_obj_from_str(target)
+    if params or isinstance(found, type):
+        found = found(**params)
+    return found.to(device).eval() if isinstance(found, nn.Module) else found
 
 
 def check(options: argparse.Namespace) -> None:
@@ -88,7 +106,8 @@ def measures_of(options: argparse.Namespace, walks: OpenPosterior) -> Measures:
     """What is measured of every image."""
     masks = {name: MASKS[name] for name in options.masks}
     if options.mask is not None:
-        masks["model"] = model_mask(get_obj_from_str(options.mask))
+        params = OmegaConf.to_container(OmegaConf.from_dotlist(options.mask_params or []))
+        masks["model"] = model_mask(segmentation_model(options.mask, params, walks.opened.device))
     extractor = None
     if options.features is not None:
         params = OmegaConf.to_container(OmegaConf.from_dotlist(options.features_params))
@@ -115,7 +134,18 @@ def labels_of(options: argparse.Namespace, walks: OpenPosterior) -> list[int] | 
 
 def settings_of(options: argparse.Namespace, walks: OpenPosterior) -> dict[str, Any]:
     """What the results depend on; the number of images may change when a run continues."""
-    names = ("method", "classes", "batch_size", "masks", "mask", "features", "weights", "lookalikes", "seeds")
+    names = (
+        "method",
+        "classes",
+        "batch_size",
+        "masks",
+        "mask",
+        "mask_params",
+        "features",
+        "weights",
+        "lookalikes",
+        "seeds",
+    )
     own = {name: getattr(options, name) for name in (*names, "percentile", "patches")}
     return {**walks.opened.describe(), **describe_walks(walks), **own}
 
@@ -153,6 +183,7 @@ def write_outputs(out: Path, found: dict[str, np.ndarray], walks: OpenPosterior,
     times = walks.opened.grid[1:].numpy()
     named = {} if labels is None else {"arr_1": np.asarray(labels)}
     kept = {name: found[name] for name in ("map", "variance", "latents", "step_sums")}
+    kept["step_maps"] = found["step_maps"][: options.shown]
     with atomic_write(out / "samples.npz", overwrite=True) as partial:
         np.savez_compressed(partial, arr_0=images, **named, **kept, times=times)
     scores = {name.removeprefix("score_"): value for name, value in found.items() if name.startswith("score_")}

@@ -58,6 +58,17 @@ def place(tmp_path_factory):
     return folder, [*words, "--posterior", str(folder / "fit"), "--steps", "4", "--draws", "3"]
 
 
+class LeftHalf(torch.nn.Module):
+    """A segmentation model that knows where the object is."""
+
+    def __init__(self, columns: int):
+        super().__init__()
+        self.columns = columns
+
+    def forward(self, images):
+        return (torch.arange(images.shape[-1]) < self.columns).double().expand(images.shape[0], *images.shape[2:])
+
+
 def table(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
@@ -154,6 +165,7 @@ def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     folder, words = place
     more = ["--features", "classifier", "--weights", str(folder / "c.safetensors")] if method == "persistent" else []
     looks = ["--lookalikes", "energy", "edges", "differences", "seeds", "--seeds", "2", "--masks", "saliency"]
+    looks += ["--mask", "tests.test_scripts_laplace.LeftHalf", "--mask_params", "columns=3"]
     out = tmp_path / "out"
     arguments = [
         *words,
@@ -174,12 +186,16 @@ def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     plain = [*words[:6], *words[8:10], "--n", "6", "--out", str(tmp_path / "plain")]
     sample_diffusion.main(plain)
     found, expected = np.load(out / "samples.npz"), np.load(tmp_path / "plain" / "samples.npz")
+    assert found["step_maps"].shape == (2, 4, 8, 8)
+    np.testing.assert_allclose(found["step_maps"].sum((2, 3)), found["step_sums"][:2], rtol=1e-4)
     np.testing.assert_array_equal(found["arr_0"], expected["arr_0"])
     assert found["map"].shape == (6, 8, 8) and found["step_sums"].shape == (6, 4)
     if method != "published":
         assert (found["map"] > 0).all()
     rows = table(out / "scores.csv")
     np.testing.assert_allclose([float(row["sum"]) for row in rows], found["map"].sum((1, 2)), rtol=1e-5)
+    left = found["map"][:, :, :3].mean((1, 2))
+    np.testing.assert_allclose([float(row["segmentation_model"]) for row in rows], left, rtol=1e-5)
     names = {"lookalike_energy", "lookalike_edges", "lookalike_differences", "lookalike_seeds"}
     assert names <= set(rows[0]) and ("feature_entropy" in rows[0]) == bool(more)
     assert {"maps.png", "steps.png", "ranked.png", "record.json"} <= {file.name for file in out.iterdir()}

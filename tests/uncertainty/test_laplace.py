@@ -205,6 +205,8 @@ def test_noise_levels_weigh_their_own_data():
     assert laplace.noise_variance(batch.t).tolist() == sigmas[level].square().tolist()
     with pytest.raises(ValueError, match="time_edges"):
         laplace.with_curvature("sandwich")
+    with pytest.raises(ValueError, match="time_edges"):
+        laplace.fit([batch], also=["sandwich"])
 
 
 def test_a_network_that_learns_its_variance_regresses_half_of_its_channels():

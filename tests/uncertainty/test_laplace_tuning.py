@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch.distributions import MultivariateNormal
 
-from ldm.uncertainty.laplace import LastLayerLaplace, load_laplace, save_laplace
+from ldm.uncertainty.laplace import LastLayerLaplace, load_laplace, save_laplace, tuning
 from tests.uncertainty.laplace_cases import fitted, jacobian, make_batch, make_network
 
 SIGMA, PRIOR = 0.6, 1.7
@@ -73,7 +73,7 @@ def test_marginal_likelihood_is_maximised():
         laplace.optimize_prior_precision("guess")
 
 
-def test_gridsearch_takes_the_best_held_out_density():
+def test_gridsearch_takes_the_best_held_out_density(monkeypatch):
     network = make_network()
     batch, held_out = make_batch(network, 1, noise=0.1), make_batch(network, 4, seed=5, noise=0.2)
     laplace = fitted(network, batch, sigma_noise=0.1)
@@ -85,6 +85,11 @@ def test_gridsearch_takes_the_best_held_out_density():
         scores.append((float(density.sum()), precision))
     assert found == pytest.approx(max(scores)[1])
     assert 1e-3 < found < 1e3, "the best must lie inside, or nothing is tested"
+    monkeypatch.setattr(tuning, "HELD", 1)  # each batch a block of its own
+    one_by_one = halves(held_out)
+    assert found == laplace.optimize_prior_precision("gridsearch", batches=one_by_one, low=1e-3, high=1e3, steps=7)
+    with pytest.warns(UserWarning, match="end of the grid, prior precision 100"):
+        laplace.optimize_prior_precision("gridsearch", batches=one_by_one, low=100, high=1e3, steps=2)
     with pytest.raises(ValueError, match="held-out"):
         laplace.optimize_prior_precision("gridsearch", batches=[])
 

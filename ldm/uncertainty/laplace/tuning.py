@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ldm.uncertainty.laplace.posterior import LastLayerLaplace
 
 LOW, HIGH = 1e-8, 1e10  # bounds of prior precisions
+HELD = 2**26  # values of features that the search by held-out likelihood holds at once
 
 
 def log_likelihood(laplace: LastLayerLaplace) -> float:
@@ -55,23 +57,44 @@ def by_held_out(
 
         mean over values of ln N(target; output, variance + sigma^2)
 
-    The trained weights stay the mean, so this asks which predictive variance fits the errors on new images.
+    The trained weights stay the mean, so this asks which predictive variance fits the errors on new images. One
+    covariance is held at a time, beside at most `HELD` values of features.
     """
     grid = torch.logspace(math.log10(low), math.log10(high), steps, dtype=torch.float64)
-    candidates = [laplace.with_curvature(laplace.curvature) for _ in grid]
-    for candidate, precision in zip(candidates, grid.tolist(), strict=True):
-        candidate.prior_precision = precision
     totals = torch.zeros(steps, dtype=torch.float64)
+    for block in _blocks(laplace, batches):
+        for number, precision in enumerate(grid.tolist()):
+            candidate = laplace.with_curvature(laplace.curvature)
+            candidate.prior_precision = precision
+            covariance = candidate.covariance()
+            for features, squares, noise in block:
+                variance = covariance.variance(laplace.layer, features, laplace.chunk).double() + noise
+                totals[number] -= 0.5 * (squares / variance + variance.log()).sum().cpu()
+    if not bool(totals.any()):
+        raise ValueError("gridsearch needs held-out batches, got none")
+    best = int(totals.argmax())
+    if best in (0, steps - 1):
+        warnings.warn(
+            f"the held-out likelihood is greatest at an end of the grid, prior precision {float(grid[best]):g}: where "
+            "the data decide all parameters it hardly matters, else move low or high",
+            stacklevel=2,
+        )
+    return float(grid[best])
+
+
+def _blocks(laplace: LastLayerLaplace, batches: Iterable[Observation]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """(features, squared errors, noise variance) of batches, so many at once that their features pass `HELD` values."""
+    block, held = [], 0
     for batch in batches:
         features = laplace.features(batch.x, batch.t, batch.cond)
         squares = (batch.target.double() - laplace.output(features).double()).square()
-        noise = laplace.noise_variance(batch.t).reshape(-1, *[1] * (squares.ndim - 1))
-        for number, candidate in enumerate(candidates):
-            variance = candidate.covariance().variance(laplace.layer, features, laplace.chunk).double() + noise
-            totals[number] -= 0.5 * (squares / variance + variance.log()).sum().cpu()
-    if not bool(totals.any()):
-        raise ValueError("gridsearch needs held-out batches, got none")
-    return float(grid[totals.argmax()])
+        block.append((features, squares, laplace.noise_variance(batch.t).reshape(-1, *[1] * (squares.ndim - 1))))
+        held += features.numel()
+        if held >= HELD:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
 
 
 def residual_sigma(laplace: LastLayerLaplace, degrees_of_freedom: bool = False) -> Tensor:
