@@ -184,6 +184,18 @@ def discard_others(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
+def check(options: argparse.Namespace, opened: OpenModel) -> None:
+    """Raise before the fit what its tuning would raise for the values given."""
+    unfitted = posterior_of(options, opened)
+    for name in ("sigma_noise", "prior_precision"):
+        if not isinstance(getattr(options, name), str):
+            setattr(unfitted, name, getattr(options, name))
+    if options.curvature == "isotropic" and options.prior_precision == "marglik":
+        raise ValueError("isotropic curvature holds no data, so no evidence: give --prior_precision, or gridsearch")
+    if options.prior_precision == "gridsearch":
+        data_of(options, opened, options.validation)
+
+
 def tune(options: argparse.Namespace, opened: OpenModel, laplace: LastLayerLaplace) -> None:
     """Set sigma_noise, then prior_precision."""
     if options.sigma_noise == "ml":
@@ -231,11 +243,8 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(options.out)
     if (out / "laplace.yaml").exists() and not options.overwrite:
         raise FileExistsError(f"{out} holds a posterior; choose another folder, or --overwrite")
-    if options.curvature == "isotropic" and options.prior_precision == "marglik":
-        raise ValueError(
-            "isotropic curvature holds no data, so it has no evidence: give --prior_precision, or gridsearch"
-        )
     opened = open_model(options)
+    check(options, opened)
     if options.merge:
         laplace, config = open_posterior(opened, options.merge[0]), {"merged": options.merge}
         for folder in options.merge[1:]:

@@ -150,9 +150,11 @@ def settings_of(options: argparse.Namespace, walks: OpenPosterior) -> dict[str, 
     return {**walks.opened.describe(), **describe_walks(walks), **own}
 
 
-def sample_parts(work: WorkList, parts: dict[str, range], walks: OpenPosterior, options: argparse.Namespace) -> None:
+def sample_parts(
+    work: WorkList, parts: dict[str, range], walks: OpenPosterior, measures: Measures, options: argparse.Namespace
+) -> None:
     """Sample the parts of this process's share that have no file."""
-    measures, labels = measures_of(options, walks), labels_of(options, walks)
+    labels = labels_of(options, walks)
     pending = work.pending(parts)
     with tqdm(total=sum(len(parts[key]) for key in pending), desc=options.method, unit="image") as bar:
         for key in pending:
@@ -213,9 +215,10 @@ def main(argv: list[str] | None = None) -> Path:
     walks = open_walks(options)
     walks.check(options.method)
     labels_of(options, walks)
+    measures = measures_of(options, walks)
     work = WorkList(out / "parts", settings_of(options, walks), shard_from_environment())
     parts = parts_of(options.n, options.batch_size)
-    sample_parts(work, parts, walks, options)
+    sample_parts(work, parts, walks, measures, options)
     if not work.complete(parts):
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")
         return out

@@ -120,9 +120,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
             }
         )
     error, pairs = scaling_error(totals)
-    note = (
-        f"{options.method}, {options.n} images; scaling (10 sigma, precision / 100): {pairs} pairs within {error:.2g}"
-    )
+    note = f"{options.method}, {options.n} images"
+    if pairs:
+        note += f"; scaling (10 sigma, precision / 100): {pairs} pairs within {error:.2g}"
     print(markdown_table(rows, 3), note, sep="\n")
     write_csv(out / "sweep.csv", rows, [note], overwrite=True)
     shape = (len(options.sigmas), len(options.precisions))
