@@ -102,11 +102,8 @@ class LastLayerLaplace(Hyperparameters):
             also: further curvatures that `with_curvature` shall be able to give.
 
         Raises:
-            ValueError: as `gather`; for a curvature that these noise levels do not allow; or if what was gathered
-                before had other `draws`.
+            ValueError: as `gather`; or if what was gathered before had other `draws`.
         """
-        for name in also:
-            check_curvature(name, len(self.sigma_noise))
         wanted = [CURVATURES[name] for name in (self.curvature, *also)]
         gram, meat = any(kind.gram for kind in wanted), any(kind.meat for kind in wanted)
         gathered = gather(self, batches, draws, gram, meat)

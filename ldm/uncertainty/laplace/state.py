@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ldm.uncertainty.laplace.curvature import check_curvature
 from ldm.uncertainty.laplace.statistics import Observation, Statistics
 
 if TYPE_CHECKING:
@@ -21,9 +22,12 @@ def gather(laplace: LastLayerLaplace, batches: Iterable[Observation], draws: int
     """Statistics of a stream of batches, `draws` rows to an image; arguments of `Statistics.zeros`.
 
     Raises:
-        ValueError: if there is no batch, one holds a part of an image, or targets have another shape than outputs.
+        ValueError: if there is no batch, one holds a part of an image, targets have another shape than outputs, or
+            `meat` is asked for beside several noise levels.
     """
     layer = laplace.layer
+    if meat:
+        check_curvature("sandwich", len(laplace.time_edges) + 1)
     sums = Statistics.zeros(
         layer.outputs, layer.width, len(laplace.time_edges) + 1, layer.layer.weight.device, gram=gram, meat=meat
     )
