@@ -96,6 +96,20 @@ def test_the_gradient_is_neither_scaled_nor_clipped(sampler):
     )
 
 
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "Dopri5"])  # the clamp's kink: 10 s of steps
+def test_every_sampler_scales_once_under_a_classifier(sampler):
+    """Scaling the network's noise below the gradient is a network whose noise is shorter; the gradient stays."""
+    network, grid, x = lambda x, t, cond: 0.7 * x.roll(1, -1), make_grid(VP, "20"), draw(3, 1, 2, 2)
+    score, plain = exact_score(VP), NetworkDenoiser(network, VP, Target("eps"))
+    shorter = NetworkDenoiser(lambda x, t, cond: network(x, t, cond) / 1.05, VP, Target("eps"))
+    ends, options = [], {"noise": NOISE} if sampler in ("DDIM", "DDPM") else {}
+    for one in (scaled(plain, VP, EpsilonScaling(1.05), grid), shorter, plain):
+        guided = classifier_guided(clipped(one, VP), score)
+        ends.append(run(SAMPLERS[sampler](guided, VP, x, grid, **options)))
+    torch.testing.assert_close(ends[0], ends[1])
+    assert not torch.allclose(ends[0], ends[2], atol=1e-3), "scaling acts"
+
+
 def test_scaling_acts_once_under_the_mean_shift():
     """Two wrong ways of the published DDIM, dividing twice or dividing the gradient, are told apart."""
     network, grid, x = lambda x, t, cond: 0.7 * x.roll(1, -1), make_grid(VP, "20"), draw(3, 1, 2, 2)
