@@ -62,7 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--truth", type=int, default=128, help="sampled weights that the truth is made of")
     add("--images", type=int, help="training images of the posteriors of all parts but starved (default: all)")
     add("--draws", type=int, default=4, help="noise draws for each image of a fit")
-    add("--bootstraps", type=int, default=60, help="refits of calibration")
+    add("--bootstraps", type=int, default=240, help="refits of calibration (and as many more for its ceiling)")
     add("--tests", type=int, default=200, help="held-out images of calibration and alignment")
     add("--probes", type=int, help="of the aleatoric map, for large images (default: its exact diagonal)")
     add(

@@ -13,7 +13,7 @@ from ldm.report.tables import read_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("by_class", "by_pixel", "grid_flow", "grid_diffusion", "methods", "two_kinds", "totals_by_steps")
-TINY = "model.params.unet_config.params.channel_mult=[1,1] data.params.batch_size=4 lightning.trainer.max_steps=1"
+TINY = "data.params.batch_size=4 lightning.trainer.max_steps=1"
 SMALL = "--n 2 --shown 2 --draws 2 --by_steps 1 2 --quality_n 1 --probes 1 --flow_steps 2 --diffusion_steps 2"
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.evaluation.detection import mean_interval
 from ldm.opened import OpenModel, OpenPosterior, chosen_positions, new_posterior, observations
 from ldm.uncertainty.agreement import agreement, spearman
 from ldm.uncertainty.aleatoric import data_posterior
@@ -196,8 +197,9 @@ def alignment(
 ) -> list[Row]:
     """The aleatoric map of held-out images against their squared errors |x_0 - E[x_0 | x]|^2.
 
-    At each noise share sigma / (alpha + sigma): `pixel`, Spearman's correlation within images; `ratio`, expected over
-    actual squared error; `image`, Spearman's correlation of the images' sums; `negative`, clamped elements.
+    At each noise share sigma / (alpha + sigma): `pixel`, Spearman's correlation within images, mean and half the width
+    of Student's 95 % interval over images; `ratio`, expected over actual squared error; `image`, Spearman's correlation
+    of the images' sums; `negative`, clamped elements.
     """
     model, device = opened.model, opened.device
     positions = chosen_positions(len(data), min(count, len(data)), opened.options.seed)
@@ -214,11 +216,11 @@ def alignment(
         x, source = model.path.noised(x0, eps, u), None if probes is None else generator("probes", number)
         found = data_posterior(denoiser, model.path, x, u, probes=probes, generator=source)
         errors = (found.mean - x0).square()
-        ranks = [spearman(found.var.flatten(1).double().cpu(), errors.flatten(1).double().cpu())]
+        ranks = mean_interval(spearman(found.var.flatten(1).double().cpu(), errors.flatten(1).double().cpu()))
         images = spearman(found.total.double().cpu(), errors.flatten(1).sum(1).double().cpu())
         ratio = float(found.total.mean() / errors.flatten(1).sum(1).mean())
-        own = {"pixel": float(np.mean(ranks)), "image": float(images), "ratio": ratio, "negative": found.negative}
-        rows.append({"noise_share": share, **own})
+        own = {"pixel": ranks.mean, "pixel_half": (ranks.high - ranks.low) / 2, "image": float(images), "ratio": ratio}
+        rows.append({"noise_share": share, **own, "negative": found.negative})
     return rows
 
 

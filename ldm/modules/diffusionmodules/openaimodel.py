@@ -11,6 +11,7 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import BlockFactory, TimestepEmbedSequential, build_encoder, build_middle
 from ldm.modules.diffusionmodules.encoder_unet import EncoderUNetModel
 from ldm.modules.diffusionmodules.util import (
+    NORM_GROUPS,
     conv_nd,
     convert_linear_maps,
     normalization,
@@ -71,6 +72,11 @@ class UNetModel(nn.Module):
             raise ValueError(f"a spatial transformer and the width of its context go together, got {given}")
         if num_heads == -1 and num_head_channels == -1:
             raise ValueError("num_heads and num_head_channels are both -1; set one of them")
+        if not use_scale_shift_norm and max(channel_mult) * model_channels <= NORM_GROUPS:
+            raise ValueError(
+                f"with {NORM_GROUPS} channels at every level each group of the norms is one channel, and takes out "
+                "what the time adds: the network could not tell times apart. Set use_scale_shift_norm, or widen a level"
+            )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.model_channels, self.emb_channels = model_channels, 4 * model_channels
         self.num_classes, self.context_dim, self.n_embed = num_classes, context_dim, n_embed

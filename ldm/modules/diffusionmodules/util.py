@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+NORM_GROUPS = 32
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor:
@@ -57,7 +58,7 @@ class LayerNorm32(nn.LayerNorm):
         return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(x.dtype)  # [..., D]
 
 
-def normalization(channels: int, eps: float = 1e-5, groups: int = 32) -> GroupNorm32:
+def normalization(channels: int, eps: float = 1e-5, groups: int = NORM_GROUPS) -> GroupNorm32:
     """Group norm of a residual block (`eps` 1e-5) or of a spatial transformer (1e-6)."""
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups; choose a multiple of {groups}")
