@@ -8,32 +8,38 @@ Examples:
 Alignment is the mean squared distance of positive pairs at unit length (two noises of one image; with `class` also two
 images of one class), uniformity the logarithm of the mean of exp(-2 d^2) over all pairs of images; both over all
 images at once, whatever the batch. Lower is better. Checkpoints: those that --run kept by name (main.py
---every_n_epochs), or --epochs. Writes contrastive.csv and contrastive.png.
+--every_n_epochs), or --epochs. Writes contrastive.csv and contrastive.png; a
+stopped run continues with the checkpoints that are not in --out yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ldm.arguments import add_source_arguments
+from ldm.checkpoint import sha256
 from ldm.cli import HelpFormatter, add_device_arguments, run_script, write_record
 from ldm.evaluation.contrastive import alignment, class_pairs, uniformity
 from ldm.evaluation.grid_features import read_features
 from ldm.evaluation.taps import Reading, Trunk
+from ldm.jobs import WorkList
 from ldm.opened import load_weights, open_model
 from ldm.opened.probing import chosen_positions
 from ldm.opened.trunk import DataStates, add_reading_arguments, reading_of, trunk_of
-from ldm.report.probes import lines
+from ldm.report.probes import trajectories
 from ldm.report.tables import markdown_table, write_csv
 from ldm.training.runs import find_run
 from ldm.util import generator, instantiate_from_config
+
+# Columns of alignment, and what they are called.
+KINDS = {"alignment": "alignment: two noises of an image", "class_alignment": "alignment: two images of a class"}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -67,12 +73,18 @@ def checkpoints_of(options: argparse.Namespace) -> dict[str, Path]:
     return run.kept() or {"last": last}
 
 
+def settings_of(options: argparse.Namespace, reading: Reading, states: DataStates) -> dict[str, Any]:
+    """What a checkpoint's rows depend on but its weights."""
+    given = {name: getattr(options, name) for name in ("ema", "pretrained", "label", "positives", "precision", "seed")}
+    return {**given, "reading": reading.describe(), "states": states.describe()}
+
+
 def measure(
     trunk: Trunk, states: DataStates, reading: Reading, positives: Sequence[str], options: argparse.Namespace
 ) -> list[dict]:
     """A row a place: alignment for each kind of positives, and uniformity averaged over the two noises."""
     draws = len(reading.draws)
-    with tqdm(total=2 * len(states), desc="features", unit="image") as bar:
+    with tqdm(total=2 * len(states), desc="features", unit="image", leave=False) as bar:
         sets = [
             read_features(
                 states, trunk, replace(reading, draws=tuple(range(k * draws, (k + 1) * draws))),
@@ -93,6 +105,21 @@ def measure(
     return rows
 
 
+def draw(rows: Sequence[dict], path: Path, overwrite: bool) -> None:
+    """Uniformity against each alignment: a curve a place, along the checkpoints."""
+    several = len({row["t"] for row in rows}) > 1
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for kind, xlabel in KINDS.items():
+        for row in (row for row in rows if kind in row):
+            name = row["layer"] + (f", t = {row['t']:.4g}" if several else "")
+            x, y = panels.setdefault(xlabel, {}).setdefault(name, ([], []))
+            x.append(row[kind])
+            y.append(row["uniformity"])
+    count = len({row["checkpoint"] for row in rows})
+    title = f"layers along {count} checkpoints, the last as a large dot" if count > 1 else ""
+    trajectories(panels, path, "uniformity", title, overwrite)
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     options = get_parser().parse_args(argv)
     out = Path(options.out)
@@ -102,22 +129,18 @@ def main(argv: list[str] | None = None) -> list[dict]:
     options.device_used = str(opened.device)
     data = instantiate_from_config(opened.config["data"]["params"]["train"])
     positions = chosen_positions(len(data), options.n, options.seed)
-    rows = []
-    for name, checkpoint in checkpoints_of(options).items():
-        load_weights(opened.model, checkpoint, options.ema, options.pretrained)
-        trunk = trunk_of(opened.model, options.label)
-        reading = reading_of(opened, trunk, copy.copy(options), grid=options.layers is None, seed=options.seed)
-        states = DataStates(opened.model, data, positions)
-        rows += [{"checkpoint": name, **row} for row in measure(trunk, states, reading, options.positives, options)]
+    trunk = trunk_of(opened.model, options.label)
+    reading = reading_of(opened, trunk, options, grid=options.layers is None, seed=options.seed)
+    states, checkpoints = DataStates(opened.model, data, positions), checkpoints_of(options)
+    work = WorkList(out / "parts", settings_of(options, reading, states))
+    names = {f"{name}_{sha256(checkpoint)[:12]}": name for name, checkpoint in checkpoints.items()}
+    for key in tqdm(work.pending(names), desc="checkpoints", unit="checkpoint"):
+        load_weights(opened.model, checkpoints[names[key]], options.ema, options.pretrained)
+        work.save(key, {"rows": measure(trunk, states, reading, options.positives, options)})
+    rows = [{"checkpoint": name, **row} for key, name in names.items() for row in work.load(key)["rows"]]
     note = "features at unit length: mean squared distance of positive pairs; ln mean exp(-2 d^2) of all pairs"
     write_csv(out / "contrastive.csv", rows, [note], options.overwrite)
-    kinds = [key for key in rows[0] if key in ("alignment", "class_alignment")]
-    curves = {}
-    for place in dict.fromkeys((row["t"], row["layer"]) for row in rows):
-        own = [row for row in rows if (row["t"], row["layer"]) == place]
-        curves[f"{place[1]}, t={place[0]:.4g}"] = ([row[kinds[0]] for row in own], [row["uniformity"] for row in own])
-    title = "each curve: one layer, along the checkpoints" if len(rows) > len(curves) else ""
-    lines(curves, out / "contrastive.png", kinds[0].replace("_", " "), "uniformity", title, overwrite=options.overwrite)
+    draw(rows, out / "contrastive.png", options.overwrite)
     write_record(out / "record.json", options, overwrite=True, images=len(positions))
     print(markdown_table(rows))
     return rows

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -76,6 +77,37 @@ def lines(
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, ncols=1 + len(curves) // 8)
+    save_figure(figure, path, overwrite)
+
+
+def trajectories(
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    path: str | os.PathLike,
+    ylabel: str,
+    title: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Panels {xlabel: {name: (x, y)}} of the same named curves, x on a logarithm's scale; a large dot ends each.
+
+    Names run through a scale of colours in their order.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+    """
+    figure = Figure(figsize=(1.6 + 3.2 * len(panels), 3.4), layout="constrained")
+    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    names = list(next(iter(panels.values())))
+    colours = dict(zip(names, colormaps["viridis"](np.linspace(0, 0.95, len(names))), strict=True))
+    for axes, (xlabel, curves) in zip(columns, panels.items(), strict=True):
+        for name, (x, y) in curves.items():
+            axes.plot(x, y, "-o", ms=2.5, lw=1, label=name, color=colours[name])
+            axes.plot(x[-1], y[-1], "o", ms=7, color=colours[name])
+        axes.set_xscale("log")
+        axes.set_xlabel(xlabel)
+        axes.grid(alpha=0.25)
+    columns[0].set_ylabel(ylabel)
+    figure.suptitle(title, fontsize=9)
+    columns[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(names) // 18)
     save_figure(figure, path, overwrite)
 
 
