@@ -46,7 +46,7 @@ from ldm.models.diffusion.times import LogNormalNoise
 from ldm.modules.wide_resnet import WideResNet
 from ldm.opened import build_model, open_model
 from ldm.opened.probing import chosen_positions
-from ldm.opened.trunk import INDEX_STEPS, PLAIN, DataStates, grid_times, trunk_of
+from ldm.opened.trunk import INDEX_STEPS, PLAIN, DataStates, grid_times, pool_of, trunk_of
 from ldm.report.probes import lines
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.training.config import load_config
@@ -61,6 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_source_arguments(ddae)
     ddae.add_argument("--epoch", type=int, help="the checkpoint that --run kept of this epoch")
     ddae.add_argument("--layers", nargs=1, help="the tap (default: the config's probe.layer)")
+    ddae.add_argument("--pool", default="1", help="k: means of a k x k grid of the map; none: every position")
     ddae.add_argument("--label", type=int, help="class that a conditional trunk sees (default: its null class)")
     ddae.add_argument("--precision", default="float32", choices=("float32", "bf16", "fp16"), help="of the trunk")
     ddae.set_defaults(**PLAIN)
@@ -110,10 +111,12 @@ def head_of(options: argparse.Namespace):
     tap, path = resolve_taps(trunk.network, layers), opened.model.path
     levels, _ = levels_of(path)
     zero = torch.zeros((1, *opened.model.latent_shape), device=opened.device)
-    (width,) = {value.shape[1] for value in trunk.features(zero, [0], Reading((float(levels[0]),), tap)).values()}
+    reading = Reading((float(levels[0]),), tap, pool_of(options.pool))
+    (width,) = {value.shape[1] for value in trunk.features(zero, [0], reading).values()}
     classes = instantiate_from_config(opened.config["data"]["params"]["train"]).n_classes
     head = NoiseHead(width, classes).to(opened.device)
-    return TrunkClassifier(trunk, tap, levels, head), path, level_times(levels), opened.model, opened.config, head
+    classifier = TrunkClassifier(trunk, tap, levels, head, reading.pool)
+    return classifier, path, level_times(levels), opened.model, opened.config, head
 
 
 def network_of(options: argparse.Namespace):

@@ -47,16 +47,17 @@ class TrunkClassifier(nn.Module):
     Args:
         tap: {tap: submodule}, one of them.
         levels: times u of the path; the head is told the number of the nearest, from 1.
+        pool: see `pooled`.
     """
 
-    def __init__(self, trunk: Trunk, tap: dict[str, str], levels: Tensor, head: NoiseHead):
+    def __init__(self, trunk: Trunk, tap: dict[str, str], levels: Tensor, head: NoiseHead, pool: int | None = 1):
         super().__init__()
-        self.trunk, self.tap, self.levels, self.head = trunk, tap, levels, head
+        self.trunk, self.tap, self.levels, self.head, self.pool = trunk, tap, levels, head, pool
 
     def forward(self, x0: Tensor, eps: Tensor, u: Tensor) -> Tensor:
         """Logits [B, K] of clean states and noise [B, C, H, W] at times u [B]."""
         with torch.no_grad():
-            (features,) = self.trunk.read(self.tap, x0, eps, u).values()
+            (features,) = self.trunk.read(self.tap, x0, eps, u, self.pool).values()
         number = (u[:, None] - self.levels).abs().argmin(1) + 1
         return self.head(features, number.to(features.device))
 
