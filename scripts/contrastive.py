@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     work = WorkList(out / "parts", settings_of(options, reading, states))
     names = {f"{name}_{sha256(checkpoint)[:12]}": name for name, checkpoint in checkpoints.items()}
     for key in tqdm(work.pending(names), desc="checkpoints", unit="checkpoint"):
-        load_weights(opened.model, checkpoints[names[key]], options.ema, options.pretrained)
+        load_weights(opened.model, checkpoints[names[key]], options.ema, options.pretrained, opened.config)
         work.save(key, {"rows": measure(trunk, states, reading, options.positives, options)})
     rows = [{"checkpoint": name, **row} for key, name in names.items() for row in work.load(key)["rows"]]
     note = "features at unit length: mean squared distance of positive pairs; ln mean exp(-2 d^2) of all pairs"

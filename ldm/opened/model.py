@@ -29,6 +29,8 @@ from ldm.training.runs import find_run
 from ldm.uncertainty.ensemble import verified_trunk
 from ldm.util import get_obj_from_str, instantiate_from_config
 
+FIRST_STAGE = "model.params.first_stage_config.params.ckpt_path"
+
 
 @dataclass(frozen=True)
 class OpenModel:
@@ -199,11 +201,11 @@ def load_weights(
     checkpoint: Path,
     averaged: bool = True,
     pretrained: str | None = None,
-    first_stage: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Load a checkpoint strictly; that of a component is its heads, on the trunk it names or `pretrained`.
 
-    A published file of the network alone comes without a first stage, which is then read from `first_stage`.
+    A published file of the network alone comes without a first stage: it is read from the file that `config` names.
 
     Raises:
         ValueError: if the first stage has weights and none are given.
@@ -214,10 +216,10 @@ def load_weights(
         del content
         model.init_from_ckpt(str(checkpoint), use_averaged=averaged)
         if alone and any(True for _ in model.first_stage_model.parameters()):
+            first_stage = OmegaConf.select(OmegaConf.create(config or {}), FIRST_STAGE)
             if not first_stage:
                 raise ValueError(
-                    f"{checkpoint} holds the network alone: name its first stage in the config, "
-                    "model.params.first_stage_config.params.ckpt_path"
+                    f"{checkpoint} holds the network alone: name its first stage in the config, {FIRST_STAGE}"
                 )
             model.first_stage_model.init_from_ckpt(first_stage)
         return
@@ -249,7 +251,6 @@ def open_model(options: argparse.Namespace) -> OpenModel:
     run, checkpoint = find_run(options.run, epoch) if options.run else (None, Path(options.ckpt))
     config = run.config() if run else load_config([options.base])
     model = build_model(config)
-    first_stage = OmegaConf.select(OmegaConf.create(config), "model.params.first_stage_config.params.ckpt_path")
-    load_weights(model, checkpoint, options.ema, options.pretrained, first_stage)
+    load_weights(model, checkpoint, options.ema, options.pretrained, config)
     model = model.to(device).eval().requires_grad_(False)
     return OpenModel(model, config, checkpoint, options, device, *make_ready(model, options, device))

@@ -103,6 +103,7 @@ def trajectories(
             axes.plot(x, y, "-o", ms=2.5, lw=1, label=name, color=colours[name])
             axes.plot(x[-1], y[-1], "o", ms=7, color=colours[name])
         axes.set_xscale("log")
+        axes.tick_params(axis="x", which="minor", labelsize=6)
         axes.set_xlabel(xlabel)
         axes.grid(alpha=0.25)
     columns[0].set_ylabel(ylabel)

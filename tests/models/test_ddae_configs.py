@@ -38,6 +38,11 @@ def test_a_config_builds_its_network_and_its_loss_is_finite(path):
     batch = {"image": torch.zeros(2, size, size, 3), "augment_labels": torch.zeros(2, 9)}
     loss, _ = model.shared_step(batch, model.draws, 0, range(2))
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS[0].parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_rate_and_batch_do_not_depend_on_the_number_of_devices(path):
+    config = load_config([str(path)])
     assert learning_rate(config, True, 8, 1) == learning_rate(config, True, 1, 2) == config.model.learning_rate
     assert shared_batch(config, 4).data.params.batch_size == config.data.params.global_batch_size // 4
 

@@ -14,7 +14,7 @@ from ldm.checkpoint import save_checkpoint
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.taps import Reading, resolve_taps
 from ldm.models.diffusion.noise import ImageNoise
-from ldm.opened import build_model, open_model
+from ldm.opened import build_model, load_weights, open_model
 from ldm.opened.trunk import PLAIN, DataStates, trunk_of
 from ldm.util import instantiate_from_config
 
@@ -81,3 +81,4 @@ def test_a_network_alone_needs_its_first_stage(opened, tmp_path):
     options = argparse.Namespace(**{**vars(opened.options), "base": str(tmp_path / "none.yaml")})
     with pytest.raises(ValueError, match="first stage"):
         open_model(options)
+    load_weights(build_model(config), opened.checkpoint, config=opened.config)
