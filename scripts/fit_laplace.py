@@ -8,6 +8,7 @@ Examples:
       --data target=ldm.data.imagenet.ImageNetTrain params.data_root=DIR
   python scripts/fit_laplace.py --run logs/2026-01-01T00-00-00_digits --published --out results/laplace/as_published
   python scripts/fit_laplace.py --run RUN --merge results/laplace/a results/laplace/b --out results/laplace/both
+  torchrun --nproc_per_node 4 -- scripts/fit_laplace.py --run RUN --out results/laplace/digits   (the images in shares)
 
 Any run: latent, pixel, flow, conditional or not. The images are those of the run's config (data.params.train), or
 --data. Each gives --draws rows (x_t, t, condition), drawn as in training; those seen stand for the whole data set.

@@ -8,6 +8,7 @@ Examples:
   python scripts/sample_laplace.py --run logs/2026-01-01T00-00-00_mnist --posterior results/laplace/mnist --n 64 \\
       --features classifier --weights models/mnist.safetensors --masks threshold saliency \\
       --lookalikes energy edges differences seeds --out results/mnist
+  torchrun --nproc_per_node 4 -- scripts/sample_laplace.py --run RUN --posterior POSTERIOR --n 5000 --out results/many
 
 Methods (any path, any sampler but for the published ones; images are the plain sampler's):
 {methods}

@@ -215,6 +215,7 @@ def test_what_could_only_fail_late_is_refused_before_any_work(place, tmp_path):
         (["--lookalikes", "seeds", "--seeds", "1"], "at least 2"),
         (["--method", "path", "--clip_denoised"], "path knows neither clipping"),
         (["--method", "published", "--sampler", "Heun"], "Heun is not first order"),
+        (["--method", "bayesdiff", "--sampler", "Dopri5"], "Dopri5 chooses its steps by the state"),
     ):
         with pytest.raises(ValueError, match=message):
             sample_laplace.main([*words, *more, *out])

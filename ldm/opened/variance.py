@@ -132,6 +132,11 @@ class OpenPosterior:
         wrappers, sampler = self.opened.wrappers, self.opened.options.sampler
         if method not in SAMPLED and (wrappers.clip or wrappers.classifier is not None):
             raise ValueError(f"{method} knows neither clipping nor a classifier: use {' or '.join(SAMPLED)}")
+        if method.startswith("bayesdiff") and sampler == "Dopri5":
+            raise ValueError(
+                f"Dopri5 chooses its steps by the state, so {method} cannot draw states around one: use path, "
+                f"{' or '.join(SAMPLED)}"
+            )
         if method.startswith("published") and sampler not in ONE_EVALUATION:
             raise ValueError(
                 f"{sampler} is not first order, and {method} takes {', '.join(ONE_EVALUATION)} only: use bayesdiff"
