@@ -15,6 +15,8 @@ from ldm.opened import OpenModel, OpenPosterior, new_posterior, observations
 from ldm.report.yardsticks import METHODS, Row
 
 NEIGHBOUR = "distance to the nearest training image"
+RENOISED = "gamma^2 of the re-noised sample"
+NOISE_SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 
 
 def posterior_of(opened: OpenModel, train: Dataset, draws: int = 4) -> OpenPosterior:
@@ -27,13 +29,26 @@ def posterior_of(opened: OpenModel, train: Dataset, draws: int = 4) -> OpenPoste
 
 
 @torch.no_grad()
+def renoised_variance(walks: OpenPosterior, x0: Tensor, labels: Sequence[int], images: Sequence[int]) -> Tensor:
+    """Sum of the field's variances [B, C, H, W] at latents x0, noised anew to each of `NOISE_SHARES`."""
+    denoiser, path, noise = walks.predictive(labels), walks.opened.model.path, walks.noise(images)
+    for number, share in enumerate(NOISE_SHARES):
+        u = float(path.time_at(share / (1 - share)))
+        denoiser(path.noised(x0, noise(number, x0.shape), u), u)
+    return torch.stack([variance for _, variance in denoiser.visited]).sum(0)
+
+
+@torch.no_grad()
 def sample_scores(
     walks: OpenPosterior, train: Dataset, labels: Sequence[int], scores: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Summed variance of each sample [N] by several of `METHODS`, and its distance to the nearest training image."""
+    """Summed variance of each sample [N] by several of `METHODS` and re-noised, and its distance to training images."""
     images = list(range(len(labels)))
-    found = {name: METHODS[name].run(walks, labels, images).flatten(1).sum(1).double().cpu() for name in scores}
-    pictures = walks.opened.decode(walks.opened.sample(labels, images)).permute(0, 2, 3, 1)
+    maps = {name: METHODS[name].run(walks, labels, images) for name in scores}
+    x0 = walks.opened.sample(labels, images)
+    maps[RENOISED] = renoised_variance(walks, x0, labels, images)
+    found = {name: value.flatten(1).sum(1).double().cpu() for name, value in maps.items()}
+    pictures = walks.opened.decode(x0).permute(0, 2, 3, 1)
     real = np.stack([train[index]["image"].numpy() for index in range(len(train))])
     return {**found, NEIGHBOUR: torch.as_tensor(nearest_distances(pictures, real))}
 

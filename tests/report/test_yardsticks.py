@@ -81,6 +81,21 @@ def test_the_published_posterior_is_ridge_by_squared_gradients(walks):
     torch.testing.assert_close(published.predict(features)[1].double(), exact, rtol=1e-3, atol=1e-8)
 
 
+def test_renoised_variance_is_that_of_the_posterior_at_the_noised_latents(walks):
+    """Term by term through `LastLayerLaplace.predict`; an image's own noise, whatever the batch."""
+    opened = walks.opened
+    x0 = torch.randn(2, *opened.model.latent_shape, generator=torch.Generator().manual_seed(0))
+    found = starved.renoised_variance(walks, x0, [3, 4], [0, 7])
+    exact, noise = 0, walks.noise([0, 7])
+    for number in range(9):
+        u = (number + 1) / 10  # alpha = 1 - u, sigma = u: the noise share itself
+        x = (1 - u) * x0 + u * noise(number, x0.shape)
+        features = walks.laplace.features(x, torch.full((2,), 1000.0 * u), opened.labels([3, 4]))
+        exact = exact + walks.laplace.predict(features)[1]
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(starved.renoised_variance(walks, x0[1:], [4], [7]), found[1:], rtol=1e-4, atol=1e-9)
+
+
 def test_slope_of_a_power():
     rows = [{"images": n, "variance": 3 * n**-1.2} for n in (50, 100, 400)]
     assert yardsticks.slope(rows) == pytest.approx(-1.2)
@@ -117,8 +132,8 @@ def test_one_command_from_a_flow_to_the_table(words, tmp_path):
 def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
     """Five tables of scores and the control's: a report, with nothing opened or trained; a further seed adds to it."""
     told = [*words, "--out", str(tmp_path), "--only", "starved", "--seeds"]
-    labels, rising = list(range(10)), {"gamma^2": torch.arange(10.0), "BayesFlow": torch.ones(10)}
-    rising["distance"] = -rising["gamma^2"]
+    labels, rising = list(range(10)), {"gamma^2 along": torch.arange(10.0), "BayesFlow": torch.ones(10)}
+    rising |= {"gamma^2 of": rising["BayesFlow"], "tangents": rising["BayesFlow"], "distance": -rising["gamma^2 along"]}
     for seed in (0, 1):
         for rotation in ("control", *benchmark_bayesflow.ROTATIONS):
             few = [] if rotation == "control" else [8, 9]
@@ -127,8 +142,9 @@ def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
             write_csv(tmp_path / "starved" / f"scores_{rotation}_{seed}.csv", rows)
         benchmark_bayesflow.main([*told, *map(str, range(seed + 1))])
         table = read_csv(tmp_path / "starved.csv")
-        assert len(table) == 3 * 5 * (seed + 1) and {row["classes"] for row in table} == {"8 9"}
-    assert {row["score"]: row["difference"] for row in table} == {"gamma^2": 0.5, "BayesFlow": 0, "distance": -0.5}
+        assert len(table) == 5 * 5 * (seed + 1) and {row["classes"] for row in table} == {"8 9"}
+    differences = {row["score"]: row["difference"] for row in table}
+    assert differences == {**dict.fromkeys(rising, 0), "gamma^2 along": 0.5, "distance": -0.5}
     assert "+0.500 [+0.500, +0.500] (1.000)" in (tmp_path / "report.md").read_text()
 
 
