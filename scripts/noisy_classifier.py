@@ -144,14 +144,8 @@ def guide_of(options: argparse.Namespace):
         raise ValueError(f"{options.base} names {config.model.target}: expected the config of a NoisyClassifier")
     model.init_from_ckpt(options.ckpt)
     model = model.to(pick_device(options.device)).requires_grad_(False)
-    return (
-        NetworkClassifier(model.classifier, model.path, model.path.time_to_net),
-        model.path,
-        None,
-        model,
-        config,
-        None,
-    )
+    classifier = NetworkClassifier(model.classifier, model.path, model.path.time_to_net)
+    return classifier, model.path, None, model, config, None
 
 
 MAKERS = {"ddae": head_of, "wrn": network_of, "adm": guide_of}

@@ -37,7 +37,7 @@ class Search:
 
     @property
     def at_edge(self) -> str | None:
-        """ "least" or "largest" where the best is that of the values tried: a better one may lie beyond."""
+        """The end of what was tried that the best lies at, least or largest: a better one may lie beyond."""
         ends = {"least": min(self.tried), "largest": max(self.tried)}
         return next((name for name, end in ends.items() if self.best == end), None)
 
