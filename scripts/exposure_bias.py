@@ -5,7 +5,7 @@ Examples:
   python scripts/exposure_bias.py --run logs/2026-01-01T00-00-00_digits --steps 20 --n 1000 --eps_scaler 1.01 \\
       --out results/exposure_scaled
   python scripts/exposure_bias.py --base configs/guided-diffusion/cifar10-32.yaml \\
-      --ckpt pretrained_models/adm/cifar10-32/ADM.pt --sampler DDPM --steps 20 --spacing respace --n 5000 \\
+      --ckpt pretrained_models/adm/cifar10-32.pt --sampler DDPM --steps 20 --spacing respace --n 5000 \\
       --eps_scaler published --out results/exposure_cifar10
 
 Images of the config's data (--split) are noised to the grid's first time and sampled from there, without scaling

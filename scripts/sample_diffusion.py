@@ -10,6 +10,7 @@ Examples:
   python scripts/sample_diffusion.py --base configs/guided-diffusion/imagenet-64.yaml \\
       --ckpt pretrained_models/adm/imagenet-64.pt --sampler DDPM --steps 100 --spacing respace --eps_scaler published \\
       --labels random --n 50000 --batch_size 256 --out samples/imagenet-64
+  torchrun --nproc_per_node 8 -- scripts/sample_diffusion.py --run RUN --n 50000 --out samples/many
 
 Image i draws from (seed, i, step) whatever the batch size. A stopped run continues when it is started again; processes
 of torchrun or of a SLURM array share the work, and the last to finish writes grid.png, samples.npz (arr_0: images uint8
