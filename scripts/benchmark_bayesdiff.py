@@ -115,6 +115,8 @@ def named(method: str, walks: OpenPosterior) -> str:
 
 def propagation(walks: OpenPosterior, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a method and grid; `growth` is its total over that on the first grid, beside the truth's."""
+    for method in [*options.methods, *(["published"] if options.published else [])]:
+        walks.check(method)
     rows, totals = [], {}
     counts = options.truth * (len(options.grids) if len(options.truth) == 1 else 1)
     for steps, count in zip(options.grids, counts, strict=True):

@@ -384,6 +384,8 @@ def test_the_benchmarks_tables(place, tmp_path):
     rows = benchmark_bayesdiff.main(["propagation", *words, *published, *few, *out])
     assert rows[0]["method"] == "truth" and len(rows) == 4
     assert (rows[0]["total"], rows[0]["pixel"]) == pytest.approx((1, 1))
+    with pytest.raises(ValueError, match="Heun is not first order"):
+        benchmark_bayesdiff.main(["propagation", *words, "--sampler", "Heun", *out])
     few = ["--bootstraps", "5", "--held_out", "8"]
     rows = benchmark_bayesdiff.main(["calibration", *words, *published, *few, *out])
     assert {"sandwich, sigma from residuals", "published (ef doubled, sigma 1, precision 1)"} <= {
