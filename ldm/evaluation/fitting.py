@@ -33,7 +33,8 @@ class Examples(Protocol):
 class Batches:
     """`rows` rows in batches of `size`, the last of an epoch smaller, for a number of epochs.
 
-    The order of an epoch comes from (name, seed, epoch).
+    A last row alone joins the batch before it, since one row has no deviation to be normalised by. The order of an
+    epoch comes from (name, seed, epoch).
     """
 
     rows: int
@@ -44,7 +45,7 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        return -(-self.rows // self.size)
+        return max(1, -(-(self.rows - 1) // self.size))
 
     @property
     def steps(self) -> int:
@@ -77,7 +78,8 @@ def minimise(
     done = 0
     for epoch in range(batches.epochs):
         source = generator(batches.name, batches.seed, epoch)
-        for rows in torch.randperm(batches.rows, generator=source).split(batches.size):
+        order, ends = torch.randperm(batches.rows, generator=source), range(1, batches.per_epoch)
+        for rows in order.tensor_split([batches.size * end for end in ends]):
             value = loss(rows, epoch, source)
             if not value.isfinite():
                 raise ValueError(f"loss {float(value.detach())} at step {done}: lower the learning rate")

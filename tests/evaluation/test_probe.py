@@ -138,6 +138,6 @@ def test_tuning_learns_what_a_frozen_trunk_cannot_show_and_leaves_it_alone():
     x[:, 0, :2, :2] += 1.5 * (2 * labels.float() - 1)[:, None, None]
     reading = Reading((50.0,), resolve_taps(trunk.network, ["out_1"]))
     data = Given(x[:64], labels[:64]), Given(x[64:], labels[64:])
-    accuracy = tune(trunk, reading, data[0], np.arange(64), data[1], 2, Tuning(4, 16, 2e-3), seed=0)
+    accuracy = tune(trunk, reading, data[0], np.arange(64), data[1], 2, Tuning(4, 21, 2e-3), seed=0)  # 64 = 3 x 21 + 1
     assert accuracy > 0.9
     assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
