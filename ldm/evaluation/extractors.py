@@ -37,6 +37,9 @@ def make_extractor(
         return InceptionFeatures(weights)
     if name == "clip":
         return ClipFeatures(weights, **(params or {}))
-    if "." not in name:
-        raise ValueError(f"unknown features '{name}': expected {', '.join(EXTRACTORS)}, or a dotted target")
+    if not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+        raise ValueError(
+            f"unknown features '{name}': expected {', '.join(EXTRACTORS)}, or a dotted target; a file of weights goes "
+            "to --weights"
+        )
     return TargetFeatures(name, params, weights, channels)
