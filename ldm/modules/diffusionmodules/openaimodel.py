@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,8 @@ from ldm.modules.diffusionmodules.util import (
 )
 
 __all__ = ["EncoderUNetModel", "UNetModel", "split_last_layer"]
+
+log = logging.getLogger(__name__)
 
 
 class UNetModel(nn.Module):
@@ -73,9 +76,10 @@ class UNetModel(nn.Module):
         if num_heads == -1 and num_head_channels == -1:
             raise ValueError("num_heads and num_head_channels are both -1; set one of them")
         if not use_scale_shift_norm and max(channel_mult) * model_channels <= NORM_GROUPS:
-            raise ValueError(
-                f"with {NORM_GROUPS} channels at every level each group of the norms is one channel, and takes out "
-                "what the time adds: the network could not tell times apart. Set use_scale_shift_norm, or widen a level"
+            log.warning(
+                "with %d channels at every level each group of the norms is one channel, and takes out what the time "
+                "adds: the network cannot tell times apart. Set use_scale_shift_norm, or widen a level",
+                NORM_GROUPS,
             )
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.model_channels, self.emb_channels = model_channels, 4 * model_channels
