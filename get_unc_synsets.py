@@ -18,8 +18,6 @@ that was stopped continues where it was. With several branch points also {path}/
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +109,7 @@ def report(opened: OpenEnsemble, classes: list[int], plan: Plan) -> list[dict[st
     out = Path(options.out or Path(options.path) / name)
     out = out / name if options.out and len(options.branch_steps) > 1 else out
     settings = {**opened.describe(), **plan.describe()}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    work = WorkList(out / f"classes_{digest}", settings, shard_from_environment())
+    work = WorkList.apart(out / "classes", settings, shard_from_environment())
     keys = [str(label) for label in classes]
     pending = [int(key) for key in work.pending(keys)]
     measured = measure_classes(opened, pending, plan, options.classes_at_once)

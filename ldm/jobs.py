@@ -5,6 +5,7 @@ An item that has its file is done. Any number of processes may share a folder: e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,12 @@ class WorkList:
         else:
             with atomic_write(file, overwrite=True) as partial:
                 partial.write_text(json.dumps(settings, indent=1) + "\n")
+
+    @classmethod
+    def apart(cls, stem: str | os.PathLike, settings: Mapping[str, Any], shard: tuple[int, int] = (0, 1)) -> WorkList:
+        """The list in `{stem}_{digest of the settings}`: results of other settings lie beside it."""
+        text = json.dumps(dict(settings), sort_keys=True, default=str)
+        return cls(f"{stem}_{hashlib.sha256(text.encode()).hexdigest()[:10]}", settings, shard)
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.json"

@@ -15,7 +15,7 @@ Examples:
   Y9 cost          evaluations and seconds an image of every method
 
 The model is a run of configs/flow-matching (any flow; a diffusion gives what its path knows). Parts that exist in
---out are kept, of starved each model's scores ({{out}}/starved/scores_*.csv): a stopped call continues, and more
+--out are kept, of starved each model's scores ({{out}}/starved/scores_*.json): a stopped call continues, and more
 --seeds add to what there is. Writes {{out}}/: report.md, a table (.csv) a part, record.json.
 """
 
@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import Subset
 
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.jobs import WorkList
 from ldm.opened import OpenModel, OpenPosterior, chosen_positions, open_model
 from ldm.report import starved, yardsticks
 from ldm.report.tables import markdown_table, read_csv, write_csv
@@ -148,6 +150,14 @@ def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[
     return read_csv(path)
 
 
+def starved_work(options: argparse.Namespace) -> WorkList:
+    """The scores of every starved model and control, beside their runs, under what they depend on."""
+    names = ("draws", "per_class", "sampler", "ddim_steps", "spacing", "scale", "seed")
+    config = OmegaConf.to_container(load_config(options.starved_base), resolve=True)
+    settings = {"config": config, **{name: getattr(options, name) for name in names}, "scores": STARVED_SCORES}
+    return WorkList(Path(options.out) / NAME, settings)
+
+
 def starved_scores(options: argparse.Namespace, rotation: int | None, seed: int) -> list[dict[str, Any]]:
     """The scores of the samples of a starved model (or the control), see `score_rows`."""
     run = starved_run(options, rotation, seed)
@@ -160,12 +170,14 @@ def starved_scores(options: argparse.Namespace, rotation: int | None, seed: int)
 
 
 def starved_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """See `detection_rows`, for every rotation and seed; the scores of each model are a table of their own."""
-    folder, rows = Path(options.out) / NAME, []
+    """See `detection_rows`, for every rotation and seed; a model that was scored is not scored again."""
+    work, rows = starved_work(options), []
 
     def scores(rotation: int | None, seed: int) -> list[dict[str, Any]]:
-        name = f"scores_{'control' if rotation is None else rotation}_{seed}.csv"
-        return once(folder / name, lambda: starved_scores(options, rotation, seed))
+        key = f"scores_{'control' if rotation is None else rotation}_{seed}"
+        if work.pending([key]):
+            work.save(key, {"rows": starved_scores(options, rotation, seed)})
+        return work.load(key)["rows"]
 
     for seed in options.seeds:
         control = scores(None, seed)

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from ldm.checkpoint import load_state_dict
 from ldm.cli import HelpFormatter, run_script, write_record
 from ldm.data.bins import budget_order
+from ldm.data.sources import real_images
 from ldm.evaluation.recognition import PixelClassifier
 from ldm.opened import OpenEnsemble
 from ldm.report.control_report import write_control_report
@@ -174,9 +175,8 @@ def opened(options: argparse.Namespace, ensemble: Path, at: float = 0.0, steps: 
     return open_ensemble(get_unc_synsets.get_parser().parse_args([*map(str, words)]))
 
 
-def real_images(options: argparse.Namespace) -> tuple[PixelClassifier, dict[int, np.ndarray]]:
+def judge_of(options: argparse.Namespace) -> tuple[PixelClassifier, dict[int, np.ndarray]]:
     """A classifier of training images, and the validation images of each class."""
-
     config = load_config([options.base], [word for word in options.dotlist if word.startswith("paths.")])
     (images, labels), (held_out, classes) = (
         real_images(config.data.params[split], options.real, options.seed) for split in ("train", "validation")
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> Path:
 
     studies: dict[str, list[dict[str, Any]]] = {}
     if ensembles:
-        classifier, references = real_images(options)
+        classifier, references = judge_of(options)
         studies["controls"] = []
         for rotation, ensemble in ensembles.items():
 

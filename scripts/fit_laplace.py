@@ -21,8 +21,6 @@ other settings begins anew, one with another sigma_noise, prior_precision or tem
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import shutil
 from pathlib import Path
@@ -143,8 +141,7 @@ def work_of(
         "images": len(positions),
         "of": len(data),
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    return WorkList(Path(options.out) / f"parts_{digest}", settings, shard_from_environment())
+    return WorkList.apart(Path(options.out) / "parts", settings, shard_from_environment())
 
 
 def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, config: Any) -> LastLayerLaplace | None:

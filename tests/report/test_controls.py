@@ -114,6 +114,14 @@ def test_report_names_what_falls(tmp_path):
     assert (tmp_path / "same_class_0.png").stat().st_size > 1000
 
 
+def test_samples_are_judged_by_real_images_of_the_configs_data():
+    options = benchmark_decu.parse(["--base", "configs/latent-diffusion/digits.yaml", "--out", "o", "--real", "300"])
+    classifier, references = benchmark_decu.judge_of(options)
+    assert sorted(references) == list(range(10)) and sum(map(len, references.values())) == 300
+    right = [classifier.recognised(images, np.full(len(images), label)) for label, images in references.items()]
+    assert np.concatenate(right).mean() > 0.9
+
+
 def test_words_may_stand_anywhere():
     options = benchmark_decu.parse(["--base", "b.yaml", "--out", "o", "--variants", "lora", "a.b=1", "--n", "3"])
     assert isinstance(options, argparse.Namespace)

@@ -9,11 +9,11 @@ import torch
 from ldm.arguments import add_model_arguments
 from ldm.opened import open_model
 from ldm.report import starved, yardsticks
-from ldm.report.tables import read_csv, write_csv
+from ldm.report.tables import read_csv
 from ldm.report.yardstick_table import overview
 from ldm.uncertainty.aleatoric import data_covariance
 from scripts import benchmark_bayesflow, benchmark_tangents
-from tests.test_scripts_laplace import write_model
+from tests.posteriors import write_model
 
 FLOW = {"parameterization": "velocity"}
 FLOW["path_config"] = {"target": "ldm.models.diffusion.path.FlowPath", "params": {"time_scale": 1000.0}}
@@ -132,6 +132,7 @@ def test_one_command_from_a_flow_to_the_table(words, tmp_path):
 def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
     """Five tables of scores and the control's: a report, with nothing opened or trained; a further seed adds to it."""
     told = [*words, "--out", str(tmp_path), "--only", "starved", "--seeds"]
+    work = benchmark_bayesflow.starved_work(benchmark_bayesflow.get_parser().parse_args([*told, "0"]))
     labels, rising = list(range(10)), {"gamma^2 along": torch.arange(10.0), "BayesFlow": torch.ones(10)}
     rising |= {"gamma^2 of": rising["BayesFlow"], "tangents": rising["BayesFlow"], "distance": -rising["gamma^2 along"]}
     for seed in (0, 1):
@@ -139,13 +140,15 @@ def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
             few = [] if rotation == "control" else [8, 9]
             scores = {name: values * (rotation != "control") for name, values in rising.items()}
             rows = starved.score_rows(scores, labels, few)
-            write_csv(tmp_path / "starved" / f"scores_{rotation}_{seed}.csv", rows)
+            work.save(f"scores_{rotation}_{seed}", {"rows": rows})
         benchmark_bayesflow.main([*told, *map(str, range(seed + 1))])
         table = read_csv(tmp_path / "starved.csv")
         assert len(table) == 5 * 5 * (seed + 1) and {row["classes"] for row in table} == {"8 9"}
     differences = {row["score"]: row["difference"] for row in table}
     assert differences == {**dict.fromkeys(rising, 0), "gamma^2 along": 0.5, "distance": -0.5}
     assert "+0.500 [+0.500, +0.500] (1.000)" in (tmp_path / "report.md").read_text()
+    with pytest.raises(ValueError, match=r"results of other settings .*per_class: 24 -> 8"):
+        benchmark_bayesflow.main([*told, "0", "--per_class", "8"])
 
 
 def test_tangents_are_timed_against_the_same_work(words, tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from ldm.uncertainty.laplace.statistics import Observation
 
 if TYPE_CHECKING:
     from ldm.uncertainty.laplace.posterior import LastLayerLaplace
+
+log = logging.getLogger(__name__)
 
 LOW, HIGH = 1e-8, 1e10  # bounds of prior precisions
 HELD = 2**26  # values of features that the search by held-out likelihood holds at once
@@ -74,10 +76,10 @@ def by_held_out(
         raise ValueError("gridsearch needs held-out batches, got none")
     best = int(totals.argmax())
     if best in (0, steps - 1):
-        warnings.warn(
-            f"the held-out likelihood is greatest at an end of the grid, prior precision {float(grid[best]):g}: where "
-            "the data decide all parameters it hardly matters, else move low or high",
-            stacklevel=2,
+        log.warning(
+            "the held-out likelihood is greatest at an end of the grid, prior precision %g: where the data decide all "
+            "parameters it hardly matters, else move low or high",
+            float(grid[best]),
         )
     return float(grid[best])
 

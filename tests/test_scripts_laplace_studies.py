@@ -1,0 +1,130 @@
+"""What is made of a posterior from the command line: sweep, filtering, variants, benchmarks."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scripts import (
+    benchmark_bayesdiff,
+    evaluate,
+    filter_by_uncertainty,
+    resample_laplace,
+    sample_diffusion,
+    sample_laplace,
+    sweep_laplace,
+)
+from tests.posteriors import table, write_posterior
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_posterior(tmp_path_factory.mktemp("laplace"))
+
+
+def test_the_sweep_scales_as_the_formulas_say(place, tmp_path):
+    _, words = place
+    grid = ["--sigmas", "0.05", "0.5", "--precisions", "1", "100", "--n", "3"]
+    with pytest.raises(ValueError, match="--image below it"):
+        sweep_laplace.main([*words, *grid, "--image", "3", "--out", str(tmp_path / "sweep")])
+    rows = sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
+    totals = {(row["sigma_noise"], row["prior_precision"]): row["total"] for row in rows}
+    assert totals[0.5, 1.0] == pytest.approx(100 * totals[0.05, 100.0], rel=1e-3)
+    assert all(0 <= row["slope_sigma"] <= 2.001 for row in rows if row["slope_sigma"] is not None)
+    assert all(-1.001 <= row["slope_precision"] <= 0 for row in rows if row["slope_precision"] is not None)
+    maps = np.load(tmp_path / "sweep" / "sweep.npz")["maps"]
+    assert maps.shape == (2, 2, 3, 8, 8)
+    alone = []
+    for size in "12":
+        more = ["--method", "persistent", "--steps", "2", "--batch_size", size, "--out", str(tmp_path / size)]
+        sweep_laplace.main([*words, "--sigmas", "0.5", "--precisions", "1", "--n", "2", *more])
+        alone.append(np.load(tmp_path / size / "sweep.npz")["maps"])
+    np.testing.assert_allclose(*alone, rtol=1e-3, atol=1e-4 * alone[0].max())
+    with pytest.raises(FileExistsError, match="holds a sweep"):
+        sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
+
+
+def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
+    folder, words = place
+    quick = ["--method", "path", "--n", "30", "--batch_size", "30", "--shown", "1", "--lookalikes", "edges"]
+    sample_laplace.main([*words, *quick, "--out", str(tmp_path / "samples")])
+    shared = ["--samples", str(tmp_path / "samples"), "--ref", str(folder / "ref"), "--random", "3", "--device", "cpu"]
+    out = tmp_path / "filtered"
+    rows = filter_by_uncertainty.main([*shared, "--keep", "0.5", "--out", str(out)])
+    scores = [float(row["sum"]) for row in table(tmp_path / "samples" / "scores.csv")]
+    kept = [int(line) for line in (out / "kept" / "sum.txt").read_text().split()]
+    assert len(kept) == 15 and max(scores[i] for i in kept) <= min(scores[i] for i in set(range(30)) - set(kept))
+    found = {row["removed by"]: row for row in rows}
+    assert {"none", "sum", "patch_max", "random", "random, s.d."} <= set(found)
+    assert found["none"]["z_fid"] is None and found["none"]["kept"] == 30
+    keep = ["--images", str(tmp_path / "samples" / "samples.npz"), "--keep", str(out / "kept" / "sum.txt")]
+    quick = ["--ref", str(folder / "ref"), "--metrics", "fid", "--fid_resamples", "0", "--device", "cpu"]
+    (row,) = evaluate.main(["calc", *keep, *quick, "--out", str(tmp_path / "calc")])
+    assert row.value == pytest.approx(found["sum"]["fid"], rel=1e-6)
+    with pytest.raises(FileExistsError, match="holds a table"):
+        filter_by_uncertainty.main([*shared, "--out", str(out)])
+    shared.append("--overwrite")
+    filter_by_uncertainty.main([*shared, "--keep", "0.67", "--per_class", "--scores", "sum", "--out", str(out)])
+    for name in ("sum", "random_1"):
+        stayed = [int(line) % 10 for line in (out / "kept" / f"{name}.txt").read_text().split()]
+        assert sorted(stayed) == sorted([*range(10)] * 2)  # two of the three images of each class
+    names = ["sum", "percentile", "lookalike_edges"]
+    more = ["--rule", "sigma", "--per_class", "--metrics", "fid", "--scores", *names, "--out", str(tmp_path / "sigma")]
+    found = {row["removed by"]: row for row in filter_by_uncertainty.main([*shared, *more])}
+    features, reference = (
+        np.load(at / "pooled.npy").astype(float) for at in (tmp_path / "sigma/features", folder / "ref")
+    )
+    for name in names:
+        values = np.array([float(row[name]) for row in table(tmp_path / "samples" / "scores.csv")])
+        kept = [i for i in range(30) if values[i] <= values[i % 10 :: 10].mean() + values[i % 10 :: 10].std()]
+        assert found[name]["kept"] == len(kept)
+        counts = np.bincount(np.array(kept) % 10, minlength=10)
+        files = [np.loadtxt(file, dtype=int) for file in (tmp_path / "sigma" / "kept").glob("random*.txt")]
+        alike = [own for own in files if (np.bincount(own % 10, minlength=10) == counts).all()]
+        assert len(alike) == 3
+        chance = [frechet(features[own], reference) for own in alike]
+        expected = (np.mean(chance) - frechet(features[kept], reference)) / np.std(chance, ddof=1)
+        assert found[name]["z_fid"] == pytest.approx(expected, rel=1e-4)
+
+
+def frechet(a, b):
+    """Fréchet distance by the eigenvalues of the covariances' product."""
+    covariances = [np.cov(features, rowvar=False) for features in (a, b)]
+    roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0))
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sum(covariances)) - 2 * roots.sum()
+
+
+def test_variants_of_a_cut(place, tmp_path):
+    folder, words = place
+    shared = [*words, "--cut", "2", "--n", "4", "--variants", "3", "--kinds", "variance", "uniform", "members"]
+    rows = resample_laplace.main(
+        [*shared, "--classifier", str(folder / "c.safetensors"), "--out", str(tmp_path / "out")]
+    )
+    assert [row["kind"] for row in rows] == ["variance", "uniform", "members"]
+    assert all(row["diversity"] > 0 for row in rows)
+    plain = [*words[:6], *words[8:10], "--n", "4", "--out", str(tmp_path / "plain")]
+    sample_diffusion.main(plain)
+    pictures = np.load(tmp_path / "out" / "variants_uniform.npz")["arr_0"].reshape(4, 3, 8, 8, 1)
+    np.testing.assert_array_equal(pictures[:, 0], np.load(tmp_path / "plain" / "samples.npz")["arr_0"])
+    with pytest.raises(ValueError, match="--cut 4"):
+        resample_laplace.main([*words, "--cut", "4", "--out", str(tmp_path / "no")])
+
+
+def test_the_benchmarks_tables(place, tmp_path):
+    folder, words = place
+    published = ["--published", str(folder / "published")]
+    out = ["--out", str(tmp_path)]
+    few = ["--n", "3", "--grids", "3", "--truth", "4", "--methods", "tangents", "bayesdiff"]
+    rows = benchmark_bayesdiff.main(["propagation", *words, *published, *few, *out])
+    assert rows[0]["method"] == "truth" and len(rows) == 4
+    assert (rows[0]["total"], rows[0]["pixel"]) == pytest.approx((1, 1))
+    with pytest.raises(ValueError, match="Heun is not first order"):
+        benchmark_bayesdiff.main(["propagation", *words, "--sampler", "Heun", *out])
+    few = ["--bootstraps", "5", "--held_out", "8"]
+    rows = benchmark_bayesdiff.main(["calibration", *words, *published, *few, *out])
+    assert {"sandwich, sigma from residuals", "published (ef doubled, sigma 1, precision 1)"} <= {
+        row["posterior"] for row in rows
+    }
+    assert json.loads((tmp_path / "record.json").read_text())["options"]["command"] == "calibration"
+    with pytest.raises(ValueError, match="did not gather"):
+        sample_laplace.main([*words[:6], "--posterior", str(folder / "published"), "--curvature", "full", *out])
