@@ -27,6 +27,8 @@ from ldm.training.runs import runs_named  # noqa: E402
 from ldm.uncertainty.aleatoric import data_posterior  # noqa: E402
 from ldm.util import instantiate_from_config  # noqa: E402
 
+if len(sys.argv) not in (1, 3) or sys.argv[-1].startswith("-"):
+    sys.exit(__doc__)
 LOGS, RESULTS = map(Path, sys.argv[1:3] if len(sys.argv) == 3 else ("logs", "results/tutorial_flow"))
 FLOW = "configs/flow-matching/digits.yaml"
 TWIN = "configs/flow-matching/diffusion-twin.yaml"

@@ -24,6 +24,8 @@ from ldm.uncertainty.laplace import LastLayerLaplace, Observation
 from ldm.uncertainty.propagation.bayesflow import bayesflow
 from ldm.util import instantiate_from_config
 
+if len(sys.argv) not in (1, 3) or sys.argv[-1].startswith("-"):
+    sys.exit(__doc__)
 LOGS, RESULTS = map(Path, sys.argv[1:3] if len(sys.argv) == 3 else ("logs", "results/tutorial_laplace"))
 
 
