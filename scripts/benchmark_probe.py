@@ -60,8 +60,8 @@ class RandomStates:
         return self.count
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        draws = [torch.randn(SHAPE, generator=generator("benchmark", self.seed, row)) for row in range(start, stop)]
-        return torch.stack(draws)
+        rows = range(start, min(stop, self.count))
+        return torch.stack([torch.randn(SHAPE, generator=generator("benchmark", self.seed, row)) for row in rows])
 
     def describe(self) -> dict[str, int]:
         return {"random": self.count, "seed": self.seed}

@@ -121,7 +121,10 @@ class TargetFeatures(Extractor):
     ):
         super().__init__()
         self.name, self.channels = target, channels
-        self.network = get_obj_from_str(target)(**(params or {}))
+        try:
+            self.network = get_obj_from_str(target)(**(params or {}))
+        except TypeError as error:
+            raise ValueError(f"features {target} cannot be made of {dict(params or {})}: {error}") from error
         if weights is not None:
             load_into(self.network, load_state_dict(weights))
         self.network.eval().requires_grad_(False)
