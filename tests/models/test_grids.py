@@ -64,6 +64,16 @@ def test_respacing_by_sections():
         respaced_grid(VP, "ddim999")
 
 
+def test_respacing_rounds_as_the_published_sum_does():
+    """guided-diffusion adds the stride up; where a product lies half-way (499.5 at 21 steps) the two differ by one."""
+    for count in range(2, 1001):
+        place, expected = 0.0, []
+        for _ in range(count):
+            expected.append(round(place))
+            place += 999 / (count - 1)
+        assert (respaced_grid(VP, str(count))[:-1] - 1).flip(0).long().tolist() == expected, count
+
+
 def test_edm_grids_are_the_published_ones():
     golden = golden_tensors("edm")
     for case, path, rho in (("edm18", EDMPath(), 7), ("edm18_range", EDMPath(0.01, 20), 5)):

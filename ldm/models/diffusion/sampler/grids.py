@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -80,7 +82,9 @@ def respaced_grid(path: VPPath, respacing: str) -> Tensor:
                     f"respacing '{respacing}': cannot keep {count} of the {size} times of section {section}"
                 )
             stride = (size - 1) / (count - 1) if count > 1 else 1.0
-            kept += [first + round(stride * i) for i in range(count)]
+            # Summed up as published: a product would round some of the places half-way the other way.
+            places = itertools.accumulate([0.0] + [stride] * (count - 1))
+            kept += [first + round(place) for place in places]
             first += size
     return torch.tensor([*[float(time + 1) for time in reversed(kept)], 0.0], dtype=torch.float64)
 
