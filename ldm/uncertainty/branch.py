@@ -6,6 +6,7 @@ they do not know: its mutual information with the weights is the epistemic uncer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,8 @@ def branch_index(
         index = int(reached[0]) if len(reached) else steps
     else:
         fraction = default if branch_at is None else branch_at
-        index = steps - 1 if fraction is None else int(fraction * steps)
+        # 0.29 times 100 is 28.999999999999996.
+        index = steps - 1 if fraction is None else math.floor(fraction * steps + 1e-9)
     if not 0 <= index < steps:
         raise ValueError(f"branch step {index} is not on a grid of {steps} steps (0 = noisiest .. {steps - 1} = last)")
     return index

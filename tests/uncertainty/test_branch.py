@@ -27,6 +27,14 @@ def test_branch_index_conventions():
         branch_index(grid, unc_branch=1, branch_at=0.2)
 
 
+def test_fractions_of_the_steps_are_exact():
+    """Hundredths against whole-number arithmetic; 0.29 x 100 is less than 29 in floating point."""
+    for steps in (50, 100, 200):
+        grid = torch.arange(steps, -1, -1.0)
+        found = [branch_index(grid, branch_at=float(f"0.{hundredths:02d}")) for hundredths in range(100)]
+        assert found == [hundredths * steps // 100 for hundredths in range(100)]
+
+
 def test_several_branch_points():
     grid = tiny_model().grid(50)
     assert branch_indices(grid, branch_at=[0, 0.5, 0.98]) == [0, 25, 49]
