@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ldm.util import generator, instantiate_from_config
 
@@ -77,8 +77,11 @@ class LabelledImages(Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose augmentation is drawn, in every loader worker as well."""
-        self._epoch.fill_(epoch)
+        """Choose the epoch whose augmentation is drawn, in every loader worker as well; in one of these, for it alone."""
+        if get_worker_info() is None:
+            self._epoch.fill_(epoch)
+        else:
+            self._epoch = torch.tensor(epoch)
 
     def __len__(self) -> int:
         return len(self.labels)

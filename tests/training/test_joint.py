@@ -1,13 +1,16 @@
 """`--component all`: one training of all members gives what their separate runs give."""
 
 import json
+import time
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 
 import save_ensemble
 from ldm.checkpoint import load_checkpoint, save_checkpoint
+from ldm.data.base import LabelledImages
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import KeyedBatches
 from ldm.training.joint import JointComponents, Together, start_members
@@ -111,6 +114,28 @@ def test_items_carry_their_members_epoch():
 
     data = JointDataset([Augmented(), Augmented()])
     assert [data[key] for key in ((0, 1, 2), (1, 0, 3), (0, 1, 0), (1, 2, 1))] == [102, 3, 100, 201]
+
+
+class Shaken(LabelledImages):
+    """Images whose whole content is drawn by the transform; the first of each batch of four comes late."""
+
+    def __init__(self, count):
+        super().__init__([0] * count, ["a"], (1, 1, 1), transform=lambda image, draws: torch.rand(1, generator=draws))
+
+    def read(self, index):
+        time.sleep(0.05 * (index % 4 == 0))
+        return torch.zeros(1)
+
+
+def test_workers_do_not_change_each_others_epochs():
+    """One worker reads the last batch of a member's epoch while another reads the first of its next."""
+    members = [Shaken(12), Shaken(40)]
+    batches = JointBatches([KeyedBatches(data, 4, number, number) for number, data in enumerate(members)])
+    alone, shared = (
+        [batch["image"] for batch in DataLoader(JointDataset(members), batch_sampler=batches, num_workers=workers)]
+        for workers in (0, 2)
+    )
+    assert torch.equal(torch.cat(alone), torch.cat(shared))
 
 
 def test_members_share_the_trunk_and_clip_alone(tmp_path):
