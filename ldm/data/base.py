@@ -77,7 +77,7 @@ class LabelledImages(Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose augmentation is drawn, in every loader worker as well; in one of these, for it alone."""
+        """Choose the epoch whose augmentation is drawn, in every loader worker as well; called in one, for it alone."""
         if get_worker_info() is None:
             self._epoch.fill_(epoch)
         else:

@@ -27,6 +27,7 @@ from ldm.util import atomic_write, instantiate_from_config
 
 ALL = "all"
 MADE = "members.json"
+FINISHED = "finished.json"
 
 
 class JointDataModule(pl.LightningDataModule):
@@ -86,6 +87,8 @@ def write_member_runs(
 ) -> list[Path]:
     """Give every member of a finished training a run directory beside the training's own; once.
 
+    Where the training was resumed and went further, the members' checkpoints are replaced.
+
     Args:
         run: of the joint training; its `members.json` lists what was made.
         config: the training's, with its section `run`.
@@ -94,10 +97,12 @@ def write_member_runs(
     name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL)
     made: dict[str, str] = json.loads((run.path / MADE).read_text()) if (run.path / MADE).exists() else {}
     for number, member in enumerate(model.members):
-        if str(number) in made:
-            continue
         seed = options.seed + number
-        own = new_run(run.path.parent, f"{name}{seed}")
+        own = RunDirectory(run.path.parent / made[str(number)]) if str(number) in made else None
+        if own is None or not own.path.is_dir():
+            own = new_run(run.path.parent, f"{name}{seed}")
+        elif finished_step(own) == step:
+            continue
         pointed = point_data(config, number)
         pointed.run = {**config.run, "seed": seed, "component": number}
         pointed.run.pop("members", None)
@@ -107,11 +112,17 @@ def write_member_runs(
             "component": member.component.as_dict(),
             "global_step": step,
         }
-        save_checkpoint(content, own.checkpoints / "last.ckpt")
-        write_record(own.path / "finished.json", options, overwrite=True, step=step, trained_in=run.path.name)
+        save_checkpoint(content, own.checkpoints / "last.ckpt", overwrite=True)
+        write_record(own.path / FINISHED, options, overwrite=True, step=step, trained_in=run.path.name)
         made[str(number)] = own.path.name
         _write(run.path / MADE, made)
     return [run.path.parent / directory for directory in made.values()]
+
+
+def finished_step(run: RunDirectory) -> int | None:
+    """The optimiser steps of a finished run; None where it is not finished."""
+    path = run.path / FINISHED
+    return json.loads(path.read_text()).get("step") if path.exists() else None
 
 
 def _write(path: Path, content: Mapping[str, str]) -> None:

@@ -73,8 +73,8 @@ def test_resumed_joint_training_is_exact(config, tmp_path):
     words = (*WORDS, "--seed", "4", "--component", "all", "--members", "2")
     whole = run_main(config, tmp_path, *words)
     part = run_main(config, tmp_path / "stopped", *words, "--max_steps", "3")
-    assert json.loads((part / "members.json").read_text()).keys() == {"0", "1"}
-    (part / "members.json").unlink()
+    made = json.loads((part / "members.json").read_text())
+    assert made.keys() == {"0", "1"}
     import main
 
     main.main(["--resume", str(part), "-t", "--gpus", "0,", "--max_steps", "8"])
@@ -83,6 +83,12 @@ def test_resumed_joint_training_is_exact(config, tmp_path):
     content = load_checkpoint(part / "checkpoints" / "last.ckpt")
     assert [one["seed"] for one in content["components"]] == [4, 5]
     assert not any("input_blocks" in name for name in content["state_dict"]), "the trunk is not saved"
+    assert json.loads((part / "members.json").read_text()) == made
+    for number, folder in made.items():
+        own = load_checkpoint(part.parent / folder / "checkpoints" / "last.ckpt")
+        assert own["global_step"] == 8, "the members' runs go on with the training"
+        for name, value in own["state_dict"].items():
+            assert torch.equal(value, content["state_dict"][f"{number}.{name}"]), name
 
 
 def test_batches_follow_each_members_own_order():
