@@ -108,6 +108,19 @@ def test_step_from_images(model, io):
 
 
 @torch.no_grad()
+def test_half_precision_leaves_the_draws_alone(io):
+    """Under autocast the encoder rounds; the noise, which is the target, and what it is added to do not."""
+    trained = build().train()
+    batch = {"image": io["step/image_bhwc"], "class_label": io["step/labels"]}
+    with torch.autocast("cpu", torch.bfloat16):
+        z = trained.get_input(batch, "image")
+        t, noise, uniform = trained.draws(3, range(len(z)), z.shape[1:], trained.num_timesteps)
+        loss, _ = trained.p_losses(z, trained.condition_of(batch, uniform), t, noise)
+        assert torch.equal(trained.shared_step(batch, trained.draws, 3, range(len(z)))[0], loss)
+    assert z.dtype == noise.dtype == torch.float32
+
+
+@torch.no_grad()
 def test_stages(model, io):
     z = io["decode/z"]
     assert_close(model.decode_first_stage(z), io["decode/image"], NETWORK)

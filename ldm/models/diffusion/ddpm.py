@@ -119,9 +119,12 @@ class LatentDiffusion(DDPM):
 
     @torch.no_grad()
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """Scaled latents [B, c, h, w] of batch[k], which are encoded already where the batch says `encoded`."""
+        """Scaled latents [B, c, h, w] of batch[k], which are encoded already where the batch says `encoded`.
+
+        Under autocast the encoder computes in half precision; what noise is added to, and the noise, do not.
+        """
         x = super().get_input(batch, k)
-        return self.get_first_stage_encoding(x if "encoded" in batch else self.encode_first_stage(x)).detach()
+        return self.get_first_stage_encoding(x if "encoded" in batch else self.encode_first_stage(x)).detach().float()
 
     def labels_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
         """Labels [B] of a batch after label dropout, which `uniform` [B] decides; None for unconditional models."""
@@ -232,7 +235,10 @@ class LatentDiffusion(DDPM):
     def log_images(
         self, batch: Mapping[str, Any], N: int | None = None, ddim_steps: int = 50, ddim_eta: float = 0, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Images in [-1, 1] for a logger: the first N inputs (all), reconstructions, samples of the same classes."""
+        """Images in [-1, 1] for a logger: the first N inputs (all), reconstructions, samples of the same classes.
+
+        Args: ddim_steps: of the samples, as many as a table of betas has entries at most.
+        """
         batch = {name: value[:N] for name, value in batch.items() if isinstance(value, Tensor)}
         z = self.get_input(batch, self.first_stage_key)
         images = self.decode_first_stage(z) if "encoded" in batch else super().get_input(batch, self.first_stage_key)
@@ -240,7 +246,8 @@ class LatentDiffusion(DDPM):
         noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
         with self.ema_scope("samples"):
             scale = self.guidance_scale if labels is not None else 1.0
-            samples = self.sample(labels, noise, self.grid(ddim_steps), scale, eta=ddim_eta)
+            steps = ddim_steps if self.num_timesteps is None else min(ddim_steps, self.num_timesteps)
+            samples = self.sample(labels, noise, self.grid(steps), scale, eta=ddim_eta)
         return {
             "inputs": images,
             "reconstruction": self.decode_first_stage(z),
