@@ -124,6 +124,12 @@ class JointComponents(pl.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {f"_values.{place}": state[name] for place, name in enumerate(self._names)}
 
+    def _switch(self) -> None:
+        """Put the members into this module's mode: Lightning switches its own module alone, without a call."""
+        for member in self._members:
+            if member.training != self.training:
+                member.train(self.training)
+
     def losses(
         self, batch: Mapping[str, Any], draws: Sequence[TrainingDraws], step: int, samples: Sequence[int]
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -133,9 +139,7 @@ class JointComponents(pl.LightningModule):
             draws: of each member; samples: numbers [B] of a member's images in its global batch.
         """
         first, count = self._members[0], len(self._members)
-        for member in self._members:  # Lightning switches its own module alone, without a call
-            if member.training != self.training:
-                member.train(self.training)
+        self._switch()
         x = first.get_input(batch, first.first_stage_key).unflatten(0, (count, -1))  # [M, B, c, h, w]
         parts = [{name: value[m * x.shape[1] : (m + 1) * x.shape[1]] for name, value in batch.items()}
                  for m in range(count)]  # fmt: skip
@@ -185,6 +189,7 @@ class JointComponents(pl.LightningModule):
 
     def log_images(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor]:
         """Pictures of the first member."""
+        self._switch()
         return self._members[0].log_images(batch, **options)
 
     def configure_optimizers(self) -> Any:

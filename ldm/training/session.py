@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm.cli import write_record
 from ldm.memory import keep_freed_memory
-from ldm.training.callbacks import CUDACallback, EMACallback, ImageLogger, SeededSteps, SetupCallback
+from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch
 from ldm.training.latent_cache import prepare_latents
@@ -35,6 +35,8 @@ log = logging.getLogger("main")
 RUN_VARIABLE = "LDM_RUN_DIRECTORY"
 # Options that a resumed run takes from the run it continues.
 KEPT_OPTIONS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr")
+# What writes pictures where a config says nothing of it.
+PICTURES = {"target": "ldm.training.callbacks.ImageLogger", "params": {"batch_frequency": 750, "max_images": 4}}
 
 
 @dataclass
@@ -81,12 +83,12 @@ def build_callbacks(
 ) -> list[Callback]:
     """Our defaults, changed or switched off by `lightning.callbacks.{name}`, and the checkpoint writer."""
     given = OmegaConf.to_container(lightning.get("callbacks") or OmegaConf.create({}), resolve=True)
-    pictures = (given.pop("image_logger", None) or {}).get("params", {"batch_frequency": 750, "max_images": 4})
+    pictures = {**PICTURES, **(given.pop("image_logger", None) or {})}
     callbacks = [
         SetupCallback(run, config, lightning),
         EMACallback(),
         SeededSteps(options.seed, member_of(options)),
-        ImageLogger(**pictures),
+        instantiate_from_config(pictures),
         StopAtNaN(),
         LearningRateMonitor(logging_interval="step"),
         CUDACallback(),
@@ -224,8 +226,9 @@ def set_up(
     keep_freed_memory()
 
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
-    shared = shared_batch(config, devices.count * accumulate)
-    rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
+    processes = devices.count * int(chosen.get("num_nodes", 1))
+    shared = shared_batch(config, processes * accumulate)
+    rate = learning_rate(shared, options.scale_lr, processes, accumulate)
     model = build_model(config, options)
     data = build_data(shared, options)
     prepare_latents(model, config, data, devices.own)

@@ -20,6 +20,8 @@ TRAINER_KEYS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {
     "callbacks",
     "default_root_dir",
 }
+# Precisions that convert weights and buffers.
+TRUE_HALF = frozenset({"bf16-true", "16-true"})
 # Options of Lightning 1.x that released YAMLs use and that changed nothing in the result.
 IGNORED_KEYS = frozenset({"progress_bar_refresh_rate", "weights_summary", "flush_logs_every_n_steps", "num_gpus"})
 
@@ -95,11 +97,16 @@ def split_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what Lightning 2.x takes; drop what only changed the display of 1.x.
 
     Raises:
-        ValueError: for an option that neither knows.
+        ValueError: for an option that neither knows, or a precision that would hold the weights themselves in 16 bits.
     """
     unknown = set(options) - TRAINER_KEYS - IGNORED_KEYS - {"gpus", "cpus", "distributed_backend"}
     if unknown:
         raise ValueError(
             f"unknown trainer options {sorted(unknown)}; Lightning {pl.__version__} takes {sorted(TRAINER_KEYS)}"
+        )
+    if str(options.get("precision")) in TRUE_HALF:
+        raise ValueError(
+            f"precision {options['precision']} would round the table of noise levels and the averages of the weights, "
+            "which then no longer move: use bf16-mixed or 16-mixed"
         )
     return {key: value for key, value in options.items() if key in TRAINER_KEYS}

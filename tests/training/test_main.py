@@ -48,6 +48,18 @@ def test_pictures_at_the_steps_that_were_asked_for(config, tmp_path, frequency, 
     assert {int(file.name.split("_gs-")[1][:6]) for file in run.glob("images/train/*.png")} == expected
 
 
+def test_pictures_of_a_short_table_and_a_callback_of_ones_own(config, tmp_path):
+    """Samples take no more steps than the table has entries; `image_logger.target` is what writes them."""
+    params = "lightning.callbacks.image_logger.params"
+    words = ["model.params.timesteps=3", f"{params}.disabled=False", f"{params}.batch_frequency=1", "--max_steps", "1"]
+    assert len(list(run_main(config, tmp_path, *words).glob("images/train/samples*.png"))) == 1
+    content = OmegaConf.load(config)
+    content.lightning.callbacks.image_logger = {"target": "tests.training.runs.Fail", "params": {"step": 0}}
+    OmegaConf.save(content, config)
+    with pytest.raises(RuntimeError, match="the disk burns"):
+        run_main(config, tmp_path, "--name", "own", "--max_steps", "1")
+
+
 @pytest.mark.parametrize("stop", [3, 5, 7], ids=["mid-epoch", "epoch-end", "second-epoch"])
 def test_resume_gives_the_uninterrupted_losses(config, tmp_path, whole, stop):
     """Same losses, weights and averages, dropout included; an epoch has five batches."""
@@ -144,6 +156,8 @@ def test_gpus_and_trainer_options(monkeypatch):
     assert split_trainer_options({"benchmark": True, "progress_bar_refresh_rate": 3}) == {"benchmark": True}
     with pytest.raises(ValueError, match="unknown trainer options"):
         split_trainer_options({"max_step": 3})
+    with pytest.raises(ValueError, match="use bf16-mixed"):
+        split_trainer_options({"precision": "bf16-true"})
 
 
 def test_run_directories(tmp_path):
