@@ -89,6 +89,7 @@ def activations_of(
     batch_size: int,
     device: str | torch.device,
     change: Change | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """{kind: float32 [stop - start, .]} of the images start .. stop - 1."""
     found: list[Activations] = []
@@ -98,6 +99,8 @@ def activations_of(
         if change is not None:
             images = change(images, range(start, stop))
         found.append(extractor.activations(images.to(device)))
+        if progress is not None:
+            progress(stop - start)
     kinds = [kind for kind in KINDS if getattr(found[0], kind) is not None]
     return {kind: torch.cat([getattr(part, kind) for part in found]).float().cpu().numpy() for kind in kinds}
 
@@ -121,7 +124,7 @@ def extract(
         extractor: the network, on `device`.
         shard: (rank, world): this process takes every world-th part.
         change: applied to the images before the network, a distortion for example; `change_settings` name it.
-        progress: called with the number of images of each finished part.
+        progress: called with the number of images of each batch, first with those that are not left to this process.
 
     Raises:
         ValueError: if the folder holds features of other images or another network.
@@ -135,10 +138,11 @@ def extract(
     work, parts = WorkList(folder / "parts", settings, shard), parts_of(len(source))
     if not parts:
         raise ValueError("there are no images to measure")
-    for key in work.pending(parts):
-        save_part(work, key, activations_of(source, parts[key], extractor, batch_size, device, change))
-        if progress is not None:
-            progress(parts[key][1] - parts[key][0])
+    pending = work.pending(parts)
+    if progress is not None:
+        progress(len(source) - sum(parts[key][1] - parts[key][0] for key in pending))
+    for key in pending:
+        save_part(work, key, activations_of(source, parts[key], extractor, batch_size, device, change, progress))
     if not work.complete(parts):
         return None
     if not (folder / "statistics.npz").exists():

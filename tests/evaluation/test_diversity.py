@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint import load_into, save_checkpoint
 from ldm.evaluation.diversity import load_lpips, pairwise_lpips, pairwise_ssim, ssim, ssim_window
 from ldm.modules.losses import LPIPS
 from ldm.util import generator
@@ -78,6 +78,20 @@ def test_windows_fit_small_images():
         pairwise_ssim(draw(1, 2, 1, 8, 8))
     with pytest.raises(ValueError, match="of one shape"):
         ssim(draw(1, 1, 8, 8), draw(2, 1, 8, 8))
+
+
+def test_lpips_agrees_with_torchmetrics():
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    network, other, source = LPIPS().eval(), _LPIPS(net="vgg", pnet_rand=True).eval(), generator("lpips vgg")
+    with torch.no_grad():
+        for value in other.net.parameters():
+            value.copy_(torch.randn(value.shape, generator=source) * (2 / max(value[0].numel(), 1000)) ** 0.5)
+    published = {name: value for name, value in other.state_dict().items() if not name.startswith("lins.")}
+    load_into(network, published | {f"scaling_layer.{k}": v for k, v in network.scaling_layer.named_buffers()})
+    a, b = draw(4, 3, 40, 32, key=1).float(), draw(4, 3, 40, 32, key=2).float()
+    torch.testing.assert_close(network(a, b), other(a, b), rtol=1e-5, atol=1e-7)
 
 
 def test_lpips_over_pairs_is_the_mean_of_single_calls(tmp_path):

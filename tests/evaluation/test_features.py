@@ -7,6 +7,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ldm.evaluation import pretrained
 from ldm.evaluation.classifier import Architecture, SmallClassifier, save_classifier, signed
+from ldm.evaluation.cmmd import kid_subsets
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.features import parameters_digest
 from ldm.evaluation.fid import fid
@@ -142,6 +143,22 @@ def test_inception_without_weights_says_where_they_belong(inception_weights, mon
     with pytest.raises(ValueError, match="place it in"):
         make_extractor("inception")
     assert pretrained.INCEPTION_FILE in pretrained.INCEPTION_URL
+
+
+@pytest.mark.slow
+def test_published_inception_gives_the_documented_distance():
+    """torchmetrics documents 0.0312 +- 0.0025 for noise of these ranges, by subsets of 50 of 100 images."""
+    pytest.importorskip("torch_fidelity", exc_type=ImportError)
+    if not (pretrained.hub_folder() / pretrained.INCEPTION_FILE).is_file():
+        pytest.skip(f"the published weights are not in {pretrained.hub_folder()}")
+    extractor, source = make_extractor("inception"), generator("documented noise")
+
+    def noise(low, high):
+        batches = (torch.randint(low, high, (20, 3, 299, 299), generator=source, dtype=torch.uint8) for _ in range(5))
+        return torch.cat([extractor(batch) for batch in batches]).numpy()
+
+    subsets = kid_subsets(noise(0, 200), noise(100, 255), subset_size=50)
+    assert subsets.mean() == pytest.approx(0.0312, abs=0.0075) and subsets.std() == pytest.approx(0.0025, abs=0.0015)
 
 
 def _no_network(*_, **__):

@@ -135,8 +135,10 @@ def test_processes_share_an_extraction_and_a_stopped_one_continues(tmp_path, mon
     assert extractor.seen == 15 and not is_feature_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="no complete features"):
         open_features(tmp_path)
-    found = extract(source, extractor, tmp_path, batch_size=7)
+    steps = []
+    found = extract(source, extractor, tmp_path, batch_size=7, progress=steps.append)
     assert extractor.seen == 35
+    assert steps == [15, 7, 3, 7, 3], "what was there at once, then batch by batch"
     flat = pictures(35).float().flatten(1)
     np.testing.assert_array_equal(found.pooled[:, 0], flat.sum(1))
     np.testing.assert_array_equal(found.spatial, flat[:, :3])
