@@ -51,11 +51,12 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         with known:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).split("\n")[0][:300]
+        found = error.__context__ or error  # PyTorch's own text advises to run the code
+        reason = str(found).split("\n")[0].split(". ")[0].rstrip(".")[:300] or "it ends too early"
         raise ValueError(
             f"{path} was refused: expected tensors and plain containers only (code in a checkpoint is never run), or "
-            f"the file is damaged: {reason}. Save it again as a state dict of tensors"
-        ) from error
+            f"the file is damaged: {reason}. Save it again as a state dict of tensors, or fetch it again"
+        ) from None
 
 
 def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
