@@ -73,6 +73,13 @@ def find_components(
     return chosen
 
 
+def runs_of(path: str, name: str) -> list[RunDirectory]:
+    """Runs of the components of an ensemble below a log directory, by the name in their configs, oldest first."""
+    runs = runs_named(path, f"_{re.escape(name)}[0-9]+")
+    recorded = [OmegaConf.select(run.config(), "run.ensemble_name") if run.has_config else None for run in runs]
+    return [run for run, own in zip(runs, recorded, strict=True) if own in (None, name)]
+
+
 def data_record(config: Any) -> dict[str, Any]:
     """Name of the data set, its class names, the subset's bins, and who saw what, where the training data tell them."""
     train = config.data.params.train
@@ -134,9 +141,12 @@ def convert(options: argparse.Namespace) -> Path:
 
 def gather(options: argparse.Namespace) -> Path:
     """Write the components' runs as an ensemble."""
-    runs = runs_named(options.path, re.escape(options.ensemble_name) + "[0-9]+")
+    runs = runs_of(options.path, options.ensemble_name)
     chosen = find_components(runs, options.checkpoint, options.ensemble_comps)
     run, first = chosen[0]
+    steps = {index: content["global_step"] for index, (_, content) in chosen.items()}
+    if len(set(steps.values())) > 1:
+        print(f"the components were trained for different numbers of steps: {steps}")
     config = run.config()
     data = data_record(config)
     component = first["component"]

@@ -140,6 +140,30 @@ def test_pixel_maps(ensemble):
     assert len(list(out.glob("*.png"))) == 2
 
 
+@pytest.mark.parametrize("script", [sample_model, sample_model_rollout, get_unc_pixels], ids=lambda one: one.__name__)
+def test_outputs_that_exist_are_refused_before_anything_is_computed(script, ensemble, tmp_path):
+    """The second branch point's picture exists: nothing is drawn of the first one either."""
+    words = ["--path", str(ensemble), "--classes", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    script.main([*words, "--unc_branch", "2", "3"])
+    made = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        script.main([*words, "--unc_branch", "1", "3"])
+    assert sorted(tmp_path.rglob("*")) == made
+    script.main([*words, "--unc_branch", "1", "3", "--overwrite"])
+
+
+def test_ensembles_whose_names_end_alike_are_told_apart(components, ensemble):
+    """A newer run of 'reboot' is no component of 'boot'; nor is one of 'my_boot', by the name that it recorded."""
+    for name in ("reboot", "my_boot"):
+        trainer.main(
+            f"--base {components}/tiny.yaml -t --gpus 0, --scale_lr False --start_from_pretrained --max_steps 1 "
+            f"--logdir {components}/logs --seed 1 --component 1 --ensemble_name {name}".split()
+        )
+    words = ["--path", f"{components}/logs", "--ensemble_name", "boot", "--ensemble_comps", "2", "--data_name", "again"]
+    again = save_ensemble.main(words)
+    assert load_ensemble(again).spec["members"] == load_ensemble(ensemble).spec["members"]
+
+
 def test_trunk_of_a_run_and_its_recognition(components, capsys):
     run_folder = trainer.main(
         f"--base {components}/tiny.yaml -t --gpus 0, --logdir {components}/trunks --name trunk "

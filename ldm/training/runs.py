@@ -80,6 +80,11 @@ class RunDirectory:
         match = STAMP.match(self.path.name)
         return match.group(0) if match else self.path.name
 
+    @property
+    def has_config(self) -> bool:
+        """Whether the run wrote its config: a training does when it begins to fit."""
+        return any(self.configs.glob("*-project.yaml"))
+
     def config(self, kind: str = "project") -> DictConfig:
         """The model and data config the run was started with (`project`), or its trainer's (`lightning`).
 

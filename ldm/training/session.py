@@ -210,7 +210,7 @@ def set_up(
 ) -> Session:
     """Model, data, trainer and run directory, ready to fit. What the config names is built before the directory is."""
     known, checkpoint, job = known_run(options, argv)
-    saved = known if known and any(known.configs.glob("*-project.yaml")) else None
+    saved = known if known and known.has_config else None
     if saved:
         for key, value in saved.config().run.items():
             setattr(options, key, value)
