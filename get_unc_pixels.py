@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_ensemble_arguments, fill_in_published, scale_of
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
 from ldm.images import heat_maps
 from ldm.opened import OpenEnsemble, open_ensemble
 from ldm.uncertainty.quantities import pixel_maps
@@ -76,21 +76,30 @@ def measure_all(opened: OpenEnsemble, labels: list[int]) -> list[tuple[Tensor, d
     return found
 
 
+def stem_of(opened: OpenEnsemble, space: str) -> str:
+    """What the names of a space's outputs begin with."""
+    return f"pixel_unc{'' if space == 'image' else '_latent'}_branch{opened.branch}"
+
+
+def pictures(opened: OpenEnsemble, space: str, out: Path) -> list[Path]:
+    """The pictures of a space: one a noise, or that of their mean."""
+    names = ["mean"] if opened.options.mean else range(opened.options.n)
+    return [out / f"{stem_of(opened, space)}_{name}.png" for name in names]
+
+
 def draw(opened: OpenEnsemble, images: Tensor, maps: Tensor, titles: list[str], space: str, out: Path) -> None:
     """A picture of all classes a noise, from images [K, n, C, H, W] and maps [K, n, h, w], and the numbers."""
-    options = opened.options
-    stem = f"pixel_unc{'' if space == 'image' else '_latent'}_branch{opened.branch}"
+    options, paths = opened.options, pictures(opened, space, out)
     shown = maps.mean(1, keepdim=True) if options.mean else maps
     limits = (0.0, float(shown.max()) if options.limit is None else options.limit)
     label = f"mutual information per pixel (nats)\n{SPACES[space]}, distance {options.distance_scale}"
     label += ", channel by channel" if options.channels == "mean" else ""
     label += f", mean over {options.n} noises" if options.mean else ""
-    for noise in range(shown.shape[1]):
-        path = out / f"{stem}_{'mean' if options.mean else noise}.png"
+    for noise, path in enumerate(paths):
         heat_maps(images[:, noise], shown[:, noise], path, label, titles, limits, 5, options.overwrite)
         print(path)
     numbers = {"images": images.numpy(), "mi": maps.numpy(), "classes": np.asarray(options.classes)}
-    with atomic_write(out / f"{stem}.npz", overwrite=True) as partial:
+    with atomic_write(out / f"{stem_of(opened, space)}.npz", overwrite=True) as partial:
         np.savez_compressed(partial, **numbers)
 
 
@@ -101,10 +110,13 @@ def main(argv: list[str] | None = None) -> Path:
     options.classes = options.classes or opened.spread_classes()
     titles = [opened.describe_class(label) for label in options.classes]
     out = Path(options.out or Path(options.path) / "pixel_unc")
-    for part in opened.at_branches():
-        part.options.classes = options.classes
+    parts = list(opened.at_branches())
+    refuse_existing(
+        [path for part in parts for space in options.space for path in pictures(part, space, out)], options.overwrite
+    )
+    for part in parts:
         found = measure_all(part, options.classes)
-        images = torch.stack([pictures for pictures, _ in found])
+        images = torch.stack([shown for shown, _ in found])
         for space in options.space:
             draw(part, images, torch.stack([maps[space] for _, maps in found]), titles, space, out)
         settings = {**part.describe(), "distance": "wasserstein", "distance_scale": options.distance_scale}

@@ -16,9 +16,9 @@ import torch
 
 from ldm.arguments import add_ensemble_arguments, fill_in_published
 from ldm.checkpoint import save_tensors
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
 from ldm.images import labelled_grid
-from ldm.opened import open_ensemble
+from ldm.opened import OpenEnsemble, open_ensemble
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,6 +29,13 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def pictures(part: OpenEnsemble, label: int, out: Path) -> dict[int, Path]:
+    """{base member: its picture} at a branch point; with --uncertain_comp the one picture of every class's own base."""
+    bases = part.bases(label)
+    names = {base: f"_base{base}" if len(bases) > 1 else "" for base in bases}
+    return {base: out / f"members_branch{part.branch}{name}.png" for base, name in names.items()}
+
+
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     fill_in_published(options)
@@ -36,21 +43,20 @@ def main(argv: list[str] | None = None) -> Path:
     classes = options.classes or opened.spread_classes()
     columns = [opened.describe_class(label) for label in classes]
     names = opened.member_names(classes[0] if len(classes) == 1 else None)
-    out, paths = Path(options.out or Path(options.path) / "samples"), []
-    for part in opened.at_branches():
+    out, parts = Path(options.out or Path(options.path) / "samples"), list(opened.at_branches())
+    paths = [path for part in parts for path in pictures(part, classes[0], out).values()]
+    refuse_existing(paths, options.overwrite)
+    for part in parts:
         samples = part.member_samples(classes, images=[0] * len(classes))  # [M, classes, bases, c, h, w]
-        for place in range(samples.shape[2]):
+        found = pictures(part, classes[0], out)
+        for place, (base, path) in enumerate(found.items()):
             latents = samples[:, :, place]
             title = f"members part at step {part.branch} of {len(part.grid) - 1}, guidance {part.scale:g}"
-            suffix = ""
-            if samples.shape[2] > 1:
-                suffix, title = f"_base{part.base_members[place]}", f"{title}, base member {part.base_members[place]}"
-            path = out / f"members_branch{part.branch}{suffix}.png"
+            title += f", base member {base}" if len(found) > 1 else ""
             labelled_grid(part.decode(latents), path, names, columns, title, options.overwrite)
             tensors = {"latents": latents.contiguous(), "classes": torch.tensor(classes)}
             save_tensors(tensors, path.with_suffix(".safetensors"), overwrite=True)
             write_record(path.with_suffix(".json"), options, overwrite=True, settings=part.describe())
-            paths.append(path)
     print("\n".join(map(str, paths)))
     return paths[0]
 

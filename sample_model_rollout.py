@@ -17,10 +17,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ldm.arguments import add_ensemble_arguments, fill_in_published
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
 from ldm.images import labelled_grid, side_by_side
 from ldm.opened import OpenEnsemble, open_ensemble
 from ldm.report.rollouts import pair_panels, rollout
+
+PAIR = "rollout_pair.png"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -38,17 +40,28 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def pictures(opened: OpenEnsemble, label: int, out: Path) -> dict[int, Path]:
+    """{base member: its picture} of a class."""
+    bases, stem = opened.bases(label), f"rollout_bin{opened.bins.get(label, 'NA')}_{label}_{opened.class_names[label]}"
+    names = {base: f"{stem}_base{base}.png" if len(bases) > 1 else f"{stem}.png" for base in bases}
+    return {base: out / name.replace(" ", "_").replace("/", "_") for base, name in names.items()}
+
+
 def draw_class(opened: OpenEnsemble, label: int, out: Path) -> None:
     """A figure for each base member of the class."""
-    options, bases = opened.options, opened.bases(label)
-    where = f"members part at step {opened.branch} of {len(opened.grid) - 1}"
-    for base in bases:
-        pictures, moments = rollout(opened, label, base, options.columns, options.show)
-        suffix = f"_base{base}" if len(bases) > 1 else ""
-        name = f"rollout_bin{opened.bins.get(label, 'NA')}_{label}_{opened.class_names[label]}{suffix}.png"
+    options, where = opened.options, f"members part at step {opened.branch} of {len(opened.grid) - 1}"
+    for base, path in pictures(opened, label, out).items():
+        images, moments = rollout(opened, label, base, options.columns, options.show)
         title = f"{opened.describe_class(label)}: {where}, base member {base}".replace("\n", ", ")
-        path = out / name.replace(" ", "_").replace("/", "_")
-        labelled_grid(pictures, path, opened.member_names(label), moments, title, options.overwrite)
+        labelled_grid(images, path, opened.member_names(label), moments, title, options.overwrite)
+
+
+def folder_of(part: OpenEnsemble, several: bool) -> Path:
+    """Where the pictures of a branch point go; `several` of them lie in folders of their own."""
+    options, name = part.options, f"samps_uncs_branch{part.branch}"
+    if options.out:
+        return Path(options.out) / name if several else Path(options.out)
+    return Path(options.path) / name / "rollout_sample"
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -56,14 +69,14 @@ def main(argv: list[str] | None = None) -> Path:
     fill_in_published(options)
     opened = open_ensemble(options)
     classes = options.classes or opened.spread_classes()
-    for part in opened.at_branches():
-        folder = Path(f"samps_uncs_branch{part.branch}")
-        several = len(opened.branches) > 1
-        out = (Path(options.out) / folder if several else Path(options.out)) if options.out else None
-        out = out or Path(options.path) / folder / "rollout_sample"
+    folders = [(part, folder_of(part, len(opened.branches) > 1)) for part in opened.at_branches()]
+    for part, out in folders:
+        single = [path for label in classes for path in pictures(part, label, out).values()]
+        refuse_existing(single if options.pair is None else [out / PAIR], options.overwrite)
+    for part, out in folders:
         if options.pair is not None:
             panels = pair_panels(part, options.pair, options.columns, options.show)
-            side_by_side(panels, out / "rollout_pair.png", options.overwrite)
+            side_by_side(panels, out / PAIR, options.overwrite)
         else:
             for label in tqdm(classes, desc="rollouts", unit="class"):
                 draw_class(part, label, out)

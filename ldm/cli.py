@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -72,6 +72,17 @@ def write_record(
     """Write `record(...)` as JSON beside an output."""
     with atomic_write(path, overwrite) as partial:
         partial.write_text(json.dumps(record(options, **more), indent=1, default=str) + "\n")
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Before anything is computed, make sure that outputs may be written.
+
+    Raises:
+        FileExistsError: naming the first that exists, unless `overwrite`.
+    """
+    found = next((path for path in paths if path.exists()), None)
+    if found is not None and not overwrite:
+        raise FileExistsError(f"{found} exists; choose another --out, or add --overwrite")
 
 
 def pick_device(name: str = "auto") -> torch.device:

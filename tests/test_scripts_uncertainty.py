@@ -161,7 +161,7 @@ def test_certain_and_uncertain_rollouts_in_one_figure(ensemble, tmp_path):
     assert size[0] > 1.8 * size[1], "two panels of three rows beside each other"
     sample_model_rollout.main([*words, "--pair", "3", "2", "--overwrite"])
     with pytest.raises(ValueError, match="a certain and an uncertain class, or none"):
-        sample_model_rollout.main([*words, "--pair", "3"])
+        sample_model_rollout.main([*words, "--pair", "3", "--overwrite"])
 
 
 def test_pixel_maps_of_as_many_noises_as_members(ensemble, tmp_path):
