@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import dpm_solver_2m, run
 from ldm.util import derive_seed
+from tests.conftest import tiny_config
 from tests.models.ldm_small import assert_close, build, recorded
 
 SHAPE = (3, 8, 8)
@@ -155,6 +157,22 @@ def test_inpainting_is_the_published_loop(model, io, arguments):
         eps = model.apply_model(x, t, arguments["conditioning"])
         x = later**0.5 * (x - (1 - abar) ** 0.5 * eps) / abar**0.5 + (1 - later) ** 0.5 * eps
     assert_close(samples, x, 2e-5)
+
+
+def test_a_network_that_learns_its_variance():
+    """The half of its output that is regressed is what is sampled; a continuous path is refused in words."""
+    params = tiny_config(learned_variance="hybrid")["params"]
+    params["unet_config"]["params"]["out_channels"] = 2
+    model, labels = LatentDiffusion(**params).eval(), torch.tensor([3, 8])
+    with torch.no_grad():
+        model.model.diffusion_model.out[-1].weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    samples, _ = DDIMSampler(model, seed=4).sample(
+        5, 2, (1, 8, 8), model.get_learned_conditioning(labels), verbose=False
+    )
+    assert_close(samples, model.sample(labels, ImageNoise(4, (0, 1)), model.grid(5)), 1e-5)
+    flow = tiny_config(path_config={"target": "ldm.models.diffusion.path.FlowPath"}, parameterization="velocity")
+    with pytest.raises(ValueError, match="continuous path"):
+        DDIMSampler(LatentDiffusion(**flow["params"]))
 
 
 def test_what_is_not_supported_is_refused(model, io, arguments):

@@ -42,6 +42,10 @@ class SamplerShell:
     def __init__(self, model: Any, schedule: str = "linear", seed: int = 0):
         if schedule != "linear":
             raise ValueError(f"the schedule is the model's own; schedule must be 'linear', got '{schedule}'")
+        if model.num_timesteps is None:
+            raise ValueError(
+                "this model has a continuous path, and CompVis' samplers a table of betas: use model.sample"
+            )
         self.model, self.schedule, self.seed = model, schedule, seed
         self.ddpm_num_timesteps = model.num_timesteps
         self.images_drawn = 0
@@ -154,7 +158,9 @@ class SamplerShell:
 
     def _denoiser(self, cond: Tensor | None, null: Tensor | None, scale: float, quantize: bool) -> Denoiser:
         model = self.model
-        denoiser = guided(NetworkDenoiser(model.apply_model, model.path, model.target, cond), null, scale)
+        learned = getattr(model, "learned_variance", None) is not None
+        own = NetworkDenoiser(model.apply_model, model.path, model.target, cond, learned_range=learned)
+        denoiser = guided(own, null, scale)
         if not quantize:
             return denoiser
         return MappedDenoiser(denoiser, model.path, lambda x0: model.first_stage_model.quantize(x0)[0], rederive=False)
