@@ -80,6 +80,20 @@ def test_the_mean_shift_of_a_small_step_is_the_conditional_mean():
     assert float((ours - theirs).abs().max()) < 0.01 * float((plain - theirs).abs().max())
 
 
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_the_mean_shift_sees_the_published_variances(variance):
+    """guided-diffusion's tables of the respaced process: both begin with posterior_variance[1], at clean data."""
+    grid, seen = make_grid(VP, "20"), []
+    run(ancestral(mixture(VP), VP, draw(3, 1, 2, 2), grid, variance=variance, noise=NOISE,
+                  mean_shift=lambda x, u, w: seen.append(float(w)) or torch.zeros_like(x)))  # fmt: skip
+    abar = (VP.alpha(grid) ** 2).flip(0)[1:]
+    before = torch.cat([torch.ones(1), abar[:-1]])
+    betas = 1 - abar / before
+    posterior = betas * (1 - before) / (1 - abar)
+    expected = torch.cat([posterior[1:2], (posterior if variance == "fixed_small" else betas)[1:]])
+    torch.testing.assert_close(torch.tensor(seen[::-1], dtype=torch.float64), expected, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("sampler", ["DDIM", "Heun"])
 def test_the_gradient_is_neither_scaled_nor_clipped(sampler):
     network, grid = lambda x, t, cond: 1.3 * x.roll(1, -1), make_grid(VP, "20")

@@ -33,13 +33,13 @@ def ancestral(
     Line 2 with v the posterior variance, and for w one of
 
         fixed_small    the posterior variance
-        fixed_large    the forward variance (beta of the step)
+        fixed_large    the forward variance (beta of the step), to clean data the posterior variance
         learned_range  exp(f log(forward) + (1 - f) log(posterior)), f the network's (Nichol and Dhariwal 2021, eq. 15)
 
     Args:
         x: state [..., B, C, H, W] at `grid[start]`.
         temperature: multiplies the noise, not the mean.
-        mean_shift: (x, u, variance) -> what to add to the mean; a classifier adds variance times scale times
+        mean_shift: (x, u, w) -> what to add to the mean; a classifier adds variance times scale times
             grad log p(y | x_u) (Dhariwal and Nichol 2021, alg. 1).
 
     Raises:
@@ -50,9 +50,10 @@ def ancestral(
     for index, u, s in intervals(grid, start):
         prediction = denoiser(x, u)
         small, large = _bounds(path, grid, index)
-        w = _variance(variance, small, large, prediction)
-        shift = None if mean_shift is None else mean_shift(x, u, w)
         clean = bool(path.sigma(s) == 0)
+        # As published: what a shift of the mean sees of the step to clean data, where no noise is drawn.
+        w = _variance("fixed_small" if clean and variance == "fixed_large" else variance, small, large, prediction)
+        shift = None if mean_shift is None else mean_shift(x, u, w)
         v = torch.zeros_like(small) if clean else small
         drawn = torch.zeros_like(small) if clean else temperature**2 * w
         transition = Transition(u, s, path.alpha(s), path.sigma(s), v, drawn)
