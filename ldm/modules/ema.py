@@ -53,15 +53,19 @@ class LitEma(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the averages towards the parameters of `model`."""
-        decay = self.decay
-        if self.num_updates >= 0:
-            self.num_updates += 1
-            n = self.num_updates
-            grown = (1 + n) / (10 + n) if self.ramp == "counts" else 1 - (1 + n) ** (-2 / 3)
-            decay = torch.minimum(self.decay, grown)
-        for shadow, parameter in self._pairs(model):
-            shadow.sub_((1 - decay) * (shadow - parameter))
+        """Move the averages towards the parameters of `model`, all tensors at once; the device is not waited for."""
+        counted = self.num_updates >= 0
+        self.num_updates += counted
+        n = self.num_updates
+        grown = (1 + n) / (10 + n) if self.ramp == "counts" else 1 - (1 + n) ** (-2 / 3)
+        decay = torch.where(counted, torch.minimum(self.decay, grown), self.decay)
+        pairs = self._pairs(model)
+        if not pairs:
+            return
+        shadows, parameters = (list(side) for side in zip(*pairs, strict=True))
+        moves = torch._foreach_sub(shadows, parameters)
+        torch._foreach_mul_(moves, 1 - decay)
+        torch._foreach_sub_(shadows, moves)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

@@ -141,6 +141,23 @@ def test_ema_follows_the_published_numbers():
         torch.testing.assert_close(ema.bias, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(("counts", "ramp"), [(True, "counts"), (True, "power"), (False, "counts")])
+def test_ema_of_all_tensors_at_once_is_the_rule_of_each(counts, ramp):
+    source, model = torch.Generator().manual_seed(0), Pair()
+    ema = LitEma(model, decay=0.3, use_num_updates=counts, ramp=ramp)
+    expected = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for update in range(1, 6):
+        grown = (1 + update) / (10 + update) if ramp == "counts" else 1 - (1 + update) ** (-2 / 3)
+        decay = min(0.3, grown) if counts else 0.3
+        for name, value in model.named_parameters():
+            value.data.add_(torch.randn(value.shape, generator=source))
+            expected[name] = decay * expected[name] + (1 - decay) * value.detach()
+        ema(model)
+    for name, value in expected.items():
+        torch.testing.assert_close(ema.get_buffer(name.replace(".", "")), value, rtol=1e-5, atol=1e-6)
+    assert int(ema.num_updates) == (5 if counts else -1)
+
+
 def test_ema_keys_frozen_parameters_and_round_trip():
     model = Pair()
     model.body.requires_grad_(False)
