@@ -175,8 +175,13 @@ class FirstStage(pl.LightningModule):
         self.log_dict({f"{split}/{name}": value for name, value in terms.items()}, batch_size=len(images))
         return loss, reconstructions
 
+    def on_train_start(self) -> None:
+        self._averaged_step = self.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.use_ema:
+        """Step the averages after every optimiser step."""
+        if self.use_ema and self.global_step != self._averaged_step:
+            self._averaged_step = self.global_step
             self.model_ema(self)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:

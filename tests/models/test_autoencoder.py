@@ -118,7 +118,7 @@ def images(count: int = 8) -> torch.Tensor:
     return ((ramp[:, None, None] + ramp[None, :, None]) / 2 * tint).float()
 
 
-def train(model, steps: int, tmp_path):
+def train(model, steps: int, tmp_path, **options):
     loader = DataLoader([{"image": image} for image in images()], batch_size=4)
     trainer = pl.Trainer(
         max_epochs=steps // 2,
@@ -129,6 +129,7 @@ def train(model, steps: int, tmp_path):
         enable_model_summary=False,
         default_root_dir=tmp_path,
         check_val_every_n_epoch=steps // 2,
+        **options,
     )
     trainer.fit(model, loader, loader)
     return trainer
@@ -172,6 +173,12 @@ def test_averages_resizing_and_schedule_act(tmp_path):
     assert {name: tuple(value.shape) for name, value in shown.items()} == dict.fromkeys(
         ("inputs", "reconstructions", "reconstructions_ema"), (2, 3, 16, 16)
     )
+
+
+def test_averages_move_once_a_step_of_accumulated_batches(tmp_path):
+    model = tiny_model("VQLoss", False, use_ema=True)
+    train(model, 4, tmp_path, accumulate_grad_batches=2)
+    assert model.global_step == int(model.model_ema.num_updates) == 2
 
 
 class Halving:
