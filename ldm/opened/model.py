@@ -213,8 +213,7 @@ def load_weights(
     content = load_checkpoint(checkpoint)
     if "component" not in content:
         alone = network_alone(content, averaged) is not None
-        del content
-        model.init_from_ckpt(str(checkpoint), use_averaged=averaged)
+        model.init_from_ckpt(str(checkpoint), use_averaged=averaged, content=content)
         if alone and any(True for _ in model.first_stage_model.parameters()):
             first_stage = OmegaConf.select(OmegaConf.create(config or {}), FIRST_STAGE)
             if not first_stage:

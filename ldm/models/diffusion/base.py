@@ -27,14 +27,15 @@ EMA_KEYS = ("model_ema.*",)
 IMPORTANCE_KEYS = ("time_importance.*",)
 
 
-def _read(model: DDPM, path: str, ignore_keys: tuple[str, ...], only_model: bool, use_averaged: bool) -> None:
+def _take(
+    model: DDPM, content: Mapping[str, Any], path: str, ignore_keys: tuple[str, ...], only_model: bool, averages: bool
+) -> None:
     """See `DDPM.init_from_ckpt`."""
-    content = load_checkpoint(path)
-    alone = network_alone(content, use_averaged)
+    alone = network_alone(content, averages)
     if alone is not None:
         state, only_model = {f"{UNET}{name}": value for name, value in alone.items()}, True
     else:
-        state = averaged(state_dict_of(content, path)) if use_averaged else state_dict_of(content, path)
+        state = averaged(state_dict_of(content, path)) if averages else state_dict_of(content, path)
     state = {name: value for name, value in state.items() if not name.startswith(ignore_keys or ("\0",))}
     has_copies = any(name.startswith("model_ema.") for name in state)
     ignore = ignore_keys + (() if model.use_ema and has_copies else EMA_KEYS)
@@ -133,15 +134,21 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
             self._pending_checkpoint = None
 
     def init_from_ckpt(
-        self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False, use_averaged: bool = False
+        self,
+        path: str,
+        ignore_keys: Sequence[str] = (),
+        only_model: bool = False,
+        use_averaged: bool = False,
+        content: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a checkpoint strictly; `use_averaged` takes EMA copies, where the file has them, as the weights.
 
         Otherwise EMA copies are read where the model keeps them and left out where it does not. Averages that the file
         does not hold start from the weights it does hold. Published files of a network alone are read too, see
-        `network_alone`.
+        `network_alone`. `content` is what the file holds, where it was read already.
         """
-        _read(self, path, tuple(ignore_keys), only_model, use_averaged)
+        content = load_checkpoint(path) if content is None else content
+        _take(self, content, path, tuple(ignore_keys), only_model, use_averaged)
 
     def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
         """Use the averaged weights inside the block, where the model keeps them (`context` is latent-diffusion's)."""
