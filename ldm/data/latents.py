@@ -156,7 +156,7 @@ class LatentStore:
             encode: images [B, C, H, W] in [-1, 1] -> latents [B, c, h, w].
             batch: images of one call. workers: processes that read images.
         """
-        done = 0
+        done, before = 0, data.epoch
         for key in self.work.pending(self.keys):
             rows = range(int(key) * self.block, min((int(key) + 1) * self.block, self.images))
             views, shown = [], torch.zeros(len(rows), dtype=torch.int64)
@@ -172,6 +172,7 @@ class LatentStore:
             self._write(f"latents_{key}", torch.stack(views, 1).contiguous().numpy())
             self._write(f"index_{key}", shown.numpy())
             self.work.save(key, {"images": len(rows)})
+        data.set_epoch(before)
 
     def _write(self, name: str, values: np.ndarray) -> None:
         with atomic_write(self.folder / f"{name}.npy", overwrite=True) as partial, open(partial, "wb") as file:

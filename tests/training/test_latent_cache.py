@@ -105,6 +105,7 @@ def test_views_are_the_crops_and_flips_of_the_first_epochs(tmp_path):
         views_of(data, None)
     assert views_of(data, 3) == 3 and views_of(Digits("test"), 3) == 1
     latents = with_latents(data, filled(tmp_path, data, 3))
+    assert data.epoch == 0, "whether it was encoded now or before makes no difference"
     for epoch in range(5):
         latents.set_epoch(epoch)
         for index in (0, 17, 300):
