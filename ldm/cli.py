@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -119,7 +120,8 @@ def step_bar(name: str, runs: int = 1) -> Iterator[Callable[[int, int, float], N
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's `main`; errors a user can act on end it with their message and exit code 1.
+    """Run a script's `main`; errors a user can act on end it with their message and exit code 1,
+    an interrupt (Ctrl-C) with exit code 130.
 
     The project's scripts may import one another inside functions, wherever this one was started from.
     """
@@ -129,3 +131,6 @@ def run_script(main: Callable[[], Any]) -> None:
         main()
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
