@@ -53,8 +53,11 @@ def read_idx(path: str | Path, magic: int) -> Tensor:
     return torch.from_numpy(values.reshape(shape).copy())
 
 
-def find_idx(root: Path, prefix: str, kind: str) -> Path:
+def find_idx(root: Path, prefix: str, kind: str, data_name: str = "mnist") -> Path:
     """Return the idx file of a split, plain before gzipped, with the published name or the one with a dot.
+
+    Args:
+        data_name: the data set, for what is told where it is not there.
 
     Raises:
         ValueError: if the folder has none.
@@ -65,8 +68,8 @@ def find_idx(root: Path, prefix: str, kind: str) -> Path:
         if path.is_file():
             return path
     raise ValueError(
-        f"{root} has no {stems[0]} nor {stems[0]}.gz; fetch MNIST's, for example, with\n"
-        f"  python scripts/prep_data.py --dataset mnist --root {root.parent}"
+        f"{root} has no {stems[0]} nor {stems[0]}.gz; fetch them into {root.parent / data_name} with\n"
+        f"  python scripts/prep_data.py --dataset {data_name} --root {root.parent}"
     )
 
 
@@ -83,6 +86,7 @@ class IdxImages(LabelledImages):
         seed: seed of the transform's draws.
     """
 
+    data_name = "mnist"  # of prep_data.py
     names: tuple[str, ...] | None = None  # of the classes; the numbers 0.. where a subclass gives none
 
     def __init__(
@@ -98,8 +102,8 @@ class IdxImages(LabelledImages):
         check_choice("split", split, tuple(PREFIX))
         check_choice("fit", fit, ("pad", "resize"))
         folder = Path(root)
-        self.pixels = read_idx(find_idx(folder, PREFIX[split], "images"), IMAGES_MAGIC)  # [N, H, W]
-        labels = read_idx(find_idx(folder, PREFIX[split], "labels"), LABELS_MAGIC).to(torch.int64)
+        self.pixels = read_idx(find_idx(folder, PREFIX[split], "images", self.data_name), IMAGES_MAGIC)  # [N, H, W]
+        labels = read_idx(find_idx(folder, PREFIX[split], "labels", self.data_name), LABELS_MAGIC).to(torch.int64)
         if len(labels) != len(self.pixels):
             raise ValueError(f"{root} needs a label for each of its {len(self.pixels)} images, got {len(labels)}")
         if fit == "pad" and image_size < max(self.pixels.shape[1:]):
@@ -125,7 +129,6 @@ class IdxImages(LabelledImages):
 class MNIST(IdxImages):
     """Handwritten digits, 60,000 and 10,000 images of 28x28 pixels. Source: yann.lecun.com/exdb/mnist."""
 
-    data_name = "mnist"
     names = tuple(str(digit) for digit in range(10))
 
 

@@ -64,7 +64,8 @@ class ImageNetPart(FileImages):
         if not (self.root / "data").is_dir():
             raise ValueError(
                 f"{self.root / 'data'} does not exist; set data_root or --overwrite_data_root, or prepare it with\n"
-                f"  python scripts/prep_data.py --dataset imagenet --root {self.root.parent.parent}"
+                "  python scripts/prep_data.py --dataset imagenet --root data\n"
+                "and set it to data/imagenet"
             )
         files = Files(self.root / "data")
         listed = self.root / "filelist.txt"

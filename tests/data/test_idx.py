@@ -52,6 +52,8 @@ def test_padding_puts_background_around_and_resizing_is_pillows(tmp_path):
 def test_wrong_files_are_named_with_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"prep_data\.py --dataset mnist"):
         MNIST(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"into {tmp_path.parent}/kmnist with\n.*--dataset kmnist --root"):
+        KMNIST(str(tmp_path))
     write(tmp_path)
     images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
     with pytest.raises(ValueError, match="0x00000801, got 0x00000803"):

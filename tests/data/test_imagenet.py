@@ -86,7 +86,7 @@ def test_a_config_as_omegaconf_gives_it(root):
         ImageNetTrain(data_root=str(root), config={"degradation": "bsrgan"})
     with pytest.raises(ValueError, match="needs data_root"):
         ImageNetTrain()
-    with pytest.raises(ValueError, match=r"prep_data\.py --dataset imagenet"):
+    with pytest.raises(ValueError, match=r"prep_data\.py --dataset imagenet --root data\nand set it to data/imagenet"):
         ImageNetTrain(data_root=str(root / "elsewhere"))
 
 
