@@ -25,10 +25,11 @@ import torch
 from ldm.checkpoint import load_state_dict, matches
 from ldm.cli import HelpFormatter, run_script
 from ldm.data import prepare_ffhq
-from ldm.data.download import fetch, unpack
-from ldm.data.prepare_ffhq import drive_url
+from ldm.data.archives import check_whole, unpack
+from ldm.data.download import fetch
+from ldm.data.pages import drive_url
 from ldm.data.prepare_imagenet import MD5, TARS, prepare
-from ldm.data.prepare_lsun import TOWER, library, prepare_tower
+from ldm.data.prepare_lsun import ARCHIVES, library, prepare_tower
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 
@@ -101,7 +102,10 @@ SOURCES: dict[str, list[Source]] = {
             md5="c58f30108f718f92721af3b95e74349a",
         )
     ],
-    "tiny-imagenet": [Source("http://cs231n.stanford.edu", "tiny-imagenet-200.zip")],
+    # Its md5 is that of avalanche-lib; its publisher gives none.
+    "tiny-imagenet": [
+        Source("http://cs231n.stanford.edu", "tiny-imagenet-200.zip", md5="90528d7ca1a48142e341f4ef8d21d0de")
+    ],
     "imagenet": [Source("", name, md5=MD5[name]) for name in TARS],
     "pretrained": [
         Source("https://ommer-lab.com/files/latent-diffusion", "vq-f4.zip", folder="vae"),
@@ -113,7 +117,7 @@ SOURCES: dict[str, list[Source]] = {
         ),
     ],
     "adm": [Source("", f"{name}.pt", url=url) for name, url in ADM.items()],
-    "lsun-tower": [Source("http://dl.yf.io/lsun/scenes", f"{name}_lmdb.zip") for name in TOWER],
+    "lsun-tower": [Source("http://dl.yf.io/lsun/scenes", f"{name}_lmdb.zip", size) for name, size in ARCHIVES.items()],
     "ffhq": [Source("", url=drive_url(prepare_ffhq.LIST_ID), **prepare_ffhq.LIST)],
 }
 # Networks rather than images: they go below --models_root.
@@ -170,8 +174,10 @@ def check_keys(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
     """Compare the keys and shapes of a checkpoint with the expected ones.
 
     Raises:
-        ValueError: naming those that are missing, unknown, or of another shape; the file is left where it is.
+        ValueError: naming those that are missing, unknown, or of another shape, or if the file is damaged; it is left
+            where it is.
     """
+    check_whole(path)
     found = {name: tuple(value.shape) for name, value in load_state_dict(path).items()}
     faults = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -180,7 +186,10 @@ def check_keys(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
     }
     told = [f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in faults.items() if names]
     if told:
-        raise ValueError(f"{path} is not the released network: of {len(expected)} expected keys {'; '.join(told)}")
+        raise ValueError(
+            f"{path} is not the released network: of {len(expected)} expected keys {'; '.join(told)}; "
+            "move it away to fetch it anew"
+        )
     print(f"{path}: all {len(expected)} keys and shapes as released")
 
 
@@ -192,13 +201,7 @@ def prepare_adm(dataset: str, folder: Path, mirror: str | None, only: Sequence[s
         spec = spec.params.unet_config if "unet_config" in spec.params else spec
         with torch.device("meta"):
             network = instantiate_from_config(spec)
-        try:
-            check_keys(path, {name: tuple(value.shape) for name, value in network.state_dict().items()})
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. If Google Drive sent a page in place of the file (too many downloads in a day), move it "
-                f"away and fetch it with a browser: {ADM[path.stem]}"
-            ) from error
+        check_keys(path, {name: tuple(value.shape) for name, value in network.state_dict().items()})
     return paths
 
 

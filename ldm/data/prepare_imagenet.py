@@ -9,7 +9,8 @@ import yaml
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from ldm.data.download import fault_of, tar_entries, unpack, write_entries
+from ldm.data.archives import tar_entries, unpack, write_entries
+from ldm.data.download import fault_of
 from ldm.util import atomic_write
 
 TRAIN_TAR, VAL_TAR, DEVKIT = TARS = (

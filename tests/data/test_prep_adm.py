@@ -13,7 +13,7 @@ from ldm.checkpoint import save_checkpoint
 from ldm.data import prepare_ffhq, prepare_lsun
 from ldm.data.folder import ImageFolder
 from scripts import prep_data
-from tests.data.test_prep_data import md5, packed, server  # noqa: F401
+from tests.data.archives import md5, packed
 from tests.models.test_classifier_training import ENCODER, classifier
 
 
@@ -23,7 +23,7 @@ def picture(kind: str, shade: int) -> bytes:
     return content.getvalue()
 
 
-def test_released_models_are_checked_against_their_configs(server, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_released_models_are_checked_against_their_configs(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "guided-diffusion").mkdir()
     OmegaConf.save(OmegaConf.create({"model": ENCODER}), tmp_path / "guided-diffusion" / "imagenet-128-classifier.yaml")
     monkeypatch.setattr(prep_data, "CONFIGS", tmp_path)
@@ -37,9 +37,15 @@ def test_released_models_are_checked_against_their_configs(server, tmp_path, mon
     asked = len(server.requests)
     prep_data.main([*command, "--models_root", str(tmp_path / "nets")])
     assert len(server.requests) == asked, "nothing is fetched twice"
-    server.files = {"/imagenet-128-classifier.pt": b"<!DOCTYPE html> Too many users have viewed this file"}
-    with pytest.raises(ValueError, match=r"fetch it with a browser: https://openai"):
+    server.pages = {"/imagenet-128-classifier.pt": "<!DOCTYPE html> Too many users have viewed this file"}
+    with pytest.raises(ValueError, match=r"a web page in place of the file: 'Too many users have viewed this file'"):
         prep_data.main([*command, "--models_root", str(tmp_path / "others")])
+    mine = tmp_path / "nets" / "adm" / "imagenet-128-classifier.pt"
+    content = bytearray(mine.read_bytes())
+    content[len(content) // 2] ^= 1
+    mine.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged \(its part .*move it away"):
+        prep_data.main([*command, "--models_root", str(tmp_path / "nets")])
     for words in (["--dataset", "mnist", "--only", "cifar10-32"], ["--dataset", "adm", "--only", "cifar100"]):
         with pytest.raises(SystemExit):
             prep_data.main(words)
@@ -51,7 +57,7 @@ def test_every_released_model_has_its_config():
     assert len({source.url for source in prep_data.SOURCES["adm"]}) == 6
 
 
-def test_ffhq_is_verified_file_by_file(server, tmp_path, monkeypatch):  # noqa: F811
+def test_ffhq_is_verified_file_by_file(server, tmp_path, monkeypatch):
     contents = {f"thumbnails128x128/00000/{k:05d}.png": picture("png", 10 * k) for k in range(3)}
     entries = {
         str(k): {
@@ -86,7 +92,7 @@ def test_ffhq_is_verified_file_by_file(server, tmp_path, monkeypatch):  # noqa: 
         prepare_ffhq.entries_of(tmp_path / "x.json")
 
 
-def test_towers_are_exported_and_resumed(server, tmp_path, monkeypatch):  # noqa: F811
+def test_towers_are_exported_and_resumed(server, tmp_path, monkeypatch):
     lmdb = pytest.importorskip("lmdb")
     monkeypatch.setattr(prepare_lsun, "TOWER", {"tower_train": 3, "tower_val": 1})
     pictures = {

@@ -1,15 +1,10 @@
-"""Downloads from a local server: resumed, verified, unpacked safely, nothing of the user's touched."""
+"""prep_data.sh against a local server: what it fetches, verifies and unpacks is what the data sets read."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import struct
-import tarfile
-import threading
-import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -18,155 +13,10 @@ from scipy.io import savemat
 
 from ldm.checkpoint import save_checkpoint
 from ldm.data import prepare_imagenet
-from ldm.data.download import fetch, unpack
 from ldm.data.idx import MNIST
 from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
 from scripts import prep_data
-
-CONTENT = bytes(range(256)) * 40
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files`, with byte ranges where `server.ranges`, cut after `server.cut` bytes where set."""
-
-    def do_GET(self):
-        content = self.server.files.get(self.path)
-        asked = self.headers.get("Range") if self.server.ranges else None
-        self.server.requests.append((self.path, self.headers.get("Range")))
-        if content is None:
-            self.send_error(404)
-            return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        if start >= len(content) > 0 and asked:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.end_headers()
-            return
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start:][: self.server.cut])
-
-    def log_message(self, *arguments):
-        """Silent."""
-
-
-@pytest.fixture
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.files, running.ranges, running.cut, running.requests = {"/a": CONTENT}, True, None, []
-        running.url = f"http://127.0.0.1:{running.server_address[1]}"
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize("present", [0, 100, len(CONTENT)])
-def test_a_partial_file_is_completed(server, tmp_path, ranges, present):
-    server.ranges = ranges
-    (tmp_path / "a.part").write_bytes(CONTENT[:present])
-    fetch(f"{server.url}/a", tmp_path / "a", size=len(CONTENT), md5=md5(CONTENT))
-    assert (tmp_path / "a").read_bytes() == CONTENT and [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert server.requests == [("/a", f"bytes={present}-" if present else None)]
-
-
-def test_a_broken_connection_goes_on_where_it_stopped(server, tmp_path):
-    server.cut = 3000
-    with pytest.raises(ConnectionError, match=r"after 6000 bytes .*run again to resume"):
-        fetch(f"{server.url}/a", tmp_path / "a", attempts=2)
-    assert (tmp_path / "a.part").read_bytes() == CONTENT[:6000] and not (tmp_path / "a").exists()
-    fetch(f"{server.url}/a", tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, *(f"bytes={start}-" for start in (3000, 6000, 9000))]
-
-
-def test_a_partial_file_longer_than_the_published_one_begins_again(server, tmp_path):
-    (tmp_path / "a.part").write_bytes(CONTENT + b"x")
-    assert fetch(f"{server.url}/a", tmp_path / "a").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("known", [{"size": 1}, {"md5": "0" * 32}])
-def test_another_content_is_kept_aside_and_reported(server, tmp_path, known):
-    with pytest.raises(ValueError, match="expected"):
-        fetch(f"{server.url}/a", tmp_path / "a", **known)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.rejected"]
-    with pytest.raises(ConnectionError, match="404"):
-        fetch(f"{server.url}/absent", tmp_path / "b")
-    with pytest.raises(ValueError, match="http"):
-        fetch("file:///etc/hostname", tmp_path / "b")
-
-
-def test_a_users_file_is_used_or_left_alone(server, tmp_path):
-    mine = tmp_path / "a"
-    mine.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="move it away"):
-        fetch(f"{server.url}/a", mine, md5=md5(CONTENT))
-    assert fetch(f"{server.url}/a", mine, md5=md5(b"mine")) == mine
-    assert mine.read_bytes() == b"mine" and not server.requests
-
-
-def packed(path, members: dict[str, bytes]):
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-    else:
-        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-            for name, content in members.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-    return path
-
-
-@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
-def test_unpacking_writes_resumes_and_never_overwrites(tmp_path, name):
-    archive = packed(tmp_path / name, {"d/one": b"1", "d/e/two": b"22"})
-    out = tmp_path / "out"
-    assert unpack(archive, out) == [out / "d/one", out / "d/e/two"]
-    assert (out / "d/one").read_bytes() == b"1" and (out / "d/e/two").read_bytes() == b"22"
-    (out / "d/e/two").unlink()
-    (out / "d/one").write_bytes(b"m")  # mine, of the same length
-    unpack(archive, out)
-    assert (out / "d/e/two").read_bytes() == b"22" and (out / "d/one").read_bytes() == b"m"
-    (out / "d/one").write_bytes(b"longer")
-    (out / "d/e/two").unlink()
-    with pytest.raises(ValueError, match="6 bytes, not 1"):
-        unpack(archive, out)
-    assert (out / "d/one").read_bytes() == b"longer" and not (out / "d/e/two").exists()
-
-
-@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
-@pytest.mark.parametrize("member", ["../escaped", "/tmp/escaped", "a/../../escaped", "C:/escaped", "..\\escaped"])
-def test_an_archive_cannot_write_elsewhere(tmp_path, name, member):
-    archive = packed(tmp_path / name, {"fine": b"1", member: b"2"})
-    with pytest.raises(ValueError, match="refusing to unpack"):
-        unpack(archive, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_links_and_damaged_archives_are_refused(tmp_path):
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        link = tarfile.TarInfo("link")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
-        archive.addfile(link)
-    with pytest.raises(ValueError, match="no plain file"):
-        unpack(tmp_path / "x.tar", tmp_path / "out")
-    (tmp_path / "y.tar").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match="damaged"):
-        unpack(tmp_path / "y.tar", tmp_path / "out")
-    content = packed(tmp_path / "z.zip", {"one": b"a" * 100}).read_bytes()
-    (tmp_path / "z.zip").write_bytes(content.replace(b"a" * 100, b"a" * 99 + b"b"))
-    with pytest.raises(ValueError, match="damaged"):
-        unpack(tmp_path / "z.zip", tmp_path / "out")
-    assert not (tmp_path / "out/one").exists()
+from tests.data.archives import md5, packed
 
 
 def test_the_script_fetches_what_the_data_set_reads(server, tmp_path, monkeypatch, capsys):
