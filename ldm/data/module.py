@@ -112,6 +112,11 @@ class WrappedDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         return self.data[index]
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation the data draw, where they draw any."""
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)
+
 
 class DataModuleFromConfig(pl.LightningDataModule):
     """Train, validation, test and predict sets given as `target`/`params` (latent-diffusion's `main.py`).

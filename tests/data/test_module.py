@@ -74,3 +74,20 @@ def test_batches_hold_what_the_published_layout_says():
     assert sorted(seen.tolist()) == list(range(len(module.datasets["validation"])))
     with pytest.raises(ValueError, match=r"no data\.params\.predict"):
         module.predict_dataloader()
+
+
+def test_wrapped_data_are_augmented_anew_each_epoch():
+    crop = {"target": "ldm.data.base.Crop", "params": {"size": 4, "random": True}}
+    digits = {"target": "ldm.data.digits.Digits", "params": {"split": "test", "transform": crop}}
+    first, second = (
+        DataModuleFromConfig(batch_size=359, train=digits, wrap=wrap, num_workers=0) for wrap in (False, True)
+    )
+    for module in (first, second):
+        module.setup()
+    for epoch in (0, 3):
+        shown = []
+        for module in (first, second):
+            batches = module.train_batches()
+            batches.done = lambda count=epoch: count  # an epoch has one batch
+            shown.append([module.datasets["train"][position]["image"] for position in next(iter(batches))[:5]])
+        assert torch.equal(*map(torch.stack, shown))
