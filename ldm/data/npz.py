@@ -1,11 +1,12 @@
-"""Large .npz files, written piece by piece; and labels read from a file."""
+"""Large .npz files, written and read piece by piece; and labels read from a file."""
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,66 @@ def write_npz(path: str | Path, arrays: Mapping[str, Pieces], overwrite: bool = 
                     written += len(piece)
             if written != shape[0]:
                 raise ValueError(f"{name} should have {shape[0]} rows, its pieces have {written}")
+
+
+class Rows:
+    """The rows of an array in an .npz file, [N, ...], read from the disk piece by piece.
+
+    Rows that are stored are read where they lie. Compressed ones are unpacked from the first on: reading forwards goes
+    on from the last piece, reading backwards begins again.
+
+    Raises:
+        KeyError, zipfile.BadZipFile: if the file holds no such array.
+        ValueError: if it is stored in Fortran order.
+    """
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.member = path, f"{name}.npy"
+        with zipfile.ZipFile(path) as archive, archive.open(self.member) as file:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            self.shape, fortran, self.dtype = read[version](file)
+            self.header, info = file.tell(), archive.getinfo(self.member)
+        if fortran:
+            raise ValueError(f"{path}: {name} is stored in Fortran order; save it in C order")
+        self.bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize  # of a row
+        self.stored = self._place(info) if info.compress_type == zipfile.ZIP_STORED else None
+        self._unpacking: tuple[int, Any, int] | None = None  # process, file, bytes of rows read
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_unpacking": None}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def _place(self, info: zipfile.ZipInfo) -> int:
+        """Where the first row lies: after the zip's local header (30 bytes, name, extra field) and the array's."""
+        with self.path.open("rb") as file:
+            file.seek(info.header_offset + 26)
+            lengths = np.frombuffer(file.read(4), "<u2")
+        return info.header_offset + 30 + int(lengths.sum()) + self.header
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start .. stop - 1, those that exist."""
+        first, size = start * self.bytes, max(0, min(stop, len(self)) - start) * self.bytes
+        if self.stored is not None:
+            content = np.fromfile(self.path, np.uint8, size, offset=self.stored + first)
+        else:
+            content = np.frombuffer(self._unpacked(first, size), np.uint8)
+        return content.view(self.dtype).reshape(-1, *self.shape[1:])
+
+    def _unpacked(self, first: int, size: int) -> bytes:
+        known = self._unpacking
+        if known is None or known[0] != os.getpid() or known[2] > first:
+            with zipfile.ZipFile(self.path) as archive:
+                file = archive.open(self.member)  # stays open with the archive closed
+            file.read(self.header)
+            known = (os.getpid(), file, 0)
+        _, file, place = known
+        file.seek(first - place, os.SEEK_CUR)
+        content = file.read(size)
+        self._unpacking = (os.getpid(), file, first + len(content))
+        return content
 
 
 def read_labels(path: str | Path) -> list[int]:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from ldm.checkpoint import load_checkpoint
 from ldm.data.base import check_choice
+from ldm.data.npz import Rows
 from ldm.data.pictures import Files, decode
 from ldm.evaluation.extraction import Images
 from ldm.images import to_uint8
@@ -101,36 +102,19 @@ class NpzImages:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        with self._open() as member:
-            self.shape, self.dtype = self._header(member)
-            self.offset = member.tell()
-        if len(self.shape) != 4 or self.dtype != np.uint8:
-            raise ValueError(f"{path}: arr_0 must be uint8 [N, H, W, C], got {self.dtype} {self.shape}")
-
-    def _open(self):
         try:
-            return zipfile.ZipFile(self.path).open("arr_0.npy")
+            self.rows = Rows(self.path, "arr_0")
         except (KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path} holds no images: expected an .npz file with arr_0") from error
-
-    def _header(self, member) -> tuple[tuple[int, ...], np.dtype]:
-        version = np.lib.format.read_magic(member)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read[version](member)
-        if fortran:
-            raise ValueError(f"{self.path}: arr_0 is stored in Fortran order; save it in C order")
-        return shape, dtype
+        if len(self.rows.shape) != 4 or self.rows.dtype != np.uint8:
+            raise ValueError(f"{path}: arr_0 must be uint8 [N, H, W, C], got {self.rows.dtype} {self.rows.shape}")
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self.rows)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Images start .. stop - 1."""
-        row = int(np.prod(self.shape[1:]))
-        with self._open() as member:
-            member.seek(self.offset + start * row)
-            content = member.read((min(stop, len(self)) - start) * row)
-        return as_bytes(np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:]), str(self.path))
+        return as_bytes(self.rows.read(start, stop), str(self.path))
 
     def describe(self) -> dict[str, Any]:
         return {"npz": str(self.path), "count": len(self), "order": "rows", "bytes": self.path.stat().st_size}

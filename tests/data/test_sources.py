@@ -1,5 +1,6 @@
 """Sets of images: every form gives the same bytes in an order that is told."""
 
+import pickle
 import zipfile
 
 import numpy as np
@@ -46,6 +47,9 @@ def test_npz_rows_are_read_where_they_lie(tmp_path, save):
     source = NpzImages(tmp_path / "a.npz")
     assert len(source) == 7 and torch.equal(source.read(3, 5), EXPECTED[3:5])
     assert torch.equal(source.read(6, 20), EXPECTED[6:]) and torch.equal(source.read(0, 7), EXPECTED)
+    source = pickle.loads(pickle.dumps(source))
+    assert torch.equal(torch.cat([source.read(start, start + 2) for start in (0, 2, 4, 6, 7)]), EXPECTED)
+    assert (source.rows.stored is None) == (save is np.savez_compressed)
 
 
 def test_tensors_of_every_layout_give_the_same_bytes(tmp_path):
