@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.jobs import local_rank
+from ldm.jobs import local_rank, requeue_when_asked
 from ldm.util import atomic_write
 
 ROOT = Path(__file__).parents[1]  # main.py, scripts/
@@ -123,10 +123,12 @@ def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; errors a user can act on end it with their message and exit code 1,
     an interrupt (Ctrl-C) with exit code 130.
 
+    In a SLURM job SIGUSR1 puts the job back into the queue: scripts continue what they were stopped in.
     The project's scripts may import one another inside functions, wherever this one was started from.
     """
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))
+    requeue_when_asked()
     try:
         main()
     except (ValueError, FileNotFoundError, FileExistsError) as error:

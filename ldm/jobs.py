@@ -1,28 +1,69 @@
 """Resumable work lists: one result file an item, written whole or not at all, under settings that must not change.
 
-An item that has its file is done. Any number of processes may share a folder: each takes every `world`-th item.
+An item that has its file is done. Any number of processes may share a folder: each takes every `world`-th item. Which
+share is a process's own, and how its job is started again, follow from what torchrun and SLURM tell it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import signal
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm.util import atomic_write
 
+log = logging.getLogger(__name__)
+
+
+def step_from_environment() -> tuple[int, int]:
+    """(rank, world) of this process among those that one srun started, else (0, 1).
+
+    SLURM_NTASKS is what a job may start: batch scripts and shells have it too, and each is one process.
+    """
+    world = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    return (int(os.environ["SLURM_PROCID"]), world) if world > 1 else (0, 1)
+
 
 def shard_from_environment() -> tuple[int, int]:
-    """(rank, world) of this process under torchrun or a SLURM array job, else (0, 1)."""
+    """(rank, world) of this process under torchrun, srun or a SLURM array, or srun in an array, else (0, 1)."""
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world = step_from_environment()
     if "SLURM_ARRAY_TASK_ID" in os.environ and "SLURM_ARRAY_TASK_COUNT" in os.environ:
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
-        return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
-    return 0, 1
+        task = int(os.environ["SLURM_ARRAY_TASK_ID"]) - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+        return task * world + rank, int(os.environ["SLURM_ARRAY_TASK_COUNT"]) * world
+    return rank, world
+
+
+def requeue_when_asked() -> None:
+    """In a SLURM job let SIGUSR1 (`sbatch --signal=USR1@90`) stop the job and put it back into the queue."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    owner = os.getpid()
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    # The last task of an array has the number of the whole array for its own: by that all would start again.
+    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+
+    def requeue(_signum: int, _frame: Any) -> None:
+        if os.getpid() != owner:  # a worker of this process
+            return
+        try:
+            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+            failure = done.stderr.strip() if done.returncode else ""
+        except OSError as error:
+            failure = str(error)
+        if failure:
+            log.warning("SIGUSR1: SLURM did not requeue job %s: %s", job, failure)
+        else:
+            log.info("SIGUSR1: requeued job %s", job)
+
+    signal.signal(signal.SIGUSR1, requeue)
 
 
 def local_rank() -> int:

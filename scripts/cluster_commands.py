@@ -5,12 +5,13 @@ Examples:
       --logdir logs --ensemble_name bootstrapped
   python scripts/cluster_commands.py train --members 5 --slurm components.sh --base ... --ensemble_name bootstrapped
   python scripts/cluster_commands.py share --jobs 8 --slurm classes.sh -- get_unc_synsets.py --path ENSEMBLE
+  sbatch components.sh
   python scripts/cluster_commands.py share --jobs 8 -- scripts/cache_latents.py --base ... data.params.latent_cache=DIR
 
 `train` gives one line for each component: main.py with its --component and --seed, and the line that gathers them.
-`share` gives one line for each job of a script that shares its work (get_unc_synsets.py, sample_diffusion.py,
-cache_latents.py). Every line can be started again: it continues. With --slurm FILE the lines go into a job array
-(sbatch FILE) that is requeued before its time is over.
+`share` gives one line for each job of a script that shares its work; started again it continues. With --slurm FILE the
+lines go into a job array whose tasks, trainings too, save before their time is over, are requeued and continue. Submit
+it from this folder with the environment active; what a cluster wants goes before the file: sbatch --partition=P FILE.
 """
 
 from __future__ import annotations
@@ -22,18 +23,26 @@ from pathlib import Path
 from ldm.cli import HelpFormatter, run_script
 from ldm.util import atomic_write
 
-SHARED = ("get_unc_synsets.py", "scripts/sample_diffusion.py", "scripts/cache_latents.py")
+SHARED = (
+    "get_unc_synsets.py",
+    "scripts/sample_diffusion.py",
+    "scripts/cache_latents.py",
+    "scripts/fit_laplace.py",
+    "scripts/sample_laplace.py",
+    "scripts/exposure_bias.py",
+    "scripts/evaluate.py",
+)
 ARRAY = """#!/usr/bin/env bash
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
 #SBATCH --nodes=1 --ntasks=1
-#SBATCH --gpus={gpus}
 #SBATCH --cpus-per-task={cpus}
-#SBATCH --time={time}
-#SBATCH --signal=USR1@90 --requeue
+{gpus}#SBATCH --time={time}
+#SBATCH --signal=USR1@90 --requeue --open-mode=append
 #SBATCH --output={name}_%a.log
 # {after}
 set -euo pipefail
+export SRUN_CPUS_PER_TASK={cpus}  # srun does not take the job's
 {body}
 """
 
@@ -58,11 +67,16 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def starter(options: argparse.Namespace) -> list[str]:
+    """How a line starts Python: in an array by srun, for SLURM signals steps, not what a batch script runs itself."""
+    return ["srun", "python"] if options.slurm else ["python"]
+
+
 def training(options: argparse.Namespace, rest: list[str]) -> tuple[list[str], str]:
     """(a command for each component, the command that gathers them)."""
     lines = []
     for member in range(options.members):
-        words = ["python", "main.py", "-t", "--gpus", f"{options.gpus}", "--start_from_pretrained", *rest]
+        words = [*starter(options), "main.py", "-t", "--gpus", f"{options.gpus}", "--start_from_pretrained", *rest]
         words += ["--logdir", options.logdir, "--ensemble_name", options.ensemble_name]
         lines.append(shlex.join([*words, "--component", str(member), "--seed", str(options.seed + member)]))
     gather = ["python", "save_ensemble.py", "--path", options.logdir, "--ensemble_name", options.ensemble_name]
@@ -78,7 +92,7 @@ def sharing(options: argparse.Namespace) -> tuple[list[str], str]:
     words = [word for word in options.command if word != "--"]
     if not words or words[0] not in SHARED:
         raise ValueError(f"give a script that shares its work after --, one of {', '.join(SHARED)}; got {words[:1]}")
-    command = shlex.join(["python", *words])
+    command = shlex.join([*starter(options), *words])
     lines = [f"RANK={rank} WORLD_SIZE={options.jobs} {command}" for rank in range(options.jobs)]
     return lines, "the job that finishes last writes the results, or one more call of the command"
 
@@ -87,7 +101,8 @@ def array(lines: list[str], after: str, options: argparse.Namespace, name: str) 
     """The text of a job array whose task k runs line k."""
     cases = "\n".join(f"    {number}) {line} ;;" for number, line in enumerate(lines))
     body = f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac'
-    chosen = {"gpus": options.gpus, "cpus": options.cpus, "time": options.time}
+    gpus = f"#SBATCH --gpus={options.gpus}\n" if options.gpus else ""
+    chosen = {"gpus": gpus, "cpus": options.cpus, "time": options.time}
     return ARRAY.format(name=name, last=len(lines) - 1, after=f"Afterwards: {after}", body=body, **chosen)
 
 

@@ -44,18 +44,31 @@ def test_jobs_share_the_work_of_a_script():
 
 
 def test_the_array_runs_the_line_of_its_task(tmp_path):
-    """The text runs under bash; a `python` of its own prints what it was called with."""
+    """The text runs under bash; an `srun` of its own prints what it was called with."""
     script, tools = tmp_path / "jobs.sh", tmp_path / "bin"
-    cluster_commands.main(["share", "--slurm", str(script), *SHARE[1:]])
+    cluster_commands.main(["share", "--slurm", str(script), "--cpus", "3", *SHARE[1:]])
     assert "#SBATCH --array=0-1" in script.read_text() and "--requeue" in script.read_text()
+    assert "#SBATCH --gpus=1\n#SBATCH --time" in script.read_text()
     tools.mkdir()
-    (tools / "python").write_text('#!/bin/sh\necho "$RANK/$WORLD_SIZE $*"\n')
-    (tools / "python").chmod(0o755)
+    (tools / "srun").write_text('#!/bin/sh\necho "$RANK/$WORLD_SIZE $SRUN_CPUS_PER_TASK $*"\n')
+    (tools / "srun").chmod(0o755)
     environment = {"PATH": f"{tools}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "1"}
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == "1/2 get_unc_synsets.py --path an ensemble --n 4\n"
+    assert done.stdout == "1/2 3 python get_unc_synsets.py --path an ensemble --n 4\n"
     with pytest.raises(FileExistsError):
         cluster_commands.main(["share", "--slurm", str(script), *SHARE[1:]])
+
+
+def test_trainings_of_an_array_are_steps_that_slurm_can_signal(tmp_path):
+    """Without srun the signal before the end of a job's time would not reach Python."""
+    script = tmp_path / "components.sh"
+    lines = cluster_commands.main([*TRAIN, "--gpus", "0", "--slurm", str(script)])
+    assert all(
+        line.startswith("srun python main.py") and f"{number}) {line} ;;" in script.read_text()
+        for number, line in enumerate(lines)
+    )
+    assert "--signal=USR1@90" in script.read_text() and "#SBATCH --gpus" not in script.read_text()
+    assert "Afterwards: python save_ensemble.py" in script.read_text()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ WARNINGS = (
     r".*does not have many workers",
     r"Total length of `list` across ranks is zero",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    r"The `srun` command is available",
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
 )
 SPEAKERS = (

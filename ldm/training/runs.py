@@ -30,26 +30,17 @@ class RunDirectory:
     def configs(self) -> Path:
         return self.path / "configs"
 
-    @property
-    def last_checkpoint(self) -> Path:
-        """The newest of `checkpoints/last.ckpt` and of what Lightning wrote before SLURM requeued the job.
-
-        Raises:
-            ValueError: if the run holds none.
-        """
-        found = [path for path in (self.checkpoints / "last.ckpt", *self.path.glob("hpc_ckpt_*.ckpt")) if path.exists()]
-        if not found:
-            raise ValueError(f"{self.path} has no checkpoints/last.ckpt: the run saved nothing, or is no run directory")
-        return max(found, key=lambda path: path.stat().st_mtime)
-
     def checkpoint(self, epoch: int | None = None) -> Path:
         """The last checkpoint, or the latest that was kept of an epoch (its number in the file's name, from 0).
 
         Raises:
-            ValueError: listing the epochs that were kept, if this one was not.
+            ValueError: if the run saved nothing; listing the epochs that were kept, if this one was not.
         """
+        last = self.checkpoints / "last.ckpt"
+        if epoch is None and not last.exists():
+            raise ValueError(f"{self.path} has no checkpoints/last.ckpt: the run saved nothing, or is no run directory")
         if epoch is None:
-            return self.last_checkpoint
+            return last
         kept = [(match, path) for path in self.checkpoints.glob("*.ckpt") if (match := KEPT.match(path.name))]
         own = [(match, path) for match, path in kept if int(match["epoch"]) == epoch]
         if not own:

@@ -13,9 +13,11 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm.cli import write_record
+from ldm.jobs import step_from_environment
 from ldm.memory import keep_freed_memory
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
@@ -26,7 +28,7 @@ from ldm.training.members import build_data as build_joint_data
 from ldm.training.runs import RunDirectory, find_run, new_run
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN
-from ldm.training.trainer import Devices, choose_devices, split_trainer_options
+from ldm.training.trainer import Devices, choose_devices, cluster_environment, split_trainer_options
 from ldm.training.wandb import wandb_logger
 from ldm.util import instantiate_from_config
 
@@ -113,36 +115,39 @@ def member_of(options: argparse.Namespace) -> int:
     return options.component if options.start_from_pretrained and not is_joint(options) else 0
 
 
-def known_run(options: argparse.Namespace, argv: Sequence[str]) -> tuple[RunDirectory | None, Path | None, Job | None]:
-    """(run, checkpoint, SLURM job) where a run is resumed, requeued, or shared with process 0; else (None, None, job).
+def run_folders(options: argparse.Namespace) -> list[Path]:
+    """Where the run of a SLURM job may be: that of --resume, and those below --logdir."""
+    resumed, logdir = Path(options.resume), Path(options.logdir)
+    own = [resumed.parent.parent if resumed.is_file() else resumed] if options.resume else []
+    return own + (sorted(path for path in logdir.iterdir() if path.is_dir()) if logdir.is_dir() else [])
+
+
+def known_run(options: argparse.Namespace, job: Job | None) -> tuple[RunDirectory | None, Path | None]:
+    """(run, checkpoint) where a run is resumed or requeued, or given by the process that started this one.
 
     Raises:
-        ValueError: if a process that is not the first cannot know its run directory.
+        ValueError: if a process that is not the first cannot come to know its run directory.
     """
-    job = Job.of(argv)
-    resumed = Path(options.resume) if options.resume else None
-
-    def folders() -> list[Path]:
-        own = [] if resumed is None else [resumed.parent.parent if resumed.is_file() else resumed]
-        logdir = Path(options.logdir)
-        return own + (sorted(path for path in logdir.iterdir() if path.is_dir()) if logdir.is_dir() else [])
-
-    run = job.requeued_run(folders()) if job else None
-    if not is_first():
-        if RUN_VARIABLE in os.environ:
-            run = RunDirectory(Path(os.environ[RUN_VARIABLE]))
-        elif job:
-            run = job.joined_run(folders)
-        else:
-            raise ValueError("start main.py once, without torchrun: it starts its processes itself (--gpus 0,1)")
+    run = job.requeued_run(run_folders(options)) if job else None
+    if RUN_VARIABLE in os.environ and not is_first():
+        run = RunDirectory(Path(os.environ[RUN_VARIABLE]))
+    elif not is_first() and step_from_environment()[1] == 1:
+        raise ValueError("start main.py once, without torchrun: it starts its processes itself (--gpus 0,1)")
     requeued = run is not None and (job is not None and job.restarts > 0)
-    if resumed is not None and not requeued:
-        return (*find_run(options.resume, options.epoch), job)
-    checkpoint = None
-    if requeued:
-        found = [*run.checkpoints.glob("last.ckpt"), *run.path.glob("hpc_ckpt_*.ckpt")]
-        checkpoint = run.last_checkpoint if found else None
-    return run, checkpoint, job
+    if options.resume and not requeued:
+        return find_run(options.resume, options.epoch)
+    last = run.checkpoints / "last.ckpt" if requeued else None
+    return run, last if last is not None and last.exists() else None
+
+
+def make_run(options: argparse.Namespace, job: Job | None) -> RunDirectory:
+    """A new run directory; in a later process of a SLURM step the one that its first process makes."""
+    if job and not is_first():
+        return job.joined_run(lambda: run_folders(options))
+    name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
+    if options.ensemble_name:
+        name += f"_{options.ensemble_name}{ALL if is_joint(options) else options.seed}"
+    return new_run(options.logdir, name)
 
 
 def build_model(config: DictConfig, options: argparse.Namespace) -> pl.LightningModule:
@@ -173,6 +178,7 @@ def build_trainer(
     callbacks: list[Callback],
     chosen: Mapping[str, Any],
     devices: Devices,
+    environment: Sequence[ClusterEnvironment] = (),
     more: Sequence[pl.loggers.Logger] = (),
 ) -> pl.Trainer:
     """A Trainer that logs to CSV, TensorBoard and `more`; a resumed run's CSV goes beside the earlier ones.
@@ -188,7 +194,7 @@ def build_trainer(
     ]
     settings = {"max_epochs": -1 if chosen.get("max_steps") else 1000, "enable_model_summary": False}
     settings |= {**devices.options, **split_trainer_options(chosen)}
-    plugins = [*(settings.pop("plugins", None) or []), PlainCheckpointIO()]
+    plugins = [*environment, *(settings.pop("plugins", None) or []), PlainCheckpointIO()]
     own = {"default_root_dir": run.path, "callbacks": callbacks, "logger": loggers, "plugins": plugins}
     try:
         return pl.Trainer(use_distributed_sampler=False, **own, **settings)
@@ -209,7 +215,8 @@ def set_up(
     options: argparse.Namespace, trainer_options: Mapping[str, Any], dotlist: Sequence[str], argv: Sequence[str]
 ) -> Session:
     """Model, data, trainer and run directory, ready to fit. What the config names is built before the directory is."""
-    known, checkpoint, job = known_run(options, argv)
+    job = Job.of(argv)
+    known, checkpoint = known_run(options, job)
     saved = known if known and known.has_config else None
     if saved:
         for key, value in saved.config().run.items():
@@ -221,23 +228,21 @@ def set_up(
     lightning = config.pop("lightning", OmegaConf.create())
     chosen = {**(lightning.get("trainer") or {}), **trainer_options}
     options.gpus = options.gpus if options.gpus is not None else chosen.get("gpus")
-    devices = choose_devices(options.gpus, options.cpus)
+    nodes = int(chosen.get("num_nodes", 1))
+    devices = choose_devices(options.gpus, options.cpus, nodes)
+    environment = cluster_environment(devices.count, nodes)
     pl.seed_everything(options.seed, verbose=False)
     keep_freed_memory()
 
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
-    processes = devices.count * int(chosen.get("num_nodes", 1))
-    shared = shared_batch(config, processes * accumulate)
-    rate = learning_rate(shared, options.scale_lr, processes, accumulate)
+    shared = shared_batch(config, devices.count * accumulate)
+    rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
     model = build_model(config, options)
     data = build_data(shared, options)
     prepare_latents(model, config, data, devices.own)
     model.learning_rate = rate
 
-    name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
-    if options.ensemble_name:
-        name += f"_{options.ensemble_name}{ALL if is_joint(options) else options.seed}"
-    run = known or new_run(options.logdir, name)
+    run = known or make_run(options, job)
     if is_first():
         os.environ[RUN_VARIABLE] = str(run.path)
         write_record(run.path / "record.json", options, overwrite=True)
@@ -247,7 +252,7 @@ def set_up(
     lightning = OmegaConf.merge(lightning, {"trainer": chosen})
     try:
         callbacks = build_callbacks(run, record, lightning, options, getattr(model, "monitor", None))
-        trainer = build_trainer(run, callbacks, chosen, devices, online_loggers(run, record, options))
+        trainer = build_trainer(run, callbacks, chosen, devices, environment, online_loggers(run, record, options))
     except Exception:
         if known is None and is_first():
             run.discard()

@@ -41,9 +41,9 @@ class SaveWhenStopped(Callback):
     """Save between two steps when a signal asks for it, every `minutes`, and when an error ends the run.
 
     Ctrl-C and SIGTERM save and raise `StoppedBySignal`; a second Ctrl-C stops at once and saves nothing. SIGUSR2 saves
-    and training goes on. SIGUSR1 is Lightning's, which requeues SLURM jobs; its handler is called between steps too,
-    for what it saves in the middle of one would not resume exactly. A step is over when its numbers are logged, which
-    Lightning does after `on_train_batch_end`: hence the hooks below.
+    and training goes on. SIGUSR1, where something answers it (`ldm.jobs.requeue_when_asked`), saves before that is
+    called, in the first process only. A step is over when its numbers are logged, which Lightning does after
+    `on_train_batch_end`: hence the hooks below.
 
     Args:
         save: writes last.ckpt and returns its path.
@@ -110,7 +110,7 @@ class SaveWhenStopped(Callback):
         path, self.saved = self.save(trainer), time.monotonic()
         for name in names:
             log.info("%s: saved %s at step %d", name, path, trainer.global_step)
-        if names.keys() & set(self.REQUEUE) and self.requeue is not None:
+        if names.keys() & set(self.REQUEUE) and self.requeue is not None and trainer.is_global_zero:
             self.requeue(next(names[name] for name in self.REQUEUE if name in names), None)
         for name in self.STOP:
             if name in names:

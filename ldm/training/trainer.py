@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from ldm.jobs import local_rank
+from ldm.jobs import local_rank, step_from_environment
 
 TRAINER_KEYS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {
     "self",
@@ -47,7 +49,7 @@ def parse_gpus(gpus: str | int | Sequence[int] | None) -> list[int] | int:
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a training runs: Trainer options, how many processes, and both in words."""
+    """Where a training runs: Trainer options, how many processes on all machines, and both in words."""
 
     options: Mapping[str, Any]
     count: int
@@ -62,8 +64,8 @@ class Devices:
         return torch.device("cuda", devices[local_rank() % len(devices)])
 
 
-def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1) -> Devices:
-    """The devices of --gpus, else `cpus` processes on the CPU. Several train data-parallel.
+def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1, nodes: int = 1) -> Devices:
+    """The devices of --gpus, else `cpus` processes on the CPU, of each machine. Several train data-parallel.
 
     Raises:
         ValueError: if --gpus cannot be read, or asks for devices that are not there.
@@ -76,12 +78,13 @@ def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1) -> Dev
         words = f"{cpus} CPU processes" if cpus > 1 else "CPU"
         words += f" (--gpus {gpus}: no CUDA device here)" if wanted else ""
         words += " (use the GPU with --gpus 0,)" if present and gpus is None else ""
-        return Devices({"accelerator": "cpu", "devices": cpus, "strategy": _strategy(cpus)}, cpus, words)
+        count = cpus * nodes
+        return Devices({"accelerator": "cpu", "devices": cpus, "strategy": _strategy(count)}, count, words)
     if missing := [index for index in wanted if not 0 <= index < present]:
         raise ValueError(f"--gpus {gpus}: no CUDA device {missing}, there are {present} here")
     words = ", ".join(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in wanted)
-    options = {"accelerator": "gpu", "devices": wanted, "strategy": _strategy(len(wanted))}
-    return Devices(options, len(wanted), words)
+    count = len(wanted) * nodes
+    return Devices({"accelerator": "gpu", "devices": wanted, "strategy": _strategy(count)}, count, words)
 
 
 def _strategy(count: int) -> str | DDPStrategy:
@@ -91,6 +94,30 @@ def _strategy(count: int) -> str | DDPStrategy:
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DDPStrategy(find_unused_parameters=False, **{name: False})
+
+
+def cluster_environment(count: int, nodes: int = 1) -> list[ClusterEnvironment]:
+    """How the `count` processes of a training find one another in a SLURM job; elsewhere Lightning finds out.
+
+    One srun started all of them, or there is one, in a step or a batch script, which starts the others.
+
+    Raises:
+        ValueError: if srun started another number.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return []
+    _, started = step_from_environment()
+    if started == nodes == 1:
+        return [LightningEnvironment()]
+    if started != count:
+        raise ValueError(
+            f"srun started {started} processes, but the options ask for {count}, of {nodes} node(s): let --ntasks-per-"
+            "node of srun be the number that --gpus or --cpus ask for, and --nodes that of --num_nodes. Or start one "
+            "process (srun --ntasks=1), which starts the others of its node"
+        )
+    # Lightning refuses a step that was counted by --ntasks alone.
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(count // nodes))
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def split_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import main as trainer
 from ldm.checkpoint import load_checkpoint
 from ldm.training.config import learning_rate, load_config, merge_configs, point_data
 from ldm.training.runs import find_run, new_run, runs_named
-from ldm.training.trainer import Devices, choose_devices, parse_gpus, split_trainer_options
+from ldm.training.trainer import Devices, choose_devices, cluster_environment, parse_gpus, split_trainer_options
 from tests.training.runs import assert_same_end, end_state, losses, run_main
 
 
@@ -158,6 +158,25 @@ def test_gpus_and_trainer_options(monkeypatch):
         split_trainer_options({"max_step": 3})
     with pytest.raises(ValueError, match="use bf16-mixed"):
         split_trainer_options({"precision": "bf16-true"})
+
+
+def test_processes_of_a_slurm_job(monkeypatch):
+    """By srun all of them start or one, which starts the others; in a batch script one, whatever its job may start."""
+    assert cluster_environment(2) == []
+    for name, value in {"JOB_ID": "7", "NTASKS": "2", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    (environment,) = cluster_environment(2)
+    assert not environment.creates_processes_externally
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    (environment,) = cluster_environment(2)
+    assert environment.creates_processes_externally
+    assert (environment.global_rank(), environment.world_size()) == (1, 2)
+    with pytest.raises(ValueError, match="srun started 2 processes, but the options ask for 1"):
+        cluster_environment(1)
+    assert choose_devices(None, 1, nodes=2).count == 2
+    cluster_environment(2, nodes=2)
 
 
 def test_run_directories(tmp_path):

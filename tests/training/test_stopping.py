@@ -8,6 +8,7 @@ import torch
 
 import main
 from ldm.checkpoint import load_checkpoint
+from ldm.cli import run_script
 from ldm.training.runs import RunDirectory, new_run
 from ldm.training.slurm import Job
 from tests.training.runs import assert_same_end, disturbance, losses, only_run, run_main
@@ -88,28 +89,34 @@ def test_failing_before_the_first_step_leaves_nothing(config, tmp_path, capsys):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """The variables of a SLURM job of one task, and a `scontrol` that notes what it is asked to do."""
+    """The variables of a SLURM job of one task, whose answer to SIGUSR1 is put back after the test.
+
+    Its `scontrol` notes what it is asked to do, and keeps the checkpoint that it finds then.
+    """
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tools / "scontrol").write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncp {tmp_path}/logs/*/checkpoints/last.ckpt {tmp_path}/asked.ckpt\n'
+    )
     (tools / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     names = {"JOB_ID": "4711", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in names.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
-    return monkeypatch
+    before = signal.getsignal(signal.SIGUSR1)
+    yield monkeypatch
+    signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_requeued_job_returns_to_its_run_directory(config, tmp_path, slurm):
     """SIGUSR1 saves and requeues in mid-training; the next start of the same command goes on from there."""
     words = ["--name", "job", *disturbance("SendSignal", name="SIGUSR1", step=2), "--max_steps", "4"]
-    first = run_main(config, tmp_path, *words)
+    run_script(lambda: run_main(config, tmp_path, *words))
+    first = only_run(tmp_path)
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
-    saved = first / "hpc_ckpt_1.ckpt"
-    assert load_checkpoint(saved)["global_step"] == 3
-    # What was trained after the job was killed is not there: only Lightning's checkpoint is.
-    (first / "checkpoints" / "last.ckpt").unlink()
+    assert load_checkpoint(tmp_path / "asked.ckpt")["global_step"] == 3
+    # As if the job had been killed at once: of what was trained afterwards nothing is there.
+    (tmp_path / "asked.ckpt").replace(first / "checkpoints" / "last.ckpt")
     (first / "finished.json").unlink()
     slurm.setenv("SLURM_RESTART_COUNT", "1")
     assert run_main(config, tmp_path, *words) == first
