@@ -10,4 +10,8 @@ elif [ -x "$here/.venv/bin/python" ]; then
 else
   python=$(command -v python3 || command -v python)
 fi
+"$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || {
+  echo "error: $python lacks the project's packages: run 'bash scripts/quickstart.sh', or pip install -r requirements.txt in a virtual environment" >&2
+  exit 1
+}
 PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "$python" "$here/scripts/prep_data.py" "$@"
