@@ -273,7 +273,10 @@ def main(argv: list[str] | None = None) -> list[Row] | None:
         print(f"{out}: features of {len(samples)} images")
         return None
     reference, names = Reference(found), chosen_metrics(options, found, samples)
-    rows = measure(names, reference, samples, metric_options(options))
+    rows = []
+    for name in (bar := tqdm(names, unit="metric")):
+        bar.set_description(name)
+        rows += measure([name], reference, samples, metric_options(options))
     show(rows)
     if options.sample_sizes:
         study_sizes(out, names, reference, samples, options)

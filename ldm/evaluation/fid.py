@@ -35,19 +35,33 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     Raises:
         ValueError: if the dimensions differ.
     """
+    check_dimensions(a, b)
+    return _distance(a, b, square_root(a.covariance))
+
+
+def check_dimensions(a: Statistics, b: Statistics) -> None:
+    """Raise ValueError unless both are of features of one dimension."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared: both sides must come from one "
             "extractor"
         )
-    return _distance(a, b, square_root(a.covariance))
 
 
 def _distance(a: Statistics, b: Statistics, root_a: Tensor) -> float:
-    root_b = square_root(b.covariance)
-    shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    traces = a.covariance.trace() + b.covariance.trace()
-    return float((a.mean - b.mean).square().sum() + traces - 2 * shared)
+    return _parts(a, b) - 2 * float(torch.linalg.svdvals(root_a @ square_root(b.covariance).T).sum())
+
+
+def _parts(a: Statistics, b: Statistics) -> float:
+    """The distance without its last term."""
+    return float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace())
+
+
+def _resampled_distance(a: Statistics, b: Statistics, root_a: Tensor) -> float:
+    """`_distance` by eigenvalues alone: a fifth of the time, 1e-8 of the largest one lost for each that vanishes."""
+    product = root_a @ b.covariance @ root_a.T
+    shared = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+    return _parts(a, b) - 2 * float(shared)
 
 
 def fid(
@@ -61,12 +75,13 @@ def fid(
     """
     reference = Statistics(reference.mean.to(device), reference.covariance.to(device))
     own = moments(samples, device=device).statistics()
-    value = frechet_distance(reference, own)
+    check_dimensions(reference, own)
+    root = square_root(reference.covariance)
+    value = _distance(reference, own, root)
     if not resamples:
         return Estimate(value)
-    root = square_root(reference.covariance)
     drawn = [
-        _distance(reference, moments(samples, weights, device).statistics(), root)
+        _resampled_distance(reference, moments(samples, weights, device).statistics(), root)
         for weights in resample_weights(len(samples), resamples, "fid", seed)
     ]
     return normal_interval(value, torch.tensor(drawn, dtype=torch.float64))

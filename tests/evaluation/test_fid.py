@@ -118,6 +118,18 @@ def two_sets():
     return draw(400, 16, key=5), draw(300, 16, key=6) * 1.2 + 0.3
 
 
+@pytest.mark.parametrize("count", [300, 10])  # 10: fewer rows than dimensions, singular covariances
+def test_interval_is_that_of_distances_of_resampled_rows(two_sets, count):
+    reference, samples = moments(two_sets[0]).statistics(), two_sets[1][:count]
+    found = fid(reference, samples, resamples=12, seed=3)
+    drawn = [
+        frechet_distance(reference, moments(samples, weights).statistics())
+        for weights in resample_weights(count, 12, "fid", 3)
+    ]
+    spread = 1.959963984540054 * float(torch.tensor(drawn, dtype=torch.float64).std())
+    assert (found.value - found.low, found.high - found.value) == pytest.approx((spread, spread), rel=1e-6)
+
+
 def test_interval_covers_the_spread_of_new_samples():
     """Its width against the spread over 40 fresh sets; the standard deviation of a s.d. from 40 draws is 11 %."""
     reference = gaussian(np.zeros(4), np.eye(4))
