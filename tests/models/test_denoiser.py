@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from ldm.models.diffusion.denoiser import (
     clipped,
     guided,
 )
-from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath, VPPath, beta_schedule
+from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath, VEPath, VPPath, beta_schedule
 from tests.conftest import golden_tensors
 from tests.models.toys import CosineTimes, HalfLogPath, edm_toy, iddpm_toy, ve_toy, vp_toy
 
@@ -137,6 +139,12 @@ def test_translation_keeps_both_parts():
         prediction = TranslatedDenoiser(denoiser, vp, flow)(x, u)
         torch.testing.assert_close(flow.noised(prediction.x0, prediction.eps, u), x)
     assert bool(TranslatedDenoiser(denoiser, vp, flow)(x, 1.0).eps.isfinite().all())
+    # A path whose noise grows without bound has an end too.
+    edm = EDMPath()
+    own = NetworkDenoiser(lambda x, t, cond: x, edm, Target("edm"))
+    at_end = TranslatedDenoiser(own, edm, flow)(x, 1.0)
+    torch.testing.assert_close(at_end.x0, own(x * math.hypot(1, edm.end), edm.end).x0)
+    assert VEPath().time_at(math.inf) == VEPath().end
 
 
 def test_unknown_target_is_refused():

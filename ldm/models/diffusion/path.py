@@ -226,7 +226,9 @@ class EDMPath(Path):
         return torch.as_tensor(u, dtype=torch.float64).log() / 4
 
     def time_at(self, ratio: Tensor | float) -> Tensor:
-        return torch.as_tensor(ratio, dtype=torch.float64)
+        """The ratio itself, beyond the end too; the end where there is no data."""
+        ratio = torch.as_tensor(ratio, dtype=torch.float64)
+        return torch.where(ratio.isinf(), self.sigma_max, ratio)
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ class VEPath(EDMPath):
         return (self.sigma(u) / 2).log()
 
     def time_at(self, ratio: Tensor | float) -> Tensor:
-        return torch.as_tensor(ratio, dtype=torch.float64) ** 2
+        return super().time_at(ratio) ** 2
 
 
 @dataclass(frozen=True)
