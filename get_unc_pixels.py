@@ -106,8 +106,10 @@ def draw(opened: OpenEnsemble, images: Tensor, maps: Tensor, titles: list[str], 
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     fill_in_published(options, channels="mean")
+    if options.n < 1:
+        raise ValueError(f"--n is the number of noises of a class: expected at least 1, got {options.n}")
     opened = open_ensemble(options)
-    options.classes = options.classes or opened.spread_classes()
+    options.classes = opened.choose_classes(options.classes)
     titles = [opened.describe_class(label) for label in options.classes]
     out = Path(options.out or Path(options.path) / "pixel_unc")
     parts = list(opened.at_branches())

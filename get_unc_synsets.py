@@ -134,8 +134,7 @@ def main(argv: list[str] | None = None) -> Path:
     opened = open_ensemble(options)
     options.branch_steps = opened.branches
     plan = plan_of(options, opened)
-    everything = opened.spread_classes(8) if options.quickrun else list(range(opened.n_classes))
-    classes = options.classes or everything
+    classes = opened.choose_classes(options.classes, 8 if options.quickrun else None)
     tables = {part.branch: report(part, classes, plan) for part in opened.at_branches()}
     folder = Path(options.out or options.path)
     if len(tables) > 1 and None not in tables.values():

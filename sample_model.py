@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     fill_in_published(options)
     opened = open_ensemble(options)
-    classes = options.classes or opened.spread_classes()
+    classes = opened.choose_classes(options.classes)
     columns = [opened.describe_class(label) for label in classes]
     names = opened.member_names(classes[0] if len(classes) == 1 else None)
     out, parts = Path(options.out or Path(options.path) / "samples"), list(opened.at_branches())

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     fill_in_published(options)
     opened = open_ensemble(options)
-    classes = options.classes or opened.spread_classes()
+    classes = opened.choose_classes(options.classes)
     folders = [(part, folder_of(part, len(opened.branches) > 1)) for part in opened.at_branches()]
     for part, out in folders:
         single = [path for label in classes for path in pictures(part, label, out).values()]

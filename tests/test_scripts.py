@@ -152,6 +152,18 @@ def test_outputs_that_exist_are_refused_before_anything_is_computed(script, ense
     script.main([*words, "--unc_branch", "1", "3", "--overwrite"])
 
 
+@pytest.mark.parametrize("script", [sample_model, sample_model_rollout, get_unc_pixels, get_unc_synsets])
+def test_classes_that_do_not_exist_or_come_twice_are_refused(script, ensemble, tmp_path):
+    words = ["--path", str(ensemble), "--device", "cpu", "--out", str(tmp_path), "--classes"]
+    for classes in (["10"], ["-1"], ["3", "3"]):
+        with pytest.raises(ValueError, match=r"different classes of 0\.\.9, got"):
+            script.main([*words, *classes])
+    if script is get_unc_pixels:
+        with pytest.raises(ValueError, match="at least 1, got 0"):
+            script.main([*words, "1", "--n", "0"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_ensembles_whose_names_end_alike_are_told_apart(components, ensemble):
     """A newer run of 'reboot' is no component of 'boot'; nor is one of 'my_boot', by the name that it recorded."""
     for name in ("reboot", "my_boot"):

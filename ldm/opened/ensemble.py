@@ -102,6 +102,19 @@ class OpenEnsemble(OpenModel):
         chosen = [label for place in range(share) for labels in by_bin.values() for label in labels[place : place + 1]]
         return sorted(chosen[:count], key=lambda label: (budget_order(bins[label]), label))
 
+    def choose_classes(self, given: Sequence[int] | None, count: int | None = 10) -> list[int]:
+        """The classes given; where there are none up to `count`, spread over the bins (None: all classes).
+
+        Raises:
+            ValueError: for a class that the model does not have, or that comes twice.
+        """
+        if not given:
+            return list(range(self.n_classes)) if count is None else self.spread_classes(count)
+        wrong = [label for label in given if not 0 <= label < self.n_classes]
+        if wrong or len(set(given)) != len(given):
+            raise ValueError(f"--classes takes different classes of 0..{self.n_classes - 1}, got {list(given)}")
+        return list(given)
+
     # Where the members part
 
     @cached_property
