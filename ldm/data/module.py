@@ -144,6 +144,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         latent_views: int | None = None,
     ):
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.params.batch_size must be at least 1, got {batch_size}")
         self.latent_cache, self.latent_views = latent_cache, latent_views
         named = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {name: config for name, config in named.items() if config is not None}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from pytorch_lightning.plugins.environments import ClusterEnvironment
@@ -173,6 +174,27 @@ def build_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningD
     return data
 
 
+def check_labels(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Make sure that every training label is a class of the model: a GPU would not say what is wrong with another.
+
+    Raises:
+        ValueError: if one has no row in the embedder, or its row is that of the null class.
+    """
+    pairs = zip(getattr(model, "members", (model,)), getattr(data, "modules", (data,)), strict=True)
+    for member, module in pairs:
+        labels = getattr(module.datasets.get("train"), "labels", None)
+        classes = getattr(member, "n_classes", None)
+        highest = -1 if labels is None or not len(labels) else int(torch.as_tensor(labels).max())
+        if classes is None or highest < classes:
+            continue
+        null = "" if member.null_class is None else " and the null class, its last row"
+        other = "" if member.null_class is None else ", or null_class: false for an embedder without a null class"
+        raise ValueError(
+            f"the training data have labels up to {highest}; the embedder has the classes 0..{classes - 1}{null}: set "
+            f"model.params.cond_stage_config.params.n_classes: {highest + 1 + bool(null)}{other}"
+        )
+
+
 def build_trainer(
     run: RunDirectory,
     callbacks: list[Callback],
@@ -239,6 +261,7 @@ def set_up(
     rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
     model = build_model(config, options)
     data = build_data(shared, options)
+    check_labels(model, data)
     prepare_latents(model, config, data, devices.own)
     model.learning_rate = rate
 

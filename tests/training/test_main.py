@@ -70,6 +70,20 @@ def test_resume_gives_the_uninterrupted_losses(config, tmp_path, whole, stop):
     assert_same_end(part, whole)
 
 
+def test_labels_without_a_class_of_their_own_are_refused(config, tmp_path):
+    """Ten digits and ten rows: the last digit would train the null class of guidance."""
+    rows = "model.params.cond_stage_config.params.n_classes"
+    for count, message in (
+        (10, r"0\.\.8 and the null class.*n_classes: 11, or null_class: false"),
+        (5, "n_classes: 11"),
+    ):
+        with pytest.raises(ValueError, match=f"labels up to 9.*{message}"):
+            run_main(config, tmp_path, f"{rows}={count}")
+    assert not (tmp_path / "logs").exists()
+    words = [f"{rows}=10", "model.params.cond_stage_config.params.null_class=False", "--max_steps", "1"]
+    assert run_main(config, tmp_path, *words)
+
+
 def test_accumulated_batches_draw_as_one_large_batch(config, tmp_path):
     """Two parts of four images see the times and noises of one batch of eight."""
     whole = run_main(
