@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,13 @@ def save_tensors(
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
+    """Hexadecimal SHA-256 of a file, read in blocks; once in a process, unless its size or time changes."""
+    state = os.stat(path)
+    return _sha256(os.fspath(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, size: int, changed: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

@@ -1,5 +1,6 @@
 """Checkpoints: what loads, what is refused, and that nothing half-written is left behind."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -84,3 +85,9 @@ def test_writes_are_whole_and_not_silent(tmp_path):
         save_checkpoint({"w": lambda: None}, path, overwrite=True)
     assert sha256(path) == first
     assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_the_hash_of_a_file_follows_its_content(tmp_path):
+    for content in (b"one", b"two"):
+        (tmp_path / "a").write_bytes(content)
+        assert sha256(tmp_path / "a") == sha256(str(tmp_path / "a")) == hashlib.sha256(content).hexdigest()
