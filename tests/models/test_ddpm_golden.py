@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from ldm.models.diffusion.denoiser import MappedDenoiser, NetworkDenoiser
@@ -105,6 +106,26 @@ def test_step_from_images(model, io):
     assert_close(loss, io["step/loss"], NETWORK)
     draws = lambda step, samples, shape, timesteps: (io["step/t"], io["step/noise"], torch.ones(len(z)))  # noqa: E731
     assert_close(model.shared_step(batch, draws, 0, range(len(z)))[0], io["step/loss"], NETWORK)
+
+
+@torch.no_grad()
+def test_validation_encodes_once_for_weights_and_averages(io):
+    """Both losses are those of their weights on the images, and the encoder runs once a batch."""
+    model, calls = build(), []
+    model.use_ema, model.model_ema = True, LitEma(model.model)
+    for parameter in model.model.parameters():
+        parameter.data.mul_(1.1)
+    batch = {"image": io["step/image_bhwc"][:2], "class_label": io["step/labels"][:2]}
+    expected = [float(model.shared_step(batch, model.validation_draws, 0, range(2))[0])]
+    with model.ema_scope():
+        expected.append(float(model.shared_step(batch, model.validation_draws, 0, range(2))[0]))
+    model.first_stage_model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    items = [{name: value[place] for name, value in batch.items()} for place in range(2)]
+    trainer = pl.Trainer(accelerator="cpu", **quiet)
+    (found,) = trainer.validate(model, torch.utils.data.DataLoader(items, batch_size=2), verbose=False)
+    assert [found["val/loss"], found["val/loss_ema"]] == pytest.approx(expected, rel=1e-6)
+    assert len(calls) == 1 and expected[0] != expected[1]
 
 
 @torch.no_grad()

@@ -126,6 +126,17 @@ class LatentDiffusion(DDPM):
         x = super().get_input(batch, k)
         return self.get_first_stage_encoding(x if "encoded" in batch else self.encode_first_stage(x)).detach().float()
 
+    @torch.no_grad()
+    def encoded(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A batch with latents [B, h, w, c] before scaling in place of its images, for those that see it twice."""
+        if "encoded" in batch or isinstance(self.first_stage_model, IdentityFirstStage):
+            return batch
+        z = self.before_scaling(self.encode_first_stage(super().get_input(batch, self.first_stage_key)))
+        return {**batch, self.first_stage_key: z.movedim(1, -1), "encoded": True}
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        super().validation_step(self.encoded(batch) if self.use_ema else batch, batch_idx)
+
     def labels_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
         """Labels [B] of a batch after label dropout, which `uniform` [B] decides; None for unconditional models."""
         if self.cond_stage_model is None:
