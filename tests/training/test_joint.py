@@ -13,6 +13,8 @@ from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.data.base import LabelledImages
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import KeyedBatches
+from ldm.models.diffusion.components import row_rules
+from ldm.models.diffusion.optimisation import TrainingSet
 from ldm.training.joint import JointComponents, Together, start_members
 from ldm.util import instantiate_from_config
 from tests.conftest import tiny_config, tiny_model
@@ -158,6 +160,21 @@ def test_members_share_the_trunk_and_clip_alone(tmp_path):
     large, small = (value.grad for value in joint.parameters())
     assert float(large.norm()) == pytest.approx(1.0, rel=1e-4)
     assert torch.equal(small, torch.full_like(small, 0.001)), "the other member's gradient has no say"
+
+
+def test_rules_of_rows_do_not_mind_where_the_table_is(tmp_path):
+    """When optimisers are made, Lightning has moved the heads to their device, and not the members they belong to."""
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "trunk.ckpt")
+    heads = {"init": "anchored", "row_rates": "equal"}
+    model = instantiate_from_config(tiny_config(pretrained_path=str(tmp_path / "trunk.ckpt"), heads=heads))
+    (member,) = start_members(model, 1, 0)
+    member.training_set = TrainingSet(100, 8, [place % 10 for place in range(100)])
+    (expected,) = row_rules(member).values()
+    embedding = member.cond_stage_model.embedding
+    embedding.weight = torch.nn.Parameter(embedding.weight.detach().to("meta"))
+    (rule,) = row_rules(member).values()
+    assert torch.equal(rule.pull, expected.pull) and bool(rule.pull[:-1].all())
+    assert rule.beside(embedding.weight).pull.device.type == "meta"
 
 
 def test_together_steps_every_optimiser():

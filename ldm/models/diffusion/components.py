@@ -169,7 +169,9 @@ def _start_values(
 
 def _without_row(axis: int, row: int) -> Callable[[Tensor], Tensor]:
     def hook(gradient: Tensor) -> Tensor:
-        return gradient.index_fill(axis, torch.tensor([row], device=gradient.device), 0)
+        gradient = gradient.clone()
+        gradient.select(axis, row).zero_()
+        return gradient
 
     return hook
 
@@ -197,8 +199,9 @@ def row_rules(model: nn.Module) -> dict[nn.Parameter, RowRule]:
         centre = pull = None
         if model.anchor is not None:
             shape = [-1 if dimension == axis else 1 for dimension in range(table.ndim)]
-            shares = torch.where(visits > 0, 1 / visits, 0).to(table).reshape(shape)
-            centre, pull = model.anchor.centre(name), model.anchor.pull(name, data.images) * shares
+            pull = model.anchor.pull(name, data.images)  # a joint training's table may be on its device before it
+            pull = pull * torch.where(visits > 0, 1 / visits, 0).to(pull).reshape(shape)
+            centre = model.anchor.centre(name)
         rules[table] = RowRule(axis, equal_rates(visits, component.row_cap), centre, pull)
     if not rules:
         raise ValueError(f"heads.row_rates: equal acts on tables of classes, and {list(component.heads)} have none")

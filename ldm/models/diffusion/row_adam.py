@@ -8,7 +8,7 @@ Under Adam a row that is in few batches moves little: an isolated gradient moves
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,11 @@ class RowRule:
     rates: Tensor
     centre: Tensor | None = None
     pull: Tensor | None = None
+
+    def beside(self, table: Tensor) -> RowRule:
+        """The rule on the device of its table, in the table's type."""
+        values = {"rates": self.rates, "centre": self.centre, "pull": self.pull}
+        return replace(self, **{name: None if value is None else value.to(table) for name, value in values.items()})
 
 
 class RowAdam(torch.optim.AdamW):
@@ -69,6 +74,7 @@ class RowAdam(torch.optim.AdamW):
             for table in group["params"]:
                 if table in gradients:
                     table.grad = gradients[table]
+                    self.rules[table] = self.rules[table].beside(table)
                     self._step_rows(table, self.rules[table], group)
         return loss
 
@@ -80,7 +86,7 @@ class RowAdam(torch.optim.AdamW):
             state["step"] = torch.zeros(len(visited), dtype=torch.int64, device=table.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         if rule.centre is not None:
-            gradient = gradient + rule.pull.to(table) * (table - rule.centre.to(table))
+            gradient = gradient + rule.pull * (table - rule.centre)
         state["step"] = state["step"].to(table.device) + visited
         counts, seen = state["step"].clamp(min=1).double(), visited.reshape(shape)
         (beta1, beta2), mean, square = group["betas"], state["exp_avg"], state["exp_avg_sq"]
@@ -88,7 +94,7 @@ class RowAdam(torch.optim.AdamW):
         square.copy_(torch.where(seen, beta2 * square + (1 - beta2) * gradient.square(), square))
         first, second = ((1 - beta**counts).to(table).reshape(shape) for beta in (beta1, beta2))
         change = (mean / first) / ((square / second).sqrt() + group["eps"]) + group["weight_decay"] * table
-        rates = group["lr"] * rule.rates.to(table).reshape(shape)
+        rates = group["lr"] * rule.rates.reshape(shape)
         table.copy_(torch.where(seen, table - rates * change, table))
 
 
