@@ -108,7 +108,7 @@ def decode(content: bytes, channels: int, shortest: int | None = None, square: b
         square: scale both sides to `shortest`, changing the proportions.
     """
     with Image.open(io.BytesIO(content)) as image:
-        pixels = np.array(image.convert(MODES[channels]))
+        pixels = np.array(eight_bits(image).convert(MODES[channels]))
     tensor = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels))
     if shortest is None:
         return tensor
@@ -117,6 +117,13 @@ def decode(content: bytes, channels: int, shortest: int | None = None, square: b
     # Rounded, and never below the shortest side by a rounding error.
     size = (shortest, shortest) if square else tuple(max(shortest, round(scale * side)) for side in (height, width))
     return resize_pixels(tensor, size)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits scaled to 8, where Pillow's conversion cuts values off at 255; others as they are."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    return image
 
 
 def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -195,3 +195,12 @@ def test_files_kept_in_memory_are_read_once_and_stay_the_same(tmp_path):
     assert all(torch.equal(item["image"], image) for item, image in zip(data, before, strict=True))
     with pytest.raises(ValueError, match="cannot read image"):
         ImageFolder(str(write(tmp_path, {"a/1.png": b"x"})), image_size=6, in_memory=True)[0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_images_of_16_bits_keep_their_shades(kind):
+    shades = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    file = io.BytesIO()
+    Image.fromarray(257 * shades).save(file, kind)
+    for channels in (1, 3):
+        assert np.array_equal(decode(file.getvalue(), channels).numpy()[:, :, -1], shades)
