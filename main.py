@@ -19,8 +19,8 @@ A resumed run gives the losses of one that was never stopped. Signals act at the
   Ctrl-C    saves checkpoints/last.ckpt and exits with 130; a second Ctrl-C exits at once and saves nothing
   SIGTERM   saves and exits with 143
   SIGUSR2   saves and goes on
-  SIGUSR1   under SLURM (sbatch --signal=USR1@90 --requeue): saves and requeues the job, which then finds its run
-            directory again under the same --logdir
+  SIGUSR1   under SLURM (sbatch --signal=USR1@90 --requeue, and srun before python: docs/slurm.md): saves and requeues
+            the job, which then finds its run directory again under the same --logdir
 A loss that is not finite ends the run with its step and exit code 1, and so does an error in what was given; the last
 checkpoint is kept. Exit code 2 is an unknown option.
 """

@@ -57,6 +57,8 @@ class Session:
 
     def fit(self) -> None:
         """Train to the end. A new run that fails before its first step leaves no directory behind."""
+        # Lightning does this after it has restored the weights, which would round those of float64.
+        self.trainer.precision_plugin.convert_module(self.model)
         try:
             self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
         except BaseException:

@@ -146,3 +146,15 @@ def test_runs_of_a_job_are_told_apart(tmp_path):
         Job.of(["trunk"], restarted).joined_run(lambda: folders, seconds=0.1)
     assert json.loads((runs["trunk"].path / "slurm.json").read_text())["command"] == ["trunk"]
     assert RunDirectory(folders[0]) in runs.values()
+
+
+def test_resuming_in_float64_is_exact(config, tmp_path):
+    """Weights that were restored before the model is made float64 would lose what float32 does not hold."""
+    words = ["--precision", "64-true", "--name"]
+    whole = run_main(config, tmp_path / "whole", *words, "whole")
+    with pytest.raises(SystemExit):
+        run_main(config, tmp_path, *words, "part", *disturbance("SendSignal", name="SIGTERM", step=2))
+    part = only_run(tmp_path)
+    resume(part)
+    assert losses(part) == losses(whole)
+    assert_same_end(part, whole)
