@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import get_unc_pixels
@@ -110,6 +111,17 @@ def test_a_stopped_run_continues(ensemble, tmp_path):
     again = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("classes_*/[0-9].json")}
     assert [name for name in files if files[name] != again[name]] == ["1.json"]
     assert {row["n"] for row in read_csv(tmp_path / "uncertainty.csv")} == {5}
+
+
+def test_members_that_were_replaced_are_measured_anew(tmp_path):
+    """What was measured of the members before them, in the same folder, is not taken for theirs."""
+    found = []
+    for spread in (0.1, 1.0, 1.0):
+        write_ensemble(tmp_path, spread=torch.full((11,), spread))
+        out = get_unc_synsets.main(["--path", str(tmp_path), "--classes", "1", *CPU])
+        found.append((read_csv(out / "uncertainty.csv")[0]["mi_mean"], len(list(out.glob("classes_*")))))
+    assert float(found[0][0]) < float(found[1][0])
+    assert [count for _, count in found] == [1, 2, 2] and found[1] == found[2]
 
 
 def test_quickrun_spreads_over_the_bins_and_published_scores_five(ensemble, tmp_path):

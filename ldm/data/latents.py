@@ -114,15 +114,6 @@ def _describe(part: Any) -> Any:
     }
 
 
-def describe_weights(module: torch.nn.Module) -> str:
-    """sha256 over the names and values of a module's tensors."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 class LatentStore:
     """The latents of one data set under one first stage, by image and view.
 

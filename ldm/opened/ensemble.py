@@ -238,6 +238,7 @@ class OpenEnsemble(OpenModel):
             "ensemble": str(self.ensemble.folder),
             "trunk_sha256": self.ensemble.spec["trunk"]["sha256"],
             "members": self.members,
+            "members_sha256": self.ensemble.members_sha256,
             "heads": list(self.ensemble.spec["heads"]),
             "split": self.ensemble.spec.get("split"),
             **self.describe_sampling(),

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.data.latents import LatentStore, describe_data, describe_weights, innermost, views_of, with_latents
+from ldm.checkpoint import tensors_sha256
+from ldm.data.latents import LatentStore, describe_data, innermost, views_of, with_latents
 from ldm.data.module import DataModuleFromConfig
 from ldm.jobs import shard_from_environment
 from ldm.memory import rows_that_fit
@@ -34,7 +35,7 @@ def stores_of(
 ) -> Iterator[tuple[DataModuleFromConfig, str, LatentStore]]:
     """The store of each data set of a training."""
     params = {key: value for key, value in (config.get("params") or {}).items() if key != "ckpt_path"}  # may move
-    weights = describe_weights(model.first_stage_model)
+    weights = tensors_sha256(model.first_stage_model.state_dict())
     first_stage = {"target": config["target"], "params": params, "weights_sha256": weights}
     for module in modules_of(data):
         for name in [name for name in CACHED if name in module.datasets]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ldm.checkpoint import load_state_dict, save_tensors, sha256
+from ldm.checkpoint import load_state_dict, save_tensors, sha256, tensors_sha256
 from ldm.uncertainty.posterior import Members
 from ldm.util import atomic_write
 
@@ -32,6 +32,11 @@ class Ensemble:
     folder: Path
     spec: Mapping[str, Any]
     members: Members
+
+    @property
+    def members_sha256(self) -> str:
+        """SHA-256 over the members' heads: what was measured of others does not belong to these."""
+        return tensors_sha256(self.members.overrides)
 
     def trunk(self, pretrained: str | None = None) -> Path:
         """The trunk's checkpoint: in this folder, where the record says, or at `pretrained`; its sha256 must agree.
