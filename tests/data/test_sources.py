@@ -116,3 +116,16 @@ def test_words_name_a_data_set():
         data_config(["configs/evaluation/mnist.yaml"])
     with pytest.raises(ValueError, match="target="):
         data_config(["params.split=test"])
+
+
+def test_images_that_were_replaced_are_told_apart(tmp_path):
+    """Other content under the same names and of the same size; a copy of the same content is the same."""
+    told = []
+    for shift in (0, 1, 0):
+        np.savez(tmp_path / "a.npz", arr_0=PIXELS.numpy() ^ shift)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        for place, pixels in enumerate(PIXELS.numpy() ^ shift):
+            Image.fromarray(pixels).save(tmp_path / "pictures" / f"{place}.png")
+        found = [open_images(tmp_path / name).describe() for name in ("a.npz", "pictures")]
+        told.append([one.pop("content_sha256") for one in found])
+    assert told[0] == told[2] and told[0][0] == told[0][1] and told[0][0] != told[1][0] == told[1][1]

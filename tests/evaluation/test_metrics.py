@@ -146,8 +146,9 @@ def test_processes_share_an_extraction_and_a_stopped_one_continues(tmp_path, mon
     np.testing.assert_allclose(found.statistics("pooled").mean, found.pooled.mean(0, dtype=np.float64))
     extract(source, extractor, tmp_path)
     assert extractor.seen == 35, "all was there"
-    with pytest.raises(ValueError, match="other settings"):
-        extract(TensorImages(pictures(36)), extractor, tmp_path)
+    for other in (pictures(36), pictures(35, key=1)):
+        with pytest.raises(ValueError, match="other settings"):
+            extract(TensorImages(other), extractor, tmp_path)
 
 
 def test_changed_images_are_measured_and_named(tmp_path):
