@@ -108,7 +108,9 @@ def report(opened: OpenEnsemble, classes: list[int], plan: Plan) -> list[dict[st
     name = f"samps_uncs_branch{opened.branch}"
     out = Path(options.out or Path(options.path) / name)
     out = out / name if options.out and len(options.branch_steps) > 1 else out
-    settings = {**opened.describe(), **plan.describe()}
+    settings, kinds = {**opened.describe(), **plan.describe()}, sorted(set(options.keep_images or ["grid"]))
+    if plan.keep:
+        settings["kept"] = kinds
     work = WorkList.apart(out / "classes", settings, shard_from_environment())
     keys = [str(label) for label in classes]
     pending = [int(key) for key in work.pending(keys)]
@@ -116,7 +118,7 @@ def report(opened: OpenEnsemble, classes: list[int], plan: Plan) -> list[dict[st
     done = len(classes) - len(pending)
     for label, result in tqdm(measured, desc="classes", unit="class", total=len(classes), initial=done):
         if plan.keep:
-            keep(result, label, options.keep_images or ["grid"], out / "kept", opened)
+            keep(result, label, kinds, out / "kept", opened)
         work.save(str(label), {name: value.tolist() for name, value in result.items()})
     if not work.complete(keys):
         print(f"{out}: this process is done; the one that finishes last (or one more call) writes the table")

@@ -88,6 +88,8 @@ def test_pictures_and_tensors_are_kept_when_asked(walked, ensemble, tmp_path):
     tensors = load_state_dict(kept / "class5.safetensors")
     assert tensors["latents"].shape == (3, 2, 1, 8, 8) and tensors["distances"].shape == (3, 3, 2)
     assert not (synsets(ensemble, tmp_path, "--classes 0 --n 2") / "kept").exists()
+    for kind, file in (("grid", "class0.png"), ("tensors", "class0.safetensors")):
+        assert (synsets(ensemble, tmp_path, f"--classes 0 --n 2 --keep_images {kind}") / "kept" / file).exists()
 
 
 def test_two_shards_are_one_run(ensemble, tmp_path, monkeypatch, capsys):
