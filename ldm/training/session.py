@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from pytorch_lightning.plugins.environments import ClusterEnvironment
@@ -22,7 +21,7 @@ from ldm.jobs import step_from_environment
 from ldm.memory import keep_freed_memory
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
-from ldm.training.config import learning_rate, load_config, point_data, shared_batch
+from ldm.training.config import check_labels, learning_rate, load_config, point_data, shared_batch
 from ldm.training.latent_cache import prepare_latents
 from ldm.training.members import ALL, FINISHED, build_members, is_joint, write_member_runs
 from ldm.training.members import build_data as build_joint_data
@@ -174,27 +173,6 @@ def build_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningD
         data.seed, data.member = options.seed, member_of(options)
     data.setup()
     return data
-
-
-def check_labels(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
-    """Make sure that every training label is a class of the model: a GPU would not say what is wrong with another.
-
-    Raises:
-        ValueError: if one has no row in the embedder, or its row is that of the null class.
-    """
-    pairs = zip(getattr(model, "members", (model,)), getattr(data, "modules", (data,)), strict=True)
-    for member, module in pairs:
-        labels = getattr(module.datasets.get("train"), "labels", None)
-        classes = getattr(member, "n_classes", None)
-        highest = -1 if labels is None or not len(labels) else int(torch.as_tensor(labels).max())
-        if classes is None or highest < classes:
-            continue
-        null = "" if member.null_class is None else " and the null class, its last row"
-        other = "" if member.null_class is None else ", or null_class: false for an embedder without a null class"
-        raise ValueError(
-            f"the training data have labels up to {highest}; the embedder has the classes 0..{classes - 1}{null}: set "
-            f"model.params.cond_stage_config.params.n_classes: {highest + 1 + bool(null)}{other}"
-        )
 
 
 def build_trainer(
