@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import secrets
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,7 +92,8 @@ def atomic_write(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another path, or ask for it to be overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # A process's number is its own on one machine only.
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from ldm.jobs import WorkList, requeue_when_asked, shard_from_environment
+from ldm.util import atomic_write
 
 
 def test_resume_and_shards_cover_everything_once(tmp_path):
@@ -26,6 +27,16 @@ def test_other_settings_are_refused(tmp_path):
     WorkList(tmp_path, {"seed": 1, "n": 4})
     with pytest.raises(ValueError, match="n: 4 -> 5"):
         WorkList(tmp_path, {"seed": 1, "n": 5})
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    """Also two with the same process number, on two machines."""
+    file = tmp_path / "settings.json"
+    with atomic_write(file, overwrite=True) as first, atomic_write(file, overwrite=True) as second:
+        first.write_text("whole")
+        second.write_text("another")
+        assert first != second and not file.exists()
+    assert file.read_text() == "whole" and list(tmp_path.iterdir()) == [file]
 
 
 def test_shard_of_torchrun_and_slurm(monkeypatch):

@@ -73,16 +73,17 @@ def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1, nodes:
     devices = parse_gpus(gpus)
     wanted = list(range(devices)) if isinstance(devices, int) else devices
     present = torch.cuda.device_count()
+    each = f" on each of {nodes} nodes" if nodes > 1 else ""
     if not wanted or not present:
         cpus = max(1, cpus)
-        words = f"{cpus} CPU processes" if cpus > 1 else "CPU"
+        words = (f"{cpus} CPU processes" if cpus > 1 else "CPU") + each
         words += f" (--gpus {gpus}: no CUDA device here)" if wanted else ""
         words += " (use the GPU with --gpus 0,)" if present and gpus is None else ""
         count = cpus * nodes
         return Devices({"accelerator": "cpu", "devices": cpus, "strategy": _strategy(count)}, count, words)
     if missing := [index for index in wanted if not 0 <= index < present]:
         raise ValueError(f"--gpus {gpus}: no CUDA device {missing}, there are {present} here")
-    words = ", ".join(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in wanted)
+    words = ", ".join(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in wanted) + each
     count = len(wanted) * nodes
     return Devices({"accelerator": "gpu", "devices": wanted, "strategy": _strategy(count)}, count, words)
 

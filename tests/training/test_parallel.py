@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import main
 from ldm.checkpoint import save_checkpoint
 from tests.conftest import tiny_model
 from tests.training.runs import end_state, losses
@@ -72,6 +74,40 @@ def test_two_processes_give_the_losses_of_one(config, tmp_path):
         torch.testing.assert_close(
             ends[1][name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.slow
+def test_a_slurm_step_of_two_processes(config, tmp_path, monkeypatch):
+    """With what srun sets for each of its processes there is one run directory, and the losses are those of one."""
+    words = ["--base", str(config), "-t", "--max_steps", "2", "--precision", "64-true"]
+    words += [
+        "model.params.unet_config.params.dropout=0",
+        "data.params.batch_size=8",
+        "--logdir",
+        str(tmp_path / "two"),
+    ]
+    step = {"JOB_ID": "4711", "STEP_ID": "0", "NODEID": "0", "NODELIST": "127.0.0.1"}
+    step |= {"NTASKS": "2", "STEP_NUM_TASKS": "2", "JOB_NAME": "train"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    for name, value in {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
+    processes = []
+    for rank in ("1", "0"):
+        own = {f"SLURM_{name}": value for name, value in {**step, "PROCID": rank, "LOCALID": rank}.items()}
+        command = [sys.executable, str(ROOT / "main.py"), *words, "--cpus", "2"]
+        processes.append(
+            subprocess.Popen(
+                command, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path
+            )
+        )
+    printed = [process.communicate(timeout=300)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    (run,) = (tmp_path / "two").iterdir()
+    assert (run / "slurm.json").exists() and (run / "finished.json").exists()
+    one = main.main([*words, "data.params.batch_size=16", "--logdir", str(tmp_path / "one")])
+    assert losses(run) == pytest.approx(losses(one), rel=1e-9) and len(losses(one)) == 2
 
 
 @pytest.mark.slow
