@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm.evaluation.features import Activations, Extractor
 from ldm.evaluation.statistics import PUBLISHED, Features, Statistics, load_statistics, moments, save_statistics
 from ldm.jobs import WorkList
+from ldm.memory import keep_freed_memory
 from ldm.util import atomic_write
 
 KINDS = Activations._fields
@@ -139,6 +140,7 @@ def extract(
     if not parts:
         raise ValueError("there are no images to measure")
     pending = work.pending(parts)
+    keep_freed_memory()
     if progress is not None:
         progress(len(source) - sum(parts[key][1] - parts[key][0] for key in pending))
     for key in pending:
