@@ -66,14 +66,16 @@ class KeyedBatches(Sampler[list[int]]):
 
 
 class SharedBatches(Sampler[list[int]]):
-    """Batches of one device for an evaluation: global batches as in `KeyedBatches`, in a given order, none left out."""
+    """Batches of one device for an evaluation: global batches in a given order, none left out.
+
+    Rank r takes every world_size-th image from the r-th on, so that it knows their places in the global batch whatever
+    that batch's size (`ldm.models.diffusion.optimisation.evaluation_positions`).
+    """
 
     def __init__(self, order: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1):
         size, self.batches = batch_size * world_size, []
         for start in range(0, len(order), size):
-            chosen = list(order[start : start + size])
-            share = -(-len(chosen) // world_size)
-            self.batches.append(chosen[rank * share : (rank + 1) * share])
+            self.batches.append(list(order[start : start + size])[rank::world_size])
         self.batches = [batch for batch in self.batches if batch]
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.heads import resolve_patterns, select
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.optimisation import TrainingSet, positions
+from ldm.models.diffusion.optimisation import TrainingSet, evaluation_positions, positions
 from ldm.uncertainty.posterior import MemberNetwork, Members
 from ldm.util import instantiate_from_config
 
@@ -183,8 +183,8 @@ class JointComponents(pl.LightningModule):
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         repeated = {name: value.repeat(len(self._members), *[1] * (value.ndim - 1)) for name, value in tensors.items()}
         draws = [member.validation_draws for member in self._members]
-        found = self.losses(repeated, draws, batch_idx, self._samples(repeated, 0))
         size = len(batch[self._members[0].first_stage_key])
+        found = self.losses(repeated, draws, batch_idx, evaluation_positions(self.trainer, size))
         self._log(found, on_step=False, on_epoch=True, batch_size=size)
 
     def log_images(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor]:

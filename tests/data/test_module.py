@@ -1,9 +1,12 @@
 """The order of training data: a function of (seed, member, epoch), the same on any number of devices, resumable."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from ldm.data.module import DataModuleFromConfig, KeyedBatches
+from ldm.data.module import DataModuleFromConfig, KeyedBatches, SharedBatches
+from ldm.models.diffusion.optimisation import evaluation_positions
 
 
 def whole(count=10, size=3, epochs=2, **options):
@@ -91,3 +94,22 @@ def test_wrapped_data_are_augmented_anew_each_epoch():
             batches.done = lambda count=epoch: count  # an epoch has one batch
             shown.append([module.datasets["train"][position]["image"] for position in next(iter(batches))[:5]])
         assert torch.equal(*map(torch.stack, shown))
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_an_image_has_its_draws_on_any_number_of_devices(devices):
+    """(batch, image, place in the global batch) of 13 images in global batches of 6, the last one of a single image."""
+
+    def places(world, batch):
+        found = set()
+        for rank in range(world):
+            trainer = SimpleNamespace(global_rank=rank, world_size=world)
+            for number, own in enumerate(SharedBatches(range(13), batch, rank, world)):
+                drawn = evaluation_positions(trainer, len(own))
+                found |= {(number, image, place) for image, place in zip(own, drawn, strict=True)}
+        return found
+
+    assert places(devices, 6 // devices) == places(1, 6) == {(image // 6, image, image % 6) for image in range(13)}
+    assert {(number, image) for number, image, _ in places(devices, 5)} == {
+        (number, image) for number, image, _ in places(1, 5 * devices)
+    }

@@ -19,7 +19,7 @@ from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, network_alone
 from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.objective import elementwise_error
-from ldm.models.diffusion.optimisation import from_all_devices, log_step, optimiser, positions
+from ldm.models.diffusion.optimisation import evaluation_positions, from_all_devices, log_step, optimiser, positions
 from ldm.models.diffusion.process import NoiseProcess
 from ldm.modules.ema import LitEma
 
@@ -273,7 +273,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         size, draws = len(batch[self.first_stage_key]), self.validation_draws
-        samples = positions(self.trainer, size)
+        samples = evaluation_positions(self.trainer, size)
         _, parts = self.shared_step(batch, draws, batch_idx, samples)
         self.log_dict(parts, logger=True, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         if self.use_ema:

@@ -14,7 +14,7 @@ from ldm.checkpoint import load_into, load_state_dict
 from ldm.models.diffusion.denoiser import Target
 from ldm.models.diffusion.network import is_bare
 from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.optimisation import log_step, optimiser, positions
+from ldm.models.diffusion.optimisation import evaluation_positions, log_step, optimiser, positions
 from ldm.models.diffusion.path import Path
 from ldm.models.diffusion.process import NoiseProcess
 from ldm.util import instantiate_from_config
@@ -133,7 +133,7 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         size = len(batch[self.image_key])
-        _, parts = self(batch, self.validation_draws, batch_idx, positions(self.trainer, size))
+        _, parts = self(batch, self.validation_draws, batch_idx, evaluation_positions(self.trainer, size))
         self.log_dict(parts, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
 
     @torch.no_grad()

@@ -98,6 +98,11 @@ def positions(trainer: pl.Trainer, size: int, part: int = 0) -> range:
     return range(first, first + size)
 
 
+def evaluation_positions(trainer: pl.Trainer, size: int) -> range:
+    """Positions in the global batch of a process's `size` images of an evaluation: every world_size-th."""
+    return range(trainer.global_rank, trainer.global_rank + trainer.world_size * size, trainer.world_size)
+
+
 def log_step(module: pl.LightningModule, parts: Mapping[str, Tensor]) -> None:
     """Log the numbers of a training step, averaged over devices, `train/loss` in the progress bar."""
     parts = mean_over_devices(module.trainer, parts)
