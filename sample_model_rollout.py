@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> Path:
     classes = opened.choose_classes(options.classes)
     folders = [(part, folder_of(part, len(opened.branches) > 1)) for part in opened.at_branches()]
     for part, out in folders:
-        single = [path for label in classes for path in pictures(part, label, out).values()]
-        refuse_existing(single if options.pair is None else [out / PAIR], options.overwrite)
+        singles = (path for label in classes for path in pictures(part, label, out).values())
+        refuse_existing(singles if options.pair is None else [out / PAIR], options.overwrite)
     for part, out in folders:
         if options.pair is not None:
             panels = pair_panels(part, options.pair, options.columns, options.show)
