@@ -127,9 +127,9 @@ def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Write plain containers and tensors with `torch.save`, whole or not at all."""
-    with atomic_write(path, overwrite) as partial:
-        torch.save(dict(content), partial)
+    """Write plain containers and tensors with `torch.save`, whole or not at all; equal contents give equal bytes."""
+    with atomic_write(path, overwrite) as partial, partial.open("wb") as file:
+        torch.save(dict(content), file)  # given a path, the file would hold the partial's name
 
 
 def save_tensors(

@@ -91,3 +91,11 @@ def test_the_hash_of_a_file_follows_its_content(tmp_path):
     for content in (b"one", b"two"):
         (tmp_path / "a").write_bytes(content)
         assert sha256(tmp_path / "a") == sha256(str(tmp_path / "a")) == hashlib.sha256(content).hexdigest()
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    """A trunk that is written twice is one trunk: components name theirs by its hash."""
+    content = {"state_dict": {"a": torch.arange(5.0)}, "step": 3}
+    for name in ("one.ckpt", "two.ckpt"):
+        save_checkpoint(content, tmp_path / name)
+    assert (tmp_path / "one.ckpt").read_bytes() == (tmp_path / "two.ckpt").read_bytes()
