@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class Session:
         # Lightning does this after it has restored the weights, which would round those of float64.
         self.trainer.precision_plugin.convert_module(self.model)
         try:
-            self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
+            with told_to_children(self.run):
+                self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
         except BaseException:
             if not self.resumed and self.trainer.global_step == 0 and is_first() and not self.options.debug:
                 self.run.discard()
@@ -74,7 +76,20 @@ class Session:
     def test(self) -> None:
         """Evaluate on the test set, where the config has one."""
         if not self.options.no_test and "test" in self.data.dataset_configs:
-            self.trainer.test(self.model, self.data)
+            with told_to_children(self.run):
+                self.trainer.test(self.model, self.data)
+
+
+@contextmanager
+def told_to_children(run: RunDirectory) -> Iterator[None]:
+    """Name the run directory to the processes that the first one starts, and to no later training of this process."""
+    if is_first():
+        os.environ[RUN_VARIABLE] = str(run.path)
+    try:
+        yield
+    finally:
+        if is_first():
+            os.environ.pop(RUN_VARIABLE, None)
 
 
 def is_first() -> bool:
@@ -247,7 +262,6 @@ def set_up(
 
     run = known or make_run(options, job)
     if is_first():
-        os.environ[RUN_VARIABLE] = str(run.path)
         write_record(run.path / "record.json", options, overwrite=True)
         if job:
             job.record(run)

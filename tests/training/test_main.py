@@ -1,5 +1,6 @@
 """main.py as a user calls it: runs, resumes exactly, refuses what it does not know."""
 
+import os
 import re
 
 import pytest
@@ -10,6 +11,7 @@ import main as trainer
 from ldm.checkpoint import load_checkpoint
 from ldm.training.config import learning_rate, load_config, merge_configs, point_data
 from ldm.training.runs import find_run, new_run, runs_named
+from ldm.training.session import RUN_VARIABLE
 from ldm.training.trainer import Devices, choose_devices, cluster_environment, parse_gpus, split_trainer_options
 from tests.training.runs import assert_same_end, end_state, losses, run_main
 
@@ -28,6 +30,7 @@ def test_a_run_leaves_configs_logs_and_checkpoints(config, tmp_path, caplog):
     saved = OmegaConf.load(next((run / "configs").glob("*-project.yaml")))
     assert saved.model.base_learning_rate == 1e-3
     assert saved.run.seed == 23
+    assert RUN_VARIABLE not in os.environ, "what this process starts later would take it for its own run"
 
 
 @pytest.mark.parametrize(
