@@ -1,0 +1,142 @@
+"""Trainings, ensembles, samplers, posteriors on a device that refuses the CPU's tensors beside its own, as a GPU does.
+
+It computes by the CPU's kernels, so what scripts write there is what they write on the CPU.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch.utils import cpp_extension
+
+import main
+from tests.ensembles import write_ensemble
+from tests.posteriors import table, write_model
+from tests.training.runs import losses
+
+HERE = Path(__file__).parent
+SOURCE = HERE / "second_device" / "device.cpp"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def library(request):
+    """The device, compiled; kept in pytest's cache."""
+    compiler = shutil.which("g++") or pytest.skip("no g++ to compile the device with")
+    tag = hashlib.sha256(SOURCE.read_bytes() + f"{torch.__version__} {sys.version}".encode()).hexdigest()[:16]
+    built = Path(request.config.cache.mkdir("second_device")) / f"{tag}.so"
+    if not built.exists():
+        partial = built.with_suffix(f".{os.getpid()}")
+        words = [compiler, "-O0", "-std=c++20", "-shared", "-fPIC", str(SOURCE), "-o", str(partial)]
+        words += [f"-I{path}" for path in cpp_extension.include_paths()]
+        words += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+        made = subprocess.run(words, capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"the device does not compile against torch {torch.__version__}: {made.stderr[:300]}")
+        os.replace(partial, built)
+    return built
+
+
+@pytest.fixture
+def run(library, tmp_path):
+    def run(*commands):
+        file = tmp_path / "commands.json"
+        file.write_text(json.dumps([[str(word) for word in command] for command in commands]))
+        words = [sys.executable, "-m", "tests.second_device.run", str(library), str(file)]
+        own = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **own}, cwd=HERE.parent)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+    return run
+
+
+def test_trainings_have_the_losses_of_the_cpu(run, tmp_path):
+    """A trunk with averages, pictures and validation, then two anchored members together."""
+    write_model(tmp_path, use_ema=True)
+    content = OmegaConf.load(tmp_path / "tiny.yaml")
+    content.data.target, content.model.base_learning_rate = "main.DataModuleFromConfig", 1e-2
+    content.data.params.num_workers = 0
+    OmegaConf.save(content, tmp_path / "tiny.yaml")
+    base = ["--base", tmp_path / "tiny.yaml", "-t", "--gpus", "0,", "--scale_lr", "False", "--log_every_n_steps", "1"]
+    base += ["--precision", "64-true"]
+    trunk = [*base, "--max_steps", "4", "--val_check_interval", "2", "--limit_val_batches", "1", "--name", "trunk"]
+    trunk += ["lightning.callbacks.image_logger.params={batch_frequency: 2, max_images: 2}"]
+    members = [*base, "--max_steps", "3", "--start_from_pretrained", "--component", "all", "--members", "2"]
+    members += ["--ensemble_name", "anchored", f"model.params.pretrained_path={tmp_path / 'model.ckpt'}"]
+    members += ["model.params.use_ema=false", "model.params.heads={init: anchored, row_rates: equal}"]
+    starts = [[*words, "--logdir", tmp_path / "second"] for words in (trunk, members)]
+    run(*(["main.py", *words] for words in starts))
+    for words in (trunk, members):
+        main.main([str(word) for word in [*words, "--logdir", tmp_path / "cpu"]])
+    for name in ("trunk", "anchoredall"):
+        ours, theirs = (losses(next((tmp_path / folder).glob(f"*{name}"))) for folder in ("second", "cpu"))
+        assert ours == pytest.approx(theirs, rel=1e-9) and len(theirs) >= 3
+
+
+def test_samples_and_uncertainties_are_those_of_the_cpu(run, tmp_path):
+    write_ensemble(tmp_path)
+    one = write_model(tmp_path, guidance_scale=2.0)[:4]
+    scripts = [
+        ["get_unc_synsets.py", "--path", tmp_path, "--n", 2, "--curve", "--diversity", "--base_comp", "all"],
+        ["get_unc_pixels.py", "--path", tmp_path, "--n", 1, "--space", "image", "latent"],
+        ["sample_model.py", "--path", tmp_path],
+        ["sample_model_rollout.py", "--path", tmp_path, "--classes", 3],
+    ]
+    for sampler in ("DDIM", "DDPM", "PLMS", "DPM-Solver++", "Heun"):
+        scripts.append(["scripts/sample_diffusion.py", *one, "--n", 3, "--steps", 4, "--sampler", sampler])
+    run(*both(scripts, tmp_path))
+    for number in range(len(scripts)):
+        agree(tmp_path / f"second{number}", tmp_path / f"cpu{number}")
+
+
+def test_posteriors_and_their_maps_are_those_of_the_cpu(run, tmp_path):
+    model = write_model(tmp_path)[:4]
+    fit = ["scripts/fit_laplace.py", *model, "--n", 40, "--draws", 2, "--prior_precision", 50, "--also", "sandwich"]
+    maps = ["scripts/sample_laplace.py", *model, "--posterior", tmp_path / "cpu0", "--n", 2, "--steps", 3, "--draws", 3]
+    scripts = [fit, *([*maps, "--method", method] for method in ("persistent", "tangents", "bayesdiff"))]
+    run(*both(scripts, tmp_path))
+    for number in range(len(scripts)):
+        agree(tmp_path / f"second{number}", tmp_path / f"cpu{number}")
+
+
+def both(scripts, folder):
+    """Each script on the CPU and on the second device, into `cpu0`, `second0`, ..."""
+    for number, words in enumerate(scripts):
+        for device in ("cpu", "second"):
+            yield [*words, "--device", device, "--out", folder / f"{device}{number}"]
+
+
+def agree(ours, theirs):
+    """The arrays in two folders, or of two outputs, are equal to rounding."""
+    files = sorted(path.relative_to(theirs) for path in theirs.rglob("*.npz"))
+    tensors = sorted(path.relative_to(theirs) for path in theirs.rglob("*.safetensors"))
+    tables = sorted(path.relative_to(theirs) for path in theirs.rglob("uncertainty.csv"))
+    assert files or tensors or tables or list(theirs.rglob("*.png"))
+    for name in tables:
+        for row, expected in zip(table(ours / name), table(theirs / name), strict=True):
+            for column in ("mi_mean", "mean_pairwise_distance", "epistemic_variance", "ssim", "multistep_mean"):
+                assert float(row[column]) == pytest.approx(float(expected[column]), rel=1e-4)
+    for name in files:
+        with np.load(ours / name) as found, np.load(theirs / name) as expected:
+            for key in expected:
+                near(torch.from_numpy(found[key]), torch.from_numpy(expected[key]))
+    for name in tensors:
+        found, expected = load_file(ours / name), load_file(theirs / name)
+        for key in expected:
+            near(found[key], expected[key])
+
+
+def near(found, expected):
+    size = float(expected.abs().max()) if expected.numel() else 0.0
+    loose = {"atol": 1.0, "rtol": 0.0} if expected.dtype == torch.uint8 else {"atol": 1e-4 * size, "rtol": 1e-3}
+    torch.testing.assert_close(found, expected, **loose)
