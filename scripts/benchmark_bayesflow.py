@@ -125,7 +125,7 @@ def starved_run(options: argparse.Namespace, rotation: int | None, seed: int) ->
     logs = folder / f"{'control' if rotation is None else rotation}_{seed}"
     known = runs_named(logs, NAME) if logs.is_dir() else []
     device = ["-t", "--gpus", "0" if options.device == "cpu" else "0,"]
-    if known and (known[-1].path / "finished.json").exists():
+    if known and known[-1].finished.exists():
         return known[-1].path
     if known and (known[-1].checkpoints / "last.ckpt").exists():
         return training.main(["--resume", str(known[-1].path), *device])

@@ -127,7 +127,7 @@ def ensemble_of(options: argparse.Namespace, variant: str, rotation: int) -> Pat
     joint = runs_named(logs, f"_{NAME}all") if logs.is_dir() else []
     device = ["-t", "--gpus", "0" if options.device == "cpu" else "0,"]
     if joint and (joint[-1].checkpoints / "last.ckpt").exists():
-        if not (joint[-1].path / "finished.json").exists():
+        if not joint[-1].finished.exists():
             training.main(["--resume", str(joint[-1].path), *device])
     else:
         changes = VARIANTS[variant]

@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
 from ldm.data.sources import SampledImages
 from ldm.evaluation.exposure import state_distance
 from ldm.evaluation.extraction import extract, open_features
@@ -157,8 +157,7 @@ def write_choice(out: Path, rows: list[dict[str, Any]], curves: Mapping[str, Cur
 def main(argv: list[str] | None = None) -> EpsilonScaling:
     options = get_parser().parse_args(argv)
     out, schedule = Path(options.out), Path(options.out) / "schedule.yaml"
-    if schedule.exists() and not options.overwrite:
-        raise FileExistsError(f"{schedule} exists; choose another --out, or add --overwrite")
+    refuse_existing([schedule], options.overwrite)
     if options.eps_scaler is not None or options.eps_schedule is not None:
         raise ValueError("this script chooses lambda: leave out --eps_scaler and --eps_schedule")
     if options.method == "norms" and (options.eps_slope is not None or options.eps_window is not None):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ldm.arguments import add_source_arguments
 from ldm.checkpoint import sha256
-from ldm.cli import HelpFormatter, add_device_arguments, run_script, write_record
+from ldm.cli import HelpFormatter, add_device_arguments, refuse_existing, run_script, write_record
 from ldm.evaluation.contrastive import alignment, class_pairs, uniformity
 from ldm.evaluation.grid_features import read_features
 from ldm.evaluation.taps import Reading, Trunk
@@ -123,8 +123,7 @@ def draw(rows: Sequence[dict], path: Path, overwrite: bool) -> None:
 def main(argv: list[str] | None = None) -> list[dict]:
     options = get_parser().parse_args(argv)
     out = Path(options.out)
-    if (out / "contrastive.csv").exists() and not options.overwrite:
-        raise FileExistsError(f"{out / 'contrastive.csv'} exists; choose another --out, or add --overwrite")
+    refuse_existing([out / "contrastive.csv"], options.overwrite)
     opened = open_model(options)
     options.device_used = str(opened.device)
     data = instantiate_from_config(opened.config["data"]["params"]["train"])

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.arguments import add_source_arguments
-from ldm.cli import HelpFormatter, add_device_arguments, run_script, write_record
+from ldm.cli import HelpFormatter, add_device_arguments, refuse_existing, run_script, write_record
 from ldm.evaluation.finetuning import Tuning
 from ldm.evaluation.probe import ProbeResult, ProbeTraining
 from ldm.evaluation.taps import Reading
@@ -92,8 +92,7 @@ def write_grid(
 def main(argv: list[str] | None = None) -> dict[str, ProbeResult]:
     options = get_parser().parse_args(argv)
     opened, out = open_model(options), Path(options.out)
-    if (out / "results.csv").exists() and not options.overwrite:
-        raise FileExistsError(f"{out / 'results.csv'} exists; choose another --out, or add --overwrite")
+    refuse_existing([out / "results.csv"], options.overwrite)
     trunk = trunk_of(opened.model, options.label)
     reading = reading_of(opened, trunk, options, options.grid, options.seed)
     study = ProbeStudy(opened, options, out / "features")

@@ -27,7 +27,15 @@ from tqdm import tqdm
 
 from ldm.arguments import add_source_arguments
 from ldm.checkpoint import save_tensors
-from ldm.cli import HelpFormatter, add_device_arguments, pick_device, run_script, step_bar, write_record
+from ldm.cli import (
+    HelpFormatter,
+    add_device_arguments,
+    pick_device,
+    refuse_existing,
+    run_script,
+    step_bar,
+    write_record,
+)
 from ldm.evaluation.noise_conditional import (
     WRN_TRAINING,
     NetworkClassifier,
@@ -168,8 +176,7 @@ def train(options: argparse.Namespace, classifier, states: DataStates, times) ->
 def main(argv: list[str] | None = None) -> list[dict]:
     options = get_parser().parse_args(argv)
     out = Path(options.out)
-    if (out / "recognition.csv").exists() and not options.overwrite:
-        raise FileExistsError(f"{out / 'recognition.csv'} exists; choose another --out, or add --overwrite")
+    refuse_existing([out / "recognition.csv"], options.overwrite)
     beside = {Path(file).parent.name: read_csv(file) for file in options.beside}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

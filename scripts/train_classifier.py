@@ -20,7 +20,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ldm.cli import HelpFormatter, pick_device, record, run_script, step_bar
+from ldm.cli import HelpFormatter, pick_device, record, refuse_existing, run_script, step_bar
 from ldm.data.sources import DataSetImages
 from ldm.evaluation.classifier import (
     Architecture,
@@ -69,9 +69,7 @@ def training_of(section: dict, options: argparse.Namespace) -> tuple[Training, d
 def main(argv: list[str] | None = None) -> float:
     options = get_parser().parse_args(argv)
     out, device = Path(options.out), pick_device(options.device)
-    for file in (out, record_path(out)):
-        if file.exists() and not options.overwrite:
-            raise FileExistsError(f"{file} exists; choose another --out, or add --overwrite")
+    refuse_existing([out, record_path(out)], options.overwrite)
     config = load_config(options.base, options.words, needs=("data",))
     sets = {name: OmegaConf.to_container(config.data.params[name], resolve=True) for name in ("train", "validation")}
     data = instantiate_from_config(sets["train"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import os
 import shutil
 import tarfile
 import zipfile
@@ -14,6 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from tqdm import tqdm
+
+from ldm.util import atomic_write
 
 CHUNK = 1 << 20  # bytes
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
@@ -80,14 +81,8 @@ def write_entries(entries: list[Entry], folder: Path, label: str) -> list[Path]:
             raise ValueError(f"{target} is there with {target.stat().st_size} bytes, not {size}; move it away first")
     for target, (_, _, source) in zip(targets, tqdm(entries, desc=f"unpack {label}", unit="file"), strict=True):
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            try:
-                with source() as reader, open(partial, "wb") as writer:
-                    shutil.copyfileobj(reader, writer, CHUNK)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with atomic_write(target) as partial, source() as reader, open(partial, "wb") as writer:
+                shutil.copyfileobj(reader, writer, CHUNK)
     return targets
 
 

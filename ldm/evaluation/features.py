@@ -6,7 +6,6 @@ takes it as its `feature`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import load_into, load_state_dict, sha256
+from ldm.checkpoint import load_into, load_state_dict, sha256, tensors_sha256
 from ldm.evaluation.classifier import load_classifier, signed
 from ldm.util import get_obj_from_str
 
@@ -133,7 +132,7 @@ class TargetFeatures(Extractor):
             "params": dict(params or {}),
             "channels": channels,
             "weights": None if weights is None else str(weights),
-            "sha256": parameters_digest(self.network),
+            "sha256": tensors_sha256(self.network.state_dict()),
         }
 
     def activations(self, images: Tensor) -> Activations:
@@ -147,12 +146,3 @@ class TargetFeatures(Extractor):
 
     def describe(self) -> dict[str, Any]:
         return self.source
-
-
-def parameters_digest(network: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.checkpoint import load_state_dict
-from ldm.evaluation.features import SPATIAL_CHANNELS, Activations, Extractor, parameters_digest
+from ldm.checkpoint import load_state_dict, tensors_sha256
+from ldm.evaluation.features import SPATIAL_CHANNELS, Activations, Extractor
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -47,7 +47,7 @@ class InceptionFeatures(Extractor):
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
         self.maps: Tensor | None = None
         given = None if weights is None else str(weights)
-        self.source = {"extractor": self.name, "weights": given, "sha256": parameters_digest(self.network)}
+        self.source = {"extractor": self.name, "weights": given, "sha256": tensors_sha256(self.network.state_dict())}
 
     def _keep(self, _module: Any, _inputs: Any, output: Tensor) -> None:
         self.maps = output
@@ -127,7 +127,7 @@ class ClipFeatures(Extractor):
             "extractor": "clip",
             "params": {"model": model},
             "weights": None if weights is None else str(weights),
-            "sha256": parameters_digest(self.network),
+            "sha256": tensors_sha256(self.network.state_dict()),
         }
 
     def activations(self, images: Tensor) -> Activations:

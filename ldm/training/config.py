@@ -1,4 +1,4 @@
-"""Merging of configs: files from left to right, `components`, dotlists; rate, batch and labels that go with them."""
+"""Merging of configs: files from left to right, the `components` section, dotlists; rate and batch they ask for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -124,25 +122,3 @@ def shared_batch(config: DictConfig, parts: int) -> DictConfig:
     del config.data.params.global_batch_size
     config.data.params.batch_size = whole // parts
     return config
-
-
-def check_labels(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
-    """Make sure that every training label is a class of the model: a GPU would not say what is wrong with another.
-
-    Raises:
-        ValueError: if one has no row in the embedder, or its row is that of the null class.
-    """
-    pairs = zip(getattr(model, "members", (model,)), getattr(data, "modules", (data,)), strict=True)
-    for member, module in pairs:
-        labels = getattr(module.datasets.get("train"), "labels", None)
-        told = getattr(member, "cond_stage_key", None) == "class_label"  # what a data set's `labels` are
-        classes = member.n_classes if told else None
-        highest = -1 if labels is None or not len(labels) else int(torch.as_tensor(labels).max())
-        if classes is None or highest < classes:
-            continue
-        null = "" if member.null_class is None else " and the null class, its last row"
-        other = "" if member.null_class is None else ", or null_class: false for an embedder without a null class"
-        raise ValueError(
-            f"the training data have labels up to {highest}; the embedder has the classes 0..{classes - 1}{null}: set "
-            f"model.params.cond_stage_config.params.n_classes: {highest + 1 + bool(null)}{other}"
-        )

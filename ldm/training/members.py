@@ -27,7 +27,6 @@ from ldm.util import atomic_write, instantiate_from_config
 
 ALL = "all"
 MADE = "members.json"
-FINISHED = "finished.json"
 
 
 class JointDataModule(pl.LightningDataModule):
@@ -113,7 +112,7 @@ def write_member_runs(
             "global_step": step,
         }
         save_checkpoint(content, own.checkpoints / "last.ckpt", overwrite=True)
-        write_record(own.path / FINISHED, options, overwrite=True, step=step, trained_in=run.path.name)
+        write_record(own.finished, options, overwrite=True, step=step, trained_in=run.path.name)
         made[str(number)] = own.path.name
         _write(run.path / MADE, made)
     return [run.path.parent / directory for directory in made.values()]
@@ -121,8 +120,7 @@ def write_member_runs(
 
 def finished_step(run: RunDirectory) -> int | None:
     """The optimiser steps of a finished run; None where it is not finished."""
-    path = run.path / FINISHED
-    return json.loads(path.read_text()).get("step") if path.exists() else None
+    return json.loads(run.finished.read_text()).get("step") if run.finished.exists() else None
 
 
 def _write(path: Path, content: Mapping[str, str]) -> None:

@@ -27,6 +27,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def finished(self) -> Path:
+        """The record of its end: there once the training came to it."""
+        return self.path / "finished.json"
+
+    @property
     def configs(self) -> Path:
         return self.path / "configs"
 

@@ -22,9 +22,10 @@ from ldm.jobs import step_from_environment
 from ldm.memory import keep_freed_memory
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
-from ldm.training.config import check_labels, learning_rate, load_config, point_data, shared_batch
+from ldm.training.config import learning_rate, load_config, point_data, shared_batch
+from ldm.training.labels import check_labels
 from ldm.training.latent_cache import prepare_latents
-from ldm.training.members import ALL, FINISHED, build_members, is_joint, write_member_runs
+from ldm.training.members import ALL, build_members, is_joint, write_member_runs
 from ldm.training.members import build_data as build_joint_data
 from ldm.training.runs import RunDirectory, find_run, new_run
 from ldm.training.slurm import Job
@@ -71,7 +72,7 @@ class Session:
             if is_joint(self.options):
                 for path in write_member_runs(self.run, self.model, self.config, self.options, step):
                     log.info("member: %s", path)
-            write_record(self.run.path / FINISHED, self.options, overwrite=True, step=step)
+            write_record(self.run.finished, self.options, overwrite=True, step=step)
 
     def test(self) -> None:
         """Evaluate on the test set, where the config has one."""

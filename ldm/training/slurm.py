@@ -53,7 +53,7 @@ class Job:
         if not self.restarts:
             return None
         runs = self._runs(folders, lambda other: (other.job, other.command) == (self.job, self.command))
-        unfinished = [run for run in runs if not (run.path / "finished.json").exists()]
+        unfinished = [run for run in runs if not run.finished.exists()]
         return (unfinished[:1] or runs[-1:] or [None])[0]
 
     def joined_run(self, folders: Callable[[], Sequence[Path]], seconds: float = 300) -> RunDirectory:

@@ -102,9 +102,8 @@ def refuses_two_devices() -> None:
 def main(library: str, commands: str) -> None:
     register(library)
     refuses_two_devices()
-    strategy = {"devices": 1}
     session.choose_devices = lambda *_: SecondDevice(
-        {**strategy, "strategy": SingleDeviceStrategy(torch.device(NAME, 0), Accelerator())}, 1, NAME
+        {"devices": 1, "strategy": SingleDeviceStrategy(torch.device(NAME, 0), Accelerator())}, 1, NAME
     )
     for words in json.loads(Path(commands).read_text()):
         print("$", *words, flush=True)
