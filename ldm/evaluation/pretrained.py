@@ -113,9 +113,10 @@ class ClipFeatures(Extractor):
         try:
             self.network = CLIPVisionModelWithProjection.from_pretrained(str(weights or model))
         except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
             raise ValueError(
-                f"CLIP's weights could not be read from '{weights or model}': {str(error).splitlines()[0]}. On a "
-                f"machine with a network run `huggingface-cli download {model} --local-dir FOLDER`, copy the folder "
+                f"CLIP's weights could not be read from '{weights or model}': {reason}. "
+                f"On a machine with a network run `hf download {model} --local-dir FOLDER`, copy the folder "
                 "here (config.json and model.safetensors are enough) and give it as --weights FOLDER"
             ) from error
         self.network.eval().requires_grad_(False)
