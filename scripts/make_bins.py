@@ -49,6 +49,7 @@ from ldm.data.subsets import (
     subsets_file,
     write_subsets,
 )
+from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 
 # What chooses a part of a data set that reads its own lists, and so does not belong to the full one.
@@ -123,7 +124,7 @@ def dataset_config(options: argparse.Namespace) -> tuple[dict[str, Any], str | N
     if options.base is None:
         config: dict[str, Any] = {"target": options.target}
     else:
-        whole = OmegaConf.merge(OmegaConf.load(options.base), OmegaConf.from_dotlist(options.paths))
+        whole = load_config([options.base], options.paths, needs=())
         node = OmegaConf.select(whole, "data.params.train")
         if node is None:
             raise ValueError(f"{options.base} has no data.params.train; name the data set with --target and --params")

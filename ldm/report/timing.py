@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +21,7 @@ from ldm.heads import initialise, resolve_patterns, select
 from ldm.memory import keep_freed_memory, peak_bytes
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.opened import build_model
+from ldm.training.config import load_config
 from ldm.uncertainty.posterior import Members
 from ldm.util import atomic_write, generator
 
@@ -53,7 +54,7 @@ def start(options: argparse.Namespace) -> torch.device:
 
 def config_of(size: str) -> DictConfig:
     """The config of a size, from the root of the repository."""
-    return OmegaConf.load(Path(__file__).parents[2] / SIZES[size])
+    return load_config([str(Path(__file__).parents[2] / SIZES[size])])
 
 
 def random_model(config: Mapping[str, Any], device: torch.device, seed: int = 0) -> LatentDiffusion:

@@ -1,4 +1,4 @@
-"""Merging of configs: files from left to right, the `components` section, dotlists; rate and batch they ask for."""
+"""Reading of configs: `bases`, files from left to right, `components`, dotlists; the rate and batch they ask for."""
 
 from __future__ import annotations
 
@@ -25,6 +25,48 @@ def _merge(base: Any, over: Any) -> Any:
     return {**base, **{key: _merge(base[key], value) if key in base else value for key, value in over.items()}}
 
 
+def read_config(file: str | Path) -> DictConfig:
+    """Read one YAML file, with the files that it names in `bases` merged below its own keys.
+
+    `bases` is a path or a list of paths, relative to the file that names them. They are merged from left to right by
+    the rules of `merge_configs`: a list is replaced, not appended. A base may have bases of its own. The key `bases`
+    is not part of the result.
+
+    Raises:
+        ValueError: if a file does not exist or holds no mapping, if `bases` holds no paths, or if a file is a base of
+            itself, directly or through others.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"no config {file}; the configs of this project are in configs/")
+    return _read(Path(file), ())
+
+
+def _read(file: Path, readers: tuple[Path, ...]) -> DictConfig:
+    """Read a file that `readers`, from the outermost inwards, have reached through their bases."""
+    chain = (*readers, file)
+    if file.resolve() in [reader.resolve() for reader in readers]:
+        raise ValueError(f"a config cannot be its own base; remove a link of {' -> '.join(map(str, chain))}")
+    own = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    if not isinstance(own, dict):
+        raise ValueError(f"{file} must hold a mapping of keys to values, and it holds a {type(own).__name__}")
+    config = OmegaConf.create()
+    for base in _base_paths(own.pop("bases", []), file):
+        config = merge_configs(config, _read(base, chain))
+    return merge_configs(config, OmegaConf.create(own))
+
+
+def _base_paths(named: Any, file: Path) -> list[Path]:
+    """Return the paths of what a file names in `bases`."""
+    names = [named] if isinstance(named, str) else named
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"bases in {file} must be a path or a list of paths, got {named!r}")
+    paths = [file.parent / name for name in names]
+    for name, path in zip(names, paths, strict=True):
+        if not path.is_file():
+            raise ValueError(f"{file} names {name} in bases, which are relative to it, but there is no file {path}")
+    return paths
+
+
 def load_config(
     files: Sequence[str],
     dotlist: Sequence[str] = (),
@@ -34,8 +76,11 @@ def load_config(
 ) -> DictConfig:
     """Merge `start`, the files, their `components` section if a component is trained, and `a.b=c` words.
 
+    Every config of the project is read here, so that `bases` (`read_config`) acts everywhere.
+
     Raises:
-        ValueError: if a file does not exist or is no YAML, or the result lacks a section of `needs`.
+        ValueError: if a file cannot be read (`read_config`) or is no YAML, if a word sets `bases`, which only a file
+            can, or if the result lacks a section of `needs`.
     """
     try:
         config = _load(files, dotlist, component, start)
@@ -51,13 +96,14 @@ def _load(files: Sequence[str], dotlist: Sequence[str], component: bool, start: 
     for part in start:
         config = merge_configs(config, part)
     for file in files:
-        if not Path(file).is_file():
-            raise ValueError(f"no config {file}; the configs of this project are in configs/")
-        config = merge_configs(config, OmegaConf.load(file))
+        config = merge_configs(config, read_config(file))
     components = config.pop("components", None)
     if component and components is not None:
         config = merge_configs(config, components)
-    return merge_configs(config, OmegaConf.from_dotlist(list(dotlist)))
+    words = OmegaConf.from_dotlist(list(dotlist))
+    if "bases" in words:
+        raise ValueError(f"bases={words.bases} acts only in a YAML file; give several files instead: --base A B")
+    return merge_configs(config, words)
 
 
 def point_data(config: DictConfig, component: int | None, root: str = "", synset_bins: bool = False) -> DictConfig:

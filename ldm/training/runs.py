@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.training.config import load_config
 from ldm.util import atomic_write
 
 KEPT = re.compile(r"^(?P<best>best-)?epoch=(?P<epoch>\d+)(-step=(?P<step>\d+))?\.ckpt$")
@@ -90,7 +91,7 @@ class RunDirectory:
         files = sorted(self.configs.glob(f"*-{kind}.yaml"))
         if not files:
             raise ValueError(f"{self.path} has no configs/*-{kind}.yaml: is it a run directory?")
-        return OmegaConf.merge(*[OmegaConf.load(file) for file in files])
+        return load_config([str(file) for file in files], needs=())
 
     def write_config(self, config: DictConfig, kind: str) -> Path:
         """Write `configs/{timestamp}-{kind}.yaml`; a resumed run that changed something adds a file of its own."""
