@@ -13,24 +13,20 @@ from safetensors.torch import load_file
 from ldm.util import instantiate_from_config
 
 HERE = Path(__file__).parent
-GOLDEN_FOLDERS = (HERE / "goldens", HERE.parent.parent / "shared" / "goldens")
-DATA_FOLDER = Path(os.environ.get("DECU_TEST_DATA", HERE.parent.parent / "shared" / "data"))
-
-
-def golden_file(name: str) -> Path:
-    """Path of a golden, from the repository's copy or the full set; skips the test where neither has it."""
-    for folder in GOLDEN_FOLDERS:
-        if (folder / name).exists():
-            return folder / name
-    pytest.skip(f"golden {name} is not on this machine")
+GOLDEN_FOLDER = HERE / "goldens"
+# Where prep_data.sh puts the data sets, unless told otherwise.
+DATA_FOLDER = Path(os.environ.get("DECU_TEST_DATA", HERE.parent / "data"))
+LDM_SMALL_SEED = 31
 
 
 def golden_json(stem: str) -> dict:
-    return json.loads(golden_file(f"{stem}.json").read_text())
+    """Settings and facts of a golden; tests/goldens/README.md says what each set is."""
+    return json.loads((GOLDEN_FOLDER / f"{stem}.json").read_text())
 
 
 def golden_tensors(name: str) -> dict[str, torch.Tensor]:
-    return load_file(golden_file(f"{name}.safetensors"))
+    """Recorded tensors of a golden, by name."""
+    return load_file(GOLDEN_FOLDER / f"{name}.safetensors")
 
 
 def data_folder(name: str) -> Path:
@@ -56,6 +52,29 @@ def recipe_weights(spec: dict) -> dict[str, torch.Tensor]:
         else:
             weights[name] = 0.1 * draw
     return weights
+
+
+def ldm_small_weights() -> dict[str, torch.Tensor]:
+    """The state dict of the golden LatentDiffusion: what was trained or set is stored, the rest is redrawn."""
+    spec = golden_json("ldm_small")
+    parameters = [name for name in spec["state_dict_order"] if "." in name]
+    redrawn = recipe_weights({**spec, "weight_seed": LDM_SMALL_SEED, "state_dict_order": parameters})
+    return {**redrawn, **golden_tensors("ldm_small_weights")}
+
+
+def tensor_sums(value: torch.Tensor) -> torch.Tensor:
+    """What tells one tensor from another (5 float64): first and last value, sum, sum of squares, sum by position."""
+    flat = value.double().flatten()
+    position = torch.arange(len(flat), dtype=torch.float64) / len(flat)
+    return torch.stack([flat[0], flat[-1], flat.sum(), flat.square().sum(), flat @ position])
+
+
+def assert_published_weights(stem: str, weights: dict[str, torch.Tensor]):
+    """Rebuilt weights are the ones that gave the golden's outputs, by the kept sums of every tensor."""
+    order = golden_json(stem)["state_dict_order"]
+    assert weights.keys() == set(order)
+    found = torch.stack([tensor_sums(weights[name]) for name in order])
+    torch.testing.assert_close(found, golden_tensors("weights_sums")[stem], rtol=1e-6, atol=1e-5)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from tests.conftest import golden_json, golden_tensors
+from tests.conftest import golden_json, golden_tensors, ldm_small_weights
 
 
 def build(**changes) -> LatentDiffusion:
     """The model with its weights in evaluation mode; `changes` replace parameters of its configuration."""
     model = LatentDiffusion(**{**golden_json("ldm_small")["config"]["params"], **changes})
-    weights = dict(golden_tensors("ldm_small_weights"))
+    weights = ldm_small_weights()
     if changes.get("learn_logvar"):
         weights["logvar"] = model.logvar.detach()
     model.load_state_dict(weights)

@@ -118,11 +118,9 @@ def test_every_config_says_what_it_reproduces_and_builds(name):
         assert isinstance(meta_model(path, component=True), LatentDiffusion)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if "paths" in OmegaConf.load(CONFIGS / name)])
 def test_paths_are_set_in_one_place(name):
     config = OmegaConf.load(CONFIGS / name)
-    if "paths" not in config:
-        pytest.skip("names no files of the user")
     words = [f"paths.{key}=elsewhere/{key}" for key in config.paths]
     moved = OmegaConf.to_container(load_config([str(CONFIGS / name)], words, needs=()), resolve=True)
     assert moved.pop("paths").keys() == config.paths.keys()

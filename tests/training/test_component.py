@@ -5,7 +5,7 @@ import torch
 
 from ldm.checkpoint import load_into, save_checkpoint
 from ldm.util import instantiate_from_config
-from tests.conftest import golden_json, golden_tensors, tiny_config, tiny_model
+from tests.conftest import golden_json, golden_tensors, ldm_small_weights, tiny_config, tiny_model
 
 
 def test_four_published_steps():
@@ -13,7 +13,7 @@ def test_four_published_steps():
     spec, golden = golden_json("decu_training"), golden_tensors("decu_training")
     config = golden_json("ldm_small")["config"]
     model = instantiate_from_config(config)
-    load_into(model, golden_tensors("ldm_small_weights"))
+    load_into(model, ldm_small_weights())
     model.requires_grad_(False)
     table = model.cond_stage_model.embedding.weight.requires_grad_(True)
     with torch.no_grad():
