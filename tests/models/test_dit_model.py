@@ -16,6 +16,7 @@ from ldm.evaluation.taps import Reading, resolve_taps
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.opened import build_model, load_weights, open_model
 from ldm.opened.trunk import PLAIN, DataStates, trunk_of
+from ldm.training.config import read_config
 from ldm.util import instantiate_from_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ddae" / "dit-xl-2-cifar10.yaml"
@@ -26,7 +27,7 @@ DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train", "imag
 def opened(tmp_path_factory):
     """A small DiT opened from a file of the network alone, on digits through a small KL first stage."""
     folder = tmp_path_factory.mktemp("dit")
-    config = OmegaConf.load(CONFIG)
+    config = read_config(CONFIG)
     params = config.model.params
     params.image_size = params.unet_config.params.input_size = 8
     params.unet_config.params.update({"hidden_size": 32, "depth": 3, "num_heads": 2})

@@ -10,7 +10,7 @@ from ldm.models.diffusion.denoiser import NetworkDenoiser, clipped
 from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, published_scaling, scaled
 from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.sampler import ancestral, run
-from ldm.training.config import load_config
+from ldm.training.config import load_config, read_config
 from ldm.util import instantiate_from_config
 from tests.conftest import golden_tensors
 from tests.models.test_released import CONFIGS, meta_model, parameters
@@ -107,7 +107,7 @@ def test_keys_shapes_and_sizes_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_scaling_is_published_for_20_50_and_100_steps(name):
-    config = OmegaConf.load(FOLDER / f"{name}.yaml")
+    config = read_config(FOLDER / f"{name}.yaml")
     entries = OmegaConf.to_container(config.epsilon_scaling)
     assert all(1 < published_scaling(entries, steps).b < 1.02 for steps in (20, 50, 100))
     slope = published_scaling(entries, 20, linear=True)

@@ -18,7 +18,7 @@ import main as trainer
 from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.process import NoiseProcess
-from ldm.training.config import load_config
+from ldm.training.config import load_config, read_config
 from ldm.util import instantiate_from_config
 from scripts.prep_data import read_keys
 from tests.conftest import golden_json, tiny_config, tiny_model
@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).parent.parent.parent / "configs"
 CIN = CONFIGS / "latent-diffusion" / "cin256-v2.yaml"
 PUBLISHED = CONFIGS / "latent-diffusion" / "cin256-v2-published.yaml"
 KEYS = CONFIGS / "latent-diffusion" / "cin256-v2.keys.txt"
-NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("**/*.yaml"))
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("[!_]*/[!_]*.yaml"))
 TABLE = "cond_stage_model.embedding.weight"
 # The network's size in millions (Rombach et al. 2022, the tables of hyperparameters and of ImageNet).
 FACES = ("celebahq-ldm-vq-4", "ffhq-ldm-vq-4", "lsun_bedrooms-ldm-vq-4")
@@ -98,7 +98,7 @@ def test_every_config_says_what_it_reproduces_and_builds(name):
     path = CONFIGS / name
     first_line = path.read_text().split("\n", 1)[0]
     assert re.match(r"# .*\w{3}", first_line), "the first line is a comment"
-    plain = OmegaConf.load(path)
+    plain = read_config(path)
     if "target" not in plain.get("model", {}):
         if "model" in plain or "components" in plain:
             base, own = re.search(r"--base configs/(\S+) configs/([^\s)]+)", first_line).groups()
@@ -112,15 +112,15 @@ def test_every_config_says_what_it_reproduces_and_builds(name):
         stage = OmegaConf.to_container(config.model.params.first_stage_config.params, resolve=False)
         assert parameters(model.first_stage_model) == count_by_hand(stage)
     if path.parent.name == "autoencoder":
-        plain = OmegaConf.to_container(config.model.params, resolve=False)
-        assert parameters(model) - parameters(model.loss) == count_by_hand(plain)
-    if "components" in OmegaConf.load(path):
+        stage = OmegaConf.to_container(config.model.params, resolve=False)
+        assert parameters(model) - parameters(model.loss) == count_by_hand(stage)
+    if "components" in plain:
         assert isinstance(meta_model(path, component=True), LatentDiffusion)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "paths" in OmegaConf.load(CONFIGS / name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if "paths" in read_config(CONFIGS / name)])
 def test_paths_are_set_in_one_place(name):
-    config = OmegaConf.load(CONFIGS / name)
+    config = read_config(CONFIGS / name)
     words = [f"paths.{key}=elsewhere/{key}" for key in config.paths]
     moved = OmegaConf.to_container(load_config([str(CONFIGS / name)], words, needs=()), resolve=True)
     assert moved.pop("paths").keys() == config.paths.keys()
@@ -153,7 +153,7 @@ def test_the_committed_keys_are_the_golden():
 
 
 def test_the_published_config_differs_where_it_says():
-    ours, theirs = (OmegaConf.load(path) for path in (CIN, PUBLISHED))
+    ours, theirs = (read_config(path) for path in (CIN, PUBLISHED))
 
     def flat(node, prefix=""):
         if not isinstance(node, dict):

@@ -1,11 +1,48 @@
-"""`bases` of a config: what is merged, in which order, from where, and what is refused."""
+"""`bases` of a config: what is merged, in which order, from where, what is refused; and how configs/ uses them."""
 
+import itertools
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from ldm.training.config import load_config, read_config
 from ldm.training.runs import RunDirectory
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
+COPY = 0.9  # share of equal lines above which one of two files should be made of the other's parts
+# Configs of a family, and all that a reader should find different between them.
+TWINS = {
+    "latent-diffusion/celebahq-ldm-vq-4 ffhq-ldm-vq-4": "paths.data_root data.params.batch_size",
+    "latent-diffusion/celebahq-ldm-vq-4 lsun_bedrooms-ldm-vq-4": "paths.data_root data.params.train.params.flip",
+    "autoencoder/autoencoder_kl_32x32x4 autoencoder_kl_64x64x3": "model.params.embed_dim "
+    "model.params.ddconfig.z_channels model.params.ddconfig.ch_mult",
+    "flow-matching/fashion-mnist kmnist": "paths.data_root model.params.pretrained_path data.params.train.target "
+    "data.params.validation.target components.data.params.train.params.dataset.target "
+    "components.data.params.train.params.folder",
+    "ddae/EDM_ddpm EDM_ddpmpp": "model.params.scheduler_config.params.warm_up_steps "
+    "model.params.unet_config.params.ch_mults model.params.unet_config.params.is_attn "
+    "model.params.unet_config.params.n_blocks model.params.unet_config.params.use_res_for_updown "
+    "data.params.global_batch_size",
+}
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file that are neither empty nor a comment."""
+    return [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def leaves(node: object, prefix: str = "") -> dict[str, object]:
+    """The values of a plain config by their dotted keys; a list is a value."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    found = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}.{key}".lstrip("."))
+    return found
 
 
 @pytest.fixture
@@ -106,3 +143,39 @@ def test_what_is_no_base_is_refused_in_one_sentence(write, text, message):
 def test_bases_are_no_word_of_the_command_line(write):
     with pytest.raises(ValueError, match="acts only in a YAML file"):
         load_config([str(write(own="a: 1"))], ["bases=other.yaml"], needs=())
+
+
+def test_every_file_of_configs_is_read_and_begins_with_a_comment():
+    for file in FILES:
+        assert read_config(file), file
+        assert file.read_text().startswith("# "), f"{file}: the first line says what it is"
+
+
+def test_no_two_files_of_configs_are_near_copies():
+    content = {file: lines(file) for file in FILES}
+    for one, other in itertools.combinations(FILES, 2):
+        match = SequenceMatcher(None, content[one], content[other], autojunk=False)
+        close = match.real_quick_ratio() > COPY and match.quick_ratio() > COPY and match.ratio() > COPY
+        assert not close, f"{one} and {other}: put what they share in a file that both name in `bases`"
+
+
+def test_every_shared_part_is_a_base_of_several_files():
+    users: dict[Path, int] = {}
+    for file in FILES:
+        named = yaml.safe_load(file.read_text()).get("bases", [])
+        for base in [named] if isinstance(named, str) else named:
+            path = (file.parent / base).resolve()
+            users[path] = users.get(path, 0) + 1
+    shared = {file for file in FILES if file.name.startswith("_") or file.parent.name == "_bases"}
+    assert shared, "there are shared parts"
+    alone = {file for file in shared if users.get(file.resolve(), 0) < 2}
+    assert not alone, "what one file uses belongs in that file"
+
+
+@pytest.mark.parametrize("pair", TWINS)
+def test_configs_of_a_family_differ_only_where_they_should(pair):
+    family, names = pair.split("/")
+    configs = [read_config(CONFIGS / family / f"{name}.yaml") for name in names.split()]
+    one, other = (leaves(OmegaConf.to_container(config, resolve=False)) for config in configs)
+    different = {key for key in {*one, *other} if key not in one or key not in other or one[key] != other[key]}
+    assert different == set(TWINS[pair].split())
