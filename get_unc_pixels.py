@@ -21,9 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_ensemble_arguments, fill_in_published, scale_of
-from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.images import heat_maps
-from ldm.opened import OpenEnsemble, open_ensemble
+from ldm.pipelines import EnsemblePipeline, open_ensemble
+from ldm.records import refuse_existing, write_record
 from ldm.uncertainty.quantities import pixel_maps
 from ldm.util import atomic_write
 
@@ -49,47 +50,47 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(opened: OpenEnsemble, labels: list[int]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def measure(pipeline: EnsemblePipeline, labels: list[int]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Of each class: images [n, C, H, W] of its first base member, maps [n, h, w] in each space, means over bases."""
-    options = opened.options
+    options = pipeline.options
     numbers = list(range(options.n)) * len(labels)
-    samples = opened.member_samples([label for label in labels for _ in range(options.n)], numbers)
+    samples = pipeline.member_samples([label for label in labels for _ in range(options.n)], numbers)
     joint = options.channels != "mean"
     for label, own in zip(labels, samples.split(options.n, 1), strict=True):  # own [M, n, K, c, h, w]
-        decoded = opened.decode(own)
+        decoded = pipeline.decode(own)
         values = {"image": (decoded + 1) / 2, "latent": own}
         maps = {name: pixel_maps(values[name], options.distance_scale, joint).mean(1).cpu() for name in options.space}
-        yield decoded[opened.bases(label)[0], :, 0], maps
+        yield decoded[pipeline.bases(label)[0], :, 0], maps
 
 
-def measure_all(opened: OpenEnsemble, labels: list[int]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+def measure_all(pipeline: EnsemblePipeline, labels: list[int]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """The same for any number of classes, as many at once as fill a pass of the network."""
-    most = max(len(opened.bases(label)) for label in labels)
-    together = opened.images_at_once(opened.options.n * opened.members * most)
+    most = max(len(pipeline.bases(label)) for label in labels)
+    together = pipeline.images_at_once(pipeline.options.n * pipeline.members * most)
     batches = [labels[first : first + together] for first in range(0, len(labels), together)]
     with tqdm(desc="pixel maps", unit="class", total=len(labels)) as progress:
         found = []
         for batch in batches:
-            for one in measure(opened, batch):
+            for one in measure(pipeline, batch):
                 found.append(one)
                 progress.update()
     return found
 
 
-def stem_of(opened: OpenEnsemble, space: str) -> str:
+def stem_of(pipeline: EnsemblePipeline, space: str) -> str:
     """What the names of a space's outputs begin with."""
-    return f"pixel_unc{'' if space == 'image' else '_latent'}_branch{opened.branch}"
+    return f"pixel_unc{'' if space == 'image' else '_latent'}_branch{pipeline.branch}"
 
 
-def pictures(opened: OpenEnsemble, space: str, out: Path) -> list[Path]:
+def pictures(pipeline: EnsemblePipeline, space: str, out: Path) -> list[Path]:
     """The pictures of a space: one a noise, or that of their mean."""
-    names = ["mean"] if opened.options.mean else range(opened.options.n)
-    return [out / f"{stem_of(opened, space)}_{name}.png" for name in names]
+    names = ["mean"] if pipeline.options.mean else range(pipeline.options.n)
+    return [out / f"{stem_of(pipeline, space)}_{name}.png" for name in names]
 
 
-def draw(opened: OpenEnsemble, images: Tensor, maps: Tensor, titles: list[str], space: str, out: Path) -> None:
+def draw(pipeline: EnsemblePipeline, images: Tensor, maps: Tensor, titles: list[str], space: str, out: Path) -> None:
     """A picture of all classes a noise, from images [K, n, C, H, W] and maps [K, n, h, w], and the numbers."""
-    options, paths = opened.options, pictures(opened, space, out)
+    options, paths = pipeline.options, pictures(pipeline, space, out)
     shown = maps.mean(1, keepdim=True) if options.mean else maps
     limits = (0.0, float(shown.max()) if options.limit is None else options.limit)
     label = f"mutual information per pixel (nats)\n{SPACES[space]}, distance {options.distance_scale}"
@@ -99,7 +100,7 @@ def draw(opened: OpenEnsemble, images: Tensor, maps: Tensor, titles: list[str], 
         heat_maps(images[:, noise], shown[:, noise], path, label, titles, limits, 5, options.overwrite)
         print(path)
     numbers = {"images": images.numpy(), "mi": maps.numpy(), "classes": np.asarray(options.classes)}
-    with atomic_write(out / f"{stem_of(opened, space)}.npz", overwrite=True) as partial:
+    with atomic_write(out / f"{stem_of(pipeline, space)}.npz", overwrite=True) as partial:
         np.savez_compressed(partial, **numbers)
 
 
@@ -108,11 +109,11 @@ def main(argv: list[str] | None = None) -> Path:
     fill_in_published(options, channels="mean")
     if options.n < 1:
         raise ValueError(f"--n is the number of noises of a class: expected at least 1, got {options.n}")
-    opened = open_ensemble(options)
-    options.classes = opened.choose_classes(options.classes)
-    titles = [opened.describe_class(label) for label in options.classes]
+    pipeline = open_ensemble(options)
+    options.classes = pipeline.choose_classes(options.classes)
+    titles = [pipeline.describe_class(label) for label in options.classes]
     out = Path(options.out or Path(options.path) / "pixel_unc")
-    parts = list(opened.at_branches())
+    parts = list(pipeline.at_branches())
     refuse_existing(
         [path for part in parts for space in options.space for path in pictures(part, space, out)], options.overwrite
     )

@@ -26,14 +26,15 @@ from tqdm import tqdm
 
 from ldm.arguments import add_ensemble_arguments, count_or_auto, fill_in_published, scale_of
 from ldm.checkpoint import save_tensors
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.diversity import load_lpips
+from ldm.experiments.classes import DISTANCES, LATENTS, OBJECTS, Plan, measure_classes
 from ldm.images import labelled_grid
 from ldm.jobs import WorkList, shard_from_environment
-from ldm.opened import OpenEnsemble, open_ensemble
+from ldm.pipelines import EnsemblePipeline, open_ensemble
+from ldm.records import write_record
 from ldm.report.class_report import write_branch_report, write_class_report
-from ldm.report.measuring import DISTANCES, LATENTS, OBJECTS, Plan, measure_classes
-from ldm.uncertainty import measures
+from ldm.uncertainty import information as measures
 from ldm.uncertainty.quantities import Estimator
 
 KEEPABLE = ("grid", "tensors")
@@ -61,14 +62,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--curve", "--steps_curve", action="store_true", help="mutual information of every step: walks to the end")
     add("--diversity", action="store_true", help="structural similarity of the members' pictures: walks to the end")
     add("--lpips", metavar="FILE", help="with --diversity: the learned perceptual distance too, with these weights")
-    keep = "keep a picture of members x noises (grid), latents and distances (tensors) of each class under kept/"
+    keep = "keep a picture of members x noises (times), latents and distances (tensors) of each class under kept/"
     add("--keep_images", nargs="*", choices=KEEPABLE, help=keep)
     add("--classes_at_once", type=count_or_auto, default="auto", help="classes in one batch")
     add("--out", help="folder of the output (default: PATH/samps_uncs_branch{u})")
     return parser
 
 
-def plan_of(options: argparse.Namespace, opened: OpenEnsemble) -> Plan:
+def plan_of(options: argparse.Namespace, pipeline: EnsemblePipeline) -> Plan:
     """What the options say to measure.
 
     Raises:
@@ -76,77 +77,76 @@ def plan_of(options: argparse.Namespace, opened: OpenEnsemble) -> Plan:
     """
     if options.lpips and not options.diversity:
         raise ValueError("--lpips goes with --diversity")
-    own = opened.setting("distance_of", "state") if options.distance == "wasserstein" else "state"
+    own = pipeline.setting("distance_of", "state") if options.distance == "wasserstein" else "state"
     return Plan(
         Estimator(options.distance, options.distance_scale),
-        n=opened.setting("n", 10) if options.n is None else options.n,
+        n=pipeline.setting("n", 10) if options.n is None else options.n,
         width=options.ci_width,
         most=options.max_n,
         curve=options.curve,
         diversity=options.diversity,
-        lpips=None if options.lpips is None else load_lpips(options.lpips).to(opened.device),
+        lpips=None if options.lpips is None else load_lpips(options.lpips).to(pipeline.device),
         keep=options.keep_images is not None,
         of=options.distance_of or own,
     )
 
 
-def keep(result: dict[str, Tensor], label: int, kinds: list[str], folder: Path, opened: OpenEnsemble) -> None:
+def keep(result: dict[str, Tensor], label: int, kinds: list[str], folder: Path, pipeline: EnsemblePipeline) -> None:
     """Write what --keep_images asks for, and take it out of the result."""
     latents, distances = result.pop(LATENTS), result.pop(DISTANCES)
     if "tensors" in kinds:
         save_tensors({LATENTS: latents, DISTANCES: distances}, folder / f"class{label}.safetensors", overwrite=True)
     if "grid" in kinds:
         columns = [f"{mi:.4f}" for mi in result["mi"].tolist()]
-        title = f"{opened.describe_class(label)}: MI (nats) of each noise".replace("\n", ", ")
-        names = opened.member_names(label)
-        labelled_grid(opened.decode(latents), folder / f"class{label}.png", names, columns, title, overwrite=True)
+        title = f"{pipeline.describe_class(label)}: MI (nats) of each noise".replace("\n", ", ")
+        names = pipeline.member_names(label)
+        labelled_grid(pipeline.decode(latents), folder / f"class{label}.png", names, columns, title, overwrite=True)
 
 
-def report(opened: OpenEnsemble, classes: list[int], plan: Plan) -> list[dict[str, Any]] | None:
+def report(pipeline: EnsemblePipeline, classes: list[int], plan: Plan) -> list[dict[str, Any]] | None:
     """Measure at one branch point, continue what is there, write the report; None while other processes work."""
-    options = opened.options
-    name = f"samps_uncs_branch{opened.branch}"
+    options = pipeline.options
+    name = f"samps_uncs_branch{pipeline.branch}"
     out = Path(options.out or Path(options.path) / name)
     out = out / name if options.out and len(options.branch_steps) > 1 else out
-    settings, kinds = {**opened.describe(), **plan.describe()}, sorted(set(options.keep_images or ["grid"]))
+    settings, kinds = {**pipeline.describe(), **plan.describe()}, sorted(set(options.keep_images or ["grid"]))
     if plan.keep:
         settings["kept"] = kinds
     work = WorkList.apart(out / "classes", settings, shard_from_environment())
     keys = [str(label) for label in classes]
     pending = [int(key) for key in work.pending(keys)]
-    measured = measure_classes(opened, pending, plan, options.classes_at_once)
+    measured = measure_classes(pipeline, pending, plan, options.classes_at_once)
     done = len(classes) - len(pending)
     for label, result in tqdm(measured, desc="classes", unit="class", total=len(classes), initial=done):
         if plan.keep:
-            keep(result, label, kinds, out / "kept", opened)
+            keep(result, label, kinds, out / "kept", pipeline)
         work.save(str(label), {name: value.tolist() for name, value in result.items()})
     if not work.complete(keys):
         print(f"{out}: this process is done; the one that finishes last (or one more call) writes the table")
         return None
     results = {label: work.load(str(label)) for label in classes}
-    rows, words = write_class_report(out, results, opened, settings, plan.estimator.units)
+    rows, words = write_class_report(out, results, pipeline, settings, plan.estimator.units)
     write_record(out / "record.json", options, overwrite=True, settings=settings)
-    print("\n".join([f"step {opened.branch} of {len(opened.grid) - 1}:", *words, str(out / "uncertainty.csv")]))
+    print("\n".join([f"step {pipeline.branch} of {len(pipeline.times) - 1}:", *words, str(out / "uncertainty.csv")]))
     return rows
 
 
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     fill_in_published(options, n=PUBLISHED_N)
-    opened = open_ensemble(options)
-    options.branch_steps = opened.branches
-    plan = plan_of(options, opened)
-    classes = opened.choose_classes(options.classes, 8 if options.quickrun else None)
-    tables = {part.branch: report(part, classes, plan) for part in opened.at_branches()}
+    pipeline = open_ensemble(options)
+    options.branch_steps = pipeline.branches
+    plan = plan_of(options, pipeline)
+    classes = pipeline.choose_classes(options.classes, 8 if options.quickrun else None)
+    tables = {part.branch: report(part, classes, plan) for part in pipeline.at_branches()}
     folder = Path(options.out or options.path)
     if len(tables) > 1 and None not in tables.values():
-        times = {step: float(opened.grid[step]) for step in tables}
-        comments = [f"{key}: {value}" for key, value in {**opened.describe_sampling(), **plan.describe()}.items()]
-        title = (
-            f"{opened.ensemble.spec['name']}: {opened.members} members; {options.distance}, {options.distance_scale}"
-        )
+        times = {step: float(pipeline.times[step]) for step in tables}
+        comments = [f"{key}: {value}" for key, value in {**pipeline.describe_sampling(), **plan.describe()}.items()]
+        name = pipeline.ensemble.spec["name"]
+        title = f"{name}: {pipeline.members} members; {options.distance}, {options.distance_scale}"
         print("\n".join(map(str, write_branch_report(folder, tables, times, comments, title))))
-    return folder if options.out or len(tables) > 1 else folder / f"samps_uncs_branch{opened.branch}"
+    return folder if options.out or len(tables) > 1 else folder / f"samps_uncs_branch{pipeline.branch}"
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ import torch
 
 from ldm.arguments import add_ensemble_arguments, fill_in_published
 from ldm.checkpoint import save_tensors
-from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.images import labelled_grid
-from ldm.opened import OpenEnsemble, open_ensemble
+from ldm.pipelines import EnsemblePipeline, open_ensemble
+from ldm.records import refuse_existing, write_record
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def pictures(part: OpenEnsemble, label: int, out: Path) -> dict[int, Path]:
+def pictures(part: EnsemblePipeline, label: int, out: Path) -> dict[int, Path]:
     """{base member: its picture} at a branch point; with --uncertain_comp the one picture of every class's own base."""
     bases = part.bases(label)
     names = {base: f"_base{base}" if len(bases) > 1 else "" for base in bases}
@@ -39,11 +40,11 @@ def pictures(part: OpenEnsemble, label: int, out: Path) -> dict[int, Path]:
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     fill_in_published(options)
-    opened = open_ensemble(options)
-    classes = opened.choose_classes(options.classes)
-    columns = [opened.describe_class(label) for label in classes]
-    names = opened.member_names(classes[0] if len(classes) == 1 else None)
-    out, parts = Path(options.out or Path(options.path) / "samples"), list(opened.at_branches())
+    pipeline = open_ensemble(options)
+    classes = pipeline.choose_classes(options.classes)
+    columns = [pipeline.describe_class(label) for label in classes]
+    names = pipeline.member_names(classes[0] if len(classes) == 1 else None)
+    out, parts = Path(options.out or Path(options.path) / "samples"), list(pipeline.at_branches())
     paths = [path for part in parts for path in pictures(part, classes[0], out).values()]
     refuse_existing(paths, options.overwrite)
     for part in parts:
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> Path:
         found = pictures(part, classes[0], out)
         for place, (base, path) in enumerate(found.items()):
             latents = samples[:, :, place]
-            title = f"members part at step {part.branch} of {len(part.grid) - 1}, guidance {part.scale:g}"
+            title = f"members part at step {part.branch} of {len(part.times) - 1}, guidance {part.scale:g}"
             title += f", base member {base}" if len(found) > 1 else ""
             labelled_grid(part.decode(latents), path, names, columns, title, options.overwrite)
             tensors = {"latents": latents.contiguous(), "classes": torch.tensor(classes)}

@@ -17,9 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ldm.arguments import add_ensemble_arguments, fill_in_published
-from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.images import labelled_grid, side_by_side
-from ldm.opened import OpenEnsemble, open_ensemble
+from ldm.pipelines import EnsemblePipeline, open_ensemble
+from ldm.records import refuse_existing, write_record
 from ldm.report.rollouts import pair_panels, rollout
 
 PAIR = "rollout_pair.png"
@@ -40,23 +41,26 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def pictures(opened: OpenEnsemble, label: int, out: Path) -> dict[int, Path]:
+def pictures(pipeline: EnsemblePipeline, label: int, out: Path) -> dict[int, Path]:
     """{base member: its picture} of a class."""
-    bases, stem = opened.bases(label), f"rollout_bin{opened.bins.get(label, 'NA')}_{label}_{opened.class_names[label]}"
+    bases, stem = (
+        pipeline.bases(label),
+        f"rollout_bin{pipeline.bins.get(label, 'NA')}_{label}_{pipeline.class_names[label]}",
+    )
     names = {base: f"{stem}_base{base}.png" if len(bases) > 1 else f"{stem}.png" for base in bases}
     return {base: out / name.replace(" ", "_").replace("/", "_") for base, name in names.items()}
 
 
-def draw_class(opened: OpenEnsemble, label: int, out: Path) -> None:
+def draw_class(pipeline: EnsemblePipeline, label: int, out: Path) -> None:
     """A figure for each base member of the class."""
-    options, where = opened.options, f"members part at step {opened.branch} of {len(opened.grid) - 1}"
-    for base, path in pictures(opened, label, out).items():
-        images, moments = rollout(opened, label, base, options.columns, options.show)
-        title = f"{opened.describe_class(label)}: {where}, base member {base}".replace("\n", ", ")
-        labelled_grid(images, path, opened.member_names(label), moments, title, options.overwrite)
+    options, where = pipeline.options, f"members part at step {pipeline.branch} of {len(pipeline.times) - 1}"
+    for base, path in pictures(pipeline, label, out).items():
+        images, moments = rollout(pipeline, label, base, options.columns, options.show)
+        title = f"{pipeline.describe_class(label)}: {where}, base member {base}".replace("\n", ", ")
+        labelled_grid(images, path, pipeline.member_names(label), moments, title, options.overwrite)
 
 
-def folder_of(part: OpenEnsemble, several: bool) -> Path:
+def folder_of(part: EnsemblePipeline, several: bool) -> Path:
     """Where the pictures of a branch point go; `several` of them lie in folders of their own."""
     options, name = part.options, f"samps_uncs_branch{part.branch}"
     if options.out:
@@ -67,9 +71,9 @@ def folder_of(part: OpenEnsemble, several: bool) -> Path:
 def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     fill_in_published(options)
-    opened = open_ensemble(options)
-    classes = opened.choose_classes(options.classes)
-    folders = [(part, folder_of(part, len(opened.branches) > 1)) for part in opened.at_branches()]
+    pipeline = open_ensemble(options)
+    classes = pipeline.choose_classes(options.classes)
+    folders = [(part, folder_of(part, len(pipeline.branches) > 1)) for part in pipeline.at_branches()]
     for part, out in folders:
         singles = (path for label in classes for path in pictures(part, label, out).values())
         refuse_existing(singles if options.pair is None else [out / PAIR], options.overwrite)

@@ -19,12 +19,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_checkpoint, load_into, save_tensors, sha256
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.data.bins import MASKED
-from ldm.opened import build_model
+from ldm.ensembles.storage import load_published, save_ensemble
+from ldm.pipelines import build_model
+from ldm.records import write_record
 from ldm.training.config import load_config
 from ldm.training.runs import RunDirectory, runs_named
-from ldm.uncertainty.ensemble import load_published, save_ensemble
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 TRUNK = "trunk.safetensors"

@@ -17,12 +17,12 @@ sys.path.insert(0, str(ROOT))  # main.py lies there
 
 import main as training  # noqa: E402
 from ldm.arguments import add_model_arguments  # noqa: E402
+from ldm.diffusion.flow_matching import ODESolver, to_flow_matching  # noqa: E402
+from ldm.diffusion.likelihood import log_likelihood  # noqa: E402
+from ldm.diffusion.samplers import SAMPLERS, run  # noqa: E402
 from ldm.evaluation.recognition import PixelClassifier  # noqa: E402
-from ldm.images import heat_maps, make_grid, save_image  # noqa: E402
-from ldm.models.diffusion.density import log_likelihood  # noqa: E402
-from ldm.models.diffusion.flow_matching import ODESolver, to_flow_matching  # noqa: E402
-from ldm.models.diffusion.sampler import SAMPLERS, run  # noqa: E402
-from ldm.opened import OpenModel, open_model  # noqa: E402
+from ldm.images import heat_maps, save_image, tile_images  # noqa: E402
+from ldm.pipelines import ModelPipeline, open_model  # noqa: E402
 from ldm.training.runs import runs_named  # noqa: E402
 from ldm.uncertainty.aleatoric import data_posterior  # noqa: E402
 from ldm.util import instantiate_from_config  # noqa: E402
@@ -35,7 +35,7 @@ TWIN = "configs/flow-matching/diffusion-twin.yaml"
 
 
 # %% Train: a flow is a path, a target and times, all three in the config
-# model.params.path_config    FlowPath: x = (1 - u) x_0 + u eps, u = 0 data .. 1 noise
+# model.params.path_config    FlowSchedule: x = (1 - u) x_0 + u eps, u = 0 data .. 1 noise
 # model.params.parameterization: velocity    the network regresses eps - x_0
 # model.params.times_config   UniformTimes; LogNormalNoise(0, 1) is a normal logit, (-1.2, 1.2) flow_matching's skewed
 # The twin is the same network, data and optimiser on a table of betas: one more config on top.
@@ -51,19 +51,19 @@ flow_run, twin_run = trained("digits-flow", FLOW), trained("digits-diffusion", F
 
 
 # %% Open both, as every script does: options in, model and config out
-def opened(path: Path, steps: int, sampler: str = "Euler") -> OpenModel:
+def pipeline(path: Path, steps: int, sampler: str = "Euler") -> ModelPipeline:
     parser = argparse.ArgumentParser()
     add_model_arguments(parser)
     return open_model(parser.parse_args(["--run", str(path), "--steps", str(steps), "--sampler", sampler]))
 
 
-flow, twin = opened(flow_run, 10), opened(twin_run, 50)
+flow, twin = pipeline(flow_run, 10), pipeline(twin_run, 50)
 labels = [image % 10 for image in range(100)]
 
 # %% Sample: ten classes, the same noises for both
 for name, model in (("flow", flow), ("diffusion", twin)):
     pictures = model.decode(model.sample(labels, range(100)))
-    save_image(make_grid(pictures, columns=10, zoom=4), RESULTS / f"samples_{name}.png", overwrite=True)
+    save_image(tile_images(pictures, columns=10, zoom=4), RESULTS / f"samples_{name}.png", overwrite=True)
 
 # %% Quality against steps: a flow needs few, for its lines are straight
 train = instantiate_from_config(flow.config["data"]["params"]["train"])
@@ -75,24 +75,24 @@ print("steps   flow   diffusion    (samples recognised as their class)")
 for steps in (2, 5, 10, 20):
     rates = []
     for path in (flow_run, twin_run):
-        model = opened(path, steps)
+        model = pipeline(path, steps)
         pictures = model.decode(model.sample(labels, range(100))).permute(0, 2, 3, 1)
         rates.append(classifier.recognised(pictures, labels).mean())
     print(f"{steps:5}  {rates[0]:5.1%}  {rates[1]:9.1%}")
 
 # %% Samplers: any of them, on any path; a walk is a generator of steps, so intermediates are what a caller keeps
-network, path = flow.model.network, flow.model.path
+network, path = flow.model.network, flow.model.schedule
 few = torch.arange(10, device=flow.device)
 denoiser, x = flow.model.denoiser(few), flow.noise(range(10)).initial((10, *flow.model.latent_shape))
 with torch.no_grad():
-    fine = run(SAMPLERS["RK4"](denoiser, path, x, flow.model.grid(50)))
+    fine = run(SAMPLERS["RK4"](denoiser, path, x, flow.model.sampling_times(50)))
     for name in ("Euler", "Midpoint", "Heun", "RK4", "Dopri5"):
-        found = run(SAMPLERS[name](denoiser, path, x, flow.model.grid(5)))
+        found = run(SAMPLERS[name](denoiser, path, x, flow.model.sampling_times(5)))
         print(
             f"{name:>9}, grid of 5 steps: {float((found - fine).square().mean().sqrt()):.4f} away from RK4's 50 steps"
         )
-    states = [step.x_next for step in SAMPLERS["Euler"](denoiser, path, x, flow.model.grid(10))]
-save_image(make_grid(flow.decode(torch.cat(states)), columns=10, zoom=4), RESULTS / "walk.png", overwrite=True)
+    states = [step.x_next for step in SAMPLERS["Euler"](denoiser, path, x, flow.model.sampling_times(10))]
+save_image(tile_images(flow.decode(torch.cat(states)), columns=10, zoom=4), RESULTS / "walk.png", overwrite=True)
 
 # %% The other convention: flow_matching counts t from noise (0) to data (1), and its field points to the data
 solver = ODESolver(to_flow_matching(denoiser, path))

@@ -15,12 +15,12 @@ import torch
 
 from ldm.arguments import add_model_arguments
 from ldm.images import heat_maps
-from ldm.opened import OpenModel, OpenPosterior, new_posterior, observations, open_model
+from ldm.laplace import LastLayerLaplace, Observation
+from ldm.pipelines import ModelPipeline, PosteriorPipeline, new_posterior, observations, open_model
 from ldm.report.flow_plots import curves_by_class, interleaved, maps_by_method, walked
 from ldm.training.runs import runs_named
 from ldm.uncertainty.agreement import agreement
 from ldm.uncertainty.aleatoric import data_posterior
-from ldm.uncertainty.laplace import LastLayerLaplace, Observation
 from ldm.uncertainty.propagation.bayesflow import bayesflow
 from ldm.util import instantiate_from_config
 
@@ -29,7 +29,7 @@ if len(sys.argv) not in (1, 3) or sys.argv[-1].startswith("-"):
 LOGS, RESULTS = map(Path, sys.argv[1:3] if len(sys.argv) == 3 else ("logs", "results/tutorial_laplace"))
 
 
-def opened(name: str, steps: int) -> OpenModel:
+def pipeline(name: str, steps: int) -> ModelPipeline:
     known = runs_named(LOGS, name) if LOGS.is_dir() else []
     if not known:
         sys.exit(f"error: no run named {name} in {LOGS}: python docs/tutorial_flow.py trains it")
@@ -38,17 +38,17 @@ def opened(name: str, steps: int) -> OpenModel:
     return open_model(parser.parse_args(["--run", str(known[-1].path), "--steps", str(steps)]))
 
 
-flow, twin = opened("digits-flow", 10), opened("digits-diffusion", 50)
+flow, twin = pipeline("digits-flow", 10), pipeline("digits-diffusion", 50)
 train, test = (instantiate_from_config(flow.config["data"]["params"][split]) for split in ("train", "validation"))
 
 
 # %% Fit: the last layer is a linear regression on the network's features, so its posterior is one matrix, exactly
 # observations() draws what the network was trained on: noisy states, times, labels and targets.
-def rows(model: OpenModel) -> Iterator[Observation]:
+def rows(model: ModelPipeline) -> Iterator[Observation]:
     return observations(model.model, train, range(500), draws=2, seed=0)
 
 
-def fitted(model: OpenModel) -> LastLayerLaplace:
+def fitted(model: ModelPipeline) -> LastLayerLaplace:
     laplace = new_posterior(model, curvature="full").fit(rows(model), draws=2, data_size=len(train), also=("ef",))
     laplace.optimize_sigma_noise()  # from the residuals
     laplace.optimize_prior_precision()  # by the evidence, in closed form
@@ -57,7 +57,7 @@ def fitted(model: OpenModel) -> LastLayerLaplace:
     return laplace
 
 
-walks = OpenPosterior(flow, fitted(flow), draws=32)
+walks = PosteriorPipeline(flow, fitted(flow), draws=32)
 labels, images = list(range(10)), list(range(10))
 
 # %% The variance of one prediction, and of a whole walk with every weight held: the truth, within its sampling error
@@ -91,8 +91,8 @@ ours, theirs = (laplace(state.x, state.t, state.cond)[1].mean() for laplace in (
 print(f"mean predictive variance: {ours:.2e} of the tuned posterior, {theirs:.2e} of the published one")
 
 # %% Along the walk: a flow and a diffusion on one scale (variances of x / (alpha + sigma) by noise share)
-twins = OpenPosterior(twin, fitted(twin), draws=8)
-few = OpenPosterior(flow, walks.laplace, draws=8)
+twins = PosteriorPipeline(twin, fitted(twin), draws=8)
+few = PosteriorPipeline(flow, walks.laplace, draws=8)
 both = [walked(way, name, "persistent", labels, images) for name, way in (("flow", few), ("diffusion", twins))]
 curves_by_class(both, RESULTS / "by_class.png", overwrite=True)
 for walk in both:
@@ -101,7 +101,7 @@ for walk in both:
 # %% The other kind: what the data leave open, from the derivative of the denoiser alone, at the walk's middle
 middle = list(walks.plain(labels, images))[5]
 denoiser = flow.model.denoiser(flow.labels(labels))
-aleatoric = data_posterior(denoiser, flow.model.path, middle.x, middle.u)
+aleatoric = data_posterior(denoiser, flow.model.schedule, middle.x, middle.u)
 kinds = {"epistemic": held.var.mean(1).cpu(), f"aleatoric at u = {middle.u:.1f}": aleatoric.var.mean(1).cpu()}
 maps_by_method(pictures, kinds, RESULTS / "two_kinds.png", overwrite=True)
 print(*sorted(map(str, RESULTS.glob("*.png"))), sep="\n")

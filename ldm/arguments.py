@@ -7,11 +7,11 @@ import re
 
 from ldm.cli import add_device_arguments
 from ldm.data.subsets import DATASET_NAMES
-from ldm.models.diffusion.epsilon_scaling import DIRECTIONS, UNITS
-from ldm.models.diffusion.sampler import SAMPLERS
-from ldm.models.diffusion.sampler.ancestral import VARIANCES
-from ldm.models.diffusion.sampler.grids import SPACINGS
-from ldm.opened.speed import PRECISIONS
+from ldm.diffusion.epsilon_scaling import DIRECTIONS, UNITS
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.samplers.ancestral import VARIANCES
+from ldm.diffusion.times import SPACINGS
+from ldm.pipelines.speed import PRECISIONS
 
 
 def steps_of(text: str) -> int | str:
@@ -72,7 +72,7 @@ def count_or_auto(text: str) -> int | None:
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the network runs; results agree to the precision chosen. See `ldm.opened.speed`."""
+    """How the network runs; results agree to the precision chosen. See `ldm.pipelines.speed`."""
     group = parser.add_argument_group("speed")
     chunk = "images in one pass of the network (auto: what fits into memory; fewer, should it run out all the same)"
     group.add_argument("--chunk", type=count_or_auto, default="auto", help=chunk)

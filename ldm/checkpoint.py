@@ -62,10 +62,10 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """Return the `{name: tensor}` of a file; a Lightning checkpoint's `state_dict` is unwrapped."""
-    return state_dict_of(load_checkpoint(path), path)
+    return unwrap_state_dict(load_checkpoint(path), path)
 
 
-def state_dict_of(content: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Tensor]:
+def unwrap_state_dict(content: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Tensor]:
     """The `{name: tensor}` in what was read from a file."""
     state = content.get("state_dict", content)
     bad = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]

@@ -47,7 +47,7 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def make_grid(
+def tile_images(
     images: Images, columns: int | None = None, padding: int = 2, zoom: int = 1, fill: int = 255
 ) -> NDArray[np.uint8]:
     """Lay N images out row by row, each pixel enlarged to zoom x zoom, with `padding` pixels between and around.
@@ -160,7 +160,7 @@ def side_by_side(panels: Sequence[Panel], path: str | os.PathLike, overwrite: bo
                 f"and {len(column_labels)}"
             )
         flat = pixels.reshape(-1, *pixels.shape[2:])
-        canvases.append(make_grid(flat, columns, GRID_PADDING, _readable_zoom(height, width)))
+        canvases.append(tile_images(flat, columns, GRID_PADDING, _readable_zoom(height, width)))
     gaps = [0.0, *(0.35 + 0.07 * max(map(len, panel.row_labels), default=0) for panel in panels[1:])]
     total = sum(gaps) + sum(canvas.shape[1] for canvas in canvases) / DPI
     tallest = max(canvas.shape[0] for canvas in canvases) / DPI
@@ -174,7 +174,7 @@ def side_by_side(panels: Sequence[Panel], path: str | os.PathLike, overwrite: bo
 
 
 def _draw_grid(axes, canvas: NDArray[np.uint8], panel: Panel) -> None:
-    """A canvas of `make_grid` with the labels of its cells."""
+    """A canvas of `tile_images` with the labels of its cells."""
     _show(axes, canvas)
     rows, columns = len(panel.row_labels), len(panel.column_labels)
     cell_y, cell_x = (canvas.shape[0] - GRID_PADDING) // rows, (canvas.shape[1] - GRID_PADDING) // columns

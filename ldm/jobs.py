@@ -12,9 +12,13 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from tqdm import tqdm
 
 from ldm.util import atomic_write
 
@@ -127,3 +131,30 @@ class WorkList:
     def complete(self, keys: Iterable[str]) -> bool:
         """True if every item has its result, whoever worked on it."""
         return all(self._file(key).exists() for key in keys)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one (of several processes on a machine each takes its own), else the CPU.
+
+    Raises:
+        ValueError: if CUDA is asked for and absent.
+    """
+    if name == "auto":
+        count = torch.cuda.device_count()
+        return torch.device("cuda", local_rank() % count) if count else torch.device("cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device here; use --device cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def step_bar(name: str, runs: int = 1) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar over the steps of `runs` trainings of one length; call it with (steps done, steps in all, loss)."""
+    with tqdm(desc=name, unit="step") as bar:
+
+        def progress(_done: int, steps: int, loss: float) -> None:
+            bar.total = steps * runs
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        yield progress

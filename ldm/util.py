@@ -20,6 +20,26 @@ TARGET_ALIASES = {
     "taming.modules.losses.vqperceptual.DummyLoss": "torch.nn.Identity",
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
 }
+# Where the modules went that targets of the first version's run directories name, and what their classes are called
+# now.
+MOVED_MODULES = {
+    "ldm.models.diffusion.path": "ldm.diffusion.schedule",
+    "ldm.models.diffusion.affine": "ldm.diffusion.affine",
+    "ldm.models.diffusion.times": "ldm.diffusion.training_times",
+    "ldm.models.diffusion.learned_variance": "ldm.diffusion.learned_variance",
+    "ldm.opened.trunk": "ldm.pipelines.features",
+}
+RENAMED_TARGETS = {
+    "TrunkFeatures": "BackboneFeatures",
+    "LinearVPPath": "LinearVPSchedule",
+    "VPPath": "VPSchedule",
+    "EDMPath": "EDMSchedule",
+    "VEPath": "VESchedule",
+    "FlowPath": "FlowSchedule",
+    "PolynomialPath": "PolynomialSchedule",
+    "CosinePath": "CosineSchedule",
+    "LinearAlphaPath": "LinearAlphaSchedule",
+}
 MARKERS = ("__is_first_stage__", "__is_unconditional__")
 
 
@@ -31,6 +51,8 @@ def get_obj_from_str(path: str) -> Any:
     """
     path = TARGET_ALIASES.get(path, path)
     module, _, name = path.rpartition(".")
+    if module in MOVED_MODULES:
+        module, name = MOVED_MODULES[module], RENAMED_TARGETS.get(name, name)
     if not module:
         raise ValueError(f"target must be a dotted path such as 'package.module.Class', got '{path}'")
     try:

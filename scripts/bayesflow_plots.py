@@ -22,11 +22,13 @@ import torch
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
-from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.data.sources import real_images
+from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.recognition import PixelClassifier
-from ldm.opened import OpenPosterior, open_walks
-from ldm.report import flow_plots, yardsticks
+from ldm.experiments import variance_benchmarks as benchmarks
+from ldm.pipelines import PosteriorPipeline, open_walks
+from ldm.pipelines.images import real_images
+from ldm.records import write_record
+from ldm.report import flow_plots
 from ldm.report.tables import write_csv
 from ldm.uncertainty.aleatoric import data_posterior
 from ldm.util import generator
@@ -56,7 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def walks_of(options: argparse.Namespace, kind: str) -> OpenPosterior:
+def walks_of(options: argparse.Namespace, kind: str) -> PosteriorPipeline:
     """A run with its posterior, as sample_laplace.py opens it."""
     parser = argparse.ArgumentParser()
     add_model_arguments(parser, steps=10 if kind == "flow" else 50)
@@ -67,11 +69,11 @@ def walks_of(options: argparse.Namespace, kind: str) -> OpenPosterior:
     return open_walks(parser.parse_args([*map(str, words)]))
 
 
-def quality(walks: OpenPosterior, steps: Sequence[int], options: argparse.Namespace) -> dict[int, float]:
+def quality(walks: PosteriorPipeline, steps: Sequence[int], options: argparse.Namespace) -> dict[int, float]:
     """Share of samples recognised as their class, for each number of steps."""
-    opened = walks.opened
-    classifier = PixelClassifier(*real_images(opened.config["data"]["params"]["train"], options.real, options.seed))
-    labels = [label for label in range(opened.n_classes) for _ in range(options.quality_n)]
+    pipeline = walks.pipeline
+    classifier = PixelClassifier(*real_images(pipeline.config["data"]["params"]["train"], options.real, options.seed))
+    labels = [label for label in range(pipeline.n_classes) for _ in range(options.quality_n)]
     found = {}
     for count in steps:
         images = opened_at(walks, count).decode(opened_at(walks, count).sample(labels, range(len(labels))))
@@ -79,41 +81,41 @@ def quality(walks: OpenPosterior, steps: Sequence[int], options: argparse.Namesp
     return found
 
 
-def opened_at(walks: OpenPosterior, steps: int):
-    return yardsticks.at_steps(walks, steps).opened
+def opened_at(walks: PosteriorPipeline, steps: int):
+    return benchmarks.at_steps(walks, steps).pipeline
 
 
-def aleatoric(walks: OpenPosterior, images: Sequence[int], options: argparse.Namespace) -> torch.Tensor:
+def aleatoric(walks: PosteriorPipeline, images: Sequence[int], options: argparse.Namespace) -> torch.Tensor:
     """Variance of the data [N, h, w] given each sample's own walk at the noise share asked for."""
-    labels, path = walks.opened.in_turn(range(len(images))), walks.opened.model.path
+    labels, path = walks.pipeline.in_turn(range(len(images))), walks.pipeline.model.schedule
     u = float(path.time_at(options.noise_share / (1 - options.noise_share)))
     # The state of the walk that is nearest to that share.
     step = min(walks.plain(labels, images), key=lambda step: abs(step.u - u))
-    denoiser = walks.opened.model.denoiser(None if labels is None else walks.opened.labels(labels))
+    denoiser = walks.pipeline.model.denoiser(None if labels is None else walks.pipeline.labels(labels))
     probes = options.probes or None
     source = generator("probes", options.seed) if probes else None
     return data_posterior(denoiser, path, step.x, step.u, probes=probes, generator=source, chunk=64).var.mean(1).cpu()
 
 
-def maps_of(walks: OpenPosterior, images: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def maps_of(walks: PosteriorPipeline, images: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Pictures and the maps [N, h, w] of every method that the path knows."""
-    labels = walks.opened.in_turn(range(len(images))) or []
-    chosen = dict(yardsticks.applicable(walks))
+    labels = walks.pipeline.in_turn(range(len(images))) or []
+    chosen = dict(benchmarks.applicable(walks))
     chosen.pop("tangents, every direction")
-    maps = {"sampled weights, K = 64": yardsticks.truth(walks, labels, images, 64)}
+    maps = {"sampled weights, K = 64": benchmarks.truth(walks, labels, images, 64)}
     maps |= {name: method.run(walks, labels, images) for name, method in chosen.items()}
-    pictures = walks.opened.decode(walks.opened.sample(labels, images))
+    pictures = walks.pipeline.decode(walks.pipeline.sample(labels, images))
     return pictures, {name: value.mean(1).cpu() for name, value in maps.items()}
 
 
-def totals(walks: OpenPosterior, steps: Sequence[int], images: Sequence[int]) -> dict[str, dict[int, float]]:
+def totals(walks: PosteriorPipeline, steps: Sequence[int], images: Sequence[int]) -> dict[str, dict[int, float]]:
     """Mean variance of an element at the end against the number of steps."""
-    labels = walks.opened.in_turn(range(len(images))) or []
+    labels = walks.pipeline.in_turn(range(len(images))) or []
     names = ["tangents, K = 8", "fresh weights, total variance, S = 10"]
-    names += [name for name, _ in yardsticks.applicable(walks) if name.startswith("BayesFlow as published, S")]
+    names += [name for name, _ in benchmarks.applicable(walks) if name.startswith("BayesFlow as published, S")]
     return {
         name: {
-            count: float(yardsticks.METHODS[name].run(yardsticks.at_steps(walks, count), labels, images).mean())
+            count: float(benchmarks.METHODS[name].run(benchmarks.at_steps(walks, count), labels, images).mean())
             for count in steps
         }
         for name in names
@@ -124,19 +126,19 @@ def totals(walks: OpenPosterior, steps: Sequence[int], images: Sequence[int]) ->
 def draw(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every figure; returns the rows of quality.csv."""
     out, kinds = Path(options.out), ["flow", *(["diffusion"] if options.diffusion else [])]
-    opened = {kind: walks_of(options, kind) for kind in kinds}
+    pipeline = {kind: walks_of(options, kind) for kind in kinds}
     write = {"overwrite": True}
     bar = tqdm(total=2 * len(kinds) + 3, desc="figures", unit="part")
     every = list(range(options.n))
     walked = []
-    for kind, walks in opened.items():
-        labels = walks.opened.in_turn(range(options.n))
+    for kind, walks in pipeline.items():
+        labels = walks.pipeline.in_turn(range(options.n))
         walked.append(flow_plots.walked(walks, kind, options.method, labels, every))
         flow_plots.interleaved(walked[-1], out / f"grid_{kind}.png", **write)
         bar.update()
     flow_plots.curves_by_class(walked, out / "by_class.png", **write)
     flow_plots.curves_by_pixel(walked, out / "by_pixel.png", **write)
-    flow, images = opened["flow"], list(range(options.shown))
+    flow, images = pipeline["flow"], list(range(options.shown))
     pictures, maps = maps_of(flow, images)
     flow_plots.maps_by_method(pictures, maps, out / "methods.png", **write)
     bar.update()
@@ -149,8 +151,8 @@ def draw(options: argparse.Namespace) -> list[dict[str, Any]]:
     )
     bar.update()
     rates: dict[str, dict[int, float]] = {}
-    for kind, walks in opened.items():
-        if walks.opened.n_classes:
+    for kind, walks in pipeline.items():
+        if walks.pipeline.n_classes:
             rates[kind] = quality(walks, options.by_steps, options)
         bar.update()
     rows = [

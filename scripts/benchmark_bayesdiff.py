@@ -30,12 +30,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
-from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.data.image_arguments import data_config
-from ldm.opened import OpenPosterior, chosen_positions, observations, open_posterior, open_walks
+from ldm.cli import HelpFormatter, run_script
+from ldm.image_arguments import data_config
+from ldm.laplace import LastLayerLaplace, Observation, bootstrap
+from ldm.pipelines import PosteriorPipeline, chosen_positions, observations, open_posterior, open_walks
+from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.agreement import agreement
-from ldm.uncertainty.laplace import LastLayerLaplace, Observation, bootstrap
 from ldm.uncertainty.propagation import all_directions
 from ldm.util import generator, instantiate_from_config
 
@@ -68,7 +69,9 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def final_variances(walks: OpenPosterior, method: str, labels: list[int] | None, options: argparse.Namespace) -> Tensor:
+def final_variances(
+    walks: PosteriorPipeline, method: str, labels: list[int] | None, options: argparse.Namespace
+) -> Tensor:
     """Variance [N, c, h, w] of the last states."""
     parts = []
     for start in range(0, options.n, options.batch_size):
@@ -79,15 +82,17 @@ def final_variances(walks: OpenPosterior, method: str, labels: list[int] | None,
     return torch.cat(parts)
 
 
-def with_steps(walks: OpenPosterior, steps: int) -> OpenPosterior:
-    """The same on another grid."""
-    options = argparse.Namespace(**{**vars(walks.opened.options), "ddim_steps": steps})
-    return replace(walks, opened=replace(walks.opened, options=options), _members=[])
+def with_steps(walks: PosteriorPipeline, steps: int) -> PosteriorPipeline:
+    """The same on another times."""
+    options = argparse.Namespace(**{**vars(walks.pipeline.options), "ddim_steps": steps})
+    return replace(walks, pipeline=replace(walks.pipeline, options=options), _members=[])
 
 
-def propagated(walks: OpenPosterior, truth: int, options: argparse.Namespace) -> Iterator[tuple[str, Tensor, float]]:
-    """(method, variances, CPU seconds) on one grid, the truth first."""
-    labels = walks.opened.in_turn(range(options.n))
+def propagated(
+    walks: PosteriorPipeline, truth: int, options: argparse.Namespace
+) -> Iterator[tuple[str, Tensor, float]]:
+    """(method, variances, CPU seconds) on one times, the truth first."""
+    labels = walks.pipeline.in_turn(range(options.n))
     cases = [("truth", "persistent", replace(walks, draws=truth))]
     # Other weights than the truth's, so that they do not share its sampling error.
     apart = argparse.Namespace(**{**vars(options), "seed": options.seed + 1})
@@ -97,15 +102,15 @@ def propagated(walks: OpenPosterior, truth: int, options: argparse.Namespace) ->
     for method in options.methods:
         cases.append((named(method, walks), method, other))
     if options.published:
-        laplace = open_posterior(walks.opened, options.published)
+        laplace = open_posterior(walks.pipeline, options.published)
         cases.append(("published, its own posterior", "published", replace(walks, laplace=laplace, _members=[])))
-    for name, method, own in tqdm(cases, desc=f"{len(walks.opened.grid) - 1} steps"):
+    for name, method, own in tqdm(cases, desc=f"{len(walks.pipeline.times) - 1} steps"):
         began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         found = final_variances(own, method, labels, options)
         yield name, found, resource.getrusage(resource.RUSAGE_SELF).ru_utime - began
 
 
-def named(method: str, walks: OpenPosterior) -> str:
+def named(method: str, walks: PosteriorPipeline) -> str:
     """A method with the numbers that decide its cost."""
     draws = {"persistent": f"{walks.draws} weights", "tangents": f"{walks.draws} directions"}
     skip = f", every {walks.every}" if method.endswith("_skip") else ""
@@ -113,8 +118,8 @@ def named(method: str, walks: OpenPosterior) -> str:
     return f"{method}, {draws.get(method, default)}"
 
 
-def propagation(walks: OpenPosterior, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a method and grid; `growth` is its total over that on the first grid, beside the truth's."""
+def propagation(walks: PosteriorPipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a method and times; `growth` is its total over that on the first times, beside the truth's."""
     for method in [*options.methods, *(["published"] if options.published else [])]:
         walks.check(method)
     rows, totals = [], {}
@@ -136,26 +141,26 @@ def propagation(walks: OpenPosterior, options: argparse.Namespace) -> list[dict[
     return rows
 
 
-def held_out(walks: OpenPosterior, options: argparse.Namespace) -> list[Observation]:
+def held_out(walks: PosteriorPipeline, options: argparse.Namespace) -> list[Observation]:
     """One draw of each of some validation images."""
-    config = OmegaConf.select(OmegaConf.create(walks.opened.config), "data.params.validation")
+    config = OmegaConf.select(OmegaConf.create(walks.pipeline.config), "data.params.validation")
     if config is None:
         raise ValueError("calibration needs data.params.validation in the run's config")
     data = instantiate_from_config(OmegaConf.to_container(config, resolve=True))
     positions = chosen_positions(len(data), min(options.held_out, len(data)), options.seed)
-    return list(observations(walks.opened.model, data, positions, draws=1, seed=options.seed + 1))
+    return list(observations(walks.pipeline.model, data, positions, draws=1, seed=options.seed + 1))
 
 
-def refits_of(walks: OpenPosterior, options: argparse.Namespace):
+def refits_of(walks: PosteriorPipeline, options: argparse.Namespace):
     """Bootstraps over the training images, with the fit's own draws."""
-    opened, laplace = walks.opened, walks.laplace
+    pipeline, laplace = walks.pipeline, walks.laplace
     if options.data is not None:
         config = data_config(options.data)
     else:
-        config = OmegaConf.to_container(OmegaConf.create(opened.config), resolve=True)["data"]["params"]["train"]
+        config = OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True)["data"]["params"]["train"]
     data, images, draws = instantiate_from_config(config), int(laplace.fitted().images), laplace.repeats
     seed = fit_seed(options.posterior, options.seed)
-    rows = observations(opened.model, data, chosen_positions(len(data), images, seed), draws=draws, seed=seed)
+    rows = observations(pipeline.model, data, chosen_positions(len(data), images, seed), draws=draws, seed=seed)
     rows = tqdm(rows, total=-(-images // 16), desc="refits")
     source = generator("bootstrap", options.seed)
     return bootstrap(laplace, rows, images=images, draws=draws, count=options.bootstraps, source=source)
@@ -167,7 +172,7 @@ def fit_seed(posterior: str, default: int) -> int:
     return int(record.get("seed", default))
 
 
-def candidates(walks: OpenPosterior, options: argparse.Namespace) -> Iterator[tuple[str, LastLayerLaplace]]:
+def candidates(walks: PosteriorPipeline, options: argparse.Namespace) -> Iterator[tuple[str, LastLayerLaplace]]:
     """The posteriors to compare."""
     for name in options.curvatures:
         yield f"{name}, sigma from residuals", walks.laplace.with_curvature(name)
@@ -175,10 +180,10 @@ def candidates(walks: OpenPosterior, options: argparse.Namespace) -> Iterator[tu
     plain.sigma_noise, plain.prior_precision = 1.0, 1.0
     yield "full, sigma 1, precision 1", plain
     if options.published:
-        yield "published (ef doubled, sigma 1, precision 1)", open_posterior(walks.opened, options.published)
+        yield "published (ef doubled, sigma 1, precision 1)", open_posterior(walks.pipeline, options.published)
 
 
-def calibration(walks: OpenPosterior, options: argparse.Namespace) -> list[dict[str, Any]]:
+def calibration(walks: PosteriorPipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a posterior: mean predictive variance over that of the refits, and the ranks of all values."""
     batches, refits = held_out(walks, options), refits_of(walks, options)
     features = [walks.laplace.features(batch.x, batch.t, batch.cond) for batch in batches]
@@ -198,7 +203,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     fitted = walks.laplace
     note = (
         f"{fitted.curvature}, {int(fitted.fitted().images)} images with {fitted.repeats} draws each, sigma "
-        f"{fitted.sigma_noise.tolist()}, precision {fitted.prior_precision:.4g}; guidance {walks.opened.scale}"
+        f"{fitted.sigma_noise.tolist()}, precision {fitted.prior_precision:.4g}; guidance {walks.pipeline.scale}"
     )
     print(markdown_table(rows, 3), note, sep="\n")
     write_csv(out / f"{options.command}.csv", rows, [note], overwrite=True)

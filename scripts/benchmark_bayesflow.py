@@ -1,21 +1,21 @@
-"""BayesFlow's yardsticks in one table: the published method's figures beside ours, each against another truth.
+"""BayesFlow's benchmarks in one table: the published method's figures beside ours, each against another truth.
 
 Examples:
   python scripts/benchmark_bayesflow.py --run logs/2026-01-01T00-00-00_digits --out results/bayesflow
   python scripts/benchmark_bayesflow.py --run RUN --out results/bayesflow --only fidelity cost
-  python scripts/benchmark_bayesflow.py --run RUN --out results/bayesflow --only starved --seeds 0 1
+  python scripts/benchmark_bayesflow.py --run RUN --out results/bayesflow --only low_data --seeds 0 1
 
   Y1 fidelity      variance maps against many sampled weights held for the walk, 10 steps
   Y2 consistency   total variance at the second of --grids steps over that at the first, over the truth's ratio
   Y3 calibration   predictive variances against bootstraps of the last layer over images
-  Y4 starved       samples of starved classes found, minus the same score of a model that saw all data: trains
+  Y4 low_data       samples of low_data classes found, minus the same score of a model that saw all data: trains
                    {models} small models a seed (two classes with 8 images each) and a control, with --starved_base
   Y6 alignment     the closed-form aleatoric map against squared errors on held-out images
   Y8 scaling       epistemic variance against the number of images, slope in logarithms
   Y9 cost          evaluations and seconds an image of every method
 
 The model is a run of configs/flow-matching (any flow; a diffusion gives what its path knows). Parts that exist in
---out are kept, of starved each model's scores ({{out}}/starved/scores_*.json): a stopped call continues, and more
+--out are kept, of low_data each model's scores ({{out}}/low_data/scores_*.json): a stopped call continues, and more
 --seeds add to what there is. Writes {{out}}/: report.md, a table (.csv) a part, record.json.
 """
 
@@ -32,21 +32,23 @@ from omegaconf import OmegaConf
 from torch.utils.data import Subset
 
 from ldm.arguments import add_model_arguments
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
+from ldm.experiments import low_data as low_data
+from ldm.experiments import variance_benchmarks as benchmarks
 from ldm.jobs import WorkList
-from ldm.opened import OpenModel, OpenPosterior, chosen_positions, open_model
-from ldm.report import starved, yardsticks
+from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions, open_model
+from ldm.records import write_record
+from ldm.report.benchmark_table import overview
 from ldm.report.tables import markdown_table, read_csv, write_csv
-from ldm.report.yardstick_table import overview
 from ldm.training.config import load_config
 from ldm.training.runs import runs_named
 from ldm.util import atomic_write, instantiate_from_config
 
 ROOT = Path(__file__).resolve().parent.parent
 ROTATIONS = (0, 2, 4, 6, 8)
-KEPT = 8  # images of a starved class
-PARTS = ("fidelity", "consistency", "calibration", "starved", "alignment", "scaling", "cost")
-NAME = "starved"
+KEPT = 8  # images of a low_data class
+PARTS = ("fidelity", "consistency", "calibration", "low_data", "alignment", "scaling", "cost")
+NAME = "low_data"
 CONFIGS = ("configs/flow-matching/digits.yaml", "configs/flow-matching/digits-small.yaml")
 STARVED_SCORES = ("gamma^2 along the path", "tangents, K = 8", "BayesFlow as published, S = 100")
 SHARES = (0.1, 0.3, 0.5, 0.7)
@@ -62,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--n", type=int, default=20, help="images of fidelity, consistency and cost, the classes in turn")
     add("--grids", type=int, nargs=2, default=[10, 40], help="numbers of steps of consistency")
     add("--truth", type=int, default=128, help="sampled weights that the truth is made of")
-    add("--images", type=int, help="training images of the posteriors of all parts but starved (default: all)")
+    add("--images", type=int, help="training images of the posteriors of all parts but low_data (default: all)")
     add("--draws", type=int, default=4, help="noise draws for each image of a fit")
     add("--bootstraps", type=int, default=240, help="refits of calibration (and as many more for its ceiling)")
     add("--tests", type=int, default=200, help="held-out images of calibration and alignment")
@@ -71,36 +73,36 @@ def get_parser() -> argparse.ArgumentParser:
         "--starved_base",
         nargs="+",
         default=[str(ROOT / name) for name in CONFIGS],
-        help="configs of the starved models",
+        help="configs of the low_data models",
     )
-    add("--seeds", type=int, nargs="+", default=[0, 1], help="trainings of each starved model")
-    add("--per_class", type=int, default=24, help="samples a class of the starved models")
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="trainings of each low_data model")
+    add("--per_class", type=int, default=24, help="samples a class of the low_data models")
     return parser
 
 
-def data_of(opened: OpenModel, split: str, count: int | None = None) -> Any:
+def data_of(pipeline: ModelPipeline, split: str, count: int | None = None) -> Any:
     """A split of the run's data, or `count` images of it."""
-    data = instantiate_from_config(opened.config["data"]["params"][split])
-    return data if count is None else Subset(data, chosen_positions(len(data), count, opened.options.seed))
+    data = instantiate_from_config(pipeline.config["data"]["params"][split])
+    return data if count is None else Subset(data, chosen_positions(len(data), count, pipeline.options.seed))
 
 
-def walks_of(options: argparse.Namespace) -> OpenPosterior:
+def walks_of(options: argparse.Namespace) -> PosteriorPipeline:
     """The run with the evidence-tuned posterior of its last layer."""
-    opened = open_model(options)
-    return starved.posterior_of(opened, data_of(opened, "train", options.images), options.draws)
+    pipeline = open_model(options)
+    return low_data.posterior_of(pipeline, data_of(pipeline, "train", options.images), options.draws)
 
 
-def numbers(walks: OpenPosterior, count: int) -> tuple[list[int], list[int]]:
+def numbers(walks: PosteriorPipeline, count: int) -> tuple[list[int], list[int]]:
     """Labels and image numbers of `count` samples."""
-    classes = walks.opened.n_classes
+    classes = walks.pipeline.n_classes
     return [image % classes for image in range(count)], list(range(count))
 
 
-def cost(walks: OpenPosterior, labels: list[int], images: list[int]) -> list[dict[str, Any]]:
+def cost(walks: PosteriorPipeline, labels: list[int], images: list[int]) -> list[dict[str, Any]]:
     """Seconds and evaluations an image of every method, all in one run, beside plain sampling."""
-    steps = len(walks.opened.grid) - 1
+    steps = len(walks.pipeline.times) - 1
     tasks = {"plain sampling": (lambda: list(walks.plain(labels, images)), steps)}
-    for name, method in yardsticks.applicable(walks):
+    for name, method in benchmarks.applicable(walks):
         if method.evaluations(steps):
             tasks[name] = (lambda method=method: method.run(walks, labels, images), method.evaluations(steps))
     rows = []
@@ -117,7 +119,7 @@ def cost(walks: OpenPosterior, labels: list[int], images: list[int]) -> list[dic
 
 
 def starved_run(options: argparse.Namespace, rotation: int | None, seed: int) -> Path:
-    """The run of a starved model (or the control), trained if it is not there; a stopped training continues."""
+    """The run of a low_data model (or the control), trained if it is not there; a stopped training continues."""
     import main as training
     from scripts import make_bins
 
@@ -151,7 +153,7 @@ def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[
 
 
 def starved_work(options: argparse.Namespace) -> WorkList:
-    """The scores of every starved model and control, beside their runs, under what they depend on."""
+    """The scores of every low_data model and control, beside their runs, under what they depend on."""
     names = ("draws", "per_class", "sampler", "ddim_steps", "spacing", "scale", "seed")
     config = OmegaConf.to_container(load_config(options.starved_base), resolve=True)
     settings = {"config": config, **{name: getattr(options, name) for name in names}, "scores": STARVED_SCORES}
@@ -159,14 +161,14 @@ def starved_work(options: argparse.Namespace) -> WorkList:
 
 
 def starved_scores(options: argparse.Namespace, rotation: int | None, seed: int) -> list[dict[str, Any]]:
-    """The scores of the samples of a starved model (or the control), see `score_rows`."""
+    """The scores of the samples of a low_data model (or the control), see `score_rows`."""
     run = starved_run(options, rotation, seed)
-    opened = open_model(argparse.Namespace(**{**vars(options), "run": str(run)}))
-    train = data_of(opened, "train")
-    labels = [label for label in range(opened.n_classes) for _ in range(options.per_class)]
-    walks = starved.posterior_of(opened, train, options.draws)
-    few = [] if rotation is None else [label for label, budget in train.bins.items() if budget == KEPT]
-    return starved.score_rows(starved.sample_scores(walks, train, labels, STARVED_SCORES), labels, few)
+    pipeline = open_model(argparse.Namespace(**{**vars(options), "run": str(run)}))
+    train = data_of(pipeline, "train")
+    labels = [label for label in range(pipeline.n_classes) for _ in range(options.per_class)]
+    walks = low_data.posterior_of(pipeline, train, options.draws)
+    few = [] if rotation is None else [label for label, class_size in train.bins.items() if class_size == KEPT]
+    return low_data.score_rows(low_data.sample_scores(walks, train, labels, STARVED_SCORES), labels, few)
 
 
 def starved_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -183,9 +185,9 @@ def starved_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         control = scores(None, seed)
         for rotation in ROTATIONS:
             own = scores(rotation, seed)
-            few = sorted({row["class"] for row in own if row["starved"]})
+            few = sorted({row["class"] for row in own if row["low_data"]})
             named = {"seed": seed, "classes": " ".join(map(str, few))}
-            rows += [{**named, **row} for row in starved.detection_rows(own, control)]
+            rows += [{**named, **row} for row in low_data.detection_rows(own, control)]
     return rows
 
 
@@ -193,36 +195,36 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """The tables of the chosen parts."""
     out, made = Path(options.out), []
 
-    def walks() -> OpenPosterior:
+    def walks() -> PosteriorPipeline:
         if not made:
             made.append(walks_of(options))
         return made[0]
 
-    def sampled(count: int) -> tuple[OpenPosterior, list[int], list[int]]:
+    def sampled(count: int) -> tuple[PosteriorPipeline, list[int], list[int]]:
         return walks(), *numbers(walks(), count)
 
     def data(split: str) -> Any:
-        return data_of(walks().opened, split, options.images if split == "train" else None)
+        return data_of(walks().pipeline, split, options.images if split == "train" else None)
 
     own = {"draws": options.draws, "tests": options.tests}
     parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
-        "fidelity": lambda: yardsticks.fidelity(*sampled(options.n), options.truth),
-        "consistency": lambda: yardsticks.consistency(
+        "fidelity": lambda: benchmarks.fidelity(*sampled(options.n), options.truth),
+        "consistency": lambda: benchmarks.consistency(
             *sampled(options.n), tuple(options.grids), draws=max(2, options.truth // 2)
         ),
-        "calibration": lambda: yardsticks.calibration(
-            walks().opened, data("train"), data("validation"), count=options.bootstraps, **own
+        "calibration": lambda: benchmarks.calibration(
+            walks().pipeline, data("train"), data("validation"), count=options.bootstraps, **own
         ),
-        "starved": lambda: starved_rows(options),
-        "alignment": lambda: yardsticks.alignment(
-            walks().opened, data("validation"), SHARES, count=options.tests, probes=options.probes
+        "low_data": lambda: starved_rows(options),
+        "alignment": lambda: benchmarks.alignment(
+            walks().pipeline, data("validation"), SHARES, count=options.tests, probes=options.probes
         ),
-        "scaling": lambda: yardsticks.data_scaling(walks().opened, data("train"), data("validation"), **own),
+        "scaling": lambda: benchmarks.data_scaling(walks().pipeline, data("train"), data("validation"), **own),
         "cost": lambda: cost(*sampled(options.n)),
     }
     tables = {}
     for name in (name for name in PARTS if name in options.only):
-        if name == "starved":  # its models' scores are what is kept
+        if name == "low_data":  # its models' scores are what is kept
             write_csv(out / f"{name}.csv", parts[name](), overwrite=True)
         tables[name] = once(out / f"{name}.csv", parts[name])
     return tables
@@ -232,9 +234,9 @@ def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     out = Path(options.out)
     tables = measure(options)
-    if "starved" in tables:
-        tables["starved_summary"] = starved.summary(tables["starved"])
-    lines = ["# Yardsticks", "", markdown_table(overview(tables)), ""]
+    if "low_data" in tables:
+        tables["starved_summary"] = low_data.summary(tables["low_data"])
+    lines = ["# Benchmarks", "", markdown_table(overview(tables)), ""]
     for name, rows in tables.items():
         lines += [f"## {name}", "", markdown_table(rows), ""]
     with atomic_write(out / "report.md", overwrite=True) as partial:

@@ -1,4 +1,4 @@
-"""Does the ensemble's uncertainty mean what it should? Controls on one data set, with every class at every budget.
+"""Does the ensemble's uncertainty mean what it should? Controls on one data set, with every class at every class_size.
 
 Examples:
   python scripts/benchmark_decu.py --base configs/latent-diffusion/digits.yaml --out results/decu
@@ -31,14 +31,15 @@ import torch
 from tqdm import tqdm
 
 from ldm.checkpoint import load_state_dict
-from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.data.bins import budget_order
-from ldm.data.sources import real_images
+from ldm.cli import HelpFormatter, run_script
+from ldm.data.bins import class_size_order
 from ldm.evaluation.recognition import PixelClassifier
-from ldm.opened import OpenEnsemble
+from ldm.experiments.classes import DISTANCES
+from ldm.experiments.controls import class_controls, members_study
+from ldm.pipelines import EnsemblePipeline
+from ldm.pipelines.images import real_images
+from ldm.records import write_record
 from ldm.report.control_report import write_control_report
-from ldm.report.controls import class_controls, members_study
-from ldm.report.measuring import DISTANCES
 from ldm.report.tables import read_csv, write_csv
 from ldm.training.config import load_config
 from ldm.training.runs import runs_named
@@ -165,10 +166,12 @@ def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[
     return read_csv(path)
 
 
-def opened(options: argparse.Namespace, ensemble: Path, at: float = 0.0, steps: int | None = None) -> OpenEnsemble:
+def pipeline(
+    options: argparse.Namespace, ensemble: Path, at: float = 0.0, steps: int | None = None
+) -> EnsemblePipeline:
     """An ensemble as get_unc_synsets.py opens it; `steps` of the sampler instead of the config's."""
     import get_unc_synsets
-    from ldm.opened import open_ensemble
+    from ldm.pipelines import open_ensemble
 
     words = ["--path", ensemble, "--branch_at", at, "--seed", options.seed, "--device", options.device]
     words += [] if steps is None else ["--steps", steps]
@@ -191,10 +194,10 @@ def study_members(options: argparse.Namespace, ensemble: Path) -> list[dict[str,
     most = next(ensemble.parent.glob(f"{NAME}_*_{options.most_members}"))
     words = ["--path", most, "--branch_at", options.branch_at[0], "--n", options.n, "--seed", options.seed]
     folder = get_unc_synsets.main([*map(str, words), "--device", options.device, "--keep_images", "tensors"])
-    bins = opened(options, most).bins
+    bins = pipeline(options, most).bins
     files = {int(file.stem.removeprefix("class")): file for file in (folder / "kept").glob("class*.safetensors")}
     distances = {label: load_state_dict(file)[DISTANCES] for label, file in files.items()}
-    return members_study(distances, {label: budget_order(bins[label]) for label in distances})
+    return members_study(distances, {label: class_size_order(bins[label]) for label in distances})
 
 
 def measure(task: Callable[[], Any], device: torch.device, repeats: int = 3) -> tuple[float, float]:
@@ -213,7 +216,7 @@ def measure(task: Callable[[], Any], device: torch.device, repeats: int = 3) -> 
     return min(found), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def cost_at(one: OpenEnsemble, n: int) -> list[dict[str, Any]]:
+def cost_at(one: EnsemblePipeline, n: int) -> list[dict[str, Any]]:
     """Samples and uncertainty of n images of one class: seconds, peak memory, passes of the network an image."""
     given, steps, branch = ([0] * n, list(range(n))), len(one.grid) - 1, one.branch
     tasks = {
@@ -237,7 +240,7 @@ def study_cost(options: argparse.Namespace, ensemble: Path) -> list[dict[str, An
     return [
         {"branch_at": at, **row, "members_bytes": stored if row["task"].startswith("ensemble") else 0}
         for at in options.branch_at
-        for row in cost_at(opened(options, ensemble, at), options.n)
+        for row in cost_at(pipeline(options, ensemble, at), options.n)
     ]
 
 
@@ -265,7 +268,7 @@ def main(argv: list[str] | None = None) -> Path:
         for rotation, ensemble in ensembles.items():
 
             def control(ensemble: Path = ensemble) -> list[dict[str, Any]]:
-                one = opened(options, ensemble, steps=options.quality_steps)
+                one = pipeline(options, ensemble, steps=options.quality_steps)
                 return class_controls(one, range(one.n_classes), options.quality_n, classifier, references)
 
             rows = once(ensemble / "class_controls.csv", control)

@@ -18,13 +18,13 @@ import torch
 
 from ldm.arguments import add_speed_arguments
 from ldm.cli import HelpFormatter, run_script
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import ddim, run
+from ldm.ensembles.members import MemberNetwork
+from ldm.experiments import timing
 from ldm.memory import Pieces, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import ddim, run
-from ldm.opened.speed import speed_up
-from ldm.report import timing
-from ldm.uncertainty.posterior import MemberNetwork
+from ldm.pipelines.speed import speed_up
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def measure(
     network = MemberNetwork(model.network, members, pieces)
 
     def walk() -> torch.Tensor:
-        return run(ddim(model.denoiser(labels, options.scale, network), model.path, x, model.grid(case["steps"])))
+        return run(ddim(model.denoiser(labels, options.scale, network), model.schedule, x, model.times(case["steps"])))
 
     timed = timing.in_turn({"walk": walk}, device, options.repeats)["walk"]
     return timed, timing.operations(walk), timing.memory(walk, device)

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.cli import HelpFormatter, record, run_script
+from ldm.cli import HelpFormatter, run_script
+from ldm.laplace import LastLayerLaplace, Observation
+from ldm.records import record
 from ldm.report.tables import markdown_table
-from ldm.uncertainty.laplace import LastLayerLaplace, Observation
 from ldm.util import atomic_write, generator
 
 
@@ -56,7 +57,7 @@ class Last(nn.Module):
         return x
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return self.out(self.trunk(x, t, cond))
+        return self.out(self.backbone(x, t, cond))
 
 
 def smooth_features(options: argparse.Namespace, number: int) -> Tensor:

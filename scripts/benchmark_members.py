@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ldm.cli import HelpFormatter, run_script
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import ddim, run
+from ldm.ensembles.members import MemberNetwork, Members, single
+from ldm.ensembles.storage import load_ensemble
+from ldm.experiments import timing
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import ddim, run
-from ldm.opened import build_model
-from ldm.opened.speed import PRECISIONS, speed_up
-from ldm.report import timing
-from ldm.uncertainty.ensemble import load_ensemble
-from ldm.uncertainty.posterior import MemberNetwork, Members, single
+from ldm.pipelines import build_model
+from ldm.pipelines.speed import PRECISIONS, speed_up
 from ldm.uncertainty.quantities import Estimator, quantities
 
 
@@ -88,19 +88,19 @@ def walks(
     """The published loop, and ours on a model: each gives latents [M, n, c, h, w]; ours also the first step."""
     labels = torch.arange(options.n, device=device) % model.n_classes
     x = ImageNoise(options.seed, tuple(range(options.n)), device).initial((options.n, *model.latent_shape))
-    x, grid = x * model.path.prior_std, model.grid(options.steps)
+    x, times = x * model.schedule.prior_std, model.sampling_times(options.steps)
     alone = [single(model.network, members, member) for member in range(len(members))]
 
     def loop() -> Tensor:
         return torch.stack(
-            [run(ddim(model.denoiser(labels, options.scale, one), model.path, x, grid)) for one in alone]
+            [run(ddim(model.denoiser(labels, options.scale, one), model.schedule, x, times)) for one in alone]
         )
 
     def ours(own: LatentDiffusion) -> Callable[[], Any]:
         network = MemberNetwork(own.network, members)
 
         def together() -> Any:
-            steps = list(ddim(own.denoiser(labels, options.scale, network), own.path, x, grid))
+            steps = list(ddim(own.denoiser(labels, options.scale, network), own.path, x, times))
             return steps[-1].x_next, steps[0]
 
         return together

@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 from ldm.arguments import add_source_arguments
 from ldm.cli import HelpFormatter, add_device_arguments, run_script
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.network import ConditionedNetwork, DiffusionWrapper
+from ldm.diffusion.schedule import VPSchedule, make_betas
 from ldm.evaluation.grid_features import GridFeatures, read_features
 from ldm.evaluation.probe import Heads, ProbeTraining, fit_heads
-from ldm.evaluation.taps import Place, Reading, Trunk, resolve_taps
-from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
-from ldm.models.diffusion.path import VPPath, beta_schedule
-from ldm.opened import open_model
-from ldm.opened.probing import chosen_positions
-from ldm.opened.trunk import PLAIN, DataStates, times_of, trunk_of
+from ldm.evaluation.taps import Backbone, Place, Reading, resolve_taps
+from ldm.experiments.probes import chosen_positions
+from ldm.pipelines import open_model
+from ldm.pipelines.features import PLAIN, DataStates, make_backbone, times_of
 from ldm.report.tables import markdown_table
 from ldm.util import generator, instantiate_from_config
 
@@ -78,18 +78,18 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setting_of(options: argparse.Namespace) -> tuple[Trunk, RandomStates | DataStates, Reading]:
-    """Trunk, images and what is read."""
+def setting_of(options: argparse.Namespace) -> tuple[Backbone, RandomStates | DataStates, Reading]:
+    """Backbone, images and what is read."""
     if options.run or options.base:
-        opened = open_model(options)
-        trunk, data = trunk_of(opened.model), instantiate_from_config(opened.config["data"]["params"]["train"])
-        states = DataStates(opened.model, data, chosen_positions(len(data), options.n, options.seed))
-        times = times_of(opened.model, {"t": options.t})
+        pipeline = open_model(options)
+        trunk, data = make_backbone(pipeline.model), instantiate_from_config(pipeline.config["data"]["params"]["train"])
+        states = DataStates(pipeline.model, data, chosen_positions(len(data), options.n, options.seed))
+        times = times_of(pipeline.model, {"t": options.t})
     else:
         network = ConditionedNetwork(DiffusionWrapper(NETWORK)).eval().requires_grad_(False)
-        path = VPPath(beta_schedule("sqrt_linear", 1000))
+        schedule = VPSchedule(make_betas("sqrt_linear", 1000))
         trunk, states, times = (
-            Trunk(network, path, Target("eps")),
+            Backbone(network, schedule, Target("eps")),
             RandomStates(options.n, options.seed),
             tuple(options.t),
         )
@@ -104,14 +104,14 @@ def fitted(features: GridFeatures) -> Heads:
     return fit_heads([features.arrays], labels, np.arange(len(labels)), CLASSES, ProbeTraining(epochs=1), seed=0)
 
 
-def together(trunk: Trunk, states: RandomStates | DataStates, reading: Reading) -> dict[Place, torch.Tensor]:
+def together(trunk: Backbone, states: RandomStates | DataStates, reading: Reading) -> dict[Place, torch.Tensor]:
     """Weights of every head: one pass a noise level, one optimiser."""
     heads = fitted(read_features(states, trunk, reading))
     return {place: heads.only(place).groups[0].weight[0] for place in reading.places}
 
 
 def one_by_one(
-    trunk: Trunk, states: RandomStates | DataStates, reading: Reading, whole: bool
+    trunk: Backbone, states: RandomStates | DataStates, reading: Reading, whole: bool
 ) -> dict[Place, torch.Tensor]:
     """The same with a pass over the images and an optimiser a head; `whole` passes do not end at the tap."""
     found = {}

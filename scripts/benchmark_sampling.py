@@ -16,12 +16,12 @@ import time
 from typing import Any
 
 from ldm.cli import HelpFormatter, run_script
+from ldm.diffusion.denoiser import Prediction
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.evaluation.detection import spearman
-from ldm.models.diffusion.denoiser import Prediction
-from ldm.models.diffusion.sampler import SAMPLERS
-from ldm.opened import open_ensemble
-from ldm.report import timing
-from ldm.report.measuring import measure_classes
+from ldm.experiments import timing
+from ldm.experiments.classes import measure_classes
+from ldm.pipelines import open_ensemble
 from ldm.uncertainty.branch import branch
 
 REFERENCE = ("DDIM", 200)
@@ -58,12 +58,12 @@ def measure(options: argparse.Namespace, sampler: str, steps: int, seed: int) ->
 
     words = ["--path", options.path, "--sampler", sampler, "--steps", str(steps), "--branch_at", str(options.branch_at)]
     words += ["--n", str(options.n), "--seed", str(seed), "--device", options.device]
-    opened = open_ensemble(get_unc_synsets.get_parser().parse_args(words))
-    plan = get_unc_synsets.plan_of(opened.options, opened)
+    pipeline = open_ensemble(get_unc_synsets.get_parser().parse_args(words))
+    plan = get_unc_synsets.plan_of(pipeline.options, pipeline)
     began = time.perf_counter()
-    found = dict(measure_classes(opened, range(opened.n_classes), plan))
+    found = dict(measure_classes(pipeline, range(pipeline.n_classes), plan))
     taken = time.perf_counter() - began
-    return [float(found[label]["mi"].mean()) for label in range(opened.n_classes)], taken
+    return [float(found[label]["mi"].mean()) for label in range(pipeline.n_classes)], taken
 
 
 def evaluations(options: argparse.Namespace, sampler: str, steps: int) -> int:
@@ -71,8 +71,8 @@ def evaluations(options: argparse.Namespace, sampler: str, steps: int) -> int:
     import get_unc_synsets
 
     words = ["--path", options.path, "--sampler", sampler, "--steps", str(steps), "--branch_at", str(options.branch_at)]
-    opened = open_ensemble(get_unc_synsets.get_parser().parse_args([*words, "--device", options.device]))
-    calls, chains = [0], opened._chains([0], [0], opened.bases(0))
+    pipeline = open_ensemble(get_unc_synsets.get_parser().parse_args([*words, "--device", options.device]))
+    calls, chains = [0], pipeline._chains([0], [0], pipeline.bases(0))
     counted = {name: Counted(chains.pop(name), calls) for name in ("base", "members")}
     branch(**counted, **chains, only_first=True)
     return calls[0]

@@ -19,12 +19,12 @@ import torch
 
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script
-from ldm.models.diffusion.sampler import run
-from ldm.opened import OpenModel, open_model
-from ldm.report import timing
+from ldm.diffusion.samplers import run
+from ldm.ensembles.members import Members
+from ldm.experiments import timing
+from ldm.laplace.layer import split_network
+from ldm.pipelines import ModelPipeline, open_model
 from ldm.report.tables import markdown_table, write_csv
-from ldm.uncertainty.laplace.layer import split_network
-from ldm.uncertainty.posterior import Members
 from ldm.uncertainty.propagation import sampled, tangents
 from ldm.util import generator
 
@@ -40,41 +40,41 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def random_members(opened: OpenModel, count: int) -> Members:
+def random_members(pipeline: ModelPipeline, count: int) -> Members:
     """The last layer with `count` small random changes."""
-    network = opened.model.network
+    network = pipeline.model.network
     _, layer, name = split_network(network)
-    source = generator("directions", opened.options.seed)
+    source = generator("directions", pipeline.options.seed)
     own = {f"{name}.{key}": value.detach() for key, value in layer.named_parameters()}
     changes = {key: torch.randn((count, *value.shape), generator=source).to(value) for key, value in own.items()}
     return Members({key: own[key] + 0.01 * change for key, change in changes.items()})
 
 
-def timings(opened: OpenModel, k: int, batch: int, repeats: int) -> list[dict[str, Any]]:
+def timings(pipeline: ModelPipeline, k: int, batch: int, repeats: int) -> list[dict[str, Any]]:
     """Seconds of a walk by each way, over one plain sample and over the batched tangents."""
-    model, members, images = opened.model, random_members(opened, k), list(range(batch))
-    labels = opened.in_turn(images)
-    cond = None if labels is None else opened.labels(labels)
-    x = opened.noise(images).initial((batch, *model.latent_shape)) * model.path.prior_std
+    model, members, images = pipeline.model, random_members(pipeline, k), list(range(batch))
+    labels = pipeline.in_turn(images)
+    cond = None if labels is None else pipeline.labels(labels)
+    x = pipeline.noise(images).initial((batch, *model.latent_shape)) * model.schedule.prior_std
 
     def build(network: Any) -> Any:
-        return model.denoiser(cond, opened.scale, network)
+        return model.denoiser(cond, pipeline.scale, network)
 
     def walk(way: Callable[..., Any], chosen: Members) -> Any:
-        noise = opened.noise(images)
-        return way(opened.sampler, build, model.network, chosen, model.path, x, opened.grid, noise=noise)
+        noise = pipeline.noise(images)
+        return way(pipeline.sampler, build, model.network, chosen, model.schedule, x, pipeline.times, noise=noise)
 
-    plain = opened.sampler
+    plain = pipeline.sampler
     tasks = {
         "plain sample": lambda: run(
-            plain(build(model.network), model.path, x, opened.grid, noise=opened.noise(images))
+            plain(build(model.network), model.schedule, x, pipeline.times, noise=pipeline.noise(images))
         ),
         f"{k} tangents, one batched pass": lambda: walk(tangents, members),
         f"{k} tangents, one by one": lambda: [walk(tangents, members.select([index])) for index in range(k)],
         f"{k} sampled weights, batched": lambda: walk(sampled, members),
     }
     with torch.no_grad():
-        timed = timing.in_turn(tasks, opened.device, repeats)
+        timed = timing.in_turn(tasks, pipeline.device, repeats)
     rows: list[dict[str, Any]] = [{"way": name, "seconds": min(each.values)} for name, each in timed.items()]
     for row in rows:
         row["over_plain"] = row["seconds"] / rows[0]["seconds"]
@@ -84,12 +84,12 @@ def timings(opened: OpenModel, k: int, batch: int, repeats: int) -> list[dict[st
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     options = get_parser().parse_args(argv)
-    opened = open_model(options)
-    rows = timings(opened, options.k, options.batch, options.repeats)
+    pipeline = open_model(options)
+    rows = timings(pipeline, options.k, options.batch, options.repeats)
     print(markdown_table(rows))
     if options.out:
         write_csv(
-            Path(options.out), rows, [f"{len(opened.grid) - 1} steps of {options.sampler}, batch {options.batch}"]
+            Path(options.out), rows, [f"{len(pipeline.times) - 1} steps of {options.sampler}, batch {options.batch}"]
         )
     return rows
 

@@ -27,9 +27,9 @@ from ldm.data.base import LabelledImages
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.latents import LatentStore, describe_data, with_latents
 from ldm.data.module import KeyedBatches, ResumableLoader
+from ldm.experiments import timing
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.opened.speed import PRECISIONS
-from ldm.report import timing
+from ldm.pipelines.speed import PRECISIONS
 from ldm.training.joint import JointComponents, start_members
 from ldm.util import generator
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from ldm.cli import pick_device, run_script
+from ldm.cli import run_script
+from ldm.jobs import pick_device
 from ldm.training.config import load_config, point_data
 from ldm.training.latent_cache import modules_of, prepare_latents
 from ldm.training.session import build_data, build_model, member_of

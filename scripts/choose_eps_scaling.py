@@ -13,7 +13,7 @@ Examples:
 norms: lambda of each step is the mean norm of the network's eps in sampling over that in training, measured again
 under the schedule so far (--rounds) because early corrections change later norms.
 search: the b with the least metric, a grid that narrows (--rounds) around its best; b = 1 is always among them. Where
-the best lies at the edge of the grid it says so; a wider one with --overwrite measures only what is new.
+the best lies at the edge of the times it says so; a wider one with --overwrite measures only what is new.
   fid    Frechet distance of --n samples to --ref (a folder of `evaluate.py ref`), the same seeds for every b
   norms  mean over steps of the squared relative difference of corrected norms from training's
   states mean over steps of the squared distance of x_t in sampling from the true x_t: no reference, no features
@@ -33,17 +33,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
-from ldm.cli import HelpFormatter, refuse_existing, run_script, write_record
-from ldm.data.sources import SampledImages
+from ldm.cli import HelpFormatter, run_script
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, noise_level, save_scaling, tabulated
 from ldm.evaluation.exposure import state_distance
 from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.metrics import Options, Reference, measure
 from ldm.evaluation.scaling_choice import Search, estimated_factors, search_b
+from ldm.experiments.exposure import Chains, Moments, data_of, measured
 from ldm.jobs import WorkList, parts_of
-from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, noise_level, save_scaling, tabulated
-from ldm.opened import OpenModel, open_model
-from ldm.opened.exposure import Chains, Moments, data_of, measured
+from ldm.pipelines import ModelPipeline, open_model
+from ldm.pipelines.images import SampledImages
+from ldm.records import refuse_existing, write_record
 from ldm.report.exposure import factors_of
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import markdown_table, write_csv
@@ -70,78 +71,78 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def measure_norms(
-    opened: OpenModel, options: argparse.Namespace, name: str, scaling: EpsilonScaling, training: bool
+    pipeline: ModelPipeline, options: argparse.Namespace, name: str, scaling: EpsilonScaling, training: bool
 ) -> Moments:
     """Norms of a chain under `scaling`, and in training if asked for; kept in parts/NAME."""
-    chains = Chains(opened, data_of(opened.config, options.split), {"sampling": scaling}, training)
-    settings = {**opened.describe(), "split": options.split, "epsilon_scaling": scaling.as_dict()}
+    chains = Chains(pipeline, data_of(pipeline.config, options.split), {"sampling": scaling}, training)
+    settings = {**pipeline.describe(), "split": options.split, "epsilon_scaling": scaling.as_dict()}
     work = WorkList(Path(options.out) / "parts" / name, settings)
     parts = parts_of(options.n, options.batch_size)
     with tqdm(total=options.n, desc=name, unit="image") as bar:
         return measured(chains, work, parts, bar.update)
 
 
-def estimate(opened: OpenModel, options: argparse.Namespace) -> tuple[EpsilonScaling, list[dict[str, float]]]:
+def estimate(pipeline: ModelPipeline, options: argparse.Namespace) -> tuple[EpsilonScaling, list[dict[str, float]]]:
     """The fixed point of lambda = norms in sampling over norms in training, and every round as a table."""
-    path, grid, direction = opened.model.path, opened.grid, options.eps_direction or "full"
+    path, times, direction = pipeline.model.schedule, pipeline.times, options.eps_direction or "full"
     scaling, training = EpsilonScaling(direction=direction), None
-    rows = [{"step": step, "minus_log_snr": float(level)} for step, level in enumerate(noise_level(path, grid[:-1]))]
+    rows = [{"step": step, "minus_log_snr": float(level)} for step, level in enumerate(noise_level(path, times[:-1]))]
     for number in range(options.rounds):
-        moments = measure_norms(opened, options, f"round{number}", scaling, number == 0)
+        moments = measure_norms(pipeline, options, f"round{number}", scaling, number == 0)
         training = moments.get("training", training)
         factors = estimated_factors(moments["sampling"], training)
         for row, factor in zip(rows, factors.tolist(), strict=True):
             row[f"lambda_{number}"] = factor
-        scaling = tabulated(path, grid, factors, direction)
+        scaling = tabulated(path, times, factors, direction)
     return scaling, rows
 
 
-def search(opened: OpenModel, options: argparse.Namespace) -> tuple[EpsilonScaling, Search]:
+def search(pipeline: ModelPipeline, options: argparse.Namespace) -> tuple[EpsilonScaling, Search]:
     """The b with the least metric."""
-    base = opened.wrappers.scaling
-    metric = frechet(opened, options, base) if options.metric == "fid" else distance(opened, options, base)
+    base = pipeline.wrappers.scaling
+    metric = frechet(pipeline, options, base) if options.metric == "fid" else distance(pipeline, options, base)
     found = search_b(metric, options.low, options.high, options.points, options.rounds)
     return replace(base, b=found.best), found
 
 
-def frechet(opened: OpenModel, options: argparse.Namespace, base: EpsilonScaling) -> Callable[[float], float]:
+def frechet(pipeline: ModelPipeline, options: argparse.Namespace, base: EpsilonScaling) -> Callable[[float], float]:
     """b -> Frechet distance of samples to the reference, in the features the reference was made with."""
     reference = Reference(open_features(options.ref))
     made = reference.features.settings["features"]
     extractor = make_extractor(made["extractor"], made.get("weights"), made.get("params"), made.get("channels", 3))
-    extractor, chosen = extractor.to(opened.device), Options(fid_resamples=0, device=opened.device)
+    extractor, chosen = extractor.to(pipeline.device), Options(fid_resamples=0, device=pipeline.device)
 
     def score(b: float) -> float:
-        source = SampledImages(under(opened, replace(base, b=b)), options.n)
+        source = SampledImages(under(pipeline, replace(base, b=b)), options.n)
         folder = Path(options.out) / "parts" / f"b{b:.6f}"
         with tqdm(total=options.n, desc=f"b = {b:g}", unit="image") as bar:
-            size = {"batch_size": options.batch_size, "device": opened.device, "progress": bar.update}
+            size = {"batch_size": options.batch_size, "device": pipeline.device, "progress": bar.update}
             samples = extract(source, extractor, folder, **size)
         return measure(["fid"], reference, samples, chosen)[0].value
 
     return score
 
 
-def under(opened: OpenModel, scaling: EpsilonScaling) -> OpenModel:
+def under(pipeline: ModelPipeline, scaling: EpsilonScaling) -> ModelPipeline:
     """The model under another scaling."""
-    other = replace(opened)
-    other.__dict__["wrappers"] = replace(opened.wrappers, scaling=scaling)
+    other = replace(pipeline)
+    other.__dict__["wrappers"] = replace(pipeline.wrappers, scaling=scaling)
     return other
 
 
-def distance(opened: OpenModel, options: argparse.Namespace, base: EpsilonScaling) -> Callable[[float], float]:
+def distance(pipeline: ModelPipeline, options: argparse.Namespace, base: EpsilonScaling) -> Callable[[float], float]:
     """b -> mean over steps of (corrected norm / norm in training - 1)^2, or of the distance of x_t from the truth."""
     seen: dict[str, Tensor] = {}
-    path, grid = opened.model.path, opened.grid
+    path, times = pipeline.model.schedule, pipeline.times
 
     def score(b: float) -> float:
         scaling, by_states = replace(base, b=b), options.metric == "states"
-        moments = measure_norms(opened, options, f"b{b:.6f}", scaling, not by_states and "training" not in seen)
+        moments = measure_norms(pipeline, options, f"b{b:.6f}", scaling, not by_states and "training" not in seen)
         if by_states:
-            return float(state_distance(path, grid, moments["sampling/states"], moments["data"].pooled()).mean())
+            return float(state_distance(path, times, moments["sampling/states"], moments["data"].pooled()).mean())
         if "training" in moments:
             seen["training"] = moments["training"].mean
-        corrected = moments["sampling"].mean / factors_of(path, grid, scaling)
+        corrected = moments["sampling"].mean / factors_of(path, times, scaling)
         return float((corrected / seen["training"] - 1).square().mean())
 
     return score
@@ -164,21 +165,21 @@ def main(argv: list[str] | None = None) -> EpsilonScaling:
         raise ValueError("--method norms finds lambda step by step: leave out --eps_slope and --eps_window")
     if (options.method, options.metric) == ("search", "fid") and options.ref is None:
         raise ValueError("--metric fid needs --ref: a folder that `python scripts/evaluate.py ref ...` wrote")
-    opened = open_model(options)
+    pipeline = open_model(options)
     if options.method == "norms":
-        scaling, rows = estimate(opened, options)
+        scaling, rows = estimate(pipeline, options)
         levels = [row["minus_log_snr"] for row in rows]
         curves = {f"round {k}": Curve(levels, [row[f"lambda_{k}"] for row in rows]) for k in range(options.rounds)}
         write_choice(out, rows, curves, "-log SNR = 2 ln(sigma / alpha)", "lambda")
     else:
-        scaling, found = search(opened, options)
+        scaling, found = search(pipeline, options)
         rows = [{"b": b, options.metric: value} for b, value in found.tried.items()]
         curves = {options.metric: Curve(list(found.tried), list(found.tried.values()))}
         write_choice(out, rows, curves, "b", options.metric)
         if found.at_edge:
             print(f"the best b is the {found.at_edge} that was tried: widen --low or --high, and add --overwrite")
     save_scaling(scaling, schedule, options.overwrite)
-    write_record(out / "record.json", options, overwrite=True, scaling=scaling.as_dict(), settings=opened.describe())
+    write_record(out / "record.json", options, overwrite=True, scaling=scaling.as_dict(), settings=pipeline.describe())
     print(f"{schedule}: " + (f"a table of {len(scaling.table)} levels" if scaling.table else f"b = {scaling.b:g}"))
     return scaling
 

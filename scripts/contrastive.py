@@ -25,14 +25,15 @@ from tqdm import tqdm
 
 from ldm.arguments import add_source_arguments
 from ldm.checkpoint import sha256
-from ldm.cli import HelpFormatter, add_device_arguments, refuse_existing, run_script, write_record
+from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.evaluation.contrastive import alignment, class_pairs, uniformity
 from ldm.evaluation.grid_features import read_features
-from ldm.evaluation.taps import Reading, Trunk
+from ldm.evaluation.taps import Backbone, Reading
+from ldm.experiments.probes import chosen_positions
 from ldm.jobs import WorkList
-from ldm.opened import load_weights, open_model
-from ldm.opened.probing import chosen_positions
-from ldm.opened.trunk import DataStates, add_reading_arguments, reading_of, trunk_of
+from ldm.pipelines import load_weights, open_model
+from ldm.pipelines.features import DataStates, add_reading_arguments, make_backbone, reading_of
+from ldm.records import refuse_existing, write_record
 from ldm.report.probes import trajectories
 from ldm.report.tables import markdown_table, write_csv
 from ldm.training.runs import find_run
@@ -80,7 +81,7 @@ def settings_of(options: argparse.Namespace, reading: Reading, states: DataState
 
 
 def measure(
-    trunk: Trunk, states: DataStates, reading: Reading, positives: Sequence[str], options: argparse.Namespace
+    trunk: Backbone, states: DataStates, reading: Reading, positives: Sequence[str], options: argparse.Namespace
 ) -> list[dict]:
     """A row a place: alignment for each kind of positives, and uniformity averaged over the two noises."""
     draws = len(reading.draws)
@@ -124,17 +125,17 @@ def main(argv: list[str] | None = None) -> list[dict]:
     options = get_parser().parse_args(argv)
     out = Path(options.out)
     refuse_existing([out / "contrastive.csv"], options.overwrite)
-    opened = open_model(options)
-    options.device_used = str(opened.device)
-    data = instantiate_from_config(opened.config["data"]["params"]["train"])
+    pipeline = open_model(options)
+    options.device_used = str(pipeline.device)
+    data = instantiate_from_config(pipeline.config["data"]["params"]["train"])
     positions = chosen_positions(len(data), options.n, options.seed)
-    trunk = trunk_of(opened.model, options.label)
-    reading = reading_of(opened, trunk, options, grid=options.layers is None, seed=options.seed)
-    states, checkpoints = DataStates(opened.model, data, positions), checkpoints_of(options)
+    trunk = make_backbone(pipeline.model, options.label)
+    reading = reading_of(pipeline, trunk, options, grid=options.layers is None, seed=options.seed)
+    states, checkpoints = DataStates(pipeline.model, data, positions), checkpoints_of(options)
     work = WorkList(out / "parts", settings_of(options, reading, states))
     names = {f"{name}_{sha256(checkpoint)[:12]}": name for name, checkpoint in checkpoints.items()}
     for key in tqdm(work.pending(names), desc="checkpoints", unit="checkpoint"):
-        load_weights(opened.model, checkpoints[names[key]], options.ema, options.pretrained, opened.config)
+        load_weights(pipeline.model, checkpoints[names[key]], options.ema, options.pretrained, pipeline.config)
         work.save(key, {"rows": measure(trunk, states, reading, options.positives, options)})
     rows = [{"checkpoint": name, **row} for key, name in names.items() for row in work.load(key)["rows"]]
     note = "features at unit length: mean squared distance of positive pairs; ln mean exp(-2 d^2) of all pairs"

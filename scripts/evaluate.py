@@ -35,18 +35,19 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
-from ldm.cli import HelpFormatter, pick_device, run_script, write_record
-from ldm.data.image_arguments import add_image_arguments, images_of
-from ldm.data.sources import open_images
+from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.distortions import DISTORTIONS, distort, named_strength
 from ldm.evaluation.extraction import FeatureSet, Images, extract, is_feature_folder, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.metrics import METRICS, Options, Reference, Row, measure, obstacle
+from ldm.evaluation.sample_sizes import sample_sizes, summarise, without_bias
 from ldm.evaluation.statistics import load_statistics
-from ldm.evaluation.study import sample_sizes, summarise, without_bias
-from ldm.jobs import shard_from_environment
-from ldm.opened import open_model
+from ldm.image_arguments import add_image_arguments, images_of
+from ldm.jobs import pick_device, shard_from_environment
+from ldm.pipelines import open_model
+from ldm.pipelines.images import load_images
+from ldm.records import write_record
 from ldm.report.evaluation import distortion_plot, sample_size_plot
 from ldm.util import atomic_write
 
@@ -168,7 +169,7 @@ def open_reference(path: str, extractor: Extractor, options: argparse.Namespace)
     if given and options.metrics and all(METRICS[name].reference != "features" for name in options.metrics):
         return FeatureSet(given=given)
     try:
-        source = open_images(path, extractor.channels, options.image_size)
+        source = load_images(path, extractor.channels, options.image_size)
     except ValueError:
         if not given:
             raise
@@ -260,8 +261,8 @@ def main(argv: list[str] | None = None) -> list[Row] | None:
     options = parse(argv)
     out, made = Path(options.out), reference_settings(options.ref) if options.command == "calc" else {}
     extractor = extractor_of(options, made)
-    opened = open_model(options.sampling) if options.sampling is not None else None
-    source = images_of(options, extractor.channels, opened)
+    pipeline = open_model(options.sampling) if options.sampling is not None else None
+    source = images_of(options, extractor.channels, pipeline)
     change = named_strength(options.distort) if options.distort else None
     samples = features_of(source, extractor, out, options, change)
     found = open_reference(options.ref, extractor, options) if options.command == "calc" else samples

@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 from ldm.checkpoint import averaged, load_state_dict, save_checkpoint
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
+from ldm.records import write_record
 from ldm.training.runs import find_run
 
 

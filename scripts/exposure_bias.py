@@ -8,7 +8,7 @@ Examples:
       --ckpt pretrained_models/adm/cifar10-32.pt --sampler DDPM --steps 20 --spacing respace --n 5000 \\
       --eps_scaler published --out results/exposure_cifar10
 
-Images of the config's data (--split) are noised to the grid's first time and sampled from there, without scaling
+Images of the config's data (--split) are noised to the times' first time and sampled from there, without scaling
 (`sampling`) and, where a scaling is given, with it (`scaled`); `training` are the same images noised to every time.
 Any sampler and path will do, flows included. A stopped run continues; processes of torchrun or of a SLURM array share
 the images, and the last to finish writes norms.csv, states.csv, norms.png, ratios.png, delta.png, distance.png,
@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
 from ldm.checkpoint import save_tensors
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
+from ldm.diffusion.epsilon_scaling import EpsilonScaling
+from ldm.experiments.exposure import Chains, data_of, measured
 from ldm.jobs import WorkList, parts_of, shard_from_environment
-from ldm.models.diffusion.epsilon_scaling import EpsilonScaling
-from ldm.opened import OpenModel, open_model
-from ldm.opened.exposure import Chains, data_of, measured
+from ldm.pipelines import ModelPipeline, open_model
+from ldm.records import write_record
 from ldm.report.exposure import (
     delta_plot,
     distance_plot,
@@ -52,14 +53,14 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write_outputs(out: Path, opened: OpenModel, chains: Chains, moments: Any) -> None:
+def write_outputs(out: Path, pipeline: ModelPipeline, chains: Chains, moments: Any) -> None:
     """Tables, figures and the moments themselves."""
-    path, grid, names = opened.model.path, opened.grid, list(chains.scalings)
-    factors = {name: factors_of(path, grid, scaling) for name, scaling in chains.scalings.items()}
-    norms, states = norm_table(path, grid, moments, factors), state_table(path, grid, moments, names)
+    path, times, names = pipeline.model.schedule, pipeline.times, list(chains.scalings)
+    factors = {name: factors_of(path, times, scaling) for name, scaling in chains.scalings.items()}
+    norms, states = norm_table(path, times, moments, factors), state_table(path, times, moments, names)
     write_csv(out / "norms.csv", norms, overwrite=True)
     write_csv(out / "states.csv", states, overwrite=True)
-    title = f"{opened.options.sampler}, {len(grid) - 1} steps"
+    title = f"{pipeline.options.sampler}, {len(times) - 1} steps"
     norm_plot(norms, out / "norms.png", names, moments["data"].mean[0].numel(), title)
     ratio_plot(norms, out / "ratios.png", names, title)
     delta_plot(states, out / "delta.png", names, title)
@@ -73,12 +74,12 @@ def main(argv: list[str] | None = None) -> Path:
     options = get_parser().parse_args(argv)
     if options.n < 2 or options.batch_size < 1:
         raise ValueError(f"expected --n of at least 2 and --batch_size of at least 1, got {vars(options)}")
-    out, opened = Path(options.out), open_model(options)
+    out, pipeline = Path(options.out), open_model(options)
     scalings = {"sampling": EpsilonScaling()}
-    if not opened.wrappers.scaling.off:
-        scalings["scaled"] = opened.wrappers.scaling
-    chains = Chains(opened, data_of(opened.config, options.split), scalings)
-    settings = {**opened.describe(), "split": options.split}
+    if not pipeline.wrappers.scaling.off:
+        scalings["scaled"] = pipeline.wrappers.scaling
+    chains = Chains(pipeline, data_of(pipeline.config, options.split), scalings)
+    settings = {**pipeline.describe(), "split": options.split}
     work = WorkList(out / "parts", settings, shard_from_environment())
     parts = parts_of(options.n, options.batch_size)
     with tqdm(total=sum(len(parts[key]) for key in work.pending(parts)), desc="images", unit="image") as bar:
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> Path:
     if moments is None:
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")
         return out
-    write_outputs(out, opened, chains, moments)
+    write_outputs(out, pipeline, chains, moments)
     write_record(out / "record.json", options, overwrite=True, settings=settings)
     print(f"{out}: norms.csv, states.csv and figures of {options.n} images")
     return out

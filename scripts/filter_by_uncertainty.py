@@ -23,12 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ldm.cli import HelpFormatter, pick_device, run_script, write_record
-from ldm.data.sources import open_images
+from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.filtering import RULES, at_random, certain, comparison, counts_of
 from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
+from ldm.jobs import pick_device
+from ldm.pipelines.images import load_images
+from ldm.records import write_record
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.util import atomic_write
 
@@ -65,7 +67,7 @@ def features_of(options: argparse.Namespace, reference):
     """Features of the samples, by the reference's own extractor."""
     made = reference.settings["features"]
     extractor = make_extractor(made["extractor"], made.get("weights"), made.get("params"), made.get("channels", 3))
-    source = open_images(Path(options.samples) / "samples.npz")
+    source = load_images(Path(options.samples) / "samples.npz")
     device = pick_device(options.device)
     return extract(
         source, extractor.to(device), Path(options.out) / "features", batch_size=options.batch_size, device=device

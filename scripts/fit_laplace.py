@@ -33,13 +33,14 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
 from ldm.checkpoint import load_state_dict, save_tensors
-from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.data.image_arguments import data_config
+from ldm.cli import HelpFormatter, run_script
+from ldm.image_arguments import data_config
 from ldm.jobs import WorkList, parts_of, shard_from_environment
-from ldm.opened import OpenModel, chosen_positions, new_posterior, observations, open_model, open_posterior
-from ldm.uncertainty.laplace import LastLayerLaplace, save_laplace
-from ldm.uncertainty.laplace.curvature import CURVATURES
-from ldm.uncertainty.laplace.tuning import TUNERS
+from ldm.laplace import LastLayerLaplace, save_laplace
+from ldm.laplace.curvature import CURVATURES
+from ldm.laplace.tuning import TUNERS
+from ldm.pipelines import ModelPipeline, chosen_positions, new_posterior, observations, open_model, open_posterior
+from ldm.records import write_record
 from ldm.util import instantiate_from_config
 
 # Images in a part: what a process takes at once, and what is lost when it is stopped. A part holds the last layer's
@@ -69,7 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--n", type=int, help="images to fit to, drawn at random (default: all)")
     add("--data_size", type=int, help="images that those seen stand for (default: the data set's)")
     add("--draws", type=int, default=4, help="noise draws for each image")
-    add("--curvature", default="full", choices=sorted(CURVATURES), help="see ldm.uncertainty.laplace")
+    add("--curvature", default="full", choices=sorted(CURVATURES), help="see ldm.laplace")
     add("--also", nargs="+", default=[], choices=sorted(CURVATURES), help="gather what these need as well")
     add("--rank", type=int, default=128, help="eigenvectors of lowrank")
     add("--layer", help="the last layer by name (default: found)")
@@ -89,7 +90,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def data_of(options: argparse.Namespace, opened: OpenModel, split: str) -> tuple[Dataset, Any]:
+def data_of(options: argparse.Namespace, pipeline: ModelPipeline, split: str) -> tuple[Dataset, Any]:
     """The images to fit to, and what they were built from.
 
     Raises:
@@ -98,45 +99,47 @@ def data_of(options: argparse.Namespace, opened: OpenModel, split: str) -> tuple
     if options.data is not None and split == options.split:
         config = data_config(options.data)
     else:
-        config = OmegaConf.select(OmegaConf.create(opened.config), f"data.params.{split}")
+        config = OmegaConf.select(OmegaConf.create(pipeline.config), f"data.params.{split}")
         if config is None:
             raise ValueError(f"the config has no data.params.{split}: name the images with --data")
         config = OmegaConf.to_container(config, resolve=True)
     return instantiate_from_config(config), config
 
 
-def time_edges(opened: OpenModel, bins: int) -> list[float]:
+def time_edges(pipeline: ModelPipeline, bins: int) -> list[float]:
     """The network's times that part training into `bins` equally likely noise levels."""
-    model = opened.model
+    model = pipeline.model
     shares = torch.arange(1, bins, dtype=torch.float64) / bins
     t = model.drawn_times(shares if model.times is not None else (shares * model.num_timesteps).long())
-    x = torch.zeros(len(shares), *model.latent_shape, device=opened.device)
-    return sorted(model.network_input(x, t.to(opened.device))[1].double().tolist()) if len(shares) else []
+    x = torch.zeros(len(shares), *model.latent_shape, device=pipeline.device)
+    return sorted(model.network_input(x, t.to(pipeline.device))[1].double().tolist()) if len(shares) else []
 
 
-def posterior_of(options: argparse.Namespace, opened: OpenModel) -> LastLayerLaplace:
+def posterior_of(options: argparse.Namespace, pipeline: ModelPipeline) -> LastLayerLaplace:
     """The unfitted posterior that the options describe."""
     return new_posterior(
-        opened,
+        pipeline,
         layer=options.layer,
         curvature=options.curvature,
         rank=options.rank,
         published_ef=options.published,
         temperature=options.temperature,
-        time_edges=time_edges(opened, options.bins),
+        time_edges=time_edges(pipeline, options.bins),
         chunk=options.patches,
     )
 
 
 def work_of(
-    options: argparse.Namespace, opened: OpenModel, data: Dataset, config: Any, positions: list[int]
+    options: argparse.Namespace, pipeline: ModelPipeline, data: Dataset, config: Any, positions: list[int]
 ) -> WorkList:
     """The parts of this fit, in a folder named by all that their sums depend on."""
     names = ("curvature", "also", "draws", "bins", "layer", "seed")
     settings = {
         **{name: getattr(options, name) for name in names},
-        "model": {key: value for key, value in opened.describe().items() if key.startswith(("checkpoint", "averaged"))},
-        "config": OmegaConf.to_container(OmegaConf.create(opened.config), resolve=True)["model"],
+        "model": {
+            key: value for key, value in pipeline.describe().items() if key.startswith(("checkpoint", "averaged"))
+        },
+        "config": OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True)["model"],
         "data": config,
         "images": len(positions),
         "of": len(data),
@@ -144,19 +147,21 @@ def work_of(
     return WorkList.apart(Path(options.out) / "parts", settings, shard_from_environment())
 
 
-def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, config: Any) -> LastLayerLaplace | None:
+def fit_parts(
+    options: argparse.Namespace, pipeline: ModelPipeline, data: Dataset, config: Any
+) -> LastLayerLaplace | None:
     """Fit what has not been fitted, then join; None while parts of other processes are missing."""
     positions = chosen_positions(len(data), options.n, options.seed)
-    work = work_of(options, opened, data, config, positions)
+    work = work_of(options, pipeline, data, config, positions)
     spans = parts_of(len(positions), max(PART, math.ceil(len(positions) / PARTS)))
     parts = {key: positions[span.start : span.stop] for key, span in spans.items()}
     with tqdm(total=len(positions), desc="fit", unit="image") as bar:
         for key in parts:
             bar.update(len(parts[key]) * (key not in work.pending(parts)))
         for key in work.pending(parts):
-            part = posterior_of(options, opened)
+            part = posterior_of(options, pipeline)
             shared = {"draws": options.draws, "seed": options.seed, "batch_size": options.batch_size}
-            rows = observations(opened.model, data, parts[key], **shared)
+            rows = observations(pipeline.model, data, parts[key], **shared)
             part.fit(rows, draws=options.draws, also=options.also)
             save_tensors(part.state_dict(), work.folder / f"{key}.safetensors", {}, overwrite=True)
             work.save(key, {"images": len(parts[key])})
@@ -165,7 +170,7 @@ def fit_parts(options: argparse.Namespace, opened: OpenModel, data: Dataset, con
         return None
     whole = None
     for key in parts:
-        part = posterior_of(options, opened)
+        part = posterior_of(options, pipeline)
         part.load_state_dict(load_state_dict(work.folder / f"{key}.safetensors"))
         whole = part if whole is None else whole.merge(part)
     if options.overwrite:
@@ -182,19 +187,19 @@ def discard_others(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def check(options: argparse.Namespace, opened: OpenModel) -> None:
+def check(options: argparse.Namespace, pipeline: ModelPipeline) -> None:
     """Raise before the fit what its tuning would raise for the values given."""
-    unfitted = posterior_of(options, opened)
+    unfitted = posterior_of(options, pipeline)
     for name in ("sigma_noise", "prior_precision"):
         if not isinstance(getattr(options, name), str):
             setattr(unfitted, name, getattr(options, name))
     if options.curvature == "isotropic" and options.prior_precision == "marglik":
         raise ValueError("isotropic curvature holds no data, so no evidence: give --prior_precision, or gridsearch")
     if options.prior_precision == "gridsearch":
-        data_of(options, opened, options.validation)
+        data_of(options, pipeline, options.validation)
 
 
-def tune(options: argparse.Namespace, opened: OpenModel, laplace: LastLayerLaplace) -> None:
+def tune(options: argparse.Namespace, pipeline: ModelPipeline, laplace: LastLayerLaplace) -> None:
     """Set sigma_noise, then prior_precision."""
     if options.sigma_noise == "ml":
         laplace.optimize_sigma_noise()
@@ -205,8 +210,8 @@ def tune(options: argparse.Namespace, opened: OpenModel, laplace: LastLayerLapla
         return
     held_out = {}
     if options.prior_precision == "gridsearch":
-        data, _ = data_of(options, opened, options.validation)
-        held_out["batches"] = observations(opened.model, data, seed=options.seed, batch_size=options.batch_size)
+        data, _ = data_of(options, pipeline, options.validation)
+        held_out["batches"] = observations(pipeline.model, data, seed=options.seed, batch_size=options.batch_size)
     laplace.optimize_prior_precision(options.prior_precision, **held_out)
 
 
@@ -241,21 +246,21 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(options.out)
     if (out / "laplace.yaml").exists() and not options.overwrite:
         raise FileExistsError(f"{out} holds a posterior; choose another folder, or --overwrite")
-    opened = open_model(options)
-    check(options, opened)
+    pipeline = open_model(options)
+    check(options, pipeline)
     if options.merge:
-        laplace, config = open_posterior(opened, options.merge[0]), {"merged": options.merge}
+        laplace, config = open_posterior(pipeline, options.merge[0]), {"merged": options.merge}
         for folder in options.merge[1:]:
-            laplace = laplace.merge(open_posterior(opened, folder))
+            laplace = laplace.merge(open_posterior(pipeline, folder))
     else:
-        data, config = data_of(options, opened, options.split)
-        laplace = fit_parts(options, opened, data, config)
+        data, config = data_of(options, pipeline, options.split)
+        laplace = fit_parts(options, pipeline, data, config)
     if laplace is None:
         print(f"{out}: this process is done; the one that finishes last writes the posterior (or running once more)")
         return out
-    tune(options, opened, laplace)
+    tune(options, pipeline, laplace)
     found = describe(laplace)
-    source = {"checkpoint": str(opened.checkpoint), **opened.describe(), "data": config, "seed": options.seed}
+    source = {"checkpoint": str(pipeline.checkpoint), **pipeline.describe(), "data": config, "seed": options.seed}
     save_laplace(laplace, out, source, options.overwrite)
     write_record(out / "record.json", options, overwrite=True, found=found)
     for name, value in found.items():

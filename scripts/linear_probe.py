@@ -23,14 +23,15 @@ from pathlib import Path
 import numpy as np
 
 from ldm.arguments import add_source_arguments
-from ldm.cli import HelpFormatter, add_device_arguments, refuse_existing, run_script, write_record
+from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.evaluation.finetuning import Tuning
 from ldm.evaluation.probe import ProbeResult, ProbeTraining
 from ldm.evaluation.taps import Reading
+from ldm.experiments.probes import ProbeStudy
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.opened import open_model
-from ldm.opened.probing import ProbeStudy
-from ldm.opened.trunk import add_reading_arguments, log_snr, open_untrained, reading_of, trunk_of
+from ldm.pipelines import open_model
+from ldm.pipelines.features import add_reading_arguments, log_snr, make_backbone, reading_of, reinitialise
+from ldm.records import refuse_existing, write_record
 from ldm.report.probes import heat_map
 from ldm.report.tables import markdown_table, write_csv
 
@@ -91,23 +92,23 @@ def write_grid(
 
 def main(argv: list[str] | None = None) -> dict[str, ProbeResult]:
     options = get_parser().parse_args(argv)
-    opened, out = open_model(options), Path(options.out)
+    pipeline, out = open_model(options), Path(options.out)
     refuse_existing([out / "results.csv"], options.overwrite)
-    trunk = trunk_of(opened.model, options.label)
-    reading = reading_of(opened, trunk, options, options.grid, options.seed)
-    study = ProbeStudy(opened, options, out / "features")
-    results, tuned = {"trained": study.probe_trunk(trunk, reading, "trained")}, None
+    trunk = make_backbone(pipeline.model, options.label)
+    reading = reading_of(pipeline, trunk, options, options.grid, options.seed)
+    study = ProbeStudy(pipeline, options, out / "features")
+    results, tuned = {"trained": study.probe_backbone(trunk, reading, "trained")}, None
     if options.finetune:
         tuned = study.fine_tune(trunk, reading, results["trained"].place)
     if options.untrained:
-        open_untrained(opened, options.seed)
-        results["untrained"] = study.probe_trunk(trunk, reading, "untrained", f"untrained {options.seed}")
+        reinitialise(pipeline, options.seed)
+        results["untrained"] = study.probe_backbone(trunk, reading, "untrained", f"untrained {options.seed}")
     if options.pixels:
         results["pixels"] = study.probe_pixels()
     rows = []
     for name, result in results.items():
         if name != "pixels":
-            write_grid(name, result, reading, opened.model, out, options.overwrite)
+            write_grid(name, result, reading, pipeline.model, out, options.overwrite)
         rows.append({
             "features": name, "t": result.place[0], "layer": result.place[1], "test": 100 * result.mean,
             "deviation": 100 * result.deviation, "seeds": len(result.test),
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, ProbeResult]:
         for label in range(study.classes)
     ]
     write_csv(out / "errors.csv", errors, ["% of each class's test images that the probe mistakes"], options.overwrite)
-    facts = {"checkpoint": str(opened.checkpoint), "reading": reading.describe(), "n_train": len(study.positions)}
+    facts = {"checkpoint": str(pipeline.checkpoint), "reading": reading.describe(), "n_train": len(study.positions)}
     write_record(out / "record.json", options, overwrite=True, **facts)
     print(markdown_table(rows))
     return results

@@ -1,6 +1,6 @@
 """Draw which images each member of an ensemble sees, or take what DECU published; write the lists, and show them.
 
-Binned classes: every class has a budget of images, and each member a bootstrap of them.
+Binned classes: every class has a class_size of images, and each member a bootstrap of them.
 Masked classes: every class is hidden from some of the members; the others see a bootstrap of all its images.
 --convert reads DECU's subsets_binned_classes.pkl or subsets_masked_classes.pkl (nothing a pickle names is run). File
 lists that lie beside it are kept, others are drawn. Words paths.NAME=VALUE change the config's section `paths`.
@@ -31,15 +31,15 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ldm.cli import HelpFormatter, run_script
-from ldm.data.published import plan_published
+from ldm.data.prepare.published import plan_published
 from ldm.data.subsets import (
     ALL,
     BINNED,
     DATASET_NAMES,
     MASKED,
-    Budget,
+    ClassSize,
     Subsets,
-    budget_order,
+    class_size_order,
     list_file,
     plan_binned,
     plan_masked,
@@ -59,12 +59,12 @@ SHOWN = 10  # classes named in a row, at most
 COMPONENT_SUBSET = "ldm.data.subsets.ComponentSubset"
 
 
-def bin_argument(text: str) -> tuple[Budget, int]:
+def bin_argument(text: str) -> tuple[ClassSize, int]:
     """Read `BUDGET:CLASSES`, such as 10:2 or all:3."""
-    budget, _, count = text.partition(":")
-    if not count.isdigit() or not (budget == ALL or budget.isdigit()):
+    class_size, _, count = text.partition(":")
+    if not count.isdigit() or not (class_size == ALL or class_size.isdigit()):
         raise argparse.ArgumentTypeError(f"expected BUDGET:CLASSES such as 10:2 or all:3, got '{text}'")
-    return (budget if budget == ALL else int(budget)), int(count)
+    return (class_size if class_size == ALL else int(class_size)), int(count)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         type=bin_argument,
         metavar="BUDGET:CLASSES",
-        help="classes at each budget; default: 1:3 10:2 50:2 all:3 for ten classes, "
+        help="classes at each class_size; default: 1:3 10:2 50:2 all:3 for ten classes, "
         "10/10/10/70 percent at 1/10/100/all for 100 or more (ImageNet: 100/100/100/700)",
     )
     parser.add_argument("--hidden_from", type=int, default=None, help="masked_classes: members a class is hidden from")
@@ -158,14 +158,14 @@ def rows(subsets: Subsets, lists: dict[int | None, Tensor], labels: Tensor) -> l
     """Return the table: of each bin its classes, images without bootstrap, per member, and distinct per member."""
     members = [one for one in lists if one is not None]
     table = [["bin", "classes", "images", "per component", "distinct per component", "class ids"]]
-    for budget in sorted(set(subsets.bins.values()), key=budget_order):
-        classes = [label for label, value in subsets.bins.items() if value == budget]
+    for class_size in sorted(set(subsets.bins.values()), key=class_size_order):
+        classes = [label for label, value in subsets.bins.items() if value == class_size]
         in_bin = torch.zeros(len(subsets.class_names), dtype=torch.bool)
         in_bin[classes] = True
         inside = {one: positions[in_bin[labels[positions]]] for one, positions in lists.items()}
         sizes = " ".join(str(len(inside[one])) for one in members)
         distinct = " ".join(str(len(inside[one].unique())) for one in members)
-        table.append([str(budget), str(len(classes)), str(len(inside[None])), sizes, distinct, some(classes)])
+        table.append([str(class_size), str(len(classes)), str(len(inside[None])), sizes, distinct, some(classes)])
     return table
 
 

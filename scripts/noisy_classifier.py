@@ -27,34 +27,27 @@ from tqdm import tqdm
 
 from ldm.arguments import add_source_arguments
 from ldm.checkpoint import save_tensors
-from ldm.cli import (
-    HelpFormatter,
-    add_device_arguments,
-    pick_device,
-    refuse_existing,
-    run_script,
-    step_bar,
-    write_record,
-)
+from ldm.cli import HelpFormatter, add_device_arguments, run_script
+from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule, make_betas
+from ldm.diffusion.training_times import LogNormalNoise
 from ldm.evaluation.noise_conditional import (
     WRN_TRAINING,
+    BackboneClassifier,
     NetworkClassifier,
     NoiseHead,
     NoisyTraining,
-    TrunkClassifier,
     level_times,
     recognition,
     train_noisy,
 )
 from ldm.evaluation.taps import Reading, resolve_taps
+from ldm.experiments.probes import chosen_positions
+from ldm.jobs import pick_device, step_bar
 from ldm.models.diffusion.classifier import NoisyClassifier
-from ldm.models.diffusion.path import EDMPath, VPPath, beta_schedule
-from ldm.models.diffusion.path import Path as NoisePath
-from ldm.models.diffusion.times import LogNormalNoise
 from ldm.modules.wide_resnet import WideResNet
-from ldm.opened import build_model, open_model
-from ldm.opened.probing import chosen_positions
-from ldm.opened.trunk import INDEX_STEPS, PLAIN, DataStates, grid_times, pool_of, trunk_of
+from ldm.pipelines import build_model, open_model
+from ldm.pipelines.features import INDEX_STEPS, PLAIN, DataStates, edm_index_times, make_backbone, pool_of
+from ldm.records import refuse_existing, write_record
 from ldm.report.probes import lines
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.training.config import load_config
@@ -100,48 +93,48 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def levels_of(path: NoisePath) -> tuple[torch.Tensor, list[float]]:
+def levels_of(schedule: Schedule) -> tuple[torch.Tensor, list[float]]:
     """Times that heads are trained on, and those they are tested at: 1 .. T and every 50th, or EDM's steps."""
-    if isinstance(path, VPPath):
-        trained = torch.arange(1, path.end + 1, dtype=torch.float64)
-        return trained, trained[:: max(1, path.end // 20)].tolist()
-    trained = torch.tensor(grid_times(path, range(1, INDEX_STEPS + 1)), dtype=torch.float64)
+    if isinstance(schedule, VPSchedule):
+        trained = torch.arange(1, schedule.end + 1, dtype=torch.float64)
+        return trained, trained[:: max(1, schedule.end // 20)].tolist()
+    trained = torch.tensor(edm_index_times(schedule, range(1, INDEX_STEPS + 1)), dtype=torch.float64)
     return trained, trained.tolist()
 
 
 def head_of(options: argparse.Namespace):
-    """(classifier, path, times, model, config, what trains) on a diffusion model's features."""
-    opened = open_model(options)
-    trunk = trunk_of(opened.model, options.label)
-    layers = options.layers or [(opened.config.get("probe") or {}).get("layer")]
+    """(classifier, schedule, times, model, config, what trains) on a diffusion model's features."""
+    pipeline = open_model(options)
+    trunk = make_backbone(pipeline.model, options.label)
+    layers = options.layers or [(pipeline.config.get("probe") or {}).get("layer")]
     if layers == [None]:
         raise ValueError("which layer? Give --layers, or probe.layer in the config")
-    tap, path = resolve_taps(trunk.network, layers), opened.model.path
-    levels, _ = levels_of(path)
-    zero = torch.zeros((1, *opened.model.latent_shape), device=opened.device)
+    tap, schedule = resolve_taps(trunk.network, layers), pipeline.model.schedule
+    levels, _ = levels_of(schedule)
+    zero = torch.zeros((1, *pipeline.model.latent_shape), device=pipeline.device)
     reading = Reading((float(levels[0]),), tap, pool_of(options.pool))
     (width,) = {value.shape[1] for value in trunk.features(zero, [0], reading).values()}
-    classes = instantiate_from_config(opened.config["data"]["params"]["train"]).n_classes
-    head = NoiseHead(width, classes).to(opened.device)
-    classifier = TrunkClassifier(trunk, tap, levels, head, reading.pool)
-    return classifier, path, level_times(levels), opened.model, opened.config, head
+    classes = instantiate_from_config(pipeline.config["data"]["params"]["train"]).n_classes
+    head = NoiseHead(width, classes).to(pipeline.device)
+    classifier = BackboneClassifier(trunk, tap, levels, head, reading.pool)
+    return classifier, schedule, level_times(levels), pipeline.model, pipeline.config, head
 
 
 def network_of(options: argparse.Namespace):
     """The same of a wide residual network."""
     device = pick_device(options.device)
     config = load_config([options.base], options.words, needs=("model", "data"))
-    path: NoisePath = VPPath(beta_schedule("sqrt_linear", 1000)) if options.mode == "VP" else EDMPath()
-    times = level_times(levels_of(path)[0])
+    schedule: Schedule = VPSchedule(make_betas("sqrt_linear", 1000)) if options.mode == "VP" else EDMSchedule()
+    times = level_times(levels_of(schedule)[0])
     if options.mode == "VE":
 
         def times(uniform: torch.Tensor) -> torch.Tensor:
-            return LogNormalNoise()(uniform, path)
+            return LogNormalNoise()(uniform, schedule)
 
     model = build_model(config).to(device)
     classes = instantiate_from_config(config.data.params.train).n_classes
     network = WideResNet(options.depth, options.width, classes, model.channels).to(device)
-    return NetworkClassifier(network, path), path, times, model, config, network
+    return NetworkClassifier(network, schedule), schedule, times, model, config, network
 
 
 def guide_of(options: argparse.Namespace):
@@ -152,8 +145,8 @@ def guide_of(options: argparse.Namespace):
         raise ValueError(f"{options.base} names {config.model.target}: expected the config of a NoisyClassifier")
     model.init_from_ckpt(options.ckpt)
     model = model.to(pick_device(options.device)).requires_grad_(False)
-    classifier = NetworkClassifier(model.classifier, model.path, model.path.time_to_net)
-    return classifier, model.path, None, model, config, None
+    classifier = NetworkClassifier(model.classifier, model.schedule, model.schedule.time_to_net)
+    return classifier, model.schedule, None, model, config, None
 
 
 MAKERS = {"ddae": head_of, "wrn": network_of, "adm": guide_of}
@@ -180,14 +173,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
     beside = {Path(file).parent.name: read_csv(file) for file in options.beside}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        classifier, path, times, model, config, trained = MAKERS[options.command](options)
+        classifier, schedule, times, model, config, trained = MAKERS[options.command](options)
     if trained is not None:
         train(options, classifier, images_of(model, config, "train", options.n_train, options.seed), times)
-    tests, levels = images_of(model, config, "validation", options.n_test, options.seed), levels_of(path)[1]
+    tests, levels = images_of(model, config, "validation", options.n_test, options.seed), levels_of(schedule)[1]
     with tqdm(desc="recognition", total=len(tests), unit="image") as bar:
         rates = recognition(classifier, tests, levels, options.seed, progress=bar.update)
     rows = [
-        {"t": u, "log_snr": -2 * float(path.ratio(u).log()), "recognised": 100 * rate}
+        {"t": u, "log_snr": -2 * float(schedule.ratio(u).log()), "recognised": 100 * rate}
         for u, rate in zip(levels, rates, strict=True)
     ]
     parameters = 0

@@ -24,12 +24,12 @@ import torch
 
 from ldm.checkpoint import load_state_dict, matches
 from ldm.cli import HelpFormatter, run_script
-from ldm.data import prepare_ffhq
-from ldm.data.archives import check_whole, unpack
-from ldm.data.download import fetch
-from ldm.data.pages import drive_url
-from ldm.data.prepare_imagenet import MD5, TARS, prepare
-from ldm.data.prepare_lsun import ARCHIVES, library, prepare_tower
+from ldm.data.prepare import ffhq as prepare_ffhq
+from ldm.data.prepare.archives import check_whole, unpack
+from ldm.data.prepare.download import fetch
+from ldm.data.prepare.imagenet import MD5, TARS, prepare
+from ldm.data.prepare.lsun import ARCHIVES, library, prepare_tower
+from ldm.data.prepare.pages import drive_url
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 

@@ -2,9 +2,10 @@
 
 Examples:
   python scripts/linear_probe.py --base configs/latent-diffusion/digits.yaml --ckpt logs/pretrained/digits/trunk.ckpt \\
-      --grid --t 11 101 301 --layers all --out results/probe_trunk
+      --grid --t 11 101 301 --layers all --out results/probe_backbone
   python get_unc_synsets.py --path logs/bootstrapped_digits_5 --out results/uncertainty
-  python scripts/probe_uncertainty.py --probe results/probe_trunk --uncertainty results/uncertainty --out results/joined
+  python scripts/probe_uncertainty.py --probe results/probe_backbone --uncertainty results/uncertainty --out
+  results/joined
 
 Joins errors.csv of linear_probe.py with uncertainty.csv of get_unc_synsets.py by class, and says how the two go
 together (Spearman's rank correlation, with the interval of resampled classes). Writes joined.csv and joined.png.
@@ -18,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.detection import spearman
+from ldm.records import write_record
 from ldm.report.probes import scatter
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.util import generator

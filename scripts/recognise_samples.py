@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script
-from ldm.data.sources import real_images
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
-from ldm.images import make_grid, save_image
-from ldm.opened import open_model
+from ldm.images import save_image, tile_images
+from ldm.pipelines import open_model
+from ldm.pipelines.images import real_images
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -38,8 +38,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> float:
     options = get_parser().parse_args(argv)
-    opened = open_model(options)
-    config = opened.config
+    pipeline = open_model(options)
+    config = pipeline.config
 
     real, tests = (
         real_images(config.data.params[split], options.real, options.seed) for split in ("train", "validation")
@@ -47,14 +47,14 @@ def main(argv: list[str] | None = None) -> float:
     classifier = PixelClassifier(*real)
     own = classifier.recognised(*tests).mean()
     rates, every = [], []
-    for label in tqdm(range(opened.n_classes), desc="classes", unit="class"):
+    for label in tqdm(range(pipeline.n_classes), desc="classes", unit="class"):
         labels = [label] * options.n
-        images = opened.decode(opened.sample(labels, range(label * options.n, (label + 1) * options.n)))
+        images = pipeline.decode(pipeline.sample(labels, range(label * options.n, (label + 1) * options.n)))
         every.append(images)
         rates.append(classifier.recognised(images.permute(0, 2, 3, 1), labels).mean())
     if options.grid:
         save_image(
-            make_grid(torch.cat([images[:10] for images in every]), columns=10, zoom=4),
+            tile_images(torch.cat([images[:10] for images in every]), columns=10, zoom=4),
             Path(options.grid),
             overwrite=True,
         )

@@ -29,14 +29,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
+from ldm.diffusion.noise import ImageNoise
 from ldm.evaluation.classifier import SmallClassifier, load_classifier, signed
 from ldm.evaluation.diversity import pairwise_ssim
-from ldm.images import make_grid, save_image, to_uint8
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.opened import METHODS, SAMPLED, OpenPosterior, open_walks
+from ldm.images import save_image, tile_images, to_uint8
+from ldm.pipelines import METHODS, SAMPLED, PosteriorPipeline, open_walks
+from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
-from ldm.uncertainty.rewind import KINDS, finished, step_at, variants
+from ldm.uncertainty.resampling import KINDS, finished, step_at, variants
 from ldm.util import atomic_write, derive_seed
 
 SHOWN = 8
@@ -49,7 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", required=True, help="folder of the output")
     add("--method", default="persistent", choices=list(METHODS), help="see scripts/sample_laplace.py")
-    add("--cut", type=int, required=True, help="grid steps before the walk is left, 1 .. steps - 1")
+    add("--cut", type=int, required=True, help="steps before the walk is left, 1 .. steps - 1")
     add("--kinds", nargs="+", default=["variance", "uniform"], choices=KINDS, help="how states are drawn")
     add("--strength", type=float, default=1.0, help="multiplies the standard deviation")
     add("--variants", type=int, default=8, help="states of each image, the plain one included")
@@ -60,16 +61,16 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def varied(walks: OpenPosterior, kind: str, images: list[int], options: argparse.Namespace) -> Tensor:
+def varied(walks: PosteriorPipeline, kind: str, images: list[int], options: argparse.Namespace) -> Tensor:
     """Pictures [V, B, C, H, W] in [-1, 1] of the variants of some images."""
-    opened, model, labels = walks.opened, walks.opened.model, walks.opened.in_turn(images)
+    pipeline, model, labels = walks.pipeline, walks.pipeline.model, walks.pipeline.in_turn(images)
     at = step_at(walks.steps(options.method, labels, images), options.cut)
-    noise = ImageNoise(derive_seed("variants", options.seed), tuple(images), device=opened.device)
+    noise = ImageNoise(derive_seed("variants", options.seed), tuple(images), device=pipeline.device)
     states = variants(at, options.variants, noise, kind, options.strength)
     denoiser = walks.build(labels)(model.network)
-    sampler_noise = opened.noise(images)
-    return opened.decode(
-        finished(walks.sampler(labels), denoiser, model.path, states, opened.grid, options.cut, sampler_noise)
+    sampler_noise = pipeline.noise(images)
+    return pipeline.decode(
+        finished(walks.sampler(labels), denoiser, model.schedule, states, pipeline.times, options.cut, sampler_noise)
     )
 
 
@@ -98,8 +99,8 @@ def write_pictures(pictures: Tensor, out: Path, kind: str) -> None:
     """Variants [V, N, C, H, W] image by image, as a grid of the first and as numbers."""
     pixels = to_uint8(pictures.transpose(0, 1).flatten(0, 1))
     count = len(pictures)
-    grid = make_grid(pixels[: SHOWN * count], count, zoom=max(1, 48 // pixels.shape[1]))
-    save_image(grid, out / f"variants_{kind}.png", overwrite=True)
+    canvas = tile_images(pixels[: SHOWN * count], count, zoom=max(1, 48 // pixels.shape[1]))
+    save_image(canvas, out / f"variants_{kind}.png", overwrite=True)
     with atomic_write(out / f"variants_{kind}.npz", overwrite=True) as partial:
         np.savez_compressed(partial, arr_0=pixels)
 
@@ -117,9 +118,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
         raise FileExistsError(f"{out} holds variants; choose another folder, or --overwrite")
     walks = open_walks(options)
     walks.check(options.method)
-    if not 1 <= options.cut < len(walks.opened.grid) - 1:
-        raise ValueError(f"--cut {options.cut} is not inside the walk: expected 1 .. {len(walks.opened.grid) - 2}")
-    if options.classifier and not walks.opened.n_classes:
+    if not 1 <= options.cut < len(walks.pipeline.times) - 1:
+        raise ValueError(f"--cut {options.cut} is not inside the walk: expected 1 .. {len(walks.pipeline.times) - 2}")
+    if options.classifier and not walks.pipeline.n_classes:
         raise ValueError("--classifier recognises classes, and this model is unconditional")
     classifier = load_classifier(options.classifier).eval() if options.classifier else None
     rows = []
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         starts = tqdm(range(0, options.n, options.batch_size), desc=kind, unit="batch")
         spans = [list(range(start, min(start + options.batch_size, options.n))) for start in starts]
         pictures = torch.cat([varied(walks, kind, span, options) for span in spans], 1)
-        rows.append({"kind": kind, **numbers_of(pictures, classifier, walks.opened.n_classes)})
+        rows.append({"kind": kind, **numbers_of(pictures, classifier, walks.pipeline.n_classes)})
         write_pictures(pictures, out, kind)
     note = f"{options.n} images, {options.variants} variants from step {options.cut}, strength {options.strength:g}"
     print(markdown_table(rows, 3), note, sep="\n")

@@ -32,12 +32,13 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, count_or_auto
 from ldm.checkpoint import save_tensors, sha256
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.data.npz import Pieces, read_labels, write_npz
-from ldm.images import make_grid, save_image, to_uint8
+from ldm.diffusion.noise import ImageNoise, slerp
+from ldm.images import save_image, tile_images, to_uint8
 from ldm.jobs import WorkList, parts_of, shard_from_environment
-from ldm.models.diffusion.noise import ImageNoise, slerp
-from ldm.opened import OpenModel, open_model
+from ldm.pipelines import ModelPipeline, open_model
+from ldm.records import write_record
 from ldm.util import atomic_write, generator
 
 # Images in a part, the unit that a process takes and that a file holds.
@@ -82,12 +83,12 @@ class Plan:
     arc: Tensor | None
     columns: int | None
 
-    def sample(self, opened: OpenModel, images: Sequence[int]) -> Tensor:
+    def sample(self, pipeline: ModelPipeline, images: Sequence[int]) -> Tensor:
         """Latents [B, c, h, w] of the images numbered `images`."""
         labels = None if self.labels is None else [self.labels[image] for image in images]
         if self.arc is None:
-            return opened.sample(labels, images)
-        return opened.sample(labels, [0] * len(images), self.arc[[image % len(self.arc) for image in images]])
+            return pipeline.sample(labels, images)
+        return pipeline.sample(labels, [0] * len(images), self.arc[[image % len(self.arc) for image in images]])
 
 
 def classes_of(options: argparse.Namespace, n_classes: int) -> list[int] | None:
@@ -132,7 +133,7 @@ def labels_of(options: argparse.Namespace, classes: Sequence[int] | None) -> lis
     return found[: options.n]
 
 
-def make_plan(options: argparse.Namespace, opened: OpenModel) -> Plan:
+def make_plan(options: argparse.Namespace, pipeline: ModelPipeline) -> Plan:
     """Number the images.
 
     Raises:
@@ -142,29 +143,29 @@ def make_plan(options: argparse.Namespace, opened: OpenModel) -> Plan:
     wrong = {name: value for name, value in numbers.items() if value is not None and value < 1}
     if wrong:
         raise ValueError(f"expected counts of at least 1, got {wrong}")
-    classes = classes_of(options, opened.n_classes)
+    classes = classes_of(options, pipeline.n_classes)
     if classes is not None:
-        opened.labels(classes, null=True)
+        pipeline.labels(classes, null=True)
     each = options.frames if options.interpolate else options.n_per_class
     count = options.n if each is None else each * len(classes or [0])
     labels = labels_of(options, classes)
     if labels is not None:
-        opened.labels(labels, null=True)
+        pipeline.labels(labels, null=True)
     elif classes is not None:
         labels = [classes[i % len(classes) if each is None else i // each] for i in range(count)]
     arc = None
     if options.interpolate:
-        shape = (1, *opened.model.latent_shape)
+        shape = (1, *pipeline.model.latent_shape)
         a, b = (ImageNoise(seed, (0,)).initial(shape)[0] for seed in options.interpolate)
         arc = slerp(a, b, torch.linspace(0, 1, options.frames))
     return Plan(count, labels, arc, each)
 
 
-def settings_of(options: argparse.Namespace, opened: OpenModel) -> dict[str, Any]:
+def settings_of(options: argparse.Namespace, pipeline: ModelPipeline) -> dict[str, Any]:
     """What the images depend on; the number of images and the batch size may change when a run continues."""
     return {
-        **opened.describe(),
-        "classes": classes_of(options, opened.n_classes),
+        **pipeline.describe(),
+        "classes": classes_of(options, pipeline.n_classes),
         "n_per_class": options.n_per_class,
         "labels": options.labels and ("random" if options.labels == "random" else sha256(options.labels)),
         "interpolate": options.interpolate,
@@ -172,7 +173,7 @@ def settings_of(options: argparse.Namespace, opened: OpenModel) -> dict[str, Any
     }
 
 
-def work_off(work: WorkList, parts: dict[str, range], plan: Plan, opened: OpenModel, batch_size: int) -> None:
+def work_off(work: WorkList, parts: dict[str, range], plan: Plan, pipeline: ModelPipeline, batch_size: int) -> None:
     """Sample the parts of this process's share that have no file."""
     pending = work.pending(parts)
     together = max(1, batch_size // PART)
@@ -182,9 +183,9 @@ def work_off(work: WorkList, parts: dict[str, range], plan: Plan, opened: OpenMo
             images = [image for key in keys for image in parts[key]]
             latents, pixels = [], []
             for start in range(0, len(images), batch_size):
-                z = plan.sample(opened, images[start : start + batch_size])
+                z = plan.sample(pipeline, images[start : start + batch_size])
                 latents.append(z.float().cpu().numpy())
-                pixels.append(to_uint8(opened.decode(z)))
+                pixels.append(to_uint8(pipeline.decode(z)))
             cuts = np.cumsum([len(parts[key]) for key in keys])[:-1]
             for key, z, x in zip(
                 keys, np.split(np.concatenate(latents), cuts), np.split(np.concatenate(pixels), cuts), strict=True
@@ -233,7 +234,7 @@ def write_outputs(out: Path, work: WorkList, parts: dict[str, range], plan: Plan
         if number in wanted:
             found[number] = image
     shown = np.stack([found[number] for number in wanted])
-    save_image(make_grid(shown, columns, zoom=max(1, 64 // shown.shape[1])), out / "grid.png", overwrite=True)
+    save_image(tile_images(shown, columns, zoom=max(1, 64 // shown.shape[1])), out / "grid.png", overwrite=True)
     if options.latents:
         latents = np.concatenate(list(pieces(work, parts, "latents").rows))
         save_tensors({"latents": torch.from_numpy(latents)}, out / "latents.safetensors", overwrite=True)
@@ -244,10 +245,10 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(options.out)
     if (out / "samples.npz").exists() and not (out / "parts" / "settings.json").exists():
         raise FileExistsError(f"{out} holds samples that this script did not make; choose another --out")
-    opened = open_model(options)
-    plan, settings = make_plan(options, opened), settings_of(options, opened)
+    pipeline = open_model(options)
+    plan, settings = make_plan(options, pipeline), settings_of(options, pipeline)
     work, parts = WorkList(out / "parts", settings, shard_from_environment()), parts_of(plan.count, PART)
-    work_off(work, parts, plan, opened, options.batch_size or max(PART, opened.images_at_once()))
+    work_off(work, parts, plan, pipeline, options.batch_size or max(PART, pipeline.images_at_once()))
     if not work.complete(parts):
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")
         return out

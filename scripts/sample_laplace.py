@@ -7,7 +7,7 @@ Examples:
       --method bayesdiff_skip --sampler Heun --steps 20 --out results/skip
   python scripts/sample_laplace.py --run logs/2026-01-01T00-00-00_mnist --posterior results/laplace/mnist --n 64 \\
       --features classifier --weights models/mnist.safetensors --masks threshold saliency \\
-      --lookalikes energy edges differences seeds --out results/mnist
+      --control_maps energy edges differences seeds --out results/mnist
   torchrun --nproc_per_node 4 -- scripts/sample_laplace.py --run RUN --posterior POSTERIOR --n 5000 --out results/many
 
 Methods (any path, any sampler but for the published ones; images are the plain sampler's):
@@ -38,13 +38,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.extractors import make_extractor
 from ldm.images import heat_maps, without_outliers
 from ldm.jobs import WorkList, parts_of, shard_from_environment
-from ldm.opened import METHODS, OpenPosterior, describe_walks, open_walks
+from ldm.pipelines import METHODS, PosteriorPipeline, describe_walks, open_walks
+from ldm.records import write_record
 from ldm.report.tables import write_csv
-from ldm.report.variance import LOOKALIKES, Measures, measure_batch, ranked_figure, score_names, step_maps_figure
+from ldm.report.variance import CONTROL_MAPS, Measures, measure_batch, ranked_figure, score_names, step_maps_figure
 from ldm.uncertainty.scores import MASKS, model_mask
 from ldm.util import atomic_write, get_obj_from_str
 
@@ -72,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--features", help="entropy of features over members: inception, clip, classifier or a dotted target")
     add("--weights", help="the extractor's weights")
     add("--features_params", nargs="+", default=[], metavar="A=B", help="keywords of the extractor")
-    add("--lookalikes", nargs="*", default=[], choices=LOOKALIKES, help="score maps that know no posterior as well")
+    add("--control_maps", nargs="*", default=[], choices=CONTROL_MAPS, help="score maps that know no posterior as well")
     add("--seeds", type=int, default=8, help="noises of the look-alike seeds")
     add("--percentile", type=float, default=95.0, help="of the score percentile")
     add("--patches", type=int, default=4, help="patches a side of the score patch_max")
@@ -94,46 +95,46 @@ def check(options: argparse.Namespace) -> None:
     if options.n < 1 or options.batch_size < 1:
         raise ValueError(f"--n and --batch_size must be at least 1, got {options.n} and {options.batch_size}")
     masks = [*options.masks, *(["model"] if options.mask is not None else [])]
-    names = score_names(masks, options.lookalikes, options.features is not None)
+    names = score_names(masks, options.control_maps, options.features is not None)
     if options.rank_by not in names:
         raise ValueError(f"--rank_by must be a score of this run, one of {', '.join(names)}; got '{options.rank_by}'")
     if options.features is not None and options.method != "persistent":
         raise ValueError(f"--features needs sampled weights: --method persistent, got {options.method}")
-    if "seeds" in options.lookalikes and options.seeds < 2:
+    if "seeds" in options.control_maps and options.seeds < 2:
         raise ValueError(f"a variance over --seeds needs at least 2, got {options.seeds}")
 
 
-def measures_of(options: argparse.Namespace, walks: OpenPosterior) -> Measures:
+def measures_of(options: argparse.Namespace, walks: PosteriorPipeline) -> Measures:
     """What is measured of every image."""
     masks = {name: MASKS[name] for name in options.masks}
     if options.mask is not None:
         params = OmegaConf.to_container(OmegaConf.from_dotlist(options.mask_params or []))
-        masks["model"] = model_mask(segmentation_model(options.mask, params, walks.opened.device))
+        masks["model"] = model_mask(segmentation_model(options.mask, params, walks.pipeline.device))
     extractor = None
     if options.features is not None:
         params = OmegaConf.to_container(OmegaConf.from_dotlist(options.features_params))
-        extractor = make_extractor(options.features, options.weights, params, walks.opened.model.channels)
-        extractor = extractor.to(walks.opened.device)
-    names = (options.lookalikes, options.percentile, options.patches, options.seeds)
+        extractor = make_extractor(options.features, options.weights, params, walks.pipeline.model.channels)
+        extractor = extractor.to(walks.pipeline.device)
+    names = (options.control_maps, options.percentile, options.patches, options.seeds)
     return Measures(masks, extractor, *names, step_maps=True)
 
 
-def labels_of(options: argparse.Namespace, walks: OpenPosterior) -> list[int] | None:
+def labels_of(options: argparse.Namespace, walks: PosteriorPipeline) -> list[int] | None:
     """The class of each image; None for an unconditional model.
 
     Raises:
         ValueError: for classes that the model does not have.
     """
-    if not walks.opened.n_classes:
+    if not walks.pipeline.n_classes:
         if options.classes:
             raise ValueError("this model is unconditional: leave out --classes")
         return None
-    classes = options.classes or list(range(walks.opened.n_classes))
-    walks.opened.labels(classes)
+    classes = options.classes or list(range(walks.pipeline.n_classes))
+    walks.pipeline.labels(classes)
     return [classes[image % len(classes)] for image in range(options.n)]
 
 
-def settings_of(options: argparse.Namespace, walks: OpenPosterior) -> dict[str, Any]:
+def settings_of(options: argparse.Namespace, walks: PosteriorPipeline) -> dict[str, Any]:
     """What the results depend on; the number of images may change when a run continues."""
     names = (
         "method",
@@ -144,15 +145,15 @@ def settings_of(options: argparse.Namespace, walks: OpenPosterior) -> dict[str, 
         "mask_params",
         "features",
         "weights",
-        "lookalikes",
+        "control_maps",
         "seeds",
     )
     own = {name: getattr(options, name) for name in (*names, "percentile", "patches")}
-    return {**walks.opened.describe(), **describe_walks(walks), **own}
+    return {**walks.pipeline.describe(), **describe_walks(walks), **own}
 
 
 def sample_parts(
-    work: WorkList, parts: dict[str, range], walks: OpenPosterior, measures: Measures, options: argparse.Namespace
+    work: WorkList, parts: dict[str, range], walks: PosteriorPipeline, measures: Measures, options: argparse.Namespace
 ) -> None:
     """Sample the parts of this process's share that have no file."""
     labels = labels_of(options, walks)
@@ -180,10 +181,12 @@ def joined(work: WorkList, parts: dict[str, range]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(values) for name, values in arrays.items()}
 
 
-def write_outputs(out: Path, found: dict[str, np.ndarray], walks: OpenPosterior, options: argparse.Namespace) -> None:
+def write_outputs(
+    out: Path, found: dict[str, np.ndarray], walks: PosteriorPipeline, options: argparse.Namespace
+) -> None:
     """The files that the script promises."""
     images, labels = found["images"], labels_of(options, walks)
-    times = walks.opened.grid[1:].numpy()
+    times = walks.pipeline.times[1:].numpy()
     named = {} if labels is None else {"arr_1": np.asarray(labels)}
     kept = {name: found[name] for name in ("map", "variance", "latents", "step_sums")}
     kept["step_maps"] = found["step_maps"][: options.shown]

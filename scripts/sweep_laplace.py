@@ -27,9 +27,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
-from ldm.cli import HelpFormatter, run_script, write_record
+from ldm.cli import HelpFormatter, run_script
 from ldm.jobs import parts_of
-from ldm.opened import METHODS, OpenPosterior, open_walks
+from ldm.pipelines import METHODS, PosteriorPipeline, open_walks
+from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
 from ldm.report.variance import sweep_figure
 from ldm.uncertainty.agreement import agreement
@@ -54,13 +55,13 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def maps_at(walks: OpenPosterior, setting: Setting, options: argparse.Namespace) -> Tensor:
+def maps_at(walks: PosteriorPipeline, setting: Setting, options: argparse.Namespace) -> Tensor:
     """Pixel variances [N, C, H, W] under one setting; draws of the weights share their noise."""
     laplace = walks.laplace.with_curvature(walks.laplace.curvature)
     laplace.sigma_noise, laplace.prior_precision = setting
     own, maps = replace(walks, laplace=laplace, _members=[]), []
     for part in parts_of(options.n, options.batch_size).values():
-        *_, last = own.steps(options.method, walks.opened.in_turn(part), list(part))
+        *_, last = own.steps(options.method, walks.pipeline.in_turn(part), list(part))
         maps.append(own.pixel_variance(last, list(part)).cpu())
     return torch.cat(maps)
 

@@ -22,17 +22,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli import HelpFormatter, run_script, write_record
-from ldm.data.toy_posterior import GaussianMembers, NormalInverseGamma, as_states, bootstrap_members, step_information
+from ldm.cli import HelpFormatter, run_script
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import Step, ddim, vp_times
+from ldm.diffusion.schedule import VPSchedule, make_betas
 from ldm.evaluation.detection import spearman
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.path import VPPath, beta_schedule
-from ldm.models.diffusion.sampler import Step, ddim, vp_grid
+from ldm.experiments.toy_posterior import (
+    GaussianMembers,
+    NormalInverseGamma,
+    as_states,
+    bootstrap_members,
+    step_information,
+)
+from ldm.records import write_record
 from ldm.report.plots import Curve
 from ldm.report.tables import write_csv
 from ldm.report.toy import Growth, PlaneMap, Scatter, toy_figure
 from ldm.uncertainty.branch import branch, branch_index
-from ldm.uncertainty.measures import mutual_information
+from ldm.uncertainty.information import mutual_information
 from ldm.uncertainty.monte_carlo import monte_carlo_information
 from ldm.util import generator
 
@@ -51,10 +58,10 @@ RADIUS_95 = math.sqrt(-2 * math.log(0.05))
 
 
 class Toy(NamedTuple):
-    """What all measurements share: path, grid, branch step, the prior that classes are drawn from, the options."""
+    """What all measurements share: schedule, times, branch step, the prior that classes are drawn from, the options."""
 
-    path: VPPath
-    grid: Tensor
+    schedule: VPSchedule
+    times: Tensor
     at: int
     prior: NormalInverseGamma
     options: argparse.Namespace
@@ -79,7 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10, help="steps of the sampler")
     parser.add_argument("--eta", type=float, default=1.0, help="DDIM's noise, above 0 .. 1 the ancestral variance")
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--unc_branch", type=int, help="grid step at which members part, 0 = noisiest")
+    place.add_argument("--unc_branch", type=int, help="step at which members part, 0 = noisiest")
     place.add_argument("--branch_at", type=float, help="the same as a fraction of the steps, 0 .. 1")
     place.add_argument("--branch_t", type=float, help="the same as a time: the first step with t <= this (200)")
     words = "points the prior's mean is worth", "shape of the precision's Gamma", "rate of the precision's Gamma"
@@ -99,16 +106,16 @@ def open_toy(options: argparse.Namespace) -> Toy:
         )
     if options.states < 1 or not 0 <= options.map_class < options.classes:
         raise ValueError(f"expected --states of at least 1, --map_class from 0 to {options.classes - 1}")
-    path = VPPath(beta_schedule("linear", 1000, 0.0015, 0.0195))
-    grid = vp_grid(path, options.steps, "trailing")
+    schedule = VPSchedule(make_betas("linear", 1000, 0.0015, 0.0195))
+    times = vp_times(schedule, options.steps, "trailing")
     places = {"unc_branch": options.unc_branch, "branch_at": options.branch_at, "branch_t": options.branch_t}
     places = places if any(value is not None for value in places.values()) else {"branch_t": 200.0}
-    at = branch_index(grid, **places)
-    if at == len(grid) - 2:
+    at = branch_index(times, **places)
+    if at == len(times) - 2:
         raise ValueError(f"step {at} of {options.steps} ends in clean data without noise: branch at an earlier one")
     mean = torch.zeros(2, dtype=torch.float64)
     prior = NormalInverseGamma(mean, options.prior_kappa, options.prior_shape, options.prior_rate)
-    return Toy(path, grid, at, prior, options)
+    return Toy(schedule, times, at, prior, options)
 
 
 def points_of(toy: Toy, label: int, count: int) -> tuple[GaussianMembers, Tensor]:
@@ -128,9 +135,9 @@ def branch_states(toy: Toy, members: GaussianMembers, label: int) -> Tensor:
     """States [B, 2, 1, 1] at which members part: member 0 walks there from noise."""
     noise = ImageNoise(toy.options.seed, tuple(label * toy.options.states + n for n in range(toy.options.states)))
     start = noise.initial((toy.options.states, 2, 1, 1)).double()
-    base, together = members.single(toy.path, 0), members.denoiser(toy.path)
+    base, together = members.single(toy.schedule, 0), members.denoiser(toy.schedule)
     walk = {"only_first": True, "eta": toy.options.eta, "noise": noise}
-    return branch(ddim, base, together, toy.path, start, toy.grid, toy.at, **walk).state
+    return branch(ddim, base, together, toy.schedule, start, toy.times, toy.at, **walk).state
 
 
 def first_step(toy: Toy, members: GaussianMembers, state: Tensor, eta: float) -> Step:
@@ -139,7 +146,9 @@ def first_step(toy: Toy, members: GaussianMembers, state: Tensor, eta: float) ->
     def silent(index: int, shape: Any) -> Tensor:
         return torch.zeros(tuple(shape), dtype=torch.float64)
 
-    return next(ddim(members.denoiser(toy.path), toy.path, state, toy.grid, eta=eta, noise=silent, start=toy.at))
+    return next(
+        ddim(members.denoiser(toy.schedule), toy.schedule, state, toy.times, eta=eta, noise=silent, start=toy.at)
+    )
 
 
 def measure(toy: Toy, label: int, count: int) -> list[dict[str, Any]]:
@@ -153,7 +162,7 @@ def measure(toy: Toy, label: int, count: int) -> list[dict[str, Any]]:
     sampled = monte_carlo_information(step.distribution, options.draws, source_of(toy, "draws", label, count))
     exact = belief.draw(options.members, source_of(toy, "exact", label, count))
     columns = {
-        "truth": step_information(belief, toy.path, step.transition, states),
+        "truth": step_information(belief, toy.schedule, step.transition, states),
         "kl": mutual_information(step.distribution, "kl"),
         "monte_carlo": sampled.estimate,
         "monte_carlo_se": sampled.error,
@@ -188,14 +197,14 @@ def growth(toy: Toy, count: int) -> Growth:
             sampled = monte_carlo_information(step.distribution, max(8, 2 * toy.options.draws // size), source)
             row.append(sampled.estimate.mean().item())
         informations.append(row)
-        truths.append(step_information(belief, toy.path, step.transition, states).mean().item())
+        truths.append(step_information(belief, toy.schedule, step.transition, states).mean().item())
     return Growth(toy.options.sizes, np.mean(informations, axis=0), float(np.mean(truths)))
 
 
 def plane_map(toy: Toy, count: int) -> PlaneMap:
     """Truth and PaiDE of the practical ensemble over the plane around the class."""
-    options, label, u = toy.options, toy.options.map_class, float(toy.grid[toy.at])
-    alpha, sigma = float(toy.path.alpha(u)), float(toy.path.sigma(u))
+    options, label, u = toy.options, toy.options.map_class, float(toy.times[toy.at])
+    alpha, sigma = float(toy.schedule.alpha(u)), float(toy.schedule.sigma(u))
     truth, points = points_of(toy, label, count)
     centre = alpha * truth.mean[0]
     radius = RADIUS_95 * math.sqrt(alpha**2 * truth.var.item() + sigma**2)
@@ -204,7 +213,7 @@ def plane_map(toy: Toy, count: int) -> PlaneMap:
     states = as_states(torch.stack([x, y], -1).flatten(0, 1))
     members = bootstrap_members(points, toy.prior, options.members, source_of(toy, "bootstrap", label, count))
     step = first_step(toy, members, states, options.eta)
-    known = step_information(toy.prior.posterior(points), toy.path, step.transition, states, knots=60)
+    known = step_information(toy.prior.posterior(points), toy.schedule, step.transition, states, knots=60)
     guess = mutual_information(step.distribution, options.map_distance)
     maps = [values.reshape(options.map_size, -1).numpy() for values in (known, guess)]
     extent = (*(centre[0] + ramp[[0, -1]]).tolist(), *(centre[1] + ramp[[0, -1]]).tolist())
@@ -259,7 +268,7 @@ def main(argv: list[str] | None = None) -> Path:
     growths = {f"{count} observations": growth(toy, count) for count in options.size_observations}
     figures, share = summarise(rows), bracketed(rows)
 
-    u, s = float(toy.grid[toy.at]), float(toy.grid[toy.at + 1])
+    u, s = float(toy.times[toy.at]), float(toy.times[toy.at + 1])
     comments = [
         f"step {toy.at} of {options.steps}, from t = {u:g} to {s:g}, eta {options.eta:g}; {options.members} members, "
         f"seed {options.seed}",

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ldm.cli import HelpFormatter, pick_device, record, refuse_existing, run_script, step_bar
-from ldm.data.sources import DataSetImages
+from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.classifier import (
     Architecture,
     SmallClassifier,
@@ -31,6 +30,9 @@ from ldm.evaluation.classifier import (
     save_classifier,
     train_classifier,
 )
+from ldm.jobs import pick_device, step_bar
+from ldm.pipelines.images import DataSetImages
+from ldm.records import record, refuse_existing
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 

@@ -3,21 +3,21 @@
 import torch
 
 from ldm.checkpoint import save_checkpoint, sha256
-from ldm.uncertainty.ensemble import save_ensemble
+from ldm.ensembles.storage import save_ensemble
 from ldm.util import generator
 from tests.conftest import tiny_config, tiny_model
 
 TABLE = "cond_stage_model.embedding.weight"
-# Spread of the members' rows by budget: the fewer images, the further apart.
+# Spread of the members' rows by class_size: the fewer images, the further apart.
 SPREAD = {1: 0.2, 10: 0.06, "all": 0.02}
 
 
 def write_ensemble(folder, members=3, spread=None, params=None, **record):
-    """Ten classes; budgets 1, 10 and all in turn unless `bins` says otherwise; `record` goes on top of the yaml.
+    """Ten classes; class_sizes 1, 10 and all in turn unless `bins` says otherwise; `record` goes on top of the yaml.
 
     Args:
         params: of the model, a path for example.
-        spread: standard deviation of the members' rows, [11]; by default that of the class's budget.
+        spread: standard deviation of the members' rows, [11]; by default that of the class's class_size.
     """
     params = params or {}
     trunk = tiny_model(**params)

@@ -18,40 +18,41 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILE_LINES, FUNCTION_LINES, CLASS_LINES = 300, 60, 250
 # Path -> (limit, reason) for files that may be longer than FILE_LINES.
-RAISED_LIMITS: dict[str, tuple[int, str]] = {}
+RAISED_LIMITS: dict[str, tuple[int, str]] = {
+    "scripts/toy_uncertainty.py": (310, "becomes a command"),
+}
 # (rule, path) -> reason.
 EXEMPT: dict[tuple[str, str], str] = {
     ("no_global_randomness", "ldm/training/callbacks.py"): "dropout draws from torch's own generator; seeded a step",
     ("no_global_randomness", "ldm/training/session.py"): "torch initialises parameters from its generator, by --seed",
     ("no_global_randomness", "scripts/noisy_classifier.py"): "the same, for a network trained from scratch",
-    ("no_global_randomness", "ldm/opened/trunk.py"): "the same, for an untrained network; the state is put back after",
+    (
+        "no_global_randomness",
+        "ldm/pipelines/features.py",
+    ): "the same, for an untrained network; the state is put back after",
 }
 
-# Longest prefix -> (level, room). An import goes to a lower level, or stays in its room; level 5 is everything else.
-ROOMS = {
-    "ldm": (0, "base"),
-    "ldm.modules": (1, "modules"),
-    "ldm.models.diffusion.path": (2.0, "path"),
-    "ldm.models.diffusion.affine": (2.0, "path"),
-    "ldm.models.diffusion.derivative": (2.0, "derivative"),
-    "ldm.models.diffusion.density": (2.3, "density"),
-    "ldm.models.diffusion.flow_matching": (2.4, "flow_matching"),
-    "ldm.models.diffusion.noise": (2.0, "noise"),
-    "ldm.models.diffusion.denoiser": (2.1, "denoiser"),
-    "ldm.models.diffusion.times": (2.1, "times"),
-    "ldm.models.diffusion.objective": (2.2, "objective"),
-    "ldm.models.diffusion.learned_variance": (2.3, "learned_variance"),
-    "ldm.models.diffusion.time_importance": (2.1, "time_importance"),
-    "ldm.models.diffusion.classifier_guidance": (2.2, "classifier_guidance"),
-    "ldm.models.diffusion.sampler": (2.2, "sampler"),
-    "ldm.models.diffusion.schedule": (2.1, "schedule"),
-    "ldm.models.diffusion.network": (2, "network"),
-    "ldm.models": (3, "models"),
-    "ldm.uncertainty": (3, "uncertainty"),
-    "ldm.evaluation": (3, "evaluation"),
-    **{f"ldm.{name}": (4, "tools") for name in ("cli", "arguments", "opened", "images", "report", "training", "data")},
+# Longest prefix -> level. An import goes to a lower level, or stays in its room: the package named here.
+LEVELS = {
+    "ldm": 0,
+    "ldm.cli": 8.9,
+    "ldm.arguments": 10,
+    "ldm.image_arguments": 10,
+    "ldm.modules": 1,
+    "ldm.diffusion": 2,
+    "ldm.ensembles": 3,
+    "ldm.uncertainty": 4.1,
+    "ldm.laplace": 4,
+    "ldm.evaluation": 4.2,
+    "ldm.models": 5,
+    "ldm.data": 6,
+    "ldm.training": 7,
+    "ldm.pipelines": 8,
+    "ldm.experiments": 9,
+    "ldm.report": 9.5,
+    "ldm.commands": 10,
 }
-BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.heads", "ldm.jobs", "ldm.lr_scheduler", "ldm.memory"}
+BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.jobs", "ldm.lr_scheduler", "ldm.memory", "ldm.images", "ldm.records"}
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}
 MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint")
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
@@ -86,10 +87,10 @@ def source(path, text):
 
 
 def room(module):
-    """(level, room, prefix) of the longest prefix in ROOMS; scripts are level 5."""
+    """(level, room) of the longest prefix in LEVELS; top-level scripts are level 11."""
     parts = module.split(".")
     prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-    return next(((*ROOMS[prefix], prefix) for prefix in prefixes if prefix in ROOMS), (5, "scripts", ""))
+    return next(((LEVELS[prefix], prefix) for prefix in prefixes if prefix in LEVELS), (11, "scripts"))
 
 
 def walk(file, *kinds):
@@ -120,11 +121,11 @@ def calls(file):
 
 
 def rule_imports_go_down(file):
-    level, own, prefix = room(file.module)
-    if prefix == "ldm" and file.module not in BASE:
-        yield f"1: {file.module} has no room: add it to ROOMS, beside its place in the design"
+    level, own = room(file.module)
+    if own == "ldm" and file.module not in BASE:
+        yield f"1: {file.module} has no room: add it to LEVELS, beside its place in the design"
     for line, name in imports(file):
-        target_level, target, _ = room(name)
+        target_level, target = room(name)
         if name.split(".")[0] == "ldm" and not (target_level < level or target == own):
             yield f"{line}: {own} (level {level}) imports {name} of {target} (level {target_level})"
         if own != "scripts" and name.split(".")[0] in SCRIPTS:
@@ -141,7 +142,7 @@ def rule_scripts_start_alone(file):
 
 
 def rule_modules_are_torch_only(file):
-    for line, name in imports(file) if room(file.module)[1] == "modules" else ():
+    for line, name in imports(file) if room(file.module)[1] == "ldm.modules" else ():
         if name.split(".")[0] not in MODULES_MAY_IMPORT and not name.startswith(MODULES_BASE):
             yield f"{line}: ldm.modules imports {name}"
 
@@ -254,9 +255,9 @@ OFFENCES = [
     ("imports_go_down", BRANCH, "from ldm.models.diffusion.ddpm import LatentDiffusion"),
     ("imports_go_down", BRANCH, "def f():\n    import ldm.evaluation.fid"),
     ("imports_go_down", BRANCH, "from ..models import autoencoder"),
-    ("imports_go_down", "ldm/models/diffusion/path.py", "from ldm.models.diffusion import denoiser"),
-    ("imports_go_down", "ldm/models/diffusion/sampler/solvers.py", "from ldm.models.diffusion.objective import loss"),
-    ("imports_go_down", "ldm/evaluation/fid.py", "from ldm.images import save_image"),
+    ("imports_go_down", "ldm/diffusion/schedule.py", "from ldm.models.diffusion import denoiser"),
+    ("imports_go_down", "ldm/diffusion/schedule.py", "from ldm.ensembles.members import Members"),
+    ("imports_go_down", "ldm/evaluation/fid.py", "from ldm.data.digits import Digits"),
     ("imports_go_down", "ldm/util.py", "from ldm.modules.ema import LitEma"),
     ("imports_go_down", "ldm/training/callbacks.py", "from main import ImageLogger"),
     ("imports_go_down", "ldm/helpers.py", "x = 1"),
@@ -264,7 +265,7 @@ OFFENCES = [
     ("scripts_start_alone", "scripts/x.py", "from scripts.y import f"),
     ("modules_are_torch_only", MODULE, "import scipy.stats"),
     ("modules_are_torch_only", MODULE, "from ldm.jobs import claim"),
-    ("lightning_stays_in_its_rooms", "ldm/uncertainty/laplace.py", "import pytorch_lightning as pl"),
+    ("lightning_stays_in_its_rooms", "ldm/laplace.py", "import pytorch_lightning as pl"),
     ("lightning_stays_in_its_rooms", "scripts/x.py", "from lightning.fabric import Fabric"),
     ("sizes", MODULE, "x = 1\n" * 301),
     ("sizes", MODULE, "def f():\n" + "    x = 1\n" * 60),
@@ -290,7 +291,7 @@ OFFENCES = [
     ("library_does_not_print", MODULE, "print(1)"),
 ]
 INNOCENT = [
-    ("imports_go_down", BRANCH, "from ldm.models.diffusion.sampler import Step\nfrom ldm.uncertainty import measures"),
+    ("imports_go_down", BRANCH, "from ldm.diffusion.samplers import Step\nfrom ldm.uncertainty import measures"),
     ("imports_go_down", "scripts/x.py", "from ldm.evaluation import fid\nimport main"),
     ("scripts_start_alone", "scripts/x.py", "def f():\n    import main"),
     ("imports_go_down", "ldm/report/plots.py", "from ldm.images import save_figure"),

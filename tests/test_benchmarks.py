@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ldm.report.timing import Timing, operations, ratios, table
+from ldm.experiments.timing import Timing, operations, ratios, table
 from scripts import benchmark_growth, benchmark_members, benchmark_sampling, benchmark_training
 from tests.ensembles import write_ensemble
 

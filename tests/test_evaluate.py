@@ -11,12 +11,12 @@ from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
 from ldm.data.digits import Digits
-from ldm.data.sources import DataSetImages
 from ldm.evaluation.classifier import Architecture, SmallClassifier, save_classifier
 from ldm.evaluation.extraction import open_features
 from ldm.evaluation.features import ClassifierFeatures
 from ldm.evaluation.fid import frechet_distance
 from ldm.evaluation.statistics import moments, save_statistics
+from ldm.pipelines.images import DataSetImages
 from scripts import evaluate
 from tests.conftest import tiny_config, tiny_model
 

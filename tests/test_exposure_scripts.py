@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.data.base import LabelledImages
-from ldm.data.toy import GaussianDenoiser
+from ldm.diffusion.denoiser import Prediction
+from ldm.diffusion.epsilon_scaling import load_scaling
 from ldm.evaluation.exposure import StepMoments
+from ldm.experiments.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.denoiser import Prediction
-from ldm.models.diffusion.epsilon_scaling import load_scaling
 from ldm.report.tables import read_csv
 from ldm.util import generator
 from scripts import choose_eps_scaling, evaluate, exposure_bias
@@ -186,7 +186,7 @@ def test_classes_counted_as_steps_pool_to_the_whole():
 
 def test_a_flow_is_measured_but_for_its_first_point(tmp_path):
     """At pure noise -log SNR is infinite and lambda is 1: the table has no row for it."""
-    flow = {"path_config": {"target": "ldm.models.diffusion.path.FlowPath"}, "parameterization": "velocity"}
+    flow = {"path_config": {"target": "ldm.diffusion.schedule.FlowSchedule"}, "parameterization": "velocity"}
     words = words_of(tmp_path, "tests.test_exposure_scripts.Exact", "linear", **flow)
     words = [word for word in words if word not in ("--spacing", "respace")]
     save_checkpoint({"state_dict": tiny_model(**flow).state_dict()}, tmp_path / "model.ckpt", overwrite=True)

@@ -12,7 +12,7 @@ from tests.ensembles import write_ensemble
 
 FLOW = {"parameterization": "velocity"}
 # Times as they are: a random network would follow a thousandfold time in waves, which adaptive steps have to trace.
-FLOW["path_config"] = {"target": "ldm.models.diffusion.path.FlowPath", "params": {"time_scale": 1.0}}
+FLOW["path_config"] = {"target": "ldm.diffusion.schedule.FlowSchedule", "params": {"time_scale": 1.0}}
 
 
 @pytest.fixture(scope="module")

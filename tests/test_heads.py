@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.heads import freeze_trunk, initialise, initialise_low_rank, merge, resolve_patterns, select, split
+from ldm.ensembles.heads import freeze_all_but, initialise, initialise_low_rank, merge, resolve_patterns, select, split
 from ldm.util import generator
 
 NAMED = {"out": ("model.out.*",), "embedding": ("embedding.weight",)}
@@ -21,7 +21,7 @@ def test_names_and_patterns():
 
 def test_freeze_split_merge():
     module = nn.ModuleDict({"trunk": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
-    trained = freeze_trunk(module, ["head.*"])
+    trained = freeze_all_but(module, ["head.*"])
     assert sorted(trained) == ["head.bias", "head.weight"]
     assert [name for name, p in module.named_parameters() if p.requires_grad] == list(trained)
     heads, trunk = split(module.state_dict(), ["head.*"])

@@ -6,7 +6,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from ldm.images import Panel, heat_maps, labelled_grid, make_grid, save_image, side_by_side, to_uint8
+from ldm.images import Panel, heat_maps, labelled_grid, save_image, side_by_side, tile_images, to_uint8
 from ldm.util import generator
 
 
@@ -39,7 +39,7 @@ def test_diverged_images_are_refused_by_number(value):
 @pytest.mark.parametrize(("zoom", "padding"), [(1, 0), (3, 2)])
 def test_grid_holds_each_pixel_enlarged_at_its_place(channels, zoom, padding):
     images = to_uint8(uniform(5, channels, 4, 6))
-    grid = make_grid(images, columns=3, padding=padding, zoom=zoom, fill=7)
+    grid = tile_images(images, columns=3, padding=padding, zoom=zoom, fill=7)
     assert grid.shape == (2 * (4 * zoom + padding) + padding, 3 * (6 * zoom + padding) + padding, channels)
     for index in range(5):
         y, x = padding + index // 3 * (4 * zoom + padding), padding + index % 3 * (6 * zoom + padding)
@@ -51,7 +51,7 @@ def test_grid_holds_each_pixel_enlarged_at_its_place(channels, zoom, padding):
 
 def test_grid_of_floats_equals_grid_of_bytes():
     images = uniform(4, 3, 5, 5)
-    np.testing.assert_array_equal(make_grid(images), make_grid(to_uint8(images), columns=2))
+    np.testing.assert_array_equal(tile_images(images), tile_images(to_uint8(images), columns=2))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -106,8 +106,8 @@ def count_near(path, colour):
     [
         (lambda path: to_uint8(torch.zeros(1, 2, 4, 4)), "1 or 3, H, W"),
         (lambda path: to_uint8(torch.zeros(3, 4, 4)), "float tensor"),
-        (lambda path: make_grid(np.zeros((0, 4, 4, 1), np.uint8)), "at least 1 image"),
-        (lambda path: make_grid(np.zeros((1, 4, 4, 1))), "uint8"),
+        (lambda path: tile_images(np.zeros((0, 4, 4, 1), np.uint8)), "at least 1 image"),
+        (lambda path: tile_images(np.zeros((1, 4, 4, 1))), "uint8"),
         (lambda path: save_image(torch.zeros(3, 4, 4), path), "`to_uint8` converts"),
         (lambda path: labelled_grid(torch.zeros(1, 2, 1, 4, 4), path, ["a"], ["b"]), "2 column labels"),
         (lambda path: heat_maps(torch.zeros(2, 1, 4, 4), torch.zeros(1, 4, 4), path), "N titles"),

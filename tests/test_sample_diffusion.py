@@ -10,10 +10,10 @@ from PIL import Image
 
 import main as trainer
 from ldm.checkpoint import load_state_dict, save_checkpoint
-from ldm.data.toy import GaussianDenoiser
+from ldm.diffusion.noise import ImageNoise, slerp
+from ldm.diffusion.samplers import SAMPLERS, make_sampler, run
+from ldm.experiments.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.noise import ImageNoise, slerp
-from ldm.models.diffusion.sampler import SAMPLERS, make_sampler, run
 from scripts import sample_diffusion
 from tests.conftest import tiny_config, tiny_model
 
@@ -80,7 +80,7 @@ def sample(words, out, *more):
 def test_samples_are_the_models_own_and_do_not_depend_on_the_batch(released, tmp_path):
     out = sample(released, tmp_path / "a", "--n", 11, "--classes", 4, 7, "--batch_size", 16, "--pngs")
     model, labels = tiny_model(), torch.tensor([4, 7] * 5 + [4])
-    expected = model.sample(labels, ImageNoise(42, tuple(range(11))), model.grid(5), 3.0)
+    expected = model.sample(labels, ImageNoise(42, tuple(range(11))), model.sampling_times(5), 3.0)
     torch.testing.assert_close(latents(out), expected, **ROUNDING)
     alone = sample(released, tmp_path / "b", "--n", 11, "--classes", 4, 7, "--batch_size", 3)
     torch.testing.assert_close(latents(alone), expected, **ROUNDING)
@@ -175,7 +175,9 @@ def test_every_sampler_samples(released, tmp_path, name):
     if name.startswith("D"):
         model, noise = tiny_model(), ImageNoise(42, (0, 1))
         x, chosen = noise.initial((2, 1, 8, 8)), make_sampler(name)
-        expected = run(chosen(model.denoiser(torch.tensor([3, 3]), 3.0), model.path, x, model.grid(5), noise=noise))
+        expected = run(
+            chosen(model.denoiser(torch.tensor([3, 3]), 3.0), model.schedule, x, model.sampling_times(5), noise=noise)
+        )
         torch.testing.assert_close(latents(out), expected, **ROUNDING)
     if name not in ("DDIM",):
         with pytest.raises(ValueError, match=f"sampler {name.replace('+', '.')} has no eta"):
@@ -210,7 +212,7 @@ def test_more_steps_from_one_latent_change_the_sample_little(tmp_path):
     x = ImageNoise(42, (0, 1, 2, 3)).initial((4, 1, 8, 8))
     exact = model.denoiser().flow(x, 1000.0, 0.0)
     distance = {steps: (value - exact).square().mean().sqrt() for steps, value in found.items()}
-    # DDIM is of first order: half the step, half the error (0.56 here, the grid being coarse near the data).
+    # DDIM is of first order: half the step, half the error (0.56 here, the times being coarse near the data).
     assert distance[100] < 0.65 * distance[50] < 0.65 * 0.1 * 0.5, "a tenth of the data's standard deviation"
     assert (found[50] - found[100]).square().mean().sqrt() < 0.05 * 0.5
     assert (found[50] - found[50].roll(1, 0)).square().mean().sqrt() > 0.5, "while other latents give other samples"
@@ -223,9 +225,9 @@ def test_averaged_weights_are_the_default(tmp_path):
     words = ["--base", str(tmp_path / "tiny.yaml"), "--ckpt", str(tmp_path / "model.ckpt"), "--device", "cpu"]
     words += ["--steps", "3", "--n", "2", "--classes", "5"]
     noise, labels = ImageNoise(42, (0, 1)), torch.tensor([5, 5])
-    own = model.sample(labels, noise, model.grid(3))
+    own = model.sample(labels, noise, model.sampling_times(3))
     with model.ema_scope():
-        average = model.sample(labels, noise, model.grid(3))
+        average = model.sample(labels, noise, model.sampling_times(3))
     assert (own - average).abs().max() > 0.1
     torch.testing.assert_close(latents(sample(words, tmp_path / "ema")), average, **ROUNDING)
     torch.testing.assert_close(latents(sample(words, tmp_path / "own", "--no-ema")), own, **ROUNDING)
@@ -249,7 +251,7 @@ def test_runs_of_trunks_and_of_components_can_be_sampled(tmp_path):
         kept = load_state_dict(folder / "checkpoints" / "last.ckpt")
         model = tiny_model()
         model.load_state_dict(kept, strict=not more)
-        expected = model.sample(torch.tensor([0, 1]), ImageNoise(42, (0, 1)), model.grid(2))
+        expected = model.sample(torch.tensor([0, 1]), ImageNoise(42, (0, 1)), model.sampling_times(2))
         torch.testing.assert_close(latents(out), expected, **ROUNDING)
     (tmp_path / "trunk.ckpt").rename(tmp_path / "moved.ckpt")
     words = ["--run", str(folder), "--device", "cpu", "--n", "2", "--steps", "2"]
@@ -271,7 +273,7 @@ def test_unconditional_models_take_no_classes(unconditional, tmp_path):
 def test_the_null_class_may_be_named_and_others_are_refused(released, tmp_path):
     out = sample(released, tmp_path / "null", "--classes", 10, "--n", 1)
     model = tiny_model()
-    expected = model.sample(torch.tensor([10]), ImageNoise(42, (0,)), model.grid(5))
+    expected = model.sample(torch.tensor([10]), ImageNoise(42, (0,)), model.sampling_times(5))
     torch.testing.assert_close(latents(out), expected, **ROUNDING)
     for words, reason in (
         (("--classes", 11), r"classes must be 0\.\.10"),

@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 from ldm.arguments import add_ensemble_arguments
 from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.cli import argparse
+from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
+from ldm.diffusion.denoiser import clipped
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, save_scaling, scaled
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import ancestral, ddim, run
 from ldm.models.diffusion.classifier import NoisyClassifier
-from ldm.models.diffusion.classifier_guidance import ClassifierScore, classifier_guided
-from ldm.models.diffusion.denoiser import clipped
-from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, save_scaling, scaled
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import ancestral, ddim, run
-from ldm.opened import open_ensemble
+from ldm.pipelines import open_ensemble
 from scripts import sample_diffusion
 from tests.conftest import tiny_config, tiny_model
 from tests.ensembles import write_ensemble
@@ -74,9 +74,9 @@ def guiding(words, scale):
 def test_an_adm_model_with_scaling(adm, tmp_path, words):
     released, model, _ = adm
     noise = ImageNoise(42, (0, 1))
-    x, grid = noise.initial((2, 1, 8, 8)), model.grid("5")
-    denoiser = clipped(scaled(model.denoiser(), model.path, EpsilonScaling(1.1), grid), model.path)
-    expected = run(ancestral(denoiser, model.path, x, grid, variance="learned_range", noise=noise))
+    x, times = noise.initial((2, 1, 8, 8)), model.sampling_times("5")
+    denoiser = clipped(scaled(model.denoiser(), model.schedule, EpsilonScaling(1.1), times), model.schedule)
+    expected = run(ancestral(denoiser, model.schedule, x, times, variance="learned_range", noise=noise))
     found = sample(released, tmp_path / "out", "--sampler", "DDPM", *words)
     torch.testing.assert_close(found, expected, **ROUNDING)
     plain = sample(released, tmp_path / "plain", "--sampler", "DDPM")
@@ -87,7 +87,7 @@ def test_an_adm_model_with_scaling(adm, tmp_path, words):
 def test_slopes_windows_files_and_directions(adm, tmp_path):
     released, model, _ = adm
     noise = ImageNoise(42, (0, 1))
-    x, grid = noise.initial((2, 1, 8, 8)), model.grid("5")
+    x, times = noise.initial((2, 1, 8, 8)), model.sampling_times("5")
     slope = EpsilonScaling(1.02, 0.01)
     window = EpsilonScaling(1.02, 0.01, unit="log_snr", window=(0.0, 3.0), direction="x0_only")
     save_scaling(slope, tmp_path / "schedule.yaml")
@@ -100,9 +100,9 @@ def test_slopes_windows_files_and_directions(adm, tmp_path):
                              "--eps_unit", "log_snr", "--eps_direction", "x0_only"]),
         ]
     ):  # fmt: skip
-        denoiser = scaled(model.denoiser(), model.path, scaling, grid)
-        denoiser = clipped(denoiser, model.path) if clip else denoiser
-        expected = run(ddim(denoiser, model.path, x, grid))
+        denoiser = scaled(model.denoiser(), model.schedule, scaling, times)
+        denoiser = clipped(denoiser, model.schedule) if clip else denoiser
+        expected = run(ddim(denoiser, model.schedule, x, times))
         torch.testing.assert_close(sample(released, tmp_path / str(number), *words), expected, **ROUNDING)
     for words, reason in (
         (["--eps_schedule", tmp_path / "schedule.yaml", "--eps_scaler", 1.1], "replaces --eps_scaler"),
@@ -121,14 +121,14 @@ def test_slopes_windows_files_and_directions(adm, tmp_path):
 def test_a_classifier_guides_an_unconditional_model_unscaled(adm, tmp_path, sampler):
     released, model, classifier = adm
     noise, labels = ImageNoise(42, (0, 1)), torch.tensor([7, 2])
-    x, grid = noise.initial((2, 1, 8, 8)), model.grid("5")
-    score = ClassifierScore(classifier, model.path, labels, 4.0)
-    denoiser = clipped(scaled(model.denoiser(), model.path, EpsilonScaling(1.1), grid), model.path)
+    x, times = noise.initial((2, 1, 8, 8)), model.sampling_times("5")
+    score = ClassifierScore(classifier, model.schedule, labels, 4.0)
+    denoiser = clipped(scaled(model.denoiser(), model.schedule, EpsilonScaling(1.1), times), model.schedule)
     if sampler == "DDPM":
         options = {"variance": "learned_range", "mean_shift": score.mean_shift, "noise": noise}
-        expected = run(ancestral(denoiser, model.path, x, grid, **options))
+        expected = run(ancestral(denoiser, model.schedule, x, times, **options))
     else:
-        expected = run(ddim(classifier_guided(denoiser, score), model.path, x, grid))
+        expected = run(ddim(classifier_guided(denoiser, score), model.schedule, x, times))
     words = [*guiding(released, 4.0), "--eps_scaler", 1.1, "--sampler", sampler, "--classes", 7, 2]
     torch.testing.assert_close(sample(released, tmp_path / "out", *words), expected, **ROUNDING)
     content = np.load(tmp_path / "out" / "samples.npz")
@@ -178,14 +178,16 @@ def test_members_of_an_ensemble_are_scaled_one_by_one(tmp_path):
     parser = argparse.ArgumentParser()
     add_ensemble_arguments(parser)
     words = ["--path", str(tmp_path), "--device", "cpu", "--branch_at", "0", "--eps_scaler", "1.05", "--clip_denoised"]
-    opened = open_ensemble(parser.parse_args(words))
-    found = opened.member_samples([4, 5], [0, 1])[:, :, 0]
-    assert opened.describe()["epsilon_scaling"]["b"] == 1.05 and opened.describe()["clip_denoised"]
-    model, labels, noise = opened.model, torch.tensor([4, 5]), ImageNoise(42, (0, 1))
+    pipeline = open_ensemble(parser.parse_args(words))
+    found = pipeline.member_samples([4, 5], [0, 1])[:, :, 0]
+    assert pipeline.describe()["epsilon_scaling"]["b"] == 1.05 and pipeline.describe()["clip_denoised"]
+    model, labels, noise = pipeline.model, torch.tensor([4, 5]), ImageNoise(42, (0, 1))
     for member in range(3):
-        weights = {name: value[member] for name, value in opened.ensemble.members.overrides.items()}
+        weights = {name: value[member] for name, value in pipeline.ensemble.members.overrides.items()}
         network = lambda *args, own=weights: torch.func.functional_call(model.network, own, args)  # noqa: E731
-        denoiser = scaled(model.denoiser(labels, opened.scale, network), model.path, EpsilonScaling(1.05), opened.grid)
-        x = noise.initial((2, 1, 8, 8)) * model.path.prior_std
-        expected = run(ddim(clipped(denoiser, model.path), model.path, x, opened.grid))
+        denoiser = scaled(
+            model.denoiser(labels, pipeline.scale, network), model.schedule, EpsilonScaling(1.05), pipeline.times
+        )
+        x = noise.initial((2, 1, 8, 8)) * model.schedule.prior_std
+        expected = run(ddim(clipped(denoiser, model.schedule), model.schedule, x, pipeline.times))
         torch.testing.assert_close(found[member], expected, **ROUNDING)

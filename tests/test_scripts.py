@@ -17,9 +17,9 @@ import sample_model
 import sample_model_rollout
 import save_ensemble
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import ddim, run
-from ldm.uncertainty.ensemble import load_ensemble
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import ddim, run
+from ldm.ensembles.storage import load_ensemble
 from scripts import export_trunk, make_bins, recognise_samples
 from tests.conftest import tiny_config, tiny_model
 
@@ -93,7 +93,7 @@ def test_samples_are_those_of_each_member_alone(components, ensemble):
         model = tiny_model()
         model.load_state_dict(load_state_dict(ensemble / f"member_00{member}.safetensors"), strict=False)
         x = noise.initial((2, 1, 8, 8))
-        alone = run(ddim(model.denoiser(torch.tensor([3, 8]), 3.0), model.path, x, model.grid(5)))
+        alone = run(ddim(model.denoiser(torch.tensor([3, 8]), 3.0), model.schedule, x, model.sampling_times(5)))
         # Folded and single batches round differently; five guided steps carry it to 1e-5 of the values' size.
         torch.testing.assert_close(saved["latents"][member], alone, atol=2e-4, rtol=2e-4)
     with pytest.raises(FileExistsError):

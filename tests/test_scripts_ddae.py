@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
 from ldm.data.digits import Digits
+from ldm.diffusion.noise import keyed_normal
 from ldm.evaluation.extractors import make_extractor
-from ldm.models.diffusion.noise import keyed_normal
-from ldm.opened.probing import chosen_positions
+from ldm.experiments.probes import chosen_positions
 from ldm.report.tables import read_csv, write_csv
 from ldm.util import instantiate_from_config
 from scripts import contrastive, evaluate, linear_probe, noisy_classifier, probe_uncertainty
@@ -115,10 +115,12 @@ def test_trunk_features_serve_the_metrics(source, tmp_path):
     """FID of the digits' training images from their test images, in the features of the trunk."""
     params = ["base=" + source[1], "ckpt=" + source[3], "t=50", "layer=out_1"]
     extractor = make_extractor(
-        "ldm.opened.trunk.TrunkFeatures", params=dict(word.split("=") for word in params) | {"t": 50.0}, channels=1
+        "ldm.pipelines.features.BackboneFeatures",
+        params=dict(word.split("=") for word in params) | {"t": 50.0},
+        channels=1,
     )
     assert extractor.network.reading.times == (50.0,)
-    words = ["--features", "ldm.opened.trunk.TrunkFeatures", "--features_params", *params, "--channels", "1"]
+    words = ["--features", "ldm.pipelines.features.BackboneFeatures", "--features_params", *params, "--channels", "1"]
     data = ["--data", "target=ldm.data.digits.Digits"]
     evaluate.main(["ref", *data, "params.split=train", "--n", "200", *words, "--out", str(tmp_path / "ref")])
     found = evaluate.main(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.opened import build_model, observations, open_posterior
-from ldm.uncertainty.laplace import LastLayerLaplace
+from ldm.laplace import LastLayerLaplace
+from ldm.pipelines import build_model, observations, open_posterior
 from scripts import fit_laplace, sample_diffusion, sample_laplace
 from tests.conftest import tiny_config
 from tests.posteriors import DIGITS, opened_with, table, write_model, write_posterior
@@ -29,12 +29,12 @@ class LeftHalf(torch.nn.Module):
 
 def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch, tmp_path):
     folder, words = place
-    opened = opened_with(words[:6])
-    saved = open_posterior(opened, folder / "fit")
+    pipeline = opened_with(words[:6])
+    saved = open_posterior(pipeline, folder / "fit")
     data = fit_laplace.instantiate_from_config(DIGITS)
     positions = fit_laplace.chosen_positions(len(data), 40, 42)
-    rows = observations(opened.model, data, positions, draws=2, seed=42, batch_size=7)
-    direct = LastLayerLaplace(opened.model.network).fit(rows, draws=2, data_size=len(data))
+    rows = observations(pipeline.model, data, positions, draws=2, seed=42, batch_size=7)
+    direct = LastLayerLaplace(pipeline.model.network).fit(rows, draws=2, data_size=len(data))
     torch.testing.assert_close(saved.fitted().gram, direct.fitted().gram, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(saved.sigma_noise, direct.optimize_sigma_noise(), rtol=1e-5, atol=0)
     assert (saved.data_size, int(saved.fitted().images), saved.prior_precision) == (len(data), 40, 50.0)
@@ -45,7 +45,7 @@ def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch
         monkeypatch.setenv("RANK", rank)
         fit_laplace.main(fit)
         assert (tmp_path / "parts" / "laplace.yaml").exists() == (rank == "1")
-    shared = open_posterior(opened, tmp_path / "parts")
+    shared = open_posterior(pipeline, tmp_path / "parts")
     torch.testing.assert_close(shared.fitted().gram, saved.fitted().gram, rtol=1e-5, atol=1e-4)
     with pytest.raises(FileExistsError, match="holds a posterior"):
         fit_laplace.main(fit)
@@ -60,27 +60,27 @@ def test_a_fit_has_no_parts_of_other_settings(place, monkeypatch, tmp_path, caps
     monkeypatch.setenv("RANK", "0")
     fit_laplace.main([*fit, "--draws", "2"])
     monkeypatch.delenv("WORLD_SIZE")
-    opened, data = opened_with(words[:6]), fit_laplace.instantiate_from_config(DIGITS)
+    pipeline, data = opened_with(words[:6]), fit_laplace.instantiate_from_config(DIGITS)
     positions = fit_laplace.chosen_positions(len(data), 10, 42)
     for seed in (42, 43):
         fit_laplace.main([*fit, "--draws", "1", *(["--seed", "43", "--overwrite"] if seed == 43 else [])])
         assert len(list(tmp_path.glob("parts*"))) == (2 if seed == 42 else 1)
         positions = fit_laplace.chosen_positions(len(data), 10, seed)
-        direct = LastLayerLaplace(opened.model.network).fit(observations(opened.model, data, positions, seed=seed))
-        found = open_posterior(opened, tmp_path).fitted()
+        direct = LastLayerLaplace(pipeline.model.network).fit(observations(pipeline.model, data, positions, seed=seed))
+        found = open_posterior(pipeline, tmp_path).fitted()
         torch.testing.assert_close(found.gram, direct.fitted().gram, rtol=1e-5, atol=1e-4)
         assert (int(found.images), int(found.draws)) == (10, 10)
     assert capsys.readouterr().out.count("discarded") == 2
     fit_laplace.main([*fit, "--draws", "1", "--seed", "43", "--overwrite", "--sigma_noise", "2"])
     assert "discarded" not in capsys.readouterr().out
-    assert open_posterior(opened, tmp_path).sigma_noise.tolist() == [2.0]
+    assert open_posterior(pipeline, tmp_path).sigma_noise.tolist() == [2.0]
 
 
 def test_observations_are_what_training_regresses(place):
     """The mean squared residual of a fit is the training loss at the same draws."""
     _, words = place
-    opened, data = opened_with(words[:6]), fit_laplace.instantiate_from_config(DIGITS)
-    model = opened.model
+    pipeline, data = opened_with(words[:6]), fit_laplace.instantiate_from_config(DIGITS)
+    model = pipeline.model
     (rows,) = observations(model, data, range(6), draws=3, seed=1, batch_size=6)
     assert rows.x.shape == (18, 1, 8, 8) and rows.cond.shape == (18,)
     t, noise, _ = (torch.cat(parts) for parts in zip(*[_draws(model, image) for image in range(6)], strict=True))
@@ -92,28 +92,28 @@ def test_observations_are_what_training_regresses(place):
 
 
 def _draws(model, image):
-    from ldm.models.diffusion.noise import TrainingDraws
+    from ldm.diffusion.noise import TrainingDraws
 
     return TrainingDraws(1, purpose="laplace")(image, range(3), (1, 8, 8), model.num_timesteps)
 
 
 def test_the_published_fit_and_merging(place, tmp_path):
     folder, words = place
-    opened = opened_with(words[:6])
-    published = open_posterior(opened, folder / "published")
+    pipeline = opened_with(words[:6])
+    published = open_posterior(pipeline, folder / "published")
     assert published.curvature == "ef" and published.published_ef
     assert (published.prior_precision, published.sigma_noise.tolist(), published.data_size) == (1.0, [1.0], 20)
     both = [str(folder / "fit")] * 2
     fit_laplace.main([*words[:6], "--merge", *both, "--prior_precision", "50", "--out", str(tmp_path / "both")])
-    merged = open_posterior(opened, tmp_path / "both")
-    torch.testing.assert_close(merged.fitted().gram, 2 * open_posterior(opened, both[0]).fitted().gram)
+    merged = open_posterior(pipeline, tmp_path / "both")
+    torch.testing.assert_close(merged.fitted().gram, 2 * open_posterior(pipeline, both[0]).fitted().gram)
 
 
 @pytest.mark.parametrize("method", ["persistent", "tangents", "published"])
 def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     folder, words = place
     more = ["--features", "classifier", "--weights", str(folder / "c.safetensors")] if method == "persistent" else []
-    looks = ["--lookalikes", "energy", "edges", "differences", "seeds", "--seeds", "2", "--masks", "saliency"]
+    looks = ["--control_maps", "energy", "edges", "differences", "seeds", "--seeds", "2", "--masks", "saliency"]
     looks += ["--mask", "tests.test_scripts_laplace.LeftHalf", "--mask_params", "columns=3"]
     out = tmp_path / "out"
     arguments = [
@@ -161,7 +161,7 @@ def test_what_could_only_fail_late_is_refused_before_any_work(place, tmp_path):
         (["--rank_by", "segmentation_saliency"], "--rank_by must be .* segmentation_threshold"),
         (["--rank_by", "feature_entropy"], "--rank_by must be"),
         (["--method", "path", "--features", "classifier"], "--method persistent, got path"),
-        (["--lookalikes", "seeds", "--seeds", "1"], "at least 2"),
+        (["--control_maps", "seeds", "--seeds", "1"], "at least 2"),
         (["--method", "path", "--clip_denoised"], "path knows neither clipping"),
         (["--method", "published", "--sampler", "Heun"], "Heun is not first order"),
         (["--method", "bayesdiff", "--sampler", "Dopri5"], "Dopri5 chooses its steps by the state"),
@@ -173,12 +173,12 @@ def test_what_could_only_fail_late_is_refused_before_any_work(place, tmp_path):
 
 def test_flows_and_other_samplers(tmp_path):
     """A continuous path, without guidance: fit, bins by time, and BayesDiff's recursion along Heun."""
-    flow = {"path_config": {"target": "ldm.models.diffusion.path.FlowPath"}, "parameterization": "velocity"}
+    flow = {"path_config": {"target": "ldm.diffusion.schedule.FlowSchedule"}, "parameterization": "velocity"}
     words = write_model(tmp_path, **flow)
     fit = ["--n", "20", "--draws", "2", "--bins", "3", "--prior_precision", "20", "--out", str(tmp_path / "fit")]
     fit_laplace.main([*words, *fit])
-    opened = opened_with(words)
-    laplace = open_posterior(opened, tmp_path / "fit")
+    pipeline = opened_with(words)
+    laplace = open_posterior(pipeline, tmp_path / "fit")
     assert len(laplace.sigma_noise) == 3 and laplace.time_edges == pytest.approx([1 / 3, 2 / 3])
     sampled = [
         "--posterior",
@@ -210,12 +210,12 @@ def test_a_latent_model_gets_maps_of_pixels(tmp_path):
     params = {"embed_dim": 1, "n_embed": 64, "ddconfig": ddconfig, "lossconfig": {"target": "torch.nn.Identity"}}
     stage = {"target": "ldm.models.autoencoder.VQModelInterface", "params": params}
     words = write_model(tmp_path, first_stage_config=stage)
-    opened = opened_with(words)
+    pipeline = opened_with(words)
     images = torch.rand(8, 16, 16, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
     data = [{"image": image, "class_label": number % 10} for number, image in enumerate(images)]
-    rows = list(observations(opened.model, data, draws=2, batch_size=4))
+    rows = list(observations(pipeline.model, data, draws=2, batch_size=4))
     assert rows[0].x.shape == (8, 1, 8, 8)
-    laplace = LastLayerLaplace(opened.model.network, prior_precision=5.0).fit(rows, draws=2)
+    laplace = LastLayerLaplace(pipeline.model.network, prior_precision=5.0).fit(rows, draws=2)
     fit_laplace.save_laplace(laplace, tmp_path / "fit")
     maps = {}
     for method in ("persistent", "tangents", "bayesdiff"):
@@ -243,6 +243,6 @@ def test_learned_variances_have_a_posterior_of_their_regressed_half(tmp_path):
     config["params"]["unet_config"]["params"]["out_channels"] = 2
     config["params"]["learned_variance"] = "hybrid"
     model = build_model({"model": config})
-    opened = type("Opened", (), {"model": model})()
-    laplace = fit_laplace.new_posterior(opened)
+    pipeline = type("Opened", (), {"model": model})()
+    laplace = fit_laplace.new_posterior(pipeline)
     assert (laplace.layer.outputs, len(laplace.layer.layer.weight)) == (1, 2)

@@ -46,7 +46,7 @@ def test_the_sweep_scales_as_the_formulas_say(place, tmp_path):
 
 def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     folder, words = place
-    quick = ["--method", "path", "--n", "30", "--batch_size", "30", "--shown", "1", "--lookalikes", "edges"]
+    quick = ["--method", "path", "--n", "30", "--batch_size", "30", "--shown", "1", "--control_maps", "edges"]
     sample_laplace.main([*words, *quick, "--out", str(tmp_path / "samples")])
     shared = ["--samples", str(tmp_path / "samples"), "--ref", str(folder / "ref"), "--random", "3", "--device", "cpu"]
     out = tmp_path / "filtered"

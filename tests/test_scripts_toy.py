@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.toy_posterior import as_states, step_information
-from ldm.models.diffusion.sampler.transition import ddim_transition
+from ldm.diffusion.transition import ddim_transition
+from ldm.experiments.toy_posterior import as_states, step_information
 from ldm.report.tables import read_comments, read_csv
 from scripts import toy_uncertainty
 

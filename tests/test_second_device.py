@@ -80,7 +80,7 @@ def test_trainings_have_the_losses_of_the_cpu(run, tmp_path):
     run(*(["main.py", *words] for words in starts))
     for words in (trunk, members):
         main.main([str(word) for word in [*words, "--logdir", tmp_path / "cpu"]])
-    for name in ("trunk", "anchoredall"):
+    for name in ("backbone", "anchoredall"):
         ours, theirs = (losses(next((tmp_path / folder).glob(f"*{name}"))) for folder in ("second", "cpu"))
         assert ours == pytest.approx(theirs, rel=1e-9) and len(theirs) >= 3
 

@@ -9,7 +9,7 @@ import torch
 from torch._inductor import config
 from torch.func import vmap
 
-from ldm.opened.speed import FastFeatures, speed_up, supported
+from ldm.pipelines.speed import FastFeatures, speed_up, supported
 from tests.conftest import tiny_model
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Which images each member of an ensemble sees: budgets per class, classes hidden from members, bootstraps.
+"""Which images each member of an ensemble sees: class_sizes per class, classes hidden from members, bootstraps.
 
 `plan_binned` and `plan_masked` draw a plan; `ldm.data.subsets` keeps plans on disk and trains on them.
 All draws come from generators named by (seed, class, component): nothing depends on the order of the calls.
@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.data.base import by_class
 from ldm.util import generator
 
-Budget = int | str  # images of a class, or "all"
+ClassSize = int | str  # images of a class, or "all"
 
 ALL = "all"
 BINNED, MASKED = DATASET_NAMES = ("binned_classes", "masked_classes")
@@ -24,14 +24,14 @@ BINNED, MASKED = DATASET_NAMES = ("binned_classes", "masked_classes")
 
 @dataclass(frozen=True)
 class Subsets:
-    """A plan: which classes have which budget, which member sees which classes, and the lists drawn from it.
+    """A plan: which classes have which class_size, which member sees which classes, and the lists drawn from it.
 
     Attributes:
         dataset_name: "binned_classes" or "masked_classes".
         class_names: names of the data set's classes.
         images: number of images of the full data set.
         components: number of members.
-        bins: {class: budget}; every class at "all" in a masked plan.
+        bins: {class: class_size}; every class at "all" in a masked plan.
         sees: {component: its classes}; every class in a binned plan.
         record: how it was drawn (seed, rotation, bootstrap, ...) and from which data set, as kept on disk.
         positions: {component: positions in the full data set}, None standing for the subset without bootstrap;
@@ -42,7 +42,7 @@ class Subsets:
     class_names: list[str]
     images: int
     components: int
-    bins: dict[int, Budget]
+    bins: dict[int, ClassSize]
     sees: dict[int, list[int]]
     record: dict[str, Any] = field(default_factory=dict)
     positions: dict[int | None, Tensor] = field(default_factory=dict)
@@ -52,13 +52,15 @@ class Subsets:
         return [component for component, classes in self.sees.items() if label in classes]
 
 
-def budget_order(budget: Budget) -> float:
-    """Sort key of budgets: numbers first, "all" last."""
-    return float("inf") if budget == ALL else float(budget)
+def class_size_order(class_size: ClassSize) -> float:
+    """Sort key of class_sizes: numbers first, "all" last."""
+    return float("inf") if class_size == ALL else float(class_size)
 
 
-def default_classes_per_bin(n_classes: int) -> dict[Budget, int]:
-    """Return {budget: number of classes}: 3/2/2/3 at 1/10/50/all for ten classes, else 10/10/10/70 % at 1/10/100/all.
+def default_classes_per_bin(n_classes: int) -> dict[ClassSize, int]:
+    """Return {class size: number of classes}.
+
+    Ten classes have 3/2/2/3 at 1/10/50/all images, any other number 10/10/10/70 % at 1/10/100/all.
 
     Raises:
         ValueError: for fewer than 100 classes that are not ten, for which there is no convention.
@@ -68,59 +70,63 @@ def default_classes_per_bin(n_classes: int) -> dict[Budget, int]:
     if n_classes < 100:
         raise ValueError(
             f"no default bins for {n_classes} classes (there are for 10, and for 100 or more): "
-            "say how many classes each budget has, for example --classes_per_bin 1:3 10:2 all:3"
+            "say how many classes each class_size has, for example --classes_per_bin 1:3 10:2 all:3"
         )
     tenth = n_classes // 10
     return {1: tenth, 10: tenth, 100: tenth, ALL: n_classes - 3 * tenth}
 
 
 def assign_bins(
-    n_classes: int, classes_per_bin: Mapping[Budget, int], seed: int, rotation: int = 0
-) -> dict[int, Budget]:
-    """Return {class: budget}: a seeded order of the classes is cut into the bins.
+    n_classes: int, classes_per_bin: Mapping[ClassSize, int], seed: int, rotation: int = 0
+) -> dict[int, ClassSize]:
+    """Return {class: class_size}: a seeded order of the classes is cut into the bins.
 
     Each `rotation` moves every class on by the size of the smallest bin, round the end. So no class jumps over a bin,
-    and ceil(n_classes / smallest bin) rotations show every class at every budget.
+    and ceil(n_classes / smallest bin) rotations show every class at every class_size.
 
     Raises:
-        ValueError: unless the counts add up to `n_classes` and the budgets are positive or "all".
+        ValueError: unless the counts add up to `n_classes` and the class_sizes are positive or "all".
     """
-    for budget, count in classes_per_bin.items():
-        if not (budget == ALL or (isinstance(budget, int) and budget > 0)) or count < 1:
+    for class_size, count in classes_per_bin.items():
+        if not (class_size == ALL or (isinstance(class_size, int) and class_size > 0)) or count < 1:
             raise ValueError(
-                f"a bin needs a budget of 1 or more, or 'all', and 1 or more classes; got {budget}:{count}"
+                f"a bin needs a class_size of 1 or more, or 'all', and 1 or more classes; got {class_size}:{count}"
             )
     total = sum(classes_per_bin.values())
     if total != n_classes:
         raise ValueError(f"the bins must hold all {n_classes} classes, got {total}: {dict(classes_per_bin)}")
-    slots = [budget for budget in sorted(classes_per_bin, key=budget_order) for _ in range(classes_per_bin[budget])]
+    slots = [
+        class_size
+        for class_size in sorted(classes_per_bin, key=class_size_order)
+        for _ in range(classes_per_bin[class_size])
+    ]
     shift = rotation * min(classes_per_bin.values())
     order = torch.randperm(n_classes, generator=generator("bins", seed)).tolist()
     return {label: slots[(place + shift) % n_classes] for place, label in sorted(enumerate(order), key=lambda x: x[1])}
 
 
-def binned_indices(labels: Tensor, budgets: Mapping[int, Budget], seed: int) -> Tensor:
-    """Return the positions of the images within budget, class after class.
+def binned_indices(labels: Tensor, class_sizes: Mapping[int, ClassSize], seed: int) -> Tensor:
+    """Return the positions of the images within class_size, class after class.
 
-    Nested: the order of a class's images depends on (seed, class) only, and a budget takes the first of them.
+    Nested: the order of a class's images depends on (seed, class) only, and a class_size takes the first of them.
 
     Args:
         labels: class of each image, [N].
-        budgets: {class: budget}; classes that are not named have no images.
+        class_sizes: {class: class_size}; classes that are not named have no images.
         seed: seed of the order.
 
     Raises:
-        ValueError: if a class has fewer images than its budget.
+        ValueError: if a class has fewer images than its class_size.
     """
     chosen = []
     places, none = by_class(labels), torch.zeros(0, dtype=torch.int64)
-    for label in sorted(budgets):
+    for label in sorted(class_sizes):
         members = places.get(label, none)
-        wanted = len(members) if budgets[label] == ALL else int(budgets[label])
+        wanted = len(members) if class_sizes[label] == ALL else int(class_sizes[label])
         if not 0 < wanted <= len(members):
             raise ValueError(
-                f"class {label} has {len(members)} images, its budget is {budgets[label]}: "
-                "choose a smaller budget, or 'all' for a class that has images"
+                f"class {label} has {len(members)} images, its class_size is {class_sizes[label]}: "
+                "choose a smaller class_size, or 'all' for a class that has images"
             )
         order = torch.randperm(len(members), generator=generator("images", seed, label))
         chosen.append(members[order[:wanted]])
@@ -167,13 +173,13 @@ def assign_masks(n_classes: int, components: int, hidden_from: int, seed: int) -
 def plan_binned(
     labels: Tensor,
     class_names: Sequence[str],
-    classes_per_bin: Mapping[Budget, int] | None = None,
+    classes_per_bin: Mapping[ClassSize, int] | None = None,
     components: int = 5,
     seed: int = 0,
     rotation: int = 0,
     resample: bool = True,
 ) -> Subsets:
-    """Plan binned classes: the budgets of `assign_bins`, and per member a bootstrap (or, not resampled, all of it)."""
+    """Plan binned classes: class sizes of `assign_bins`, and for each member a bootstrap (or all of it)."""
     counts = dict(classes_per_bin or default_classes_per_bin(len(class_names)))
     bins = assign_bins(len(class_names), counts, seed, rotation)
     kept = binned_indices(labels, bins, seed)
@@ -200,7 +206,7 @@ def plan_masked(
     resample: bool = True,
 ) -> Subsets:
     """Plan masked classes: each member sees all images of the classes of `assign_masks`, bootstrapped unless told."""
-    bins: dict[int, Budget] = dict.fromkeys(range(len(class_names)), ALL)
+    bins: dict[int, ClassSize] = dict.fromkeys(range(len(class_names)), ALL)
     sees = assign_masks(len(class_names), components, hidden_from, seed)
     lists: dict[int | None, Tensor] = {None: binned_indices(labels, bins, seed)}
     for one, classes in sees.items():

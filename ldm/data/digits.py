@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ldm.data.base import LabelledImages, Transform, check_choice, split_positions, with_channels
-from ldm.data.bins import Budget, Subsets
+from ldm.data.bins import ClassSize, Subsets
 from ldm.data.plans import read_component
 
 SIDE = 8  # pixels
@@ -37,7 +37,7 @@ class Digits(LabelledImages):
 
     Attributes:
         subsets: the plan of the subset, None without one.
-        bins: its {class: budget}, empty without one.
+        bins: its {class: class_size}, empty without one.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Digits(LabelledImages):
         )
         self.images = with_channels(enlarge(images, image_size, resize), channels)
         self.subsets: Subsets | None = None
-        self.bins: dict[int, Budget] = {}
+        self.bins: dict[int, ClassSize] = {}
         if subset is not None:
             config = {"target": "ldm.data.digits.Digits", "params": {"split": split, "test_fraction": test_fraction}}
             self.subsets, positions = read_component(subset, dataset_name, component, self, config)

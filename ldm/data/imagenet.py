@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from ldm.data.bins import BINNED, Budget, Subsets
+from ldm.data.bins import BINNED, ClassSize, Subsets
 from ldm.data.folder import FileImages, class_numbers
 from ldm.data.pictures import Files
 from ldm.data.plans import list_file, make_bins_command, read_list
-from ldm.data.published import plan_of_folder
+from ldm.data.prepare.published import plan_of_folder
 
 N_CLASSES = 1000
 IGNORED_NAME = "n06596364_9591.JPEG"  # not a JPEG file; left out by latent-diffusion as well
@@ -109,7 +109,7 @@ class ImageNetTrain(ImageNetPart):
 
     Attributes:
         subsets: the plan in the folder (YAML, or the published pickle); None where there is none.
-        bins: its {class: budget}; empty without one.
+        bins: its {class: class_size}; empty without one.
         lists_folder: where the lists of its members are looked for.
     """
 
@@ -126,7 +126,7 @@ class ImageNetTrain(ImageNetPart):
         super().__init__("data_train", process_images, data_root, overwrite_root, True, config)
         self.lists_folder = self.root
         self.subsets: Subsets | None = None
-        self.bins: dict[int, Budget] = {}
+        self.bins: dict[int, ClassSize] = {}
         if comp_numb is None and not synset_bins:
             return
         config = {"target": "ldm.data.imagenet.ImageNetTrain", "params": {"data_root": str(self.root.parent)}}

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.base import check_choice
-from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, budget_order
+from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_order
 from ldm.util import atomic_write
 
 FORMAT = 1
@@ -40,7 +40,7 @@ def list_file(folder: str | Path, dataset_name: str, component: int | None = Non
 
 
 def pickle_file(folder: str | Path, dataset_name: str) -> Path:
-    """Path of the pickle that DECU published for such a plan; see `ldm.data.published`."""
+    """Path of the pickle that DECU published for such a plan; see `ldm.data.prepare.published`."""
     check_choice("dataset_name", dataset_name, DATASET_NAMES)
     return Path(folder) / f"subsets_{dataset_name}.pkl"
 
@@ -96,8 +96,10 @@ def to_yaml(subsets: Subsets, dataset: Mapping[str, Any] | None) -> str:
     if dataset is not None:
         content["dataset"] = {"target": dataset["target"], "params": dict(dataset.get("params") or {})}
     content |= {"images": subsets.images, "components": subsets.components, **subsets.record}
-    budgets = sorted(set(subsets.bins.values()), key=budget_order)
-    content["bins"] = {one: [label for label, budget in subsets.bins.items() if budget == one] for one in budgets}
+    class_sizes = sorted(set(subsets.bins.values()), key=class_size_order)
+    content["bins"] = {
+        one: [label for label, class_size in subsets.bins.items() if class_size == one] for one in class_sizes
+    }
     if subsets.dataset_name == MASKED:
         content["sees"] = subsets.sees
     content["class_names"] = subsets.class_names
@@ -125,7 +127,7 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     del content["format"]
     names = content.pop("class_names")
     components = content.pop("components")
-    bins = {label: budget for budget, classes in content.pop("bins").items() for label in classes}
+    bins = {label: class_size for class_size, classes in content.pop("bins").items() for label in classes}
     if sorted(bins) != list(range(len(names))):
         raise ValueError(f"{path}: the bins must name each of the classes 0..{len(names) - 1} once; write it anew")
     return Subsets(

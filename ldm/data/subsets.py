@@ -1,6 +1,6 @@
 """The data set that trains one member of an ensemble on its list; plans and their files under one name.
 
-`ldm.data.bins` draws plans, `ldm.data.plans` keeps them on disk, `ldm.data.published` reads those of DECU.
+`ldm.data.bins` draws plans, `ldm.data.plans` keeps them on disk, `ldm.data.prepare.published` reads those of DECU.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ldm.data.bins import (
     BINNED,
     DATASET_NAMES,
     MASKED,
-    Budget,
+    ClassSize,
     Subsets,
     assign_bins,
     assign_masks,
     binned_indices,
     bootstrap,
-    budget_order,
+    class_size_order,
     default_classes_per_bin,
     plan_binned,
     plan_masked,
@@ -46,14 +46,14 @@ __all__ = [
     "BINNED",
     "DATASET_NAMES",
     "MASKED",
-    "Budget",
+    "ClassSize",
     "ComponentSubset",
     "Subsets",
     "assign_bins",
     "assign_masks",
     "binned_indices",
     "bootstrap",
-    "budget_order",
+    "class_size_order",
     "default_classes_per_bin",
     "list_file",
     "make_bins_command",
@@ -81,7 +81,7 @@ class ComponentSubset(Dataset):
 
     Attributes:
         labels: class of each item, int64 [K].
-        bins: {class: budget}.
+        bins: {class: class_size}.
         subsets: the whole plan.
 
     Raises:

@@ -25,19 +25,19 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     return float(_correlations(rankdata(x), rankdata(y)))
 
 
-def spearman_ceiling(budgets: ArrayLike) -> float:
-    """The largest |Spearman| any scores without ties can reach against budgets with ties.
+def spearman_ceiling(class_sizes: ArrayLike) -> float:
+    """The largest |Spearman| any scores without ties can reach against class_sizes with ties.
 
-        rho_max = sqrt( 1 - sum_k (t_k^3 - t_k) / (n^3 - n) ),    t_k entries share the k-th budget
+        rho_max = sqrt( 1 - sum_k (t_k^3 - t_k) / (n^3 - n) ),    t_k entries share the k-th class_size
 
     Bins of 3, 2, 2 and 3 classes give 0.969. The value of scores that order the bins perfectly and break ties at will:
-    quote it beside a measured correlation. NaN where all budgets are equal.
+    quote it beside a measured correlation. NaN where all class_sizes are equal.
 
     Raises:
         ValueError: as for `spearman`.
     """
-    (budgets,) = _vectors(2, budgets=budgets)
-    return spearman(budgets, rankdata(budgets, method="ordinal"))
+    (class_sizes,) = _vectors(2, class_sizes=class_sizes)
+    return spearman(class_sizes, rankdata(class_sizes, method="ordinal"))
 
 
 def auroc(scores: ArrayLike, positives: ArrayLike) -> float:
@@ -165,8 +165,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
     return MeanInterval(mean, sd, mean - half, mean + half, count)
 
 
-class BudgetScores(NamedTuple):
-    """How scores of classes follow their numbers of training images; `few` are the positive budgets of the AUROC."""
+class ClassSizeScores(NamedTuple):
+    """How scores of classes follow their numbers of training images; `few` are the positive sizes of the AUROC."""
 
     spearman: Interval
     ceiling: float
@@ -174,25 +174,26 @@ class BudgetScores(NamedTuple):
     few: list[float]
 
 
-def against_budgets(
-    scores: ArrayLike, budgets: ArrayLike, few: float = 10, seed: int = 0, resamples: int = 2000
-) -> BudgetScores:
-    """Rank correlation of scores with budgets, and detection of small budgets, with bootstrap intervals over classes.
+def against_class_sizes(
+    scores: ArrayLike, class_sizes: ArrayLike, few: float = 10, seed: int = 0, resamples: int = 2000
+) -> ClassSizeScores:
+    """Rank correlation of scores with class sizes, and detection of small classes, with bootstrap intervals.
 
-    Spearman of (budget, score), -`ceiling` at best for an uncertainty; AUROC of classes with up to `few` images (or, if
-    none has so few, those of the smallest budget) as positives against the largest budget.
-    Classes are resampled within their budgets, whose sizes are part of the design. Equal scores give 0 and 1/2.
+    Spearman of (class_size, score), -`ceiling` at best for an uncertainty; AUROC of classes with up to `few` images
+    (or, if
+    none has so few, those of the smallest class_size) as positives against the largest class_size.
+    Classes are resampled within their class_sizes, whose sizes are part of the design. Equal scores give 0 and 1/2.
 
     Args:
-        scores, budgets: [N], one for each class; infinity stands for "all images".
+        scores, class_sizes: [N], one for each class; infinity stands for "all images".
 
     Raises:
-        ValueError: if all budgets are equal, lengths differ or a score is not finite.
+        ValueError: if all class_sizes are equal, lengths differ or a score is not finite.
     """
-    ranks = np.unique(np.asarray(budgets, dtype=np.float64), return_inverse=True)[1].astype(np.float64)
-    budgets, scores = np.asarray(budgets, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    ranks = np.unique(np.asarray(class_sizes, dtype=np.float64), return_inverse=True)[1].astype(np.float64)
+    class_sizes, scores = np.asarray(class_sizes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if np.ptp(ranks) == 0:
-        raise ValueError(f"all {len(ranks)} classes have one budget: nothing to correlate")
+        raise ValueError(f"all {len(ranks)} classes have one class_size: nothing to correlate")
     # Copies of a class in a resample are no ties: broken, they leave the ceiling where it is.
     ties = "ordinal" if len(np.unique(scores)) == len(scores) else "average"
     options = {"seed": seed, "resamples": resamples, "batched": True}
@@ -203,8 +204,8 @@ def against_budgets(
         strata=ranks,
         **options,
     )
-    largest = budgets == budgets.max()
-    positives = ~largest & (budgets <= max(few, budgets.min()))
+    largest = class_sizes == class_sizes.max()
+    positives = ~largest & (class_sizes <= max(few, class_sizes.min()))
     chosen = positives | largest
     area = bootstrap_interval(
         lambda x, y: _areas(rankdata(x, axis=-1), y),
@@ -213,7 +214,7 @@ def against_budgets(
         strata=ranks[chosen],
         **options,
     )
-    return BudgetScores(correlation, spearman_ceiling(ranks), area, sorted(set(budgets[positives].tolist())))
+    return ClassSizeScores(correlation, spearman_ceiling(ranks), area, sorted(set(class_sizes[positives].tolist())))
 
 
 class RiskCoverage(NamedTuple):

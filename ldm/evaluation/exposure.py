@@ -4,8 +4,8 @@ Everything here walks a sampler's generator, in one pass, with memory that does 
 
     watch = EpsilonWatch(denoiser)
     norms = Norms(watch, steps)
-    walk(ddim(scaled(watch, ..), path, x, grid), norms)                      # consecutive sampling
-    walk(each_step(ddim, watch, path, x0, grid, noise), norms_in_training)   # every step from a true x_u
+    walk(ddim(scaled(watch, ..), schedule, x, times), norms)                      # consecutive sampling
+    walk(each_step(ddim, watch, schedule, x0, times, noise), norms_in_training)   # every step from a true x_u
 
 Observers hold `StepMoments`, which add up over batches and merge over processes.
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.denoiser import Denoiser, Prediction
-from ldm.models.diffusion.path import Path
-from ldm.models.diffusion.sampler import Step
-from ldm.models.diffusion.sampler.transition import Noise
+from ldm.diffusion.denoiser import Denoiser, Prediction
+from ldm.diffusion.samplers import Step
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.transition import Noise
 
 Observer = Callable[[Step], None]
 
@@ -167,7 +167,7 @@ class States:
 class Residuals:
     """Moments of r = x_s - alpha_s x_0, x_0 [B, C, H, W] the images that seeded x_T; call `follow` for each batch."""
 
-    path: Path
+    schedule: Schedule
     steps: int
     shape: Sequence[int]
 
@@ -199,17 +199,22 @@ def walk(steps: Iterable[Step], *observers: Observer) -> Tensor:
 
 
 def each_step(
-    sampler: Callable[..., Iterator[Step]], denoiser: Denoiser, path: Path, x0: Tensor, grid: Tensor, noise: Noise
+    sampler: Callable[..., Iterator[Step]],
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x0: Tensor,
+    times: Tensor,
+    noise: Noise,
 ) -> Iterator[Step]:
-    """The sampler's step from a true x_u at every time of the grid, as training shows them.
+    """The sampler's step from a true x_u at every time of the times, as training shows them.
 
     Args:
         x0: clean images [B, C, H, W].
         noise: `noise(index, shape)`; what noises x_0 is drawn apart from what the step draws.
     """
-    for index in range(len(grid) - 1):
-        x = path.noised(x0, noise(-2 - index, x0.shape).to(x0), float(grid[index]))
-        yield next(iter(sampler(denoiser, path, x, grid, noise=noise, start=index)))
+    for index in range(len(times) - 1):
+        x = schedule.noised(x0, noise(-2 - index, x0.shape).to(x0), float(times[index]))
+        yield next(iter(sampler(denoiser, schedule, x, times, noise=noise, start=index)))
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ class Delta:
         return self.delta - self.floor
 
 
-def delta(path: Path, grid: Tensor, residuals: StepMoments, data_var: Tensor) -> Delta:
+def delta(schedule: Schedule, times: Tensor, residuals: StepMoments, data_var: Tensor) -> Delta:
     """Exposure bias delta_t = (s - sigma_t)^2, s the standard deviation of x_t - alpha_t x_0, averaged over elements.
 
     A perfect sampler does not reach 0: its x_t has forgotten the x_0 that seeded x_T, so that an element's variance is
@@ -233,19 +238,19 @@ def delta(path: Path, grid: Tensor, residuals: StepMoments, data_var: Tensor) ->
     time over sigma), which lowers delta_t.
 
     Args:
-        grid: [S + 1]; residuals: of `Residuals`, [S, C, H, W]; data_var: variance [C, H, W] of the clean images; of a
+        times: [S + 1]; residuals: of `Residuals`, [S, C, H, W]; data_var: variance [C, H, W] of the clean images; of a
             model that is told each x_0's class, the variance within classes (`StepMoments.within`).
     """
-    times = grid[1:]
-    if len(residuals.count) != len(times):
-        raise ValueError(f"residuals of {len(residuals.count)} steps on a grid of {len(times)}")
-    sigma, alpha = path.sigma(times), path.alpha(times)
+    each_time = times[1:]
+    if len(residuals.count) != len(each_time):
+        raise ValueError(f"residuals of {len(residuals.count)} steps on {len(each_time)}")
+    sigma, alpha = schedule.sigma(each_time), schedule.alpha(each_time)
     ideal = sigma[:, None] ** 2 + 2 * alpha[:, None] ** 2 * data_var.double().cpu().flatten()
     measured = residuals.var.cpu().flatten(1).sqrt().mean(1)
-    return Delta(times, (measured - sigma) ** 2, (ideal.sqrt().mean(1) - sigma) ** 2)
+    return Delta(each_time, (measured - sigma) ** 2, (ideal.sqrt().mean(1) - sigma) ** 2)
 
 
-def state_distance(path: Path, grid: Tensor, states: StepMoments, data: StepMoments) -> Tensor:
+def state_distance(schedule: Schedule, times: Tensor, states: StepMoments, data: StepMoments) -> Tensor:
     """Mean over elements of the squared 2-Wasserstein distance of x_t in sampling from the true x_t, [S].
 
     Each element as a Gaussian: (difference of means)^2 + (difference of standard deviations)^2, where the true x_t
@@ -254,6 +259,6 @@ def state_distance(path: Path, grid: Tensor, states: StepMoments, data: StepMome
     Args:
         states: of `States`, [S, C, H, W]; data: of the clean images, [1, C, H, W].
     """
-    sigma, alpha = (value.reshape(-1, 1, 1, 1) for value in (path.sigma(grid[1:]), path.alpha(grid[1:])))
+    sigma, alpha = (value.reshape(-1, 1, 1, 1) for value in (schedule.sigma(times[1:]), schedule.alpha(times[1:])))
     mean, std = alpha * data.mean.cpu(), (alpha**2 * data.var.cpu() + sigma**2).sqrt()
     return ((states.mean.cpu() - mean) ** 2 + (states.var.cpu().sqrt() - std) ** 2).flatten(1).mean(1)

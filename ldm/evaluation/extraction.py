@@ -29,7 +29,7 @@ PART = 500
 
 
 class Images(Protocol):
-    """Images uint8 [B, C, H, W] by position; see `ldm.data.sources`."""
+    """Images uint8 [B, C, H, W] by position; see `ldm.pipelines.images`."""
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: the trunk up to one tap and a linear head, trained together to classify noised images."""
+"""Fine-tuning: the backbone up to one tap and a linear head, trained together to classify noised images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.diffusion.noise import keyed_normal
 from ldm.evaluation.fitting import Batches, Examples, Progress, half_cosine, minimise
-from ldm.evaluation.taps import Reading, Trunk
-from ldm.models.diffusion.noise import keyed_normal
+from ldm.evaluation.taps import Backbone, Reading
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class Tuning:
 
 
 class TunedEncoder(nn.Module):
-    """A copy of a trunk up to its one tap and a linear head on the standardised features.
+    """A copy of a backbone up to its one tap and a linear head on the standardised features.
 
     Args:
-        trunk: is not changed.
+        backbone: is not changed.
         reading: one time and one tap.
         width: D of its features; classes: K.
     """
 
-    def __init__(self, trunk: Trunk, reading: Reading, width: int, classes: int):
+    def __init__(self, backbone: Backbone, reading: Reading, width: int, classes: int):
         super().__init__()
         (self.u,), (self.tap,) = reading.times, reading.taps
-        self.network = copy.deepcopy(trunk.network).requires_grad_(True)
-        self.trunk, self.reading = replace(trunk, network=self.network), reading
+        self.network = copy.deepcopy(backbone.network).requires_grad_(True)
+        self.backbone, self.reading = replace(backbone, network=self.network), reading
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.head = nn.Linear(width, classes)
         nn.init.zeros_(self.head.weight)
@@ -48,7 +48,7 @@ class TunedEncoder(nn.Module):
 
     def forward(self, x0: Tensor, eps: Tensor) -> Tensor:
         """Logits [B, K] of clean states and noise [B, C, H, W]."""
-        found = self.trunk.read(self.reading.taps, x0, eps, self.u, self.reading.pool)
+        found = self.backbone.read(self.reading.taps, x0, eps, self.u, self.reading.pool)
         return self.head(self.norm(found[self.tap]))
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ class TunedEncoder(nn.Module):
 
 
 def tune(
-    trunk: Trunk,
+    backbone: Backbone,
     reading: Reading,
     states: Examples,
     rows: NDArray[np.int64],
@@ -86,8 +86,8 @@ def tune(
         ValueError: if the loss is not finite.
     """
     first = states.at([int(rows[0])])
-    width = next(iter(trunk.features(first, [0], replace(reading, draws=(0,))).values())).shape[1]
-    encoder = TunedEncoder(trunk, reading, width, classes).to(first.device).train()
+    width = next(iter(backbone.features(first, [0], replace(reading, draws=(0,))).values())).shape[1]
+    encoder = TunedEncoder(backbone, reading, width, classes).to(first.device).train()
     groups = [
         {"params": encoder.network.parameters()},
         {"params": encoder.head.parameters(), "lr": training.learning_rate * training.head_rate},

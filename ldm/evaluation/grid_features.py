@@ -1,4 +1,4 @@
-"""Features of a data set at many places of a trunk, read once: in memory, or on disk as memory maps.
+"""Features of a data set at many places of a backbone, read once: in memory, or on disk as memory maps.
 
 A folder holds `{time}_{tap}.npy` (float32 [N, D]), `labels.npy` and `parts/`, which lets a stopped reading continue and
 processes share it.
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm.evaluation.extraction import join_parts, parts_of, save_part
-from ldm.evaluation.taps import Place, Reading, Trunk, place_name
+from ldm.evaluation.taps import Backbone, Place, Reading, place_name
 from ldm.jobs import WorkList
 from ldm.util import atomic_write
 
 
 class States(Protocol):
-    """Clean states of a model and their classes, by position; see `ldm.opened.states`."""
+    """Clean states of a model and their classes, by position; see `ldm.pipelines.states`."""
 
     labels: Tensor
 
@@ -46,22 +46,22 @@ class GridFeatures:
 
 
 def _span(
-    states: States, span: tuple[int, int], trunk: Trunk, reading: Reading, batch_size: int
+    states: States, span: tuple[int, int], backbone: Backbone, reading: Reading, batch_size: int
 ) -> dict[Place, NDArray[np.float32]]:
     """Features of the states start .. stop - 1."""
-    device = next(trunk.network.parameters()).device
+    device = next(backbone.network.parameters()).device
     found: dict[Place, list[Tensor]] = {place: [] for place in reading.places}
     for start in range(*span, batch_size):
         images = range(start, min(start + batch_size, span[1]))
         x0 = states.read(images.start, images.stop).to(device)
-        for place, value in trunk.features(x0, images, reading).items():
+        for place, value in backbone.features(x0, images, reading).items():
             found[place].append(value.cpu())
     return {place: torch.cat(values).numpy() for place, values in found.items()}
 
 
 def read_features(
     states: States,
-    trunk: Trunk,
+    backbone: Backbone,
     reading: Reading,
     *,
     batch_size: int = 100,
@@ -70,7 +70,7 @@ def read_features(
     """All features in memory; `progress` is called with the number of images of each finished part."""
     found: dict[Place, list[NDArray[np.float32]]] = {place: [] for place in reading.places}
     for span in parts_of(len(states)).values():
-        for place, values in _span(states, span, trunk, reading, batch_size).items():
+        for place, values in _span(states, span, backbone, reading, batch_size).items():
             found[place].append(values)
         if progress is not None:
             progress(span[1] - span[0])
@@ -79,7 +79,7 @@ def read_features(
 
 def cached_features(
     states: States,
-    trunk: Trunk,
+    backbone: Backbone,
     reading: Reading,
     folder: str | Path,
     settings: Mapping[str, Any],
@@ -101,7 +101,7 @@ def cached_features(
     all_settings = {"states": states.describe(), "reading": reading.describe(), **settings}
     work, parts = WorkList(folder / "parts", all_settings, shard), parts_of(len(states))
     for key in work.pending(parts):
-        arrays = _span(states, parts[key], trunk, reading, batch_size)
+        arrays = _span(states, parts[key], backbone, reading, batch_size)
         save_part(work, key, {place_name(place): value for place, value in arrays.items()})
         if progress is not None:
             progress(parts[key][1] - parts[key][0])

@@ -1,4 +1,4 @@
-"""Classifiers of noisy images that are told the noise level: heads on a trunk's features, and a network of their own.
+"""Classifiers of noisy images conditioned on the noise level: heads on a backbone, and networks of their own.
 
 How many images are recognised at each noise level says what a model can still see there. Source: Xiang et al. 2023
 (arXiv 2303.09769), section 5.
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.diffusion.noise import keyed_normal
+from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.evaluation.fitting import Batches, Examples, Progress, half_cosine, minimise
-from ldm.evaluation.taps import Trunk
-from ldm.models.diffusion.noise import keyed_normal
-from ldm.models.diffusion.path import Path, VPPath
+from ldm.evaluation.taps import Backbone
 from ldm.modules.ddpmpp import TimeEmbedding
 
 # A training time [B] for uniform draws [B].
@@ -41,23 +41,23 @@ class NoiseHead(nn.Module):
         return self.layers(features + self.time_emb(number.to(features)))
 
 
-class TrunkClassifier(nn.Module):
-    """A head on the pooled features of one tap of a frozen trunk, at any of the levels it is trained on.
+class BackboneClassifier(nn.Module):
+    """A head on the pooled features of one tap of a frozen backbone, at any of the levels it is trained on.
 
     Args:
         tap: {tap: submodule}, one of them.
-        levels: times u of the path; the head is told the number of the nearest, from 1.
+        levels: times u of the schedule; the head is told the number of the nearest, from 1.
         pool: see `pooled`.
     """
 
-    def __init__(self, trunk: Trunk, tap: dict[str, str], levels: Tensor, head: NoiseHead, pool: int | None = 1):
+    def __init__(self, backbone: Backbone, tap: dict[str, str], levels: Tensor, head: NoiseHead, pool: int | None = 1):
         super().__init__()
-        self.trunk, self.tap, self.levels, self.head, self.pool = trunk, tap, levels, head, pool
+        self.backbone, self.tap, self.levels, self.head, self.pool = backbone, tap, levels, head, pool
 
     def forward(self, x0: Tensor, eps: Tensor, u: Tensor) -> Tensor:
         """Logits [B, K] of clean states and noise [B, C, H, W] at times u [B]."""
         with torch.no_grad():
-            (features,) = self.trunk.read(self.tap, x0, eps, u, self.pool).values()
+            (features,) = self.backbone.read(self.tap, x0, eps, u, self.pool).values()
         number = (u[:, None] - self.levels).abs().argmin(1) + 1
         return self.head(features, number.to(features.device))
 
@@ -65,16 +65,16 @@ class TrunkClassifier(nn.Module):
 class NetworkClassifier(nn.Module):
     """A network of noisy images, told t / T on a table of betas and ln(sigma / alpha) elsewhere, or `told(u)`."""
 
-    def __init__(self, network: nn.Module, path: Path, told: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, network: nn.Module, schedule: Schedule, told: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        self.network, self.path, self.told = network, path, told or self._told
+        self.network, self.schedule, self.told = network, schedule, told or self._told
 
     def _told(self, u: Tensor) -> Tensor:
-        return u / self.path.end if isinstance(self.path, VPPath) else self.path.ratio(u).log()
+        return u / self.schedule.end if isinstance(self.schedule, VPSchedule) else self.schedule.ratio(u).log()
 
     def forward(self, x0: Tensor, eps: Tensor, u: Tensor) -> Tensor:
         """Logits [B, K] of clean states and noise [B, C, H, W] at times u [B]."""
-        return self.network(self.path.noised(x0, eps, u), self.told(u).to(x0))
+        return self.network(self.schedule.noised(x0, eps, u), self.told(u).to(x0))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def level_times(levels: Tensor) -> Times:
 
 
 def train_noisy(
-    model: TrunkClassifier | NetworkClassifier,
+    model: BackboneClassifier | NetworkClassifier,
     data: Examples,
     times: Times,
     training: NoisyTraining,
@@ -139,7 +139,7 @@ def train_noisy(
 
 @torch.no_grad()
 def recognition(
-    model: TrunkClassifier | NetworkClassifier,
+    model: BackboneClassifier | NetworkClassifier,
     data: Examples,
     levels: Sequence[float],
     seed: int = 0,

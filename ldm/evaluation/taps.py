@@ -1,4 +1,4 @@
-"""Features inside a diffusion model: activations of its trunk at a noise level, in passes without a readout.
+"""Features inside a diffusion model: activations of its backbone at a noise level, in passes without a readout.
 
     x_u = alpha(u) x_0 + sigma(u) eps,    features = mean over eps of pool(activation of a layer at (c_in x_u, t(u)))
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.noise import keyed_normal
-from ldm.models.diffusion.path import Path
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.noise import keyed_normal
+from ldm.diffusion.schedule import Schedule
 
 # (time u, tap): one place that features are read from.
 Place = tuple[float, str]
@@ -104,10 +104,10 @@ def pooled(activation: Tensor, pool: int | None = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read from a trunk.
+    """What is read from a backbone.
 
     Args:
-        times: noise levels as times u of the path.
+        times: noise levels as times u of the schedule.
         taps: {tap: submodule}, see `resolve_taps`.
         pool: see `pooled`.
         draws: numbers of the noise draws that features are averaged over.
@@ -133,25 +133,25 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Trunk:
+class Backbone:
     """A diffusion model as a reader of features.
 
     Args:
         network: `network(x, t, cond)`, in evaluation mode.
-        path, target: noise levels, and the scaling of the network's input.
+        schedule, target: noise levels, and the scaling of the network's input.
         cond: class label that every image gets (the null class, for example); None where the network takes none.
     """
 
     network: nn.Module
-    path: Path
+    schedule: Schedule
     target: Target
     cond: int | None = None
 
     def inputs(self, x0: Tensor, eps: Tensor, u: Tensor | float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Arguments of the network for clean states and noise [B, C, H, W] at the time u, or times [B]."""
-        alpha, sigma = self.path.per_image(u)
+        alpha, sigma = self.schedule.per_image(u)
         scale = self.target.coefficients(alpha, sigma)[2].to(x0)
-        time = self.path.time_to_net(u).to(device=x0.device, dtype=torch.float32).expand(len(x0))
+        time = self.schedule.time_to_net(u).to(device=x0.device, dtype=torch.float32).expand(len(x0))
         cond = None if self.cond is None else torch.full((len(x0),), self.cond, device=x0.device)
         return scale * (alpha.to(x0) * x0 + sigma.to(x0) * eps), time, cond
 

@@ -238,9 +238,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """`[B, C, H, W]` of noisy images `[B, C, H, W]`, times `[B]` and augmentation labels y `[B, A]` or None."""
-        return self.readout(self.trunk(x, timesteps, y))
+        return self.readout(self.backbone(x, timesteps, y))
 
-    def trunk(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+    def backbone(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The input `[B, F, H, W]` of `final`; arguments of `forward`."""
         return self.features(x, self.condition(timesteps, y))
 

@@ -180,9 +180,9 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """`[B, out_channels, H, W]` of latents `[B, C, H, W]`, times `[B]` and labels `[B]`; None: the null class."""
-        return self.readout(self.trunk(x, timesteps, y))
+        return self.readout(self.backbone(x, timesteps, y))
 
-    def trunk(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+    def backbone(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The input `[B, N, D]` of the last layer; arguments of `forward`."""
         return self.features(x, self.condition(timesteps, y))
 

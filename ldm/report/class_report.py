@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.opened import OpenEnsemble
-from ldm.report.per_class import (
+from ldm.pipelines import EnsemblePipeline
+from ldm.report.class_tables import (
     EXPLAINED,
     Result,
     bin_curves,
@@ -31,7 +31,7 @@ def _comments(settings: Mapping[str, Any], units: str) -> list[str]:
 
 
 def write_class_report(
-    out: Path, results: Mapping[int, Result], opened: OpenEnsemble, settings: Mapping[str, Any], units: str
+    out: Path, results: Mapping[int, Result], pipeline: EnsemblePipeline, settings: Mapping[str, Any], units: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write uncertainty.csv, uncertainty.png, distributions.png, summary.json, summary.md, and curve.{csv,png} where
     there are step curves; files of an earlier call with the same results are replaced.
@@ -44,18 +44,18 @@ def write_class_report(
     Returns:
         The rows of the table and the summary in words.
     """
-    rows = [class_row(label, result, opened) for label, result in results.items()]
-    found, words = summarise(rows, opened)
+    rows = [class_row(label, result, pipeline) for label, result in results.items()]
+    found, words = summarise(rows, pipeline)
     comments = _comments(settings, units)
     write_csv(out / "uncertainty.csv", rows, [*comments, *words], overwrite=True)
     with atomic_write(out / "summary.json", overwrite=True) as partial:
         partial.write_text(json.dumps({"settings": dict(settings), **found}, indent=1, default=str) + "\n")
     with atomic_write(out / "summary.md", overwrite=True) as partial:
         partial.write_text("\n\n".join([*words, markdown_table(found["bins"])]) + "\n")
-    title = f"{_where(opened)}; distance {settings['distance']}, {settings['distance_scale']}"
-    _bin_plots(out, rows, opened, title, "\n".join(words))
+    title = f"{_where(pipeline)}; distance {settings['distance']}, {settings['distance_scale']}"
+    _bin_plots(out, rows, pipeline, title, "\n".join(words))
     if all("curve" in result for result in results.values()):
-        lines = [line for label, result in results.items() for line in curve_rows(label, result, opened)]
+        lines = [line for label, result in results.items() for line in curve_rows(label, result, pipeline)]
         write_csv(out / "curve.csv", lines, comments, overwrite=True)
         curve_plot(
             bin_curves(lines),
@@ -63,35 +63,36 @@ def write_class_report(
             "t of the state $z_t$ that the step leads to",
             "mutual information (nats)",
             title=title,
-            note=f"first point: one-step, given the shared $z_{{{opened.grid[opened.branch]:g}}}$; "
+            note=f"first point: one-step, given the shared $z_{{{pipeline.times[pipeline.branch]:g}}}$; "
             "later points: multi-step\nlines: mean over classes; bands: least to largest class",
-            ceiling=_limit(opened.members),
+            ceiling=_limit(pipeline.members),
             invert_x=True,
             log=True,
-            legend=IMAGES if not opened.masked else None,
+            legend=IMAGES if not pipeline.masked else None,
             overwrite=True,
         )
     return rows, words
 
 
-def _where(opened: OpenEnsemble) -> str:
-    return f"{opened.ensemble.spec['name']}: {opened.members} members, step {opened.branch} of {len(opened.grid) - 1}"
+def _where(pipeline: EnsemblePipeline) -> str:
+    name = pipeline.ensemble.spec["name"]
+    return f"{name}: {pipeline.members} members, step {pipeline.branch} of {len(pipeline.times) - 1}"
 
 
 def _limit(members: int) -> tuple[str, float] | None:
     return (f"ln {members}", math.log(members)) if members > 1 else None
 
 
-def _bin_plots(out: Path, rows: Sequence[Mapping[str, Any]], opened: OpenEnsemble, title: str, note: str) -> None:
+def _bin_plots(out: Path, rows: Sequence[Mapping[str, Any]], pipeline: EnsemblePipeline, title: str, note: str) -> None:
     """One point a class, by bin; for masked classes, by what the members knew of the class."""
     values, xlabel = ordered_bins(rows), IMAGES
     quantity = "one-step mutual information (nats)"
-    if opened.masked:
+    if pipeline.masked:
         columns = {"both saw it": "distance_certain", "one did": "distance_between", "neither": "distance_uncertain"}
         values = {name: [row[column] for row in rows if row[column] is not None] for name, column in columns.items()}
         values = {name: numbers for name, numbers in values.items() if numbers}
         quantity, xlabel = "mean distance between members", "pairs of members by who saw the class"
-    limit = None if opened.masked else _limit(opened.members)
+    limit = None if pipeline.masked else _limit(pipeline.members)
     if values:
         per_bin_plot(values, out / "uncertainty.png", quantity, xlabel, title, note, limit, overwrite=True)
         distribution_plot(values, out / "distributions.png", quantity, xlabel, title, note, overwrite=True)

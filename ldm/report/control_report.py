@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm.evaluation.detection import spearman
-from ldm.report.controls import over_runs, pooled_scores, same_class
+from ldm.experiments.controls import over_runs, pooled_scores, same_class
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import markdown_table, write_csv
 from ldm.util import atomic_write
@@ -75,11 +75,11 @@ def _same_class_tables(tables: Tables) -> dict[float, list[dict[str, Any]]]:
 
 
 def _same_class_plot(rows: Sequence[Row], path: Path, at: float) -> None:
-    budgets = [key.removeprefix("at_") for key in rows[0] if key.startswith("at_")]
+    class_sizes = [key.removeprefix("at_") for key in rows[0] if key.startswith("at_")]
     curves = {
         f"class {row['class']}": Curve(
-            [place for place, name in enumerate(budgets) if row[f"at_{name}"] is not None],
-            [row[f"at_{name}"] for name in budgets if row[f"at_{name}"] is not None],
+            [place for place, name in enumerate(class_sizes) if row[f"at_{name}"] is not None],
+            [row[f"at_{name}"] for name in class_sizes if row[f"at_{name}"] is not None],
         )
         for row in rows
     }
@@ -89,7 +89,7 @@ def _same_class_plot(rows: Sequence[Row], path: Path, at: float) -> None:
         "training images of the class",
         "mutual information (nats)",
         title=f"the same class with different numbers of images, branch at {at:g}",
-        xnames=dict(enumerate(budgets)),
+        xnames=dict(enumerate(class_sizes)),
         log=True,
         overwrite=True,
     )
@@ -114,7 +114,7 @@ def write_control_report(out: Path, tables: Tables, studies: Mapping[str, Sequen
         _same_class_plot(rows, out / f"same_class_{at:g}.png", at)
         falls, every = (sum(row[key] for row in rows) for key in ("falls", "falls_at_every_step"))
         words = f"{falls} of {len(rows)} classes know less with fewest images than with most; {every} at every step."
-        parts += [f"# The same class at different budgets, branch at {at:g}", words, markdown_table(rows)]
+        parts += [f"# The same class at different class_sizes, branch at {at:g}", words, markdown_table(rows)]
     if studies.get("controls") and "default" in tables:
         rows = baseline_table(tables["default"], studies["controls"])
         write_csv(out / "baselines.csv", rows, overwrite=True)

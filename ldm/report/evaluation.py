@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldm.evaluation.study import SizeSummary
+from ldm.evaluation.sample_sizes import SizeSummary
 from ldm.images import save_figure
 from ldm.report.plots import COLOURS, MARKERS
 
@@ -40,7 +40,7 @@ def sample_size_plot(
     """Draw each metric's mean +- standard error against the number of images, absolute and in percent of the last.
 
     Args:
-        summaries: from `ldm.evaluation.study.summarise`.
+        summaries: from `ldm.evaluation.sample_sizes.summarise`.
         path: .png or .pdf.
         unbiased_fid: FID extrapolated to infinitely many images, a dashed line.
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.diffusion.epsilon_scaling import ScaledDenoiser, noise_level
+from ldm.diffusion.schedule import Schedule
 from ldm.evaluation.exposure import StepMoments, delta, state_distance
-from ldm.models.diffusion.epsilon_scaling import ScaledDenoiser, noise_level
-from ldm.models.diffusion.path import Path as NoisePath
 from ldm.report.plots import Curve, curve_plot
 
 Moments = Mapping[str, StepMoments]
 Table = list[dict[str, float]]
 
 
-def norm_table(path: NoisePath, grid: Tensor, moments: Moments, factors: Mapping[str, Tensor]) -> Table:
+def norm_table(schedule: Schedule, times: Tensor, moments: Moments, factors: Mapping[str, Tensor]) -> Table:
     """A row for each step: time, -log SNR, mean norm of the network's eps in `training` and in each chain with its
     standard error, their ratio, and under a scaling lambda and the corrected norm.
 
@@ -26,7 +26,9 @@ def norm_table(path: NoisePath, grid: Tensor, moments: Moments, factors: Mapping
         factors: chain -> lambda [S]; 1 for an unscaled one.
     """
     rows = []
-    for step, (u, level) in enumerate(zip(grid[:-1].tolist(), noise_level(path, grid[:-1]).tolist(), strict=True)):
+    for step, (u, level) in enumerate(
+        zip(times[:-1].tolist(), noise_level(schedule, times[:-1]).tolist(), strict=True)
+    ):
         row = {"step": step, "u": u, "minus_log_snr": level}
         training = moments.get("training")
         if training is not None:
@@ -45,24 +47,24 @@ def norm_table(path: NoisePath, grid: Tensor, moments: Moments, factors: Mapping
     return rows
 
 
-def state_table(path: NoisePath, grid: Tensor, moments: Moments, chains: list[str]) -> Table:
+def state_table(schedule: Schedule, times: Tensor, moments: Moments, chains: list[str]) -> Table:
     """A row for each step with the time it leads to: delta_t, its floor, its excess, and the distance of x_t."""
     data, within = moments["data"].pooled(), moments["data"].within
-    rows = [{"step": step, "u": u} for step, u in enumerate(grid[1:].tolist())]
+    rows = [{"step": step, "u": u} for step, u in enumerate(times[1:].tolist())]
     for name in chains:
-        found = delta(path, grid, moments[f"{name}/residuals"], within)
-        distance = state_distance(path, grid, moments[f"{name}/states"], data)
+        found = delta(schedule, times, moments[f"{name}/residuals"], within)
+        distance = state_distance(schedule, times, moments[f"{name}/states"], data)
         for row, value, floor, far in zip(rows, found.delta, found.floor, distance, strict=True):
             row["floor"] = float(floor)
             row |= {f"{name}_delta": float(value), f"{name}_excess": float(value - floor), f"{name}_w2": float(far)}
     return rows
 
 
-def factors_of(path: NoisePath, grid: Tensor, scaling) -> Tensor:
+def factors_of(schedule: Schedule, times: Tensor, scaling) -> Tensor:
     """lambda of each step [S]; ones where the scaling is off."""
     if scaling.off:
-        return torch.ones(len(grid) - 1, dtype=torch.float64)
-    return ScaledDenoiser(None, path, scaling, grid).factor(grid[:-1])
+        return torch.ones(len(times) - 1, dtype=torch.float64)
+    return ScaledDenoiser(None, schedule, scaling, times).factor(times[:-1])
 
 
 def norm_plot(rows: Table, file: str | Path, chains: list[str], dimensions: int, title: str = "") -> None:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ldm.images import DPI, save_figure, to_uint8
-from ldm.opened import OpenPosterior
+from ldm.pipelines import PosteriorPipeline
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,18 @@ class Walked:
 
 
 @torch.no_grad()
-def walked(walks: OpenPosterior, name: str, method: str, labels: Sequence[int] | None, images: Sequence[int]) -> Walked:
-    """Walk once by one of `ldm.opened.METHODS`, keeping every step; without classes all images are of class 0."""
-    path, grid = walks.opened.model.path, walks.opened.grid
-    scale = (path.alpha(grid) + path.sigma(grid)).float()
+def walked(
+    walks: PosteriorPipeline, name: str, method: str, labels: Sequence[int] | None, images: Sequence[int]
+) -> Walked:
+    """Walk once by one of `ldm.pipelines.METHODS`, keeping every step; without classes all images are of class 0."""
+    path, times = walks.pipeline.model.schedule, walks.pipeline.times
+    scale = (path.alpha(times) + path.sigma(times)).float()
     steps = list(walks.steps(method, labels, images))
     states = torch.stack([steps[0].step.x, *(each.step.x_next for each in steps)]).cpu()
     variances = torch.stack([torch.zeros_like(steps[0].var), *(each.var for each in steps)]).cpu()
     by_time = scale.reshape(-1, 1, 1, 1, 1)
-    shares = path.sigma(grid) / (path.alpha(grid) + path.sigma(grid))
-    pictures = walks.opened.decode(steps[-1].step.x_next)
+    shares = path.sigma(times) / (path.alpha(times) + path.sigma(times))
+    pictures = walks.pipeline.decode(steps[-1].step.x_next)
     return Walked(
         name,
         shares,
@@ -105,16 +107,16 @@ def interleaved(
     figure = Figure(figsize=(0.8 * len(chosen) + 0.9, 1.6 * count + 0.3), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(2 * count, len(chosen), squeeze=False)
+    times = figure.subplots(2 * count, len(chosen), squeeze=False)
     for column, step in enumerate(chosen):
-        grid[0, column].set_title(f"{float(walk.shares[step]):.2f}", fontsize=7)
+        times[0, column].set_title(f"{float(walk.shares[step]):.2f}", fontsize=7)
         for row in range(count):
-            above, below = grid[2 * row, column], grid[2 * row + 1, column]
+            above, below = times[2 * row, column], times[2 * row + 1, column]
             above.imshow(_picture(walk, step, row), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             drawn = below.imshow(maps[step, row], cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
-    for axes in grid.flat:
+    for axes in times.flat:
         axes.set_axis_off()
-    bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=30, pad=0.01)
+    bar = figure.colorbar(drawn, ax=list(times.flat), aspect=30, pad=0.01)
     bar.set_label("variance", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     figure.suptitle(f"{walk.name}: states and variances by noise share", fontsize=8)
@@ -141,16 +143,16 @@ def maps_by_method(
     figure = Figure(figsize=(0.8 * count + 2.4, 0.82 * (len(maps) + 1)), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(len(maps) + 1, count, squeeze=False)
+    times = figure.subplots(len(maps) + 1, count, squeeze=False)
     for column, pixels in enumerate(to_uint8(pictures.float())):
-        grid[0, column].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        times[0, column].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for row, (name, values) in enumerate(maps.items(), start=1):
         low, high = min(0.0, float(values.min())), float(values.max())
         for column in range(count):
-            grid[row, column].imshow(values[column], cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+            times[row, column].imshow(values[column], cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
         text = f"{name}\n{low:.2g} .. {high:.2g}" if low < 0 else f"{name}\nto {high:.2g}"
-        grid[row, 0].set_ylabel(text, fontsize=6, rotation=0, ha="right", va="center")
-    for axes in grid.flat:
+        times[row, 0].set_ylabel(text, fontsize=6, rotation=0, ha="right", va="center")
+    for axes in times.flat:
         axes.set_xticks([])
         axes.set_yticks([])
     save_figure(figure, path, overwrite)

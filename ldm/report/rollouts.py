@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.images import Panel
-from ldm.opened import OpenEnsemble
+from ldm.pipelines import EnsemblePipeline
 
 
 def moments(count: int, wanted: int) -> list[int]:
@@ -17,31 +17,33 @@ def moments(count: int, wanted: int) -> list[int]:
 
 
 def shown_steps(steps: int, at: int, columns: int) -> list[int]:
-    """About `columns` of the grid's steps, shared out in proportion before and after the branch at step `at`."""
+    """About `columns` of the times' steps, shared out in proportion before and after the branch at step `at`."""
     share = round(columns * at / steps)
     return [*moments(at, share), *[at + k for k in moments(steps - at, max(2, columns - share))]]
 
 
-def rollout(opened: OpenEnsemble, label: int, base: int, columns: int, show: str = "x0") -> tuple[Tensor, list[str]]:
+def rollout(
+    pipeline: EnsemblePipeline, label: int, base: int, columns: int, show: str = "x0"
+) -> tuple[Tensor, list[str]]:
     """Pictures [M, about `columns`, C, H, W] of one class's walk from member `base`, and the name of each moment.
 
     Args:
         show: "x0", the predicted image, or "x", the noisy state itself; the last picture is the sample.
     """
-    steps, at = len(opened.grid) - 1, opened.branch
+    steps, at = len(pipeline.times) - 1, pipeline.branch
     chosen = shown_steps(steps, at, columns)
-    walked = opened.walk([label], [0], (base,), keep_before=True, keep_after=True)
+    walked = pipeline.walk([label], [0], (base,), keep_before=True, keep_after=True)
     pictures, names = [], []
     for step in (step for step in [*walked.before, *walked.after] if step.index in chosen):
         last = step.index == steps - 1
         picture = step.x0 if show == "x0" and not last else step.x_next
-        picture = picture if picture.ndim == 5 else picture.expand(opened.members, *picture.shape)
-        pictures.append(opened.decode(picture[:, 0]))
+        picture = picture if picture.ndim == 5 else picture.expand(pipeline.members, *picture.shape)
+        pictures.append(pipeline.decode(picture[:, 0]))
         names.append("final\nown" if last else f"t={step.u:g}\n{'shared' if step.index < at else 'own'}")
     return torch.stack(pictures, 1), names
 
 
-def class_pair(opened: OpenEnsemble, pair: list[int]) -> list[tuple[int, tuple[int, ...], str]]:
+def class_pair(pipeline: EnsemblePipeline, pair: list[int]) -> list[tuple[int, tuple[int, ...], str]]:
     """The two panels of a certain and an uncertain rollout: (class, members, title) each.
 
     Of masked classes one class, `pair[0]` or the first that both groups have members for, with the members that saw it
@@ -50,38 +52,41 @@ def class_pair(opened: OpenEnsemble, pair: list[int]) -> list[tuple[int, tuple[i
     Raises:
         ValueError: if the number of classes does not fit, or there are no bins to choose from.
     """
-    everyone = tuple(range(opened.members))
-    if opened.masked:
+    everyone = tuple(range(pipeline.members))
+    if pipeline.masked:
         if len(pair) > 1:
             raise ValueError(f"--pair takes one class of an ensemble on masked classes, got {pair}")
-        both = [label for label in pair or range(opened.n_classes) if all(opened.groups(label))]
+        both = [label for label in pair or range(pipeline.n_classes) if all(pipeline.groups(label))]
         if not both:
             raise ValueError(f"no class of {pair or 'all'} was seen by one member and hidden from another")
-        groups, name = opened.groups(both[0]), opened.describe_class(both[0])
+        groups, name = pipeline.groups(both[0]), pipeline.describe_class(both[0])
         return [
             (both[0], groups.certain, f"{name}: members that saw it"),
             (both[0], groups.uncertain, f"{name}: members that did not"),
         ]
     if len(pair) not in (0, 2):
         raise ValueError(f"--pair takes a certain and an uncertain class, or none to choose them; got {pair}")
-    if not pair and len(set(opened.bins.values())) < 2:
+    if not pair and len(set(pipeline.bins.values())) < 2:
         raise ValueError(
             "--pair finds no two bins in the ensemble's record: name the classes, --pair CERTAIN UNCERTAIN"
         )
-    ordered = opened.spread_classes(opened.n_classes)
-    certain, uncertain = pair or (next(c for c in ordered if opened.bins[c] == opened.bins[ordered[-1]]), ordered[0])
+    ordered = pipeline.spread_classes(pipeline.n_classes)
+    certain, uncertain = pair or (
+        next(c for c in ordered if pipeline.bins[c] == pipeline.bins[ordered[-1]]),
+        ordered[0],
+    )
     words = {certain: "certain", uncertain: "uncertain"}
     return [
-        (label, everyone, f"{word}: {opened.describe_class(label)}".replace("\n", ", "))
+        (label, everyone, f"{word}: {pipeline.describe_class(label)}".replace("\n", ", "))
         for label, word in words.items()
     ]
 
 
-def pair_panels(opened: OpenEnsemble, pair: list[int], columns: int, show: str) -> list[Panel]:
+def pair_panels(pipeline: EnsemblePipeline, pair: list[int], columns: int, show: str) -> list[Panel]:
     """A certain and an uncertain rollout as two panels of one figure; the noise is the same."""
     panels = []
-    for label, members, title in class_pair(opened, pair):
-        pictures, names = rollout(opened, label, opened.bases(label)[0], columns, show)
+    for label, members, title in class_pair(pipeline, pair):
+        pictures, names = rollout(pipeline, label, pipeline.bases(label)[0], columns, show)
         rows = [f"member {member}" for member in members]
         panels.append(Panel(pictures[list(members)], rows, names, title))
     return panels

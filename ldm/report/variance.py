@@ -17,17 +17,17 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import Step, make_sampler
 from ldm.evaluation.features import Extractor
 from ldm.images import DPI, Panel, beyond, save_figure, side_by_side, to_uint8, without_outliers
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import Step, make_sampler
-from ldm.opened import OpenPosterior
-from ldm.uncertainty import lookalikes
+from ldm.pipelines import PosteriorPipeline
+from ldm.uncertainty import control_maps as control_maps
 from ldm.uncertainty.propagation import VarianceStep
 from ldm.uncertainty.scores import SCORES, Mask, feature_entropy, score_table, total
 from ldm.util import derive_seed
 
-LOOKALIKES = ("energy", "edges", "differences", "seeds")
+CONTROL_MAPS = ("energy", "edges", "differences", "seeds")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Measures:
     Attributes:
         masks: {name: mask} of segmentation scores.
         extractor: network for the entropy of features over members; none where None.
-        lookalikes: of `LOOKALIKES`, scored by their sum.
+        control_maps: of `CONTROL_MAPS`, scored by their sum.
         share, parts: of the percentile and of the patches.
         seeds: noises of the look-alike `seeds`, from the middle of the walk.
         step_maps: keep the map of every step.
@@ -45,7 +45,7 @@ class Measures:
 
     masks: Mapping[str, Mask] = field(default_factory=dict)
     extractor: Extractor | None = None
-    lookalikes: Sequence[str] = ()
+    control_maps: Sequence[str] = ()
     share: float = 95.0
     parts: int = 4
     seeds: int = 8
@@ -60,7 +60,7 @@ def score_names(masks: Sequence[str], looks: Sequence[str] = (), features: bool 
 
 @torch.no_grad()
 def measure_batch(
-    walks: OpenPosterior, method: str, labels: Sequence[int] | None, images: Sequence[int], measures: Measures
+    walks: PosteriorPipeline, method: str, labels: Sequence[int] | None, images: Sequence[int], measures: Measures
 ) -> dict[str, NDArray]:
     """Samples and their uncertainty by one of `METHODS`.
 
@@ -73,14 +73,15 @@ def measure_batch(
     for last in walks.steps(method, labels, images):
         walked.append(last.step)
         steps.append(last.var.mean(1) if measures.step_maps else last.var.sum((1, 2, 3)))
-    opened, channels = walks.opened, last.var.shape[1]
+    pipeline, channels = walks.pipeline, last.var.shape[1]
     stacked = torch.stack(steps, 1)
-    pixels, decoded = walks.pixel_variance(last, images), opened.decode(last.step.x_next)
+    pixels, decoded = walks.pixel_variance(last, images), pipeline.decode(last.step.x_next)
     scores = score_table(pixels.cpu(), decoded, dict(measures.masks), measures.share, measures.parts)
     if measures.extractor is not None:
         scores["feature_entropy"] = entropy_of_members(walks, last, measures.extractor)
     scores |= {
-        f"lookalike_{name}": _lookalike(name, walks, labels, images, walked, measures) for name in measures.lookalikes
+        f"lookalike_{name}": _control_map(name, walks, labels, images, walked, measures)
+        for name in measures.control_maps
     }
     found = {
         "latents": last.step.x_next,
@@ -95,7 +96,7 @@ def measure_batch(
     return {"images": to_uint8(decoded), **arrays}
 
 
-def entropy_of_members(walks: OpenPosterior, last: VarianceStep, extractor: Extractor) -> Tensor:
+def entropy_of_members(walks: PosteriorPipeline, last: VarianceStep, extractor: Extractor) -> Tensor:
     """`feature_entropy` of the members' decoded images [B].
 
     Raises:
@@ -103,37 +104,37 @@ def entropy_of_members(walks: OpenPosterior, last: VarianceStep, extractor: Extr
     """
     if last.members is None or last.tangent:
         raise ValueError("the entropy of features needs sampled members: --method persistent")
-    pictures = to_uint8(walks.opened.decode(last.members.flatten(0, 1)))
-    pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(walks.opened.device)
+    pictures = to_uint8(walks.pipeline.decode(last.members.flatten(0, 1)))
+    pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(walks.pipeline.device)
     features = torch.cat([extractor(extractor.prepared(part)) for part in pictures.split(walks.chunk)])
     return feature_entropy(features.unflatten(0, last.members.shape[:2]))
 
 
-def _lookalike(
+def _control_map(
     name: str,
-    walks: OpenPosterior,
+    walks: PosteriorPipeline,
     labels: Sequence[int] | None,
     images: Sequence[int],
     walked: Sequence[Step],
     measures: Measures,
 ) -> Tensor:
     """Sum [B] of a map that knows no posterior."""
-    opened = walks.opened
+    pipeline = walks.pipeline
     if name == "edges":
-        return total(lookalikes.edge_strength(opened.decode(walked[-1].x_next)))
+        return total(control_maps.edge_strength(pipeline.decode(walked[-1].x_next)))
     if name == "differences":
-        return total(lookalikes.successive_differences(walked))
+        return total(control_maps.successive_differences(walked))
     if name == "energy":
         features = walks.predictive(labels).features(walked[-1].x, walked[-1].u)
-        return total(lookalikes.feature_energy(walks.laplace, features))
+        return total(control_maps.feature_energy(walks.laplace, features))
     middle = walked[len(walked) // 2]
-    sampler, denoiser = make_sampler("DDIM", eta=1.0), walks.build(labels)(opened.model.network)
+    sampler, denoiser = make_sampler("DDIM", eta=1.0), walks.build(labels)(pipeline.model.network)
 
     def walk(seed: int):
-        noise = ImageNoise(derive_seed("seeds", opened.options.seed, seed), tuple(images), device=opened.device)
-        return sampler(denoiser, opened.model.path, middle.x, opened.grid, noise=noise, start=middle.index)
+        noise = ImageNoise(derive_seed("seeds", pipeline.options.seed, seed), tuple(images), device=pipeline.device)
+        return sampler(denoiser, pipeline.model.schedule, middle.x, pipeline.grid, noise=noise, start=middle.index)
 
-    return total(lookalikes.seed_variance(walk, measures.seeds))
+    return total(control_maps.seed_variance(walk, measures.seeds))
 
 
 def step_maps_figure(

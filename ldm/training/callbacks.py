@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
-from ldm.images import make_grid, save_image
+from ldm.images import save_image, tile_images
 from ldm.training.runs import RunDirectory
 from ldm.util import derive_seed
 
@@ -104,7 +104,7 @@ class ImageLogger(Callback):
             tensor = tensor.detach().float().cpu()
             tensor = tensor.clamp(-1, 1) if self.clamp else tensor
             tensor = tensor if self.rescale else 2 * tensor - 1
-            grid = make_grid(tensor)
+            grid = tile_images(tensor)
             name = f"{kind}_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}.png"
             save_image(grid, Path(trainer.default_root_dir) / "images" / split / name, overwrite=True)
             for logger in trainer.loggers:

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.heads import resolve_patterns, select
+from ldm.diffusion.noise import TrainingDraws
+from ldm.ensembles.heads import resolve_patterns, select
+from ldm.ensembles.members import MemberNetwork, Members
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.noise import TrainingDraws
 from ldm.models.diffusion.optimisation import TrainingSet, evaluation_positions, positions
-from ldm.uncertainty.posterior import MemberNetwork, Members
 from ldm.util import instantiate_from_config
 
 
-def share_trunk(model: LatentDiffusion, own: Sequence[str]) -> LatentDiffusion:
+def share_base(model: LatentDiffusion, own: Sequence[str]) -> LatentDiffusion:
     """A copy of a model that has parameters `own` for itself and all other tensors in common with it."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
@@ -33,7 +33,7 @@ def start_members(model: LatentDiffusion, members: int, seed: int) -> list[Laten
     """Components 0 .. members - 1 of seeds seed, seed + 1, ..., on the trunk that the model names, which they share."""
     names = dict(model.named_parameters())
     heads = select(names, resolve_patterns(model.head_options.get("names", "class_embedding"), model.head_patterns))
-    started = [share_trunk(model, heads) for _ in range(members)]
+    started = [share_base(model, heads) for _ in range(members)]
     for index, member in enumerate(started):
         member.start_from_pretrained(index, seed + index)
         member.seed_draws(seed + index, index)

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from ldm.checkpoint import save_checkpoint
-from ldm.cli import write_record
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import DataModuleFromConfig
+from ldm.records import write_record
 from ldm.training.config import point_data
 from ldm.training.joint import JointComponents, start_members
 from ldm.training.runs import RunDirectory, new_run

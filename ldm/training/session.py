@@ -17,9 +17,9 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgr
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ldm.cli import write_record
 from ldm.jobs import step_from_environment
 from ldm.memory import keep_freed_memory
+from ldm.records import write_record
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch

@@ -3,10 +3,10 @@
 For x = alpha x_0 + sigma eps with Gaussian eps the posterior mean D(x) = E[x_0 | x] has the posterior covariance as its
 derivative:
 
-    Cov(x_0 | x) = (sigma^2 / alpha) dD/dx      on a straight path, t = 1 - u:  ((1 - t)^2 / t) (I + (1 - t) dv/dx)
+    Cov(x_0 | x) = (sigma^2 / alpha) dD/dx      on a straight schedule, t = 1 - u:  ((1 - t)^2 / t) (I + (1 - t) dv/dx)
 
 It belongs to the data, not to the weights: it is aleatoric, the companion of the variances in `propagation`. It needs
-no training, no members and no posterior, and holds for any path and any target. A learned field is only nearly a
+no training, no members and no posterior, and holds for any schedule and any target. A learned field is only nearly a
 posterior mean, so elements may come out below 0: they are clamped.
 
 Sources: Efron 2011 (Tweedie's formula, second order); Manor and Michaeli 2024, eq. 5; Xing et al. 2026 (flows).
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.denoiser import Denoiser
-from ldm.models.diffusion.derivative import along, diagonal, rademacher, units
-from ldm.models.diffusion.path import Path
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.derivative import along, diagonal, rademacher, units
+from ldm.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class DataPosterior:
         return self.var.flatten(1).sum(1)
 
 
-def _factor(path: Path, u: Tensor | float, like: Tensor) -> Tensor:
-    alpha, sigma = path.per_image(u)
+def _factor(schedule: Schedule, u: Tensor | float, like: Tensor) -> Tensor:
+    alpha, sigma = schedule.per_image(u)
     if bool((alpha == 0).any()):
         raise ValueError("at pure noise (alpha = 0) the covariance given x is that of all data: choose an earlier time")
     return (sigma**2 / alpha).to(like)
@@ -49,7 +49,7 @@ def _factor(path: Path, u: Tensor | float, like: Tensor) -> Tensor:
 @torch.no_grad()
 def data_posterior(
     denoiser: Denoiser,
-    path: Path,
+    schedule: Schedule,
     x: Tensor,
     u: Tensor | float,
     *,
@@ -70,7 +70,7 @@ def data_posterior(
     """
     if (probes is None) != (generator is None):
         raise ValueError("probes and generator go together: Hutchinson's estimate draws signs, the exact one none")
-    factor = _factor(path, u, x)
+    factor = _factor(schedule, u, x)
     signs = None if probes is None else rademacher(probes, x, generator)
     var = factor * diagonal(lambda state: denoiser(state, u).x0, x, signs, chunk)
     return DataPosterior(denoiser(x, u).x0, var.clamp(min=0), float((var < 0).double().mean()))
@@ -78,9 +78,9 @@ def data_posterior(
 
 @torch.no_grad()
 def data_covariance(
-    denoiser: Denoiser, path: Path, x: Tensor, u: Tensor | float, *, chunk: int | None = None
+    denoiser: Denoiser, schedule: Schedule, x: Tensor, u: Tensor | float, *, chunk: int | None = None
 ) -> Tensor:
     """The whole covariance [B, D, D] of clean data given x, D = C H W, made symmetric: for small images."""
     columns = along(lambda state: denoiser(state, u).x0, x, units(x), chunk)  # [D, B, C, H, W]
-    matrix = _factor(path, u, x).reshape(-1, 1, 1) * columns.flatten(2).permute(1, 2, 0)
+    matrix = _factor(schedule, u, x).reshape(-1, 1, 1) * columns.flatten(2).permute(1, 2, 0)
     return (matrix + matrix.transpose(1, 2)) / 2

@@ -13,31 +13,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.denoiser import Denoiser
-from ldm.models.diffusion.path import Path
-from ldm.models.diffusion.sampler import Step
-from ldm.uncertainty.posterior import MemberNetwork
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.samplers import Step
+from ldm.diffusion.schedule import Schedule
+from ldm.ensembles.members import MemberNetwork
 
 Sampler = Callable[..., Iterator[Step]]
 
 
 def branch_index(
-    grid: Tensor,
+    times: Tensor,
     *,
     unc_branch: int | None = None,
     branch_at: float | None = None,
     branch_t: float | None = None,
     default: float | None = None,
 ) -> int:
-    """The grid step (0 = noisiest) at which members part.
+    """The step (0 = noisiest) at which members part.
 
     `unc_branch` k as published; `branch_at` f is floor(f S); `branch_t` b is the first step with u <= b; `default` is a
     fraction like `branch_at`, used when none is given; without it, the last step.
 
     Raises:
-        ValueError: if more than one is given, or the step is not on the grid.
+        ValueError: if more than one is given, or the step is not on the times.
     """
-    steps = len(grid) - 1
+    steps = len(times) - 1
     given = {"unc_branch": unc_branch, "branch_at": branch_at, "branch_t": branch_t}
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
@@ -45,26 +45,26 @@ def branch_index(
     if unc_branch is not None:
         index = unc_branch
     elif branch_t is not None:
-        reached = (grid[:-1] <= branch_t).nonzero()
+        reached = (times[:-1] <= branch_t).nonzero()
         index = int(reached[0]) if len(reached) else steps
     else:
         fraction = default if branch_at is None else branch_at
         # 0.29 times 100 is 28.999999999999996.
         index = steps - 1 if fraction is None else math.floor(fraction * steps + 1e-9)
     if not 0 <= index < steps:
-        raise ValueError(f"branch step {index} is not on a grid of {steps} steps (0 = noisiest .. {steps - 1} = last)")
+        raise ValueError(f"branch step {index} is not among the {steps} steps (0 = noisiest .. {steps - 1} = last)")
     return index
 
 
 def branch_indices(
-    grid: Tensor,
+    times: Tensor,
     *,
     unc_branch: int | Sequence[int] | None = None,
     branch_at: float | Sequence[float] | None = None,
     branch_t: float | Sequence[float] | None = None,
     default: float | None = None,
 ) -> list[int]:
-    """The grid steps of one or several branch points of one kind, in the order given; see `branch_index`.
+    """The steps of one or several branch points of one kind, in the order given; see `branch_index`.
 
     Raises:
         ValueError: as `branch_index`; and if two of them are the same step.
@@ -72,12 +72,12 @@ def branch_indices(
     kinds = {"unc_branch": unc_branch, "branch_at": branch_at, "branch_t": branch_t}
     given = {name: value for name, value in kinds.items() if value is not None}
     if len(given) != 1:
-        return [branch_index(grid, **given, default=default)]
+        return [branch_index(times, **given, default=default)]
     ((name, values),) = given.items()
     values = values if isinstance(values, Sequence) else [values]
-    found = [branch_index(grid, **{name: value}) for value in values]
+    found = [branch_index(times, **{name: value}) for value in values]
     if len(set(found)) != len(found):
-        raise ValueError(f"the branch points {list(values)} are the steps {found} of {len(grid) - 1}: name each once")
+        raise ValueError(f"the branch points {list(values)} are the steps {found} of {len(times) - 1}: name each once")
     return found
 
 
@@ -122,31 +122,31 @@ class Branched:
 
 
 @torch.no_grad()
-def shared_chain(
-    sampler: Sampler, denoiser: Denoiser, path: Path, x: Tensor, grid: Tensor, at: int, **options: object
+def before_branch(
+    sampler: Sampler, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, at: int, **options: object
 ) -> Iterator[Step]:
-    """The steps 0 .. at - 1 from x [B, C, H, W] at grid[0]; none for at = 0. `options` are the sampler's own."""
-    for step in sampler(denoiser, path, x, grid, **options) if at else ():
+    """The steps 0 .. at - 1 from x [B, C, H, W] at times[0]; none for at = 0. `options` are the sampler's own."""
+    for step in sampler(denoiser, schedule, x, times, **options) if at else ():
         yield step
         if step.index == at - 1:
             return
 
 
 @torch.no_grad()
-def parted_chain(
-    sampler: Sampler, denoiser: Denoiser, path: Path, x: Tensor, grid: Tensor, at: int, **options: object
+def after_branch(
+    sampler: Sampler, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, at: int, **options: object
 ) -> Iterator[Step]:
-    """The steps of all members from the shared x [B, C, H, W] at grid[at], in a new generator with empty history."""
-    yield from sampler(denoiser, path, x, grid, start=at, **options)
+    """The steps of all members from the shared x [B, C, H, W] at times[at], in a new generator with empty history."""
+    yield from sampler(denoiser, schedule, x, times, start=at, **options)
 
 
 def branch(
     sampler: Sampler,
     base: Denoiser,
     members: Denoiser,
-    path: Path,
+    schedule: Schedule,
     x: Tensor,
-    grid: Tensor,
+    times: Tensor,
     at: int,
     *,
     keep_before: bool = False,
@@ -154,20 +154,20 @@ def branch(
     only_first: bool = False,
     **options: object,
 ) -> Branched:
-    """Walk `base` from x at grid[0] to step `at`, then `members` from there in a new generator with empty history.
+    """Walk `base` from x at times[0] to step `at`, then `members` from there in a new generator with empty history.
 
     Args:
-        x: state [B, C, H, W] at grid[0]; `members` give [M, B, ...] from it.
+        x: state [B, C, H, W] at times[0]; `members` give [M, B, ...] from it.
         keep_before, keep_after: keep every step of that part, not only its last.
         only_first: stop after the branched step: enough for one-step mutual information.
         options: the sampler's own (eta, noise, ...).
     """
     before: list[Step] = []
-    for step in shared_chain(sampler, base, path, x, grid, at, **options):
+    for step in before_branch(sampler, base, schedule, x, times, at, **options):
         before = [*before, step] if keep_before else [step]
     state = before[-1].x_next if before else x
     after: list[Step] = []
-    for step in parted_chain(sampler, members, path, state, grid, at, **options):
+    for step in after_branch(sampler, members, schedule, state, times, at, **options):
         after = [*after, step] if keep_after or not after else [after[0], step]
         if only_first:
             break

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.modules.distributions.gaussian import Gaussian, check_members
-from ldm.uncertainty.measures import (
+from ldm.uncertainty.information import (
     DISTANCES,
     Scale,
     mean_pairwise_distance,

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from ldm.data.archives import check_whole, unpack
+from ldm.data.prepare.archives import check_whole, unpack
 from tests.data.archives import packed
 
 
@@ -58,8 +58,8 @@ def test_links_and_damaged_archives_are_refused(tmp_path):
 def test_bits_that_turned_inside_compressed_data_are_told(tmp_path, name):
     pattern = bytes(range(256)) * 400
     if name == "x.zip":
-        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as opened:
-            opened.writestr("one", pattern)
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as content:
+            content.writestr("one", pattern)
     else:
         packed(tmp_path / name, {"one": pattern})
     whole = (tmp_path / name).read_bytes()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ldm.data import pages
-from ldm.data.download import fetch
+from ldm.data.prepare import pages
+from ldm.data.prepare.download import fetch
 from tests.data.archives import md5
 
 CONTENT = bytes(range(256)) * 40

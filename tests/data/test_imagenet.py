@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
-from ldm.data.published import subsets_from_pickle
+from ldm.data.prepare.published import subsets_from_pickle
 from ldm.util import instantiate_from_config
 from scripts import make_bins
 

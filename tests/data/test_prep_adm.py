@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
-from ldm.data import prepare_ffhq, prepare_lsun
 from ldm.data.folder import ImageFolder
+from ldm.data.prepare import ffhq as prepare_ffhq
+from ldm.data.prepare import lsun as prepare_lsun
 from scripts import prep_data
 from tests.data.archives import md5, packed
 from tests.models.test_classifier_training import ENCODER, classifier

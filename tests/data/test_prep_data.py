@@ -12,9 +12,9 @@ import torch
 from scipy.io import savemat
 
 from ldm.checkpoint import save_checkpoint
-from ldm.data import prepare_imagenet
 from ldm.data.idx import MNIST
 from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
+from ldm.data.prepare import imagenet as prepare_imagenet
 from scripts import prep_data
 from tests.data.archives import md5, packed
 

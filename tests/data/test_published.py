@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.data.imagenet import ImageNetTrain
-from ldm.data.published import bins_of, kind_of, plan_published, published_plan, sees_of
+from ldm.data.prepare.published import bins_of, kind_of, plan_published, published_plan, sees_of
 from ldm.data.subsets import ComponentSubset, list_file, read_subsets, subsets_file
 from scripts import make_bins
 

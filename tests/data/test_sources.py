@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ldm.data.digits import Digits
-from ldm.data.image_arguments import data_config
-from ldm.data.sources import Chosen, DataSetImages, NpzImages, TensorImages, as_bytes, open_images, positions_of
+from ldm.image_arguments import data_config
+from ldm.pipelines.images import Chosen, DataSetImages, NpzImages, TensorImages, as_bytes, load_images, positions_of
 from ldm.util import generator
 
 PIXELS = torch.randint(256, (7, 6, 5, 3), generator=generator("sources"), dtype=torch.uint8)  # [N, H, W, C]
@@ -34,11 +34,11 @@ def test_a_folder_and_its_zip_are_sorted_by_path(tmp_path):
             file.write(folder / name, name)
     order = sorted(range(7), key=lambda i: NAMES[i])
     for path in (folder, tmp_path / "pictures.zip"):
-        source = open_images(path)
+        source = load_images(path)
         assert source.names == sorted(NAMES) and len(source) == 7
         assert torch.equal(source.read(0, 7), EXPECTED[order])
         assert torch.equal(source.read(5, 99), EXPECTED[order[5:]])
-    assert source.describe()["names_sha256"] == open_images(folder).describe()["names_sha256"]
+    assert source.describe()["names_sha256"] == load_images(folder).describe()["names_sha256"]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -57,7 +57,7 @@ def test_tensors_of_every_layout_give_the_same_bytes(tmp_path):
     torch.save(PIXELS, tmp_path / "b.pt")
     torch.save({"whatever": EXPECTED.float() / 127.5 - 1}, tmp_path / "c.pt")
     for name in ("a.safetensors", "b.pt", "c.pt"):
-        assert torch.equal(open_images(tmp_path / name).read(2, 6), EXPECTED[2:6])
+        assert torch.equal(load_images(tmp_path / name).read(2, 6), EXPECTED[2:6])
 
 
 def test_data_sets_give_bytes_in_their_order():
@@ -70,7 +70,7 @@ def test_data_sets_give_bytes_in_their_order():
 
 
 def test_chosen_images_come_in_the_order_of_the_list(tmp_path):
-    source = open_images(write_folder(tmp_path))
+    source = load_images(write_folder(tmp_path))
     words = ["m.png", "", "0", "b/2.png", "3"]
     chosen = Chosen(source, positions_of(source, words), "a list")
     whole = source.read(0, 7)
@@ -88,9 +88,9 @@ def test_what_holds_no_images_says_so(tmp_path):
     torch.save({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / "x.pt")
     for name, match in (("s.npz", "arr_0"), ("f.npz", "uint8"), ("x.pt", "one tensor")):
         with pytest.raises(ValueError, match=match):
-            open_images(tmp_path / name)
+            load_images(tmp_path / name)
     with pytest.raises(FileNotFoundError):
-        open_images(tmp_path / "none")
+        load_images(tmp_path / "none")
     with pytest.raises(ValueError, match=r"got torch\.int64"):
         as_bytes(torch.zeros(1, 3, 4, 4, dtype=torch.int64), "x")
     with pytest.raises(ValueError, match="four axes"):
@@ -101,10 +101,10 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path):
     for name, size in (("a.png", (8, 6)), ("b.png", (12, 12))):
         Image.new("RGB", size, (10, 200, 30)).save(tmp_path / name)
     with pytest.raises(ValueError, match="--image_size"):
-        open_images(tmp_path).read(0, 2)
-    scaled = open_images(tmp_path, image_size=6).read(0, 2)
+        load_images(tmp_path).read(0, 2)
+    scaled = load_images(tmp_path, image_size=6).read(0, 2)
     assert scaled.shape == (2, 3, 6, 6) and scaled[:, 1].unique().tolist() == [200]
-    assert open_images(tmp_path, channels=1, image_size=4).read(0, 1).shape == (1, 1, 4, 4)
+    assert load_images(tmp_path, channels=1, image_size=4).read(0, 1).shape == (1, 1, 4, 4)
 
 
 def test_words_name_a_data_set():
@@ -126,6 +126,6 @@ def test_images_that_were_replaced_are_told_apart(tmp_path):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         for place, pixels in enumerate(PIXELS.numpy() ^ shift):
             Image.fromarray(pixels).save(tmp_path / "pictures" / f"{place}.png")
-        found = [open_images(tmp_path / name).describe() for name in ("a.npz", "pictures")]
+        found = [load_images(tmp_path / name).describe() for name in ("a.npz", "pictures")]
         told.append([one.pop("content_sha256") for one in found])
     assert told[0] == told[2] and told[0][0] == told[0][1] and told[0][0] != told[1][0] == told[1][1]

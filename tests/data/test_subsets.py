@@ -1,4 +1,4 @@
-"""Budgets per class, masked classes, bootstraps, and the files that hold them."""
+"""Class sizes per class, masked classes, bootstraps, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_rotations_show_every_class_at_every_budget(counts):
     for rotation in range(rotations):
         bins = S.assign_bins(10, counts, seed=3, rotation=rotation)
         assert Counter(bins.values()) == counts
-        for label, budget in bins.items():
-            seen[label].add(budget)
-    assert all(budgets == set(counts) for budgets in seen.values())
+        for label, class_size in bins.items():
+            seen[label].add(class_size)
+    assert all(class_sizes == set(counts) for class_sizes in seen.values())
 
 
 def test_default_bins_are_those_of_the_paper_for_imagenet():
@@ -53,11 +53,11 @@ def test_impossible_bins_are_refused(counts):
 
 def test_budgets_are_exact_and_nested():
     previous = {label: [] for label in range(5)}
-    for budget in (1, 3, 8, "all"):
-        chosen = S.binned_indices(LABELS, dict.fromkeys(range(5), budget), seed=7)
+    for class_size in (1, 3, 8, "all"):
+        chosen = S.binned_indices(LABELS, dict.fromkeys(range(5), class_size), seed=7)
         for label in range(5):
             inside = chosen[LABELS[chosen] == label].tolist()
-            assert len(set(inside)) == len(inside) == (80 if budget == "all" else budget)
+            assert len(set(inside)) == len(inside) == (80 if class_size == "all" else class_size)
             assert inside[: len(previous[label])] == previous[label]
             previous[label] = inside
     alone = S.binned_indices(LABELS, {3: 8}, seed=7).tolist()
@@ -128,7 +128,7 @@ def test_a_member_trains_on_its_list(tmp_path):
     whole = S.ComponentSubset(data, str(tmp_path))
     counts = whole.labels.bincount().tolist()
     full = data.labels.bincount().tolist()
-    assert counts == [full[label] if budget == "all" else budget for label, budget in plan.bins.items()]
+    assert counts == [full[label] if class_size == "all" else class_size for label, class_size in plan.bins.items()]
 
 
 def test_a_missing_folder_names_the_command_that_makes_it(tmp_path):

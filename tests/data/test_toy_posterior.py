@@ -7,8 +7,11 @@ import torch
 from scipy.special import digamma
 from scipy.stats import invgamma
 
-from ldm.data.toy import GaussianDenoiser
-from ldm.data.toy_posterior import (
+from ldm.diffusion.samplers import ddim
+from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
+from ldm.diffusion.transition import ddim_transition
+from ldm.experiments.toy import GaussianDenoiser
+from ldm.experiments.toy_posterior import (
     GaussianMembers,
     NormalInverseGamma,
     as_states,
@@ -16,16 +19,13 @@ from ldm.data.toy_posterior import (
     known_variance_information,
     step_information,
 )
-from ldm.models.diffusion.path import FlowPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler import ddim
-from ldm.models.diffusion.sampler.transition import ddim_transition
 from ldm.modules.distributions.gaussian import Gaussian
-from ldm.uncertainty.measures import mutual_information
+from ldm.uncertainty.information import mutual_information
 from ldm.uncertainty.monte_carlo import monte_carlo_information
 from ldm.util import generator
 
 F64 = torch.float64
-PATH = VPPath(beta_schedule("linear", 1000, 0.0015, 0.0195))
+PATH = VPSchedule(make_betas("linear", 1000, 0.0015, 0.0195))
 STEP = ddim_transition(PATH, 200.0, 100.0, eta=1.0)
 PRIOR = NormalInverseGamma(torch.tensor([0.3, -0.2], dtype=F64), 0.5, 4.0, 1.0)
 
@@ -106,22 +106,22 @@ def test_members_are_exact_denoisers():
     torch.testing.assert_close(PATH.noised(prediction.x0, prediction.eps, 300.0), x.expand(3, -1, -1, -1, -1))
 
 
-@pytest.mark.parametrize("path", [PATH, FlowPath()], ids=["vp", "flow"])
+@pytest.mark.parametrize("schedule", [PATH, FlowSchedule()], ids=["vp", "flow"])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_known_variance_is_the_linear_gaussian_channel(path, eta):
+def test_known_variance_is_the_linear_gaussian_channel(schedule, eta):
     """1/2 ln det(I + J Sigma J' / w), with J = d mean / d mu by autograd through the sampler's own step."""
-    u, s, var, kappa = 0.5 * path.end, 0.3 * path.end, 0.4, 3.0
-    x, grid = draw(1, 2, 1, 1, key=4), torch.tensor([u, s], dtype=F64)
+    u, s, var, kappa = 0.5 * schedule.end, 0.3 * schedule.end, 0.4, 3.0
+    x, times = draw(1, 2, 1, 1, key=4), torch.tensor([u, s], dtype=F64)
 
     def mean_of(mu):
         members = GaussianMembers(mu[None], torch.tensor([var], dtype=F64))
-        step = next(ddim(members.denoiser(path), path, x, grid, eta=eta, noise=silent))
+        step = next(ddim(members.denoiser(schedule), schedule, x, times, eta=eta, noise=silent))
         return step.distribution.mean.flatten()
 
-    step = ddim_transition(path, u, s, eta)
+    step = ddim_transition(schedule, u, s, eta)
     jacobian = torch.autograd.functional.jacobian(mean_of, draw(2, key=5))
     inside = torch.eye(2, dtype=F64) + jacobian @ jacobian.T * var / kappa / step.w
-    ours = known_variance_information(kappa, var, path, step)
+    ours = known_variance_information(kappa, var, schedule, step)
     assert ours == pytest.approx(0.5 * torch.logdet(inside).item(), rel=1e-9)
 
 
@@ -141,7 +141,7 @@ def test_information_where_the_variance_becomes_known():
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_information_equals_the_entropy_of_the_plane(count):
-    """-sum p ln p over a fine grid, p averaged over 400 equally likely s^2 of scipy's inverse gamma."""
+    """-sum p ln p over a fine times, p averaged over 400 equally likely s^2 of scipy's inverse gamma."""
     belief = PRIOR.posterior(draw(count, 2, key=7))
     x = as_states(torch.tensor([[1.5, 0.4]], dtype=F64))
     levels = (torch.arange(400, dtype=F64) + 0.5) / 400

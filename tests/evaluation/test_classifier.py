@@ -5,7 +5,6 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.data.digits import Digits
-from ldm.data.sources import DataSetImages
 from ldm.evaluation.classifier import (
     Architecture,
     SmallClassifier,
@@ -16,6 +15,7 @@ from ldm.evaluation.classifier import (
     shifted,
     train_classifier,
 )
+from ldm.pipelines.images import DataSetImages
 from ldm.util import generator
 from scripts import train_classifier as script
 

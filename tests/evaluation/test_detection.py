@@ -10,7 +10,7 @@ from scipy.stats import norm, pearsonr, t
 from sklearn.metrics import roc_auc_score
 
 from ldm.evaluation.detection import (
-    against_budgets,
+    against_class_sizes,
     auroc,
     bootstrap_interval,
     mean_interval,
@@ -34,15 +34,15 @@ def test_spearman_equals_the_textbook_formula():
 
 def test_spearman_ceiling_of_the_digits_bins():
     """1 - (24 + 6 + 6 + 24)/990 = 0.93939, and its root is 0.969."""
-    budgets = [1] * 3 + [10] * 2 + [100] * 2 + [1300] * 3
-    assert spearman_ceiling(budgets) == pytest.approx(math.sqrt(1 - 60 / 990), abs=1e-12)
+    class_sizes = [1] * 3 + [10] * 2 + [100] * 2 + [1300] * 3
+    assert spearman_ceiling(class_sizes) == pytest.approx(math.sqrt(1 - 60 / 990), abs=1e-12)
     assert spearman_ceiling(range(7)) == pytest.approx(1)
 
 
 def test_no_ranking_exceeds_the_ceiling():
-    budgets = [1, 1, 5, 5, 5, 9]
-    best = max(abs(spearman(budgets, order)) for order in itertools.permutations(range(6)))
-    assert best == pytest.approx(spearman_ceiling(budgets), abs=1e-12)
+    class_sizes = [1, 1, 5, 5, 5, 9]
+    best = max(abs(spearman(class_sizes, order)) for order in itertools.permutations(range(6)))
+    assert best == pytest.approx(spearman_ceiling(class_sizes), abs=1e-12)
 
 
 def test_auroc_counts_pairs():
@@ -110,8 +110,8 @@ def test_mean_interval_covers_as_often_as_it_says():
 
 
 def test_perfect_order_of_the_bins_stays_perfect_in_every_resample():
-    budgets = [1] * 3 + [10] * 2 + [50] * 2 + [math.inf] * 3
-    found = against_budgets(np.linspace(1, 0.1, 10), budgets)
+    class_sizes = [1] * 3 + [10] * 2 + [50] * 2 + [math.inf] * 3
+    found = against_class_sizes(np.linspace(1, 0.1, 10), class_sizes)
     assert found.spearman[:3] == pytest.approx((-found.ceiling,) * 3)
     assert found.ceiling == pytest.approx(math.sqrt(1 - 60 / 990))
     assert found.auroc[:3] == (1, 1, 1) and found.few == [1, 10]
@@ -119,20 +119,20 @@ def test_perfect_order_of_the_bins_stays_perfect_in_every_resample():
 
 def test_equal_scores_order_nothing():
     """Identical members have 0 nats everywhere: a report of it must not fail."""
-    found = against_budgets(np.zeros(6), [1, 1, 10, 10, math.inf, math.inf])
+    found = against_class_sizes(np.zeros(6), [1, 1, 10, 10, math.inf, math.inf])
     assert found.spearman[:3] == (0, 0, 0) and found.auroc[:3] == (0.5, 0.5, 0.5)
 
 
 def test_budgets_without_few_images_take_the_smallest():
-    scores, budgets = draw(90, key=8), np.repeat([20, 50, math.inf], 30)
-    found = against_budgets(scores, budgets)
+    scores, class_sizes = draw(90, key=8), np.repeat([20, 50, math.inf], 30)
+    found = against_class_sizes(scores, class_sizes)
     assert found.few == [20]
     assert found.auroc.estimate == pytest.approx(auroc(np.r_[scores[:30], scores[60:]], np.arange(60) < 30))
     assert found.auroc.low < 0.5 < found.auroc.high, "scores that know nothing"
     assert found.spearman.low < 0 < found.spearman.high
-    assert found == against_budgets(scores, budgets), "the resamples are seeded"
-    with pytest.raises(ValueError, match="all 3 classes have one budget"):
-        against_budgets([1, 2, 3], [5, 5, 5])
+    assert found == against_class_sizes(scores, class_sizes), "the resamples are seeded"
+    with pytest.raises(ValueError, match="all 3 classes have one class_size"):
+        against_class_sizes([1, 2, 3], [5, 5, 5])
 
 
 def test_risk_coverage_by_hand():

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
-from ldm.data.toy import GaussianDenoiser
+from ldm.diffusion.denoiser import Prediction
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, scaled, tabulated
+from ldm.diffusion.samplers import ddim, heun, make_times
+from ldm.diffusion.schedule import LinearVPSchedule, VPSchedule, make_betas
 from ldm.evaluation.exposure import (
     EpsilonWatch,
     Norms,
@@ -20,16 +23,13 @@ from ldm.evaluation.exposure import (
     walk,
 )
 from ldm.evaluation.scaling_choice import estimated_factors, search_b
-from ldm.models.diffusion.denoiser import Prediction
-from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, scaled, tabulated
-from ldm.models.diffusion.path import LinearVPPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler import ddim, heun, make_grid
+from ldm.experiments.toy import GaussianDenoiser
 
 F64 = torch.float64
 SHAPE, N = (1, 2, 2), 64
 MEAN = torch.tensor([-0.5, 0.0, 0.3, 1.0], dtype=F64).reshape(SHAPE)
 VAR = torch.tensor([0.05, 0.25, 0.6, 1.5], dtype=F64).reshape(SHAPE)
-VP = VPPath(beta_schedule("sqrt_linear", 1000, 1e-4, 2e-2))
+VP = VPSchedule(make_betas("sqrt_linear", 1000, 1e-4, 2e-2))
 
 
 def whitened(columns=8, seed=0):
@@ -38,21 +38,21 @@ def whitened(columns=8, seed=0):
     return torch.linalg.qr(draws - draws.mean(0)).Q * math.sqrt(N)
 
 
-def data_and_noise(path, time):
+def data_and_noise(schedule, time):
     """x_0 and x_u [N, *SHAPE] whose sample moments are those of the distribution."""
     draws = whitened().reshape(N, 2, *SHAPE)
     x0 = MEAN + VAR.sqrt() * draws[:, 0]
-    return x0, path.noised(x0, draws[:, 1], time)
+    return x0, schedule.noised(x0, draws[:, 1], time)
 
 
 class ThickDenoiser:
     """An exact denoiser whose eps is longer than it should be, as a network's in sampling."""
 
-    def __init__(self, denoiser, path, factor):
-        self.denoiser, self.path, self.factor = denoiser, path, factor
+    def __init__(self, denoiser, schedule, factor):
+        self.denoiser, self.schedule, self.factor = denoiser, schedule, factor
 
     def __call__(self, x, u):
-        alpha, sigma = self.path.coefficients(u, x)
+        alpha, sigma = self.schedule.coefficients(u, x)
         eps = self.factor * self.denoiser(x, u).eps
         return Prediction((x - sigma * eps) / alpha, eps)
 
@@ -78,14 +78,14 @@ def test_moments_stream_and_merge_to_those_of_all():
 
 def test_norms_in_training_have_a_closed_form():
     """E||eps||^2 = sum sigma^2 / (alpha^2 var + sigma^2), below the number of elements where data are known."""
-    grid = make_grid(VP, "20")
+    times = make_times(VP, "20")
     watch = EpsilonWatch(GaussianDenoiser(VP, MEAN, VAR))
     draws = whitened().reshape(N, 2, *SHAPE)
     norms = Norms(watch, 20)
     x0 = MEAN + VAR.sqrt() * draws[:, 0]
     for rows in torch.arange(N).split(24):  # batches
-        walk(each_step(ddim, watch, VP, x0[rows], grid, lambda index, shape, rows=rows: draws[rows, 1]), norms)
-    alpha, sigma = VP.alpha(grid[:-1])[:, None], VP.sigma(grid[:-1])[:, None]
+        walk(each_step(ddim, watch, VP, x0[rows], times, lambda index, shape, rows=rows: draws[rows, 1]), norms)
+    alpha, sigma = VP.alpha(times[:-1])[:, None], VP.sigma(times[:-1])[:, None]
     expected = (sigma**2 / (alpha**2 * VAR.flatten() + sigma**2)).sum(1).sqrt()
     torch.testing.assert_close(norms.moments.root_mean_square, expected)
     assert norms.moments.count.tolist() == [N] * 20 and norms.corrections.count.sum() == 0
@@ -93,11 +93,11 @@ def test_norms_in_training_have_a_closed_form():
 
 
 def test_each_evaluation_is_counted_once_and_members_count_as_images():
-    path, grid = LinearVPPath(), torch.linspace(1, 0.1, 6, dtype=F64)
-    watch = EpsilonWatch(GaussianDenoiser(path, MEAN, VAR))
+    schedule, times = LinearVPSchedule(), torch.linspace(1, 0.1, 6, dtype=F64)
+    watch = EpsilonWatch(GaussianDenoiser(schedule, MEAN, VAR))
     norms, states = Norms(watch, 5), States(5, SHAPE)
     x = torch.randn(3, 4, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(0))
-    last = walk(heun(watch, path, x, grid), norms, states)
+    last = walk(heun(watch, schedule, x, times), norms, states)
     assert norms.moments.count.tolist() == norms.corrections.count.tolist() == [12] * 5
     torch.testing.assert_close(states.moments.mean[-1], last.flatten(0, 1).mean(0))
     assert watch.drain() == []
@@ -105,49 +105,51 @@ def test_each_evaluation_is_counted_once_and_members_count_as_images():
         walk([])
 
 
-def exposure(denoiser, path, grid, sampler=ddim):
+def exposure(denoiser, schedule, times, sampler=ddim):
     """delta and the distance of states, of a deterministic sampler from x_T of true data."""
-    steps = len(grid) - 1
-    x0, x = data_and_noise(path, float(grid[0]))
-    residuals, states = Residuals(path, steps, SHAPE), States(steps, SHAPE)
+    steps = len(times) - 1
+    x0, x = data_and_noise(schedule, float(times[0]))
+    residuals, states = Residuals(schedule, steps, SHAPE), States(steps, SHAPE)
     residuals.follow(x0)
-    walk(sampler(denoiser, path, x, grid), residuals, states)
+    walk(sampler(denoiser, schedule, x, times), residuals, states)
     assert torch.allclose(residuals.data.var[0], VAR)
-    found = delta(path, grid, residuals.moments, residuals.data.var[0])
-    return found, state_distance(path, grid, states.moments, residuals.data)
+    found = delta(schedule, times, residuals.moments, residuals.data.var[0])
+    return found, state_distance(schedule, times, states.moments, residuals.data)
 
 
 def test_delta_of_an_exact_sampler_is_its_floor():
     """The flow maps x_u's distribution onto x_s's; with alpha_T at 0.0064 little of x_0 is left in x_T."""
-    path = LinearVPPath()
-    grid = torch.linspace(1, 0.02, 201, dtype=F64)
-    exact = GaussianDenoiser(path, MEAN, VAR)
-    found, distance = exposure(exact, path, grid, heun)
+    schedule = LinearVPSchedule()
+    times = torch.linspace(1, 0.02, 201, dtype=F64)
+    exact = GaussianDenoiser(schedule, MEAN, VAR)
+    found, distance = exposure(exact, schedule, times, heun)
     # Var(r) = V_s + alpha_s^2 v - 2 alpha_s alpha_T v sqrt(V_s / V_T), the last term is what x_T knows of x_0.
-    alpha, alpha_end = path.alpha(grid[1:]), path.alpha(1.0)
-    after, start = (torch.stack([exact.marginal_var(u) for u in times]) for times in (grid[1:].tolist(), [1.0]))
+    alpha, alpha_end = schedule.alpha(times[1:]), schedule.alpha(1.0)
+    after, start = (
+        torch.stack([exact.marginal_var(u) for u in each_time]) for each_time in (times[1:].tolist(), [1.0])
+    )
     a = alpha.reshape(-1, 1, 1, 1)
     var = after + a**2 * VAR - 2 * a * alpha_end * VAR * (after / start).sqrt()
-    expected = (var.sqrt().flatten(1).mean(1) - path.sigma(grid[1:])) ** 2
+    expected = (var.sqrt().flatten(1).mean(1) - schedule.sigma(times[1:])) ** 2
     torch.testing.assert_close(found.delta, expected, rtol=0, atol=1e-3)
     assert float(found.excess.abs().max()) < 0.01 and float(found.delta[-1]) > 0.5
     assert float(distance.max()) < 1e-4
     means = (2 * VAR).sqrt().mean()
-    clean = delta(path, torch.tensor([1.0, 0.0]), StepMoments(1, SHAPE), VAR)
+    clean = delta(schedule, torch.tensor([1.0, 0.0]), StepMoments(1, SHAPE), VAR)
     assert float(clean.floor) == pytest.approx(float(means**2)), "2 v for data of one variance"
 
 
 def test_scaling_lowers_the_bias_of_a_network_that_overshoots():
     """eps too long by 3 %: the excess falls with scaling, and lambda = 1.03 takes all of it away."""
-    grid = make_grid(VP, "20")
+    times = make_times(VP, "20")
     exact = GaussianDenoiser(VP, MEAN, VAR)
     thick = ThickDenoiser(exact, VP, 1.03)
     (_, plain), (_, half), (_, full), (_, ideal) = (
-        exposure(denoiser, VP, grid)
+        exposure(denoiser, VP, times)
         for denoiser in (
             thick,
-            scaled(thick, VP, EpsilonScaling(1.015), grid),
-            scaled(thick, VP, EpsilonScaling(1.03), grid),
+            scaled(thick, VP, EpsilonScaling(1.015), times),
+            scaled(thick, VP, EpsilonScaling(1.03), times),
             exact,
         )
     )
@@ -157,25 +159,25 @@ def test_scaling_lowers_the_bias_of_a_network_that_overshoots():
 
 def test_estimated_factors_bring_norms_back_to_training():
     """An error of the state, not of the network: a first step that overshoots; lambda shortens the norms after it."""
-    grid = make_grid(VP, "10")
+    times = make_times(VP, "10")
     exact = GaussianDenoiser(VP, MEAN, VAR)
-    _, x = data_and_noise(VP, float(grid[0]))
+    _, x = data_and_noise(VP, float(times[0]))
     draws = whitened(seed=3).reshape(N, 2, *SHAPE)
     below = EpsilonWatch(exact)
     training = Norms(below, 10)
-    walk(each_step(ddim, below, VP, MEAN + VAR.sqrt() * draws[:, 0], grid, lambda i, shape: draws[:, 1]), training)
+    walk(each_step(ddim, below, VP, MEAN + VAR.sqrt() * draws[:, 0], times, lambda i, shape: draws[:, 1]), training)
 
     def norms(scaling=None):
         record = Norms(below, 10)
-        walk(ddim(below if scaling is None else scaled(below, VP, scaling, grid), VP, 1.05 * x, grid), record)
+        walk(ddim(below if scaling is None else scaled(below, VP, scaling, times), VP, 1.05 * x, times), record)
         return record.moments
 
     plain = norms()
     factors = estimated_factors(plain, training.moments)
     assert torch.allclose(factors, plain.mean / training.moments.mean) and float(factors[0]) > 1.03
     for _ in range(8):  # lambda at the first steps changes the norms of the later ones
-        factors = estimated_factors(norms(tabulated(VP, grid, factors)), training.moments)
-    corrected = norms(tabulated(VP, grid, factors)).mean / factors
+        factors = estimated_factors(norms(tabulated(VP, times, factors)), training.moments)
+    corrected = norms(tabulated(VP, times, factors)).mean / factors
     torch.testing.assert_close(corrected, training.moments.mean, rtol=1e-3, atol=0)
     with pytest.raises(ValueError, match=r"norms in training lack steps \[0, 1"):
         estimated_factors(plain, StepMoments(10))
@@ -199,6 +201,6 @@ def test_search_finds_the_minimum_below_and_above_one():
 
 def test_residuals_need_their_images():
     with pytest.raises(ValueError, match="call follow"):
-        walk(ddim(GaussianDenoiser(VP, MEAN, VAR), VP, MEAN[None], make_grid(VP, 2)), Residuals(VP, 2, SHAPE))
-    with pytest.raises(ValueError, match="residuals of 3 steps on a grid of 2"):
-        delta(VP, make_grid(VP, 2), StepMoments(3, SHAPE), VAR)
+        walk(ddim(GaussianDenoiser(VP, MEAN, VAR), VP, MEAN[None], make_times(VP, 2)), Residuals(VP, 2, SHAPE))
+    with pytest.raises(ValueError, match="residuals of 3 steps on 2"):
+        delta(VP, make_times(VP, 2), StepMoments(3, SHAPE), VAR)

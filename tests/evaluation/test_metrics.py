@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.sources import TensorImages
 from ldm.evaluation import cmmd as cmmd_module
 from ldm.evaluation import extraction
 from ldm.evaluation import precision_recall as precision_module
@@ -18,8 +17,9 @@ from ldm.evaluation.fid import frechet_distance
 from ldm.evaluation.inception_score import inception_score, probabilities
 from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
 from ldm.evaluation.precision_recall import density_coverage, precision_recall
+from ldm.evaluation.sample_sizes import sample_sizes, summarise, without_bias
 from ldm.evaluation.statistics import BLOCK, Statistics, moments
-from ldm.evaluation.study import sample_sizes, summarise, without_bias
+from ldm.pipelines.images import TensorImages
 from ldm.util import generator
 
 FEW = Options(resamples=20, fid_resamples=3, kid_subsets=4, kid_subset_size=20, splits=2)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldm.diffusion.schedule import EDMSchedule
 from ldm.evaluation.fitting import half_cosine
 from ldm.evaluation.noise_conditional import (
     WRN_TRAINING,
+    BackboneClassifier,
     NetworkClassifier,
     NoiseHead,
     NoisyTraining,
-    TrunkClassifier,
     level_times,
     recognition,
     train_noisy,
 )
-from ldm.evaluation.taps import Trunk, resolve_taps
-from ldm.models.diffusion.path import EDMPath
+from ldm.evaluation.taps import Backbone, resolve_taps
 from ldm.modules.wide_resnet import WideResNet
 from ldm.util import generator
 from tests.conftest import tiny_model
@@ -50,9 +50,9 @@ def test_a_network_recognises_what_noise_leaves():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = WideResNet(10, 1, classes=2, in_channels=1)
-    path, train, tests = EDMPath(), Halves(48, 0), Halves(40, 1)
+    schedule, train, tests = EDMSchedule(), Halves(48, 0), Halves(40, 1)
     levels = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
-    model = NetworkClassifier(net, path)
+    model = NetworkClassifier(net, schedule)
     training = NoisyTraining(6, 16, 0.03, 1, 0.9)
     train_noisy(model, train, level_times(levels), training, seed=0)
     near, far = recognition(model, tests, [0.1, 80.0])
@@ -63,13 +63,13 @@ def test_a_network_recognises_what_noise_leaves():
 
 def test_a_head_learns_on_a_frozen_trunk_and_leaves_it_alone():
     model = tiny_model()
-    trunk = Trunk(model.network.eval().requires_grad_(False), model.path, model.target, model.null_class)
+    trunk = Backbone(model.network.eval().requires_grad_(False), model.schedule, model.target, model.null_class)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     tap, levels = resolve_taps(trunk.network, ["out_1"]), torch.tensor([20.0, 120.0], dtype=torch.float64)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = NoiseHead(32, 2)
-    classifier = TrunkClassifier(trunk, tap, levels, head)
+    classifier = BackboneClassifier(trunk, tap, levels, head)
     train_noisy(classifier, Halves(48, 0, True), level_times(levels), NoisyTraining(6, 16, 1e-2), seed=0)
     clean, noisy = recognition(classifier, Halves(40, 1, True), [20.0, 999.0])
     assert clean > 0.9 > noisy

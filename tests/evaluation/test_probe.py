@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.probe import ProbeTraining, choose, class_errors, fit_heads, probe, validation_split
-from ldm.evaluation.taps import Reading, Trunk, resolve_taps
+from ldm.evaluation.taps import Backbone, Reading, resolve_taps
 from ldm.util import generator
 from tests.conftest import tiny_model
 from tests.evaluation.test_taps import Given
@@ -131,7 +131,7 @@ def test_mismatched_labels_are_refused():
 def test_tuning_learns_what_a_frozen_trunk_cannot_show_and_leaves_it_alone():
     """Classes are the sign of one corner pixel, in states whose trunk is random."""
     model = tiny_model()
-    trunk = Trunk(model.network.eval(), model.path, model.target, model.null_class)
+    trunk = Backbone(model.network.eval(), model.schedule, model.target, model.null_class)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     x = 0.3 * torch.randn(96, 1, 8, 8, generator=generator("tuned states"))
     labels = (x[:, 0, :2, :2].mean((1, 2)) > 0).long()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.schedule import EDMSchedule, VPSchedule, make_betas
+from ldm.diffusion.times import edm_times
 from ldm.evaluation.grid_features import cached_features, read_features
-from ldm.evaluation.taps import Reading, Trunk, activations, named_taps, pooled, resolve_taps
-from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.path import EDMPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler.grids import edm_grid
+from ldm.evaluation.taps import Backbone, Reading, activations, named_taps, pooled, resolve_taps
 from ldm.modules.ddpmpp import UNet
 from ldm.util import generator
 from tests.conftest import golden_json, golden_tensors, recipe_weights, tiny_model
@@ -47,16 +47,16 @@ class Given:
         return {"count": len(self)}
 
 
-def golden_trunk(path, target):
+def golden_trunk(schedule, target):
     spec = golden_json("ddae_small_ddpm")
     net = UNet(**spec["config"])
     net.load_state_dict(recipe_weights(spec))
-    return Trunk(Unconditional(net.eval()), path, target)
+    return Backbone(Unconditional(net.eval()), schedule, target)
 
 
 def conditional_trunk():
     model = tiny_model()
-    return Trunk(model.network.eval(), model.path, model.target, model.null_class)
+    return Backbone(model.network.eval(), model.schedule, model.target, model.null_class)
 
 
 def states(count=6, shape=(1, 8, 8), seed=0):
@@ -69,9 +69,9 @@ def states(count=6, shape=(1, 8, 8), seed=0):
 def test_published_features(name):
     io = golden_tensors("ddae_small_ddpm_io")
     if name == "ddpm":
-        trunk, u = golden_trunk(VPPath(beta_schedule("sqrt_linear", 1000), unit_time=True), Target("eps")), 11.0
+        trunk, u = golden_trunk(VPSchedule(make_betas("sqrt_linear", 1000), unit_time=True), Target("eps")), 11.0
     else:
-        trunk, u = golden_trunk(EDMPath(), Target("edm")), float(edm_grid(EDMPath(), 18).flip(0)[4])
+        trunk, u = golden_trunk(EDMSchedule(), Target("edm")), float(edm_times(EDMSchedule(), 18).flip(0)[4])
         assert u == pytest.approx(0.05995, abs=1e-5)
     x0, case = 2 * io["ddpm/image01"] - 1, "ddpm/feature_t11" if name == "ddpm" else "edm/feature_t4"
     found = trunk.read(resolve_taps(trunk.network, LAYERS), x0, io[f"{name}/feature_noise"], u)
@@ -81,7 +81,7 @@ def test_published_features(name):
 
 
 def test_a_pass_ends_at_its_last_tap():
-    trunk, ran = golden_trunk(EDMPath(), Target("edm")), []
+    trunk, ran = golden_trunk(EDMSchedule(), Target("edm")), []
     trunk.network.net.final.register_forward_hook(lambda *_: ran.append("final"))
     taps = resolve_taps(trunk.network, ["in_1", "out_2"])
     inputs = trunk.inputs(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), 0.5)
@@ -119,7 +119,7 @@ def test_the_null_class_of_a_trained_trunk_changes_its_features():
     trunk, data = conditional_trunk(), states(2)
     reading = Reading((100.0,), resolve_taps(trunk.network, ["mid"]))
     null = read_features(data, trunk, reading).arrays
-    other = read_features(data, Trunk(trunk.network, trunk.path, trunk.target, 3), reading).arrays
+    other = read_features(data, Backbone(trunk.network, trunk.schedule, trunk.target, 3), reading).arrays
     assert abs(null[100.0, "mid"] - other[100.0, "mid"]).max() > 1e-4
 
 

@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from ldm.data.toy import GaussianDenoiser
-from ldm.models.diffusion.denoiser import Prediction
-from ldm.models.diffusion.path import FlowPath, LinearVPPath
-from ldm.models.diffusion.sampler import dopri5, run
-from ldm.models.diffusion.sampler.tableau import TABLEAUX, Integrator, tableau
+from ldm.diffusion.denoiser import Prediction
+from ldm.diffusion.ode.tableau import TABLEAUX, Integrator, tableau
+from ldm.diffusion.samplers import dopri5, run
+from ldm.diffusion.schedule import FlowSchedule, LinearVPSchedule
+from ldm.experiments.toy import GaussianDenoiser
 from tests.models.test_sampler import MEAN, VAR, Counting, draw
 
 F64 = torch.float64
-FLOW = FlowPath()
+FLOW = FlowSchedule()
 
 
 @pytest.mark.parametrize("name", TABLEAUX)
@@ -76,9 +76,11 @@ def test_times_of_the_grid_only_report():
     for step, s in zip(steps, (0.7, 0.2, 0.0), strict=True):
         torch.testing.assert_close(step.x_next, denoiser.flow(x, 1.0, s), rtol=0, atol=1e-6)
         torch.testing.assert_close(FLOW.noised(step.x0, step.eps, step.u), step.x)
-    path = LinearVPPath()
-    vp = run(dopri5(GaussianDenoiser(path, MEAN, VAR), path, x, torch.tensor([1.0, 0.3, 0.02]), rtol=1e-7, atol=1e-7))
-    torch.testing.assert_close(vp, GaussianDenoiser(path, MEAN, VAR).flow(x, 1.0, 0.02), rtol=0, atol=1e-5)
+    schedule = LinearVPSchedule()
+    vp = run(
+        dopri5(GaussianDenoiser(schedule, MEAN, VAR), schedule, x, torch.tensor([1.0, 0.3, 0.02]), rtol=1e-7, atol=1e-7)
+    )
+    torch.testing.assert_close(vp, GaussianDenoiser(schedule, MEAN, VAR).flow(x, 1.0, 0.02), rtol=0, atol=1e-5)
 
 
 def test_step_sizes_look_at_the_first_member_only():
@@ -90,10 +92,10 @@ def test_step_sizes_look_at_the_first_member_only():
         parts = [one(x[index] if x.ndim == 5 else x, u) for index, one in enumerate((easy, hard))]
         return Prediction(torch.stack([part.x0 for part in parts]), torch.stack([part.eps for part in parts]))
 
-    together, grid = Counting(both), torch.tensor([1.0, 0.1])
+    together, times = Counting(both), torch.tensor([1.0, 0.1])
     x = draw(2, *MEAN.shape)
-    image = run(dopri5(alone, FLOW, x, grid))
-    assert torch.equal(run(dopri5(together, FLOW, x, grid))[0], image) and together.times == alone.times
+    image = run(dopri5(alone, FLOW, x, times))
+    assert torch.equal(run(dopri5(together, FLOW, x, times))[0], image) and together.times == alone.times
     assert len(Counting(hard).times) == 0
 
 

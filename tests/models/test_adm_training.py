@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ldm.checkpoint import load_state_dict, save_checkpoint
-from ldm.models.diffusion.learned_variance import LearnedVariance, bound_terms
-from ldm.models.diffusion.noise import ImageNoise, TrainingDraws
-from ldm.models.diffusion.sampler import ancestral
-from ldm.models.diffusion.time_importance import LossSecondMoments
+from ldm.diffusion.learned_variance import LearnedVariance, bound_terms
+from ldm.diffusion.noise import ImageNoise, TrainingDraws
+from ldm.diffusion.samplers import ancestral
+from ldm.diffusion.time_importance import LossSecondMoments
 from tests.conftest import tiny_config, tiny_model
 
 HYBRID = {"learned_variance": "hybrid", "beta_schedule": "cosine"}
@@ -35,7 +35,7 @@ def test_the_loss_is_its_parts(loss):
     x0, eps, cond = batch_of(model)
     t = torch.tensor([0, 400, 999])
     output, v = model.apply_model(model.q_sample(x0, t, eps), t, cond).chunk(2, 1)
-    bound = LearnedVariance(loss).bound(model.path, model.target, output, v, x0, t, eps).mean()
+    bound = LearnedVariance(loss).bound(model.schedule, model.target, output, v, x0, t, eps).mean()
     expected = (output - eps).square().mean() + 0.01 * bound if loss == "hybrid" else bound
     found, parts = model.p_losses(x0, cond, t, eps)
     torch.testing.assert_close(found, expected)
@@ -51,16 +51,16 @@ def test_the_bound_is_that_of_the_state_the_network_saw(loss):
     state = model.q_sample(x0, t, seen)
     output, v = model.apply_model(state, t, cond).chunk(2, 1)
     alpha, sigma = model.levels(t, x0)
-    bound = 1000 * bound_terms(model.path, x0, (state - sigma * output) / alpha, v, t)
+    bound = 1000 * bound_terms(model.schedule, x0, (state - sigma * output) / alpha, v, t)
     _, parts = model.p_losses(x0, cond, t, eps, seen)
     torch.testing.assert_close(parts["val/loss_vlb"], bound.mean(), rtol=1e-4, atol=1e-4)  # float32, alpha near 0
 
 
 def test_the_denoiser_hands_the_learned_variance_to_ancestral_sampling():
     model, noise = wide(), ImageNoise(1, (0, 1))
-    x, grid = noise.initial((2, *model.latent_shape)), model.grid(4)
+    x, times = noise.initial((2, *model.latent_shape)), model.sampling_times(4)
     step = next(
-        ancestral(model.denoiser(torch.tensor([1, 2])), model.path, x, grid, variance="learned_range", noise=noise)
+        ancestral(model.denoiser(torch.tensor([1, 2])), model.schedule, x, times, variance="learned_range", noise=noise)
     )
     assert step.transition.w.shape == x.shape and float(step.transition.w.detach().std()) > 0
     assert step.x0.shape == x.shape
@@ -71,7 +71,7 @@ def test_channels_and_choices_that_do_not_fit_are_refused():
         tiny_model(learned_variance="hybrid")
     with pytest.raises(ValueError, match="out_channels: 1 for 1 channels, got 2; 2 go with"):
         wide(learned_variance=None)
-    flow = {"path_config": {"target": "ldm.models.diffusion.path.FlowPath"}, "parameterization": "velocity"}
+    flow = {"path_config": {"target": "ldm.diffusion.schedule.FlowSchedule"}, "parameterization": "velocity"}
     for option in ({"learned_variance": "hybrid"}, {"schedule_sampler": "loss-second-moment"}):
         with pytest.raises(ValueError, match="belong to a table of betas"):
             tiny_model(**flow, **option)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.data.toy import MixtureDenoiser
-from ldm.models.diffusion.classifier_guidance import ClassifierScore, classifier_guided
-from ldm.models.diffusion.denoiser import NetworkDenoiser, Target, clipped
-from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, scaled
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.path import EDMPath, FlowPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler import SAMPLERS, ancestral, make_grid, run
+from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
+from ldm.diffusion.denoiser import NetworkDenoiser, Target, clipped
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, scaled
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import SAMPLERS, ancestral, make_times, run
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, VPSchedule, make_betas
+from ldm.experiments.toy import MixtureDenoiser
 
 F64 = torch.float64
-VP = VPPath(beta_schedule("cosine", 1000))
+VP = VPSchedule(make_betas("cosine", 1000))
 LABELS = torch.tensor([0, 1, 1])
 NOISE = ImageNoise(0, (0, 1, 2))
 
@@ -23,16 +23,16 @@ def draw(*shape, seed=0):
     return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
 
 
-def mixture(path):
-    return MixtureDenoiser(path, draw(2, 1, 2, 2, seed=5), 0.3, torch.tensor([0.25, 0.75], dtype=F64))
+def mixture(schedule):
+    return MixtureDenoiser(schedule, draw(2, 1, 2, 2, seed=5), 0.3, torch.tensor([0.25, 0.75], dtype=F64))
 
 
 class Conditional:
     """The exact denoiser of each image's own component."""
 
-    def __init__(self, path):
-        means = mixture(path).means
-        self.parts = [MixtureDenoiser(path, means[k : k + 1], 0.3) for k in LABELS.tolist()]
+    def __init__(self, schedule):
+        means = mixture(schedule).means
+        self.parts = [MixtureDenoiser(schedule, means[k : k + 1], 0.3) for k in LABELS.tolist()]
 
     def __call__(self, x, u):
         found = [part(x[k : k + 1], u) for k, part in enumerate(self.parts)]
@@ -40,53 +40,55 @@ class Conditional:
         return type(found[0])(join("x0"), join("eps"))
 
 
-def exact_score(path, scale=1.0):
+def exact_score(schedule, scale=1.0):
     """log p(y | x) of the mixture as logits."""
-    denoiser = mixture(path)
+    denoiser = mixture(schedule)
 
     def classifier(x, t):
-        u = t[:1].double() + 1 if isinstance(path, VPPath) else t[0].double()
-        u = (4 * u).exp() if isinstance(path, EDMPath) else u
+        u = t[:1].double() + 1 if isinstance(schedule, VPSchedule) else t[0].double()
+        u = (4 * u).exp() if isinstance(schedule, EDMSchedule) else u
         return denoiser.responsibilities(x, u.squeeze()).log()
 
-    return ClassifierScore(classifier, path, LABELS, scale)
+    return ClassifierScore(classifier, schedule, LABELS, scale)
 
 
-@pytest.mark.parametrize(("path", "times"), [(VP, (1, 300, 999)), (FlowPath(), (0.25, 0.5)), (EDMPath(), (0.5, 8.0))])
-def test_the_exact_classifier_turns_the_mixture_into_its_component(path, times):
-    guided, expected = classifier_guided(mixture(path), exact_score(path)), Conditional(path)
-    for u in times:
-        x = path.noised(draw(3, 1, 2, 2), draw(3, 1, 2, 2, seed=1), u)
+@pytest.mark.parametrize(
+    ("path", "times"), [(VP, (1, 300, 999)), (FlowSchedule(), (0.25, 0.5)), (EDMSchedule(), (0.5, 8.0))]
+)
+def test_the_exact_classifier_turns_the_mixture_into_its_component(schedule, each_time):
+    guided, expected = classifier_guided(mixture(schedule), exact_score(schedule)), Conditional(schedule)
+    for u in each_time:
+        x = schedule.noised(draw(3, 1, 2, 2), draw(3, 1, 2, 2, seed=1), u)
         for name in ("x0", "eps"):
             # The time reaches the classifier in float32, as it reaches a network.
             ours, theirs = (getattr(one(x, u), name) for one in (guided, expected))
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     for name in ("Euler", "Heun", "PLMS", "DPM-Solver++"):
-        grid, x = make_grid(path, 8), draw(3, 1, 2, 2) * path.prior_std
-        if path.field == "velocity":
-            grid = grid[1:]  # at pure noise a mixture and its parts predict different means
-        ours, theirs = (run(SAMPLERS[name](one, path, x, grid)) for one in (guided, expected))
+        times, x = make_times(schedule, 8), draw(3, 1, 2, 2) * schedule.prior_std
+        if schedule.field == "velocity":
+            times = times[1:]  # at pure noise a mixture and its parts predict different means
+        ours, theirs = (run(SAMPLERS[name](one, schedule, x, times)) for one in (guided, expected))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_mean_shift_of_a_small_step_is_the_conditional_mean():
     """sqrt(1 - beta) between the two: both are first order in the step."""
-    score, x, grid = exact_score(VP), draw(3, 1, 2, 2), make_grid(VP, 1000)
+    score, x, times = exact_score(VP), draw(3, 1, 2, 2), make_times(VP, 1000)
     start = 700
     options = {"variance": "fixed_large", "noise": NOISE, "start": start}
-    ours = next(ancestral(mixture(VP), VP, x, grid, mean_shift=score.mean_shift, **options)).distribution.mean
-    theirs = next(ancestral(Conditional(VP), VP, x, grid, **options)).distribution.mean
-    plain = next(ancestral(mixture(VP), VP, x, grid, **options)).distribution.mean
+    ours = next(ancestral(mixture(VP), VP, x, times, mean_shift=score.mean_shift, **options)).distribution.mean
+    theirs = next(ancestral(Conditional(VP), VP, x, times, **options)).distribution.mean
+    plain = next(ancestral(mixture(VP), VP, x, times, **options)).distribution.mean
     assert float((ours - theirs).abs().max()) < 0.01 * float((plain - theirs).abs().max())
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_mean_shift_sees_the_published_variances(variance):
     """guided-diffusion's tables of the respaced process: both begin with posterior_variance[1], at clean data."""
-    grid, seen = make_grid(VP, "20"), []
-    run(ancestral(mixture(VP), VP, draw(3, 1, 2, 2), grid, variance=variance, noise=NOISE,
+    times, seen = make_times(VP, "20"), []
+    run(ancestral(mixture(VP), VP, draw(3, 1, 2, 2), times, variance=variance, noise=NOISE,
                   mean_shift=lambda x, u, w: seen.append(float(w)) or torch.zeros_like(x)))  # fmt: skip
-    abar = (VP.alpha(grid) ** 2).flip(0)[1:]
+    abar = (VP.alpha(times) ** 2).flip(0)[1:]
     before = torch.cat([torch.ones(1), abar[:-1]])
     betas = 1 - abar / before
     posterior = betas * (1 - before) / (1 - abar)
@@ -96,42 +98,42 @@ def test_the_mean_shift_sees_the_published_variances(variance):
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Heun"])
 def test_the_gradient_is_neither_scaled_nor_clipped(sampler):
-    network, grid = lambda x, t, cond: 1.3 * x.roll(1, -1), make_grid(VP, "20")
+    network, times = lambda x, t, cond: 1.3 * x.roll(1, -1), make_times(VP, "20")
     score, u, x = exact_score(VP, 3.0), 500.0, draw(3, 1, 2, 2)
     plain = NetworkDenoiser(network, VP, Target("eps"))
-    wrapped = classifier_guided(clipped(scaled(plain, VP, EpsilonScaling(1.05), grid), VP), score)
+    wrapped = classifier_guided(clipped(scaled(plain, VP, EpsilonScaling(1.05), times), VP), score)
     alpha, sigma = VP.coefficients(u, x)
     x0 = ((x - sigma * network(x, None, None) / 1.05) / alpha).clamp(-1, 1)
     eps = (x - alpha * x0) / sigma - sigma * score(x, u)
     torch.testing.assert_close(wrapped(x, u).eps, eps)
     torch.testing.assert_close(wrapped(x, u).x0, (x - sigma * eps) / alpha)
     assert not torch.allclose(
-        run(SAMPLERS[sampler](wrapped, VP, x, grid)), run(SAMPLERS[sampler](wrapped.denoiser, VP, x, grid))
+        run(SAMPLERS[sampler](wrapped, VP, x, times)), run(SAMPLERS[sampler](wrapped.denoiser, VP, x, times))
     )
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "Dopri5"])  # the clamp's kink: 10 s of steps
 def test_every_sampler_scales_once_under_a_classifier(sampler):
     """Scaling the network's noise below the gradient is a network whose noise is shorter; the gradient stays."""
-    network, grid, x = lambda x, t, cond: 0.7 * x.roll(1, -1), make_grid(VP, "20"), draw(3, 1, 2, 2)
+    network, times, x = lambda x, t, cond: 0.7 * x.roll(1, -1), make_times(VP, "20"), draw(3, 1, 2, 2)
     score, plain = exact_score(VP), NetworkDenoiser(network, VP, Target("eps"))
     shorter = NetworkDenoiser(lambda x, t, cond: network(x, t, cond) / 1.05, VP, Target("eps"))
     ends, options = [], {"noise": NOISE} if sampler in ("DDIM", "DDPM") else {}
-    for one in (scaled(plain, VP, EpsilonScaling(1.05), grid), shorter, plain):
+    for one in (scaled(plain, VP, EpsilonScaling(1.05), times), shorter, plain):
         guided = classifier_guided(clipped(one, VP), score)
-        ends.append(run(SAMPLERS[sampler](guided, VP, x, grid, **options)))
+        ends.append(run(SAMPLERS[sampler](guided, VP, x, times, **options)))
     torch.testing.assert_close(ends[0], ends[1])
     assert not torch.allclose(ends[0], ends[2], atol=1e-3), "scaling acts"
 
 
 def test_scaling_acts_once_under_the_mean_shift():
     """Two wrong ways of the published DDIM, dividing twice or dividing the gradient, are told apart."""
-    network, grid, x = lambda x, t, cond: 0.7 * x.roll(1, -1), make_grid(VP, "20"), draw(3, 1, 2, 2)
+    network, times, x = lambda x, t, cond: 0.7 * x.roll(1, -1), make_times(VP, "20"), draw(3, 1, 2, 2)
     score = exact_score(VP)
     shift = {"mean_shift": score.mean_shift, "noise": NOISE}
-    ours = scaled(NetworkDenoiser(network, VP, Target("eps")), VP, EpsilonScaling(1.05), grid)
+    ours = scaled(NetworkDenoiser(network, VP, Target("eps")), VP, EpsilonScaling(1.05), times)
     theirs = NetworkDenoiser(lambda x, t, cond: network(x, t, cond) / 1.05, VP, Target("eps"))
-    ours, theirs = (run(ancestral(clipped(one, VP), VP, x, grid, **shift)) for one in (ours, theirs))
+    ours, theirs = (run(ancestral(clipped(one, VP), VP, x, times, **shift)) for one in (ours, theirs))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -143,10 +145,10 @@ def test_members_share_the_labels_and_scale_zero_is_off():
     plain = mixture(VP)
     assert classifier_guided(plain, exact_score(VP, 0.0)) is plain and classifier_guided(plain, None) is plain
     # At a flow's first point there is no data, and nothing to guide.
-    path = FlowPath()
-    first = classifier_guided(mixture(path), exact_score(path))(x, 1.0)
+    schedule = FlowSchedule()
+    first = classifier_guided(mixture(schedule), exact_score(schedule))(x, 1.0)
     for name in ("x0", "eps"):
-        torch.testing.assert_close(getattr(first, name), getattr(mixture(path)(x, 1.0), name))
+        torch.testing.assert_close(getattr(first, name), getattr(mixture(schedule)(x, 1.0), name))
 
 
 def test_the_gradient_has_derivatives():

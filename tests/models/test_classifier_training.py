@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 import main as trainer
 from ldm.checkpoint import load_state_dict, save_checkpoint
+from ldm.diffusion.noise import TrainingDraws
+from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
 from ldm.models.diffusion.classifier import NoisyClassifier
-from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.path import FlowPath, VPPath, beta_schedule
 
 ENCODER = {
     "target": "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModel",
@@ -43,8 +43,8 @@ def batch(size=6):
 def test_the_loss_is_the_cross_entropy_of_noisy_images():
     model, given, draws = classifier(), batch(), TrainingDraws(3)
     t, noise, _ = draws(5, range(6), (1, 8, 8), 1000)
-    path = VPPath(beta_schedule("cosine", 1000))
-    x = path.noised(given["image"].movedim(-1, 1), noise, t.double() + 1)
+    schedule = VPSchedule(make_betas("cosine", 1000))
+    x = schedule.noised(given["image"].movedim(-1, 1), noise, t.double() + 1)
     logits = model.classifier(x, t)
     expected = -torch.log_softmax(logits, 1)[torch.arange(6), given["class_label"]].mean()
     loss, parts = model(given, draws, 5, range(6))
@@ -56,11 +56,11 @@ def test_the_loss_is_the_cross_entropy_of_noisy_images():
 
 
 @pytest.mark.parametrize(
-    "name, time", [("EDMPath", math.log(0.002) / 4), ("VEPath", math.log(0.02 / 2)), ("FlowPath", 0.0)]
+    "name, time", [("EDMSchedule", math.log(0.002) / 4), ("VESchedule", math.log(0.02 / 2)), ("FlowSchedule", 0.0)]
 )
 def test_clean_images_have_a_time_that_the_network_can_be_told(name, time):
     """EDM and SMLD tell their networks ln(sigma / c): clean images go as those of sigma_min."""
-    model = classifier(noised=False, path_config={"target": f"ldm.models.diffusion.path.{name}"})
+    model = classifier(noised=False, path_config={"target": f"ldm.diffusion.schedule.{name}"})
     inputs, times = model.noisy(batch(), TrainingDraws(3), 5, range(6))
     assert torch.equal(inputs, batch()["image"].movedim(-1, 1))
     torch.testing.assert_close(times, torch.full((6,), time))
@@ -70,11 +70,15 @@ def test_clean_images_have_a_time_that_the_network_can_be_told(name, time):
 
 def test_it_knows_the_path_it_was_trained_on():
     model = classifier()
-    assert model.knows(VPPath(beta_schedule("cosine", 1000)))
-    assert not model.knows(VPPath(beta_schedule("linear", 1000)))
-    assert not model.knows(VPPath(beta_schedule("cosine", 1000), unit_time=True))
-    flow = classifier(path_config={"target": "ldm.models.diffusion.path.FlowPath"})
-    assert flow.knows(FlowPath()) and not flow.knows(FlowPath(reversed_time=True)) and not model.knows(FlowPath())
+    assert model.knows(VPSchedule(make_betas("cosine", 1000)))
+    assert not model.knows(VPSchedule(make_betas("linear", 1000)))
+    assert not model.knows(VPSchedule(make_betas("cosine", 1000), unit_time=True))
+    flow = classifier(path_config={"target": "ldm.diffusion.schedule.FlowSchedule"})
+    assert (
+        flow.knows(FlowSchedule())
+        and not flow.knows(FlowSchedule(reversed_time=True))
+        and not model.knows(FlowSchedule())
+    )
 
 
 def test_published_files_hold_the_network_alone(tmp_path):

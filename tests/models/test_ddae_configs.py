@@ -9,14 +9,14 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
+from ldm.diffusion.denoiser import NetworkDenoiser, clipped
+from ldm.diffusion.samplers import ddim, heun, run
+from ldm.diffusion.schedule import EDMSchedule, VPSchedule
+from ldm.diffusion.times import edm_times
 from ldm.evaluation.taps import resolve_taps
-from ldm.models.diffusion.denoiser import NetworkDenoiser, clipped
-from ldm.models.diffusion.path import EDMPath, VPPath
-from ldm.models.diffusion.sampler import ddim, heun, run
-from ldm.models.diffusion.sampler.grids import edm_grid
 from ldm.modules.ema import LitEma
-from ldm.opened.model import load_weights
-from ldm.opened.trunk import trunk_of
+from ldm.pipelines.features import make_backbone
+from ldm.pipelines.model import load_weights
 from ldm.training.config import learning_rate, load_config, shared_batch
 from ldm.util import instantiate_from_config
 from tests.conftest import golden_json, golden_tensors, recipe_weights
@@ -65,31 +65,31 @@ def test_published_ddpm_loss_and_samples():
     loss, _ = model.p_losses(x0, None, io["ddpm/loss_t"] - 1, io["ddpm/loss_noise"])
     torch.testing.assert_close(loss, io["ddpm/loss"], rtol=1e-4, atol=0)
     # The published DDIM has a table of its own, T + 1 betas, and visits every 100th of its entries from 1.
-    path = VPPath(torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64))
+    schedule = VPSchedule(torch.linspace(1e-4, 0.02, 1001, dtype=torch.float64))
     table = io["ddpm/ddim_sche_alphabar_t"].double()
-    torch.testing.assert_close(path.log_abar[1:].exp(), table, rtol=1e-4, atol=0)
-    grid = torch.tensor([*range(902, 0, -100), 1.0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.log_abar[1:].exp(), table, rtol=1e-4, atol=0)
+    times = torch.tensor([*range(902, 0, -100), 1.0], dtype=torch.float64)
 
     def network(x, t, cond):
         return model.network(x, t / 1000, cond)  # t counts entries from 0, as theirs does
 
-    denoiser = clipped(NetworkDenoiser(network, path, model.target), path)
-    samples = (run(ddim(denoiser, path, io["ddpm/ddim10_xT"], grid)) + 1) / 2
+    denoiser = clipped(NetworkDenoiser(network, schedule, model.target), schedule)
+    samples = (run(ddim(denoiser, schedule, io["ddpm/ddim10_xT"], times)) + 1) / 2
     torch.testing.assert_close(samples, io["ddpm/ddim10_sample01"], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
 def test_published_edm_loss_and_samples():
     io, model = golden_tensors("ddae_small_ddpm_io"), small_model("EDM_ddpm.yaml")
-    x0, times = 2 * io["ddpm/image01"] - 1, (-1.2 + 1.2 * io["edm/loss_rnd_normal"].double().flatten()).exp()
-    loss, _ = model.p_losses(x0, None, times, io["edm/loss_noise"])
+    x0, each_time = 2 * io["ddpm/image01"] - 1, (-1.2 + 1.2 * io["edm/loss_rnd_normal"].double().flatten()).exp()
+    loss, _ = model.p_losses(x0, None, each_time, io["edm/loss_noise"])
     torch.testing.assert_close(loss, io["edm/loss"], rtol=1e-4, atol=0)
-    path = EDMPath()
-    torch.testing.assert_close(edm_grid(path, 18), io["edm/schedule18"], rtol=1e-6, atol=0)
-    denoiser = clipped(NetworkDenoiser(model.network, path, model.target, dtype=torch.float32), path)
-    grid = edm_grid(path, 6)
-    x = io["edm/sample6_xT"].double() * grid[0]
-    samples = (run(heun(denoiser, path, x, grid)) + 1) / 2
+    schedule = EDMSchedule()
+    torch.testing.assert_close(edm_times(schedule, 18), io["edm/schedule18"], rtol=1e-6, atol=0)
+    denoiser = clipped(NetworkDenoiser(model.network, schedule, model.target, dtype=torch.float32), schedule)
+    times = edm_times(schedule, 6)
+    x = io["edm/sample6_xT"].double() * times[0]
+    samples = (run(heun(denoiser, schedule, x, times)) + 1) / 2
     torch.testing.assert_close(samples, io["edm/sample6_01"], rtol=0, atol=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_a_published_file_opens_with_its_averages_and_gives_the_published_featur
     load_weights(model, file, averaged=False)
     assert torch.equal(model.model.diffusion_model.image_proj.bias, weights["image_proj.bias"] + 1)
     load_weights(model, file)
-    trunk, x0 = trunk_of(model), 2 * io["ddpm/image01"] - 1
+    trunk, x0 = make_backbone(model), 2 * io["ddpm/image01"] - 1
     for tap, found in trunk.read(resolve_taps(trunk.network, ["all"]), x0, io["ddpm/feature_noise"], 11.0).items():
         if tap.startswith("out"):
             torch.testing.assert_close(found, io[f"ddpm/feature_t11/{tap}"], rtol=0, atol=1e-4)

@@ -6,8 +6,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from ldm.models.diffusion.denoiser import MappedDenoiser, NetworkDenoiser
-from ldm.models.diffusion.sampler import ancestral, ddim, make_grid, plms, run
+from ldm.diffusion.denoiser import MappedDenoiser, NetworkDenoiser
+from ldm.diffusion.samplers import ancestral, ddim, make_times, plms, run
 from ldm.modules.ema import LitEma
 from tests.conftest import golden_json, golden_tensors
 from tests.models.ldm_small import assert_close, build, recorded
@@ -64,7 +64,7 @@ def test_schedule_buffers_are_bit_equal():
 def test_forward_process(model, io):
     t = io["q/t"]
     assert_close(model.q_sample(io["q/z0"], t, io["q/noise"]), io["q/x_t"], 1e-6)
-    alpha, sigma = model.path.coefficients((t + 1).double(), io["q/z0"])
+    alpha, sigma = model.schedule.coefficients((t + 1).double(), io["q/z0"])
     assert_close(alpha * io["q/z0"], io["q/mean"], 1e-6)
     assert_close(sigma**2, io["q/variance"], 1e-6)
     assert_close((io["q/x_t"] - sigma * io["q/noise"]) / alpha, io["q/predict_start_from_noise"], 1e-5)
@@ -169,13 +169,13 @@ def recorded_noise(io, name):
 @torch.no_grad()
 def test_ddim(name, model, io):
     steps, eta, scale, temperature, quantised = DDIM_RUNS[name]
-    denoiser, grid = model.denoiser(io["sample/classes"], scale), model.grid(steps, "published")
+    denoiser, times = model.denoiser(io["sample/classes"], scale), model.sampling_times(steps, "published")
     if quantised:
         quantise = lambda x0: model.first_stage_model.quantize(x0)[0]  # noqa: E731
-        denoiser = MappedDenoiser(denoiser, model.path, quantise, rederive=False)
+        denoiser = MappedDenoiser(denoiser, model.schedule, quantise, rederive=False)
     options = {"eta": eta, "temperature": temperature, "noise": recorded_noise(io, name)}
-    seen = list(ddim(denoiser, model.path, io["sample/x_T"], grid, **options))
-    assert torch.equal(model.path.time_to_net(grid[:-1]).flip(0).long(), io[f"{name}/ddim_timesteps_ascending"])
+    seen = list(ddim(denoiser, model.schedule, io["sample/x_T"], times, **options))
+    assert torch.equal(model.schedule.time_to_net(times[:-1]).flip(0).long(), io[f"{name}/ddim_timesteps_ascending"])
     assert_close(torch.stack([step.x_next for step in seen]), io[f"{name}/x_after_each_step"], SAMPLER)
     assert_close(torch.stack([step.x0 for step in seen]), io[f"{name}/pred_x0_each_step"], SAMPLER)
     assert_close(model.decode_first_stage(seen[-1].x_next), io[f"{name}/image"], SAMPLER)
@@ -185,7 +185,7 @@ def test_ddim(name, model, io):
 @torch.no_grad()
 def test_plms(name, scale, model, io):
     denoiser = model.denoiser(io["sample/classes"], scale)
-    seen = list(plms(denoiser, model.path, io["sample/x_T"], model.grid(10, "published")))
+    seen = list(plms(denoiser, model.schedule, io["sample/x_T"], model.sampling_times(10, "published")))
     assert_close(torch.stack([step.x_next for step in seen]), io[f"{name}/x_after_each_step"], SAMPLER)
     assert_close(torch.stack([step.x0 for step in seen]), io[f"{name}/pred_x0_each_step"], SAMPLER)
     assert_close(model.decode_first_stage(seen[-1].x_next), io[f"{name}/image"], SAMPLER)
@@ -196,9 +196,9 @@ def test_ancestral_steps(model, io):
     """p_sample chained at t = 999, 998, 500, 1, 0: single steps from t + 1 to t, the last without noise."""
     denoiser, x = model.denoiser(io["sample/classes"]), io["sample/x_T"]
     for index, t in enumerate(io["ancestral/t"].tolist()):
-        grid = torch.tensor([t + 1, t], dtype=torch.float64)
+        times = torch.tensor([t + 1, t], dtype=torch.float64)
         noise = lambda _, shape, draw=io["ancestral/noise"][index]: draw  # noqa: E731
-        step = next(ancestral(denoiser, model.path, x, grid, noise=noise))
+        step = next(ancestral(denoiser, model.schedule, x, times, noise=noise))
         assert_close(step.x0, io["ancestral/pred_x0"][index], SAMPLER)
         assert_close(step.x_next, io["ancestral/x"][index], SAMPLER)
         x = step.x_next
@@ -209,9 +209,9 @@ def test_embedded_conditions_and_labels_agree(model, io):
     """apply_model on embedded classes is the network of raw labels."""
     labels, x = io["sample/classes"], io["sample/x_T"]
     embedded = model.get_learned_conditioning(labels)
-    by_context = NetworkDenoiser(model.apply_model, model.path, model.target, embedded)
-    grid = make_grid(model.path, 3)
-    samples = [run(ddim(one, model.path, x, grid)) for one in (by_context, model.denoiser(labels))]
+    by_context = NetworkDenoiser(model.apply_model, model.schedule, model.target, embedded)
+    times = make_times(model.schedule, 3)
+    samples = [run(ddim(one, model.schedule, x, times)) for one in (by_context, model.denoiser(labels))]
     torch.testing.assert_close(*samples)
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ldm.models.diffusion.denoiser import (
+from ldm.diffusion.denoiser import (
     TARGETS,
     GuidedDenoiser,
     MappedDenoiser,
@@ -17,33 +17,33 @@ from ldm.models.diffusion.denoiser import (
     clipped,
     guided,
 )
-from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath, VEPath, VPPath, beta_schedule
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VESchedule, VPSchedule, make_betas
 from tests.conftest import golden_tensors
 from tests.models.toys import CosineTimes, HalfLogPath, edm_toy, iddpm_toy, ve_toy, vp_toy
 
 F64 = torch.float64
-PATHS = [VPPath(beta_schedule("linear", 1000)), LinearVPPath(), EDMPath(), FlowPath()]
+PATHS = [VPSchedule(make_betas("linear", 1000)), LinearVPSchedule(), EDMSchedule(), FlowSchedule()]
 
 
 def draw(*shape, seed=0):
     return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("schedule", PATHS, ids=lambda schedule: type(schedule).__name__)
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_network_that_gives_the_target_gives_back_both_parts(name, path):
-    x0, eps, u = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1), torch.tensor([0.2, 0.9], dtype=F64) * path.end
+def test_a_network_that_gives_the_target_gives_back_both_parts(name, schedule):
+    x0, eps, u = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1), torch.tensor([0.2, 0.9], dtype=F64) * schedule.end
     target = Target(name)
-    alpha, sigma = path.per_image(u)
-    x = path.noised(x0, eps, u)
+    alpha, sigma = schedule.per_image(u)
+    x = schedule.noised(x0, eps, u)
 
     def network(x_in, t, cond):
         scale = target.coefficients(alpha, sigma)[2]
         torch.testing.assert_close(x_in, scale * x)
-        torch.testing.assert_close(t, path.time_to_net(u).float())
+        torch.testing.assert_close(t, schedule.time_to_net(u).float())
         return target.of(x0, eps, alpha, sigma)
 
-    prediction = NetworkDenoiser(network, path, target)(x, u)
+    prediction = NetworkDenoiser(network, schedule, target)(x, u)
     torch.testing.assert_close(prediction.x0, x0, rtol=0, atol=1e-9)
     torch.testing.assert_close(prediction.eps, eps, rtol=0, atol=1e-9)
 
@@ -51,20 +51,20 @@ def test_a_network_that_gives_the_target_gives_back_both_parts(name, path):
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_output_keeps_the_state(name):
     """x = alpha x_0 + sigma eps is rebuilt whatever the network says."""
-    path, x = PATHS[0], draw(2, 3, 4, 4)
-    prediction = NetworkDenoiser(lambda x, t, cond: torch.sin(3 * x), path, Target(name))(x, 400.0)
-    torch.testing.assert_close(path.noised(prediction.x0, prediction.eps, 400.0), x, rtol=0, atol=1e-12)
+    schedule, x = PATHS[0], draw(2, 3, 4, 4)
+    prediction = NetworkDenoiser(lambda x, t, cond: torch.sin(3 * x), schedule, Target(name))(x, 400.0)
+    torch.testing.assert_close(schedule.noised(prediction.x0, prediction.eps, 400.0), x, rtol=0, atol=1e-12)
 
 
 def test_edm_is_one_row_of_the_table():
     """D = c_skip x + c_out F, Karras et al. 2022, table 1."""
-    path, x, sd = EDMPath(), draw(2, 3, 4, 4), 0.7
+    schedule, x, sd = EDMSchedule(), draw(2, 3, 4, 4), 0.7
     network = edm_toy()
     for sigma in (0.01, 0.5, 30.0):
         norm = (sigma**2 + sd**2) ** 0.5
-        output = network(x / norm, path.time_to_net(sigma).float().expand(2), None)
+        output = network(x / norm, schedule.time_to_net(sigma).float().expand(2), None)
         expected = sd**2 / norm**2 * x + sigma * sd / norm * output
-        prediction = NetworkDenoiser(network, path, Target("edm", sd))(x, sigma)
+        prediction = NetworkDenoiser(network, schedule, Target("edm", sd))(x, sigma)
         torch.testing.assert_close(prediction.x0, expected, rtol=0, atol=1e-12 * (1 + sigma))
 
 
@@ -72,8 +72,8 @@ def test_published_preconditioning():
     golden = golden_tensors("edm")
     sigma, labels = golden["precond/sigma"].double(), golden["labels_onehot"]
     x = golden["precond/x"] * golden["precond/sigma"].reshape(-1, 1, 1, 1)
-    edm, vp = EDMPath(), LinearVPPath()
-    iddpm = CosineTimes(beta_schedule("cosine", 1000))
+    edm, vp = EDMSchedule(), LinearVPSchedule()
+    iddpm = CosineTimes(make_betas("cosine", 1000))
     eps, float32 = Target("eps"), torch.float32
     cases = {
         "edm/D": NetworkDenoiser(edm_toy(), edm, Target("edm")),
@@ -90,13 +90,13 @@ def test_published_preconditioning():
 
 
 def test_class_embedding_network_sees_null_and_condition():
-    path, x, network = PATHS[0], draw(2, 3, 4, 4), lambda x, t, c: x * c.reshape(-1, 1, 1, 1)
-    one = NetworkDenoiser(network, path, Target("eps"), cond=torch.tensor([2.0, 3.0], dtype=F64))
+    schedule, x, network = PATHS[0], draw(2, 3, 4, 4), lambda x, t, c: x * c.reshape(-1, 1, 1, 1)
+    one = NetworkDenoiser(network, schedule, Target("eps"), cond=torch.tensor([2.0, 3.0], dtype=F64))
     null = torch.tensor([0.5, 0.5], dtype=F64)
     both = guided(one, null, 4.0)(x, 300.0)
     e_null, e_cond = 0.5 * x, x * one.cond.reshape(-1, 1, 1, 1)
     torch.testing.assert_close(both.eps, e_null + 4 * (e_cond - e_null))
-    torch.testing.assert_close(path.noised(both.x0, both.eps, 300.0), x)
+    torch.testing.assert_close(schedule.noised(both.x0, both.eps, 300.0), x)
     per_image = guided(one, null, 4.0)(x, torch.tensor([300.0, 300.0], dtype=F64))
     torch.testing.assert_close(per_image.eps, both.eps)
     assert guided(one, null, 1.0) is one
@@ -113,14 +113,14 @@ def test_guidance_keeps_the_variance_of_the_conditional_half():
 
 
 def test_clipping_rederives_eps_and_quantising_does_not():
-    path, x = PATHS[0], 3 * draw(2, 3, 4, 4)
-    plain = NetworkDenoiser(lambda x, t, cond: 0.1 * x, path, Target("eps"))
-    before, after = plain(x, 500.0), clipped(plain, path, 0.5)(x, 500.0)
+    schedule, x = PATHS[0], 3 * draw(2, 3, 4, 4)
+    plain = NetworkDenoiser(lambda x, t, cond: 0.1 * x, schedule, Target("eps"))
+    before, after = plain(x, 500.0), clipped(plain, schedule, 0.5)(x, 500.0)
     torch.testing.assert_close(after.x0, before.x0.clamp(-0.5, 0.5))
-    torch.testing.assert_close(path.noised(after.x0, after.eps, 500.0), x)
-    rounded = MappedDenoiser(plain, path, torch.round, rederive=False)(x, 500.0)
+    torch.testing.assert_close(schedule.noised(after.x0, after.eps, 500.0), x)
+    rounded = MappedDenoiser(plain, schedule, torch.round, rederive=False)(x, 500.0)
     assert torch.equal(rounded.eps, before.eps) and torch.equal(rounded.x0, before.x0.round())
-    at_clean = clipped(plain, path, 0.5)(x, torch.tensor([0.0, 500.0], dtype=F64))
+    at_clean = clipped(plain, schedule, 0.5)(x, torch.tensor([0.0, 500.0], dtype=F64))
     assert bool(at_clean.eps.isfinite().all())
 
 
@@ -132,19 +132,19 @@ def test_network_computes_in_its_own_precision():
 
 
 def test_translation_keeps_both_parts():
-    """A VP network walked on a flow's path, even where the flow is pure noise."""
-    vp, flow, x = PATHS[0], FlowPath(), draw(2, 3, 4, 4)
+    """A VP network walked on a flow's schedule, even where the flow is pure noise."""
+    vp, flow, x = PATHS[0], FlowSchedule(), draw(2, 3, 4, 4)
     denoiser = NetworkDenoiser(lambda x, t, cond: torch.sin(x), vp, Target("eps"))
     for u in (0.3, torch.tensor([0.3, 0.8], dtype=F64)):
         prediction = TranslatedDenoiser(denoiser, vp, flow)(x, u)
         torch.testing.assert_close(flow.noised(prediction.x0, prediction.eps, u), x)
     assert bool(TranslatedDenoiser(denoiser, vp, flow)(x, 1.0).eps.isfinite().all())
-    # A path whose noise grows without bound has an end too.
-    edm = EDMPath()
+    # A schedule whose noise grows without bound has an end too.
+    edm = EDMSchedule()
     own = NetworkDenoiser(lambda x, t, cond: x, edm, Target("edm"))
     at_end = TranslatedDenoiser(own, edm, flow)(x, 1.0)
     torch.testing.assert_close(at_end.x0, own(x * math.hypot(1, edm.end), edm.end).x0)
-    assert VEPath().time_at(math.inf) == VEPath().end
+    assert VESchedule().time_at(math.inf) == VESchedule().end
 
 
 def test_unknown_target_is_refused():

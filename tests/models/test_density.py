@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from ldm.data.toy import GaussianDenoiser, MixtureDenoiser, correlated_gaussian
-from ldm.models.diffusion.affine import CosinePath
-from ldm.models.diffusion.density import log_likelihood, standard_normal
-from ldm.models.diffusion.derivative import diagonal, rademacher
-from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath
+from ldm.diffusion.affine import CosineSchedule
+from ldm.diffusion.derivative import diagonal, rademacher
+from ldm.diffusion.likelihood import log_likelihood, standard_normal
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule
+from ldm.experiments.toy import GaussianDenoiser, MixtureDenoiser, correlated_gaussian
 from tests.conftest import tiny_model
 
 F64 = torch.float64
@@ -25,52 +25,54 @@ def gaussian_log_density(x, mean, covariance):
     return flat.log_prob(x.flatten(1))
 
 
-@pytest.mark.parametrize("path", [FlowPath(), CosinePath()], ids=["flow", "cosine"])
+@pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule()], ids=["flow", "cosine"])
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
-def test_density_of_a_gaussian(path, method):
-    denoiser = correlated_gaussian(path, MEAN, COVARIANCE)
-    grid = torch.linspace(1, 0, 31 if method == "rk4" else 2, dtype=F64)
-    found = log_likelihood(denoiser, path, X, grid, method=method, rtol=1e-7, atol=1e-7)
+def test_density_of_a_gaussian(schedule, method):
+    denoiser = correlated_gaussian(schedule, MEAN, COVARIANCE)
+    times = torch.linspace(1, 0, 31 if method == "rk4" else 2, dtype=F64)
+    found = log_likelihood(denoiser, schedule, X, times, method=method, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(found.log_density, gaussian_log_density(X, MEAN, COVARIANCE), rtol=0, atol=2e-5)
     torch.testing.assert_close(denoiser.flow(found.noise, 1.0, 0.0), X, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", [LinearVPPath(), EDMPath(sigma_max=80.0)], ids=["vp", "edm"])
-def test_density_of_a_noised_state_where_a_path_ends_before_noise(path):
+@pytest.mark.parametrize("schedule", [LinearVPSchedule(), EDMSchedule(sigma_max=80.0)], ids=["vp", "edm"])
+def test_density_of_a_noised_state_where_a_path_ends_before_noise(schedule):
     """From u > 0 it is the density of alpha x_0 + sigma eps; the noisy end is known exactly."""
-    denoiser, low = correlated_gaussian(path, MEAN, COVARIANCE), 0.05 * path.end
-    alpha, sigma = path.coefficients(low, X)
-    ends = [float(value) for value in path.coefficients(path.end, X)]
+    denoiser, low = correlated_gaussian(schedule, MEAN, COVARIANCE), 0.05 * schedule.end
+    alpha, sigma = schedule.coefficients(low, X)
+    ends = [float(value) for value in schedule.coefficients(schedule.end, X)]
 
     def log_prior(x):
         spread = ends[0] ** 2 * COVARIANCE + ends[1] ** 2 * torch.eye(6, dtype=F64)
         return gaussian_log_density(x, ends[0] * MEAN, spread)
 
-    grid = torch.tensor([path.end, low], dtype=F64)
-    found = log_likelihood(denoiser, path, X, grid, method="dopri5", rtol=1e-6, atol=1e-6, log_prior=log_prior)
+    times = torch.tensor([schedule.end, low], dtype=F64)
+    found = log_likelihood(denoiser, schedule, X, times, method="dopri5", rtol=1e-6, atol=1e-6, log_prior=log_prior)
     exact = gaussian_log_density(X, alpha * MEAN, alpha**2 * COVARIANCE + sigma**2 * torch.eye(6, dtype=F64))
     torch.testing.assert_close(found.log_density, exact, rtol=0, atol=1e-4)
 
 
 def test_density_of_a_mixture():
     means = torch.stack([MEAN - 1, MEAN + 0.5, 0.3 * MEAN])
-    denoiser = MixtureDenoiser(FlowPath(), means, 0.3)
-    found = log_likelihood(denoiser, FlowPath(), X, torch.tensor([1.0, 0.0]), method="dopri5")
+    denoiser = MixtureDenoiser(FlowSchedule(), means, 0.3)
+    found = log_likelihood(denoiser, FlowSchedule(), X, torch.tensor([1.0, 0.0]), method="dopri5")
     exact = torch.stack([gaussian_log_density(X, mean, 0.3 * torch.eye(6, dtype=F64)) for mean in means])
     torch.testing.assert_close(found.log_density, exact.logsumexp(0) - math.log(3), rtol=0, atol=1e-3)
 
 
 def test_estimated_divergences_are_unbiased():
-    denoiser = correlated_gaussian(FlowPath(), MEAN, COVARIANCE)
-    grid, repeats = torch.linspace(1, 0, 21, dtype=F64), 256
-    exact = log_likelihood(denoiser, FlowPath(), X[:1], grid).log_density
+    denoiser = correlated_gaussian(FlowSchedule(), MEAN, COVARIANCE)
+    times, repeats = torch.linspace(1, 0, 21, dtype=F64), 256
+    exact = log_likelihood(denoiser, FlowSchedule(), X[:1], times).log_density
     source = torch.Generator().manual_seed(3)
     options = {"probes": 4, "generator": source}
-    estimates = log_likelihood(denoiser, FlowPath(), X[:1].expand(repeats, -1, -1, -1), grid, **options).log_density
+    estimates = log_likelihood(
+        denoiser, FlowSchedule(), X[:1].expand(repeats, -1, -1, -1), times, **options
+    ).log_density
     error = float(estimates.std()) / repeats**0.5
     assert 0 < error < 0.1 and abs(float(estimates.mean() - exact)) < 4 * error
     with pytest.raises(ValueError, match="go together"):
-        log_likelihood(denoiser, FlowPath(), X, grid, probes=2)
+        log_likelihood(denoiser, FlowSchedule(), X, times, probes=2)
 
 
 def test_derivatives_of_a_network_do_not_depend_on_how_images_lie_in_memory():
@@ -86,7 +88,9 @@ def test_derivatives_of_a_network_do_not_depend_on_how_images_lie_in_memory():
 
 def test_bits_per_dimension_of_uniform_bytes_are_eight():
     """Uniform over [-1, 1] has density 2^-D: 8 bits for each of 256 levels."""
-    found = log_likelihood(GaussianDenoiser(FlowPath(), MEAN, MEAN * 0 + 1), FlowPath(), X, torch.tensor([1.0, 0.0]))
+    found = log_likelihood(
+        GaussianDenoiser(FlowSchedule(), MEAN, MEAN * 0 + 1), FlowSchedule(), X, torch.tensor([1.0, 0.0])
+    )
     uniform = type(found)(torch.full((3,), -6 * math.log(2), dtype=F64), found.noise)
     torch.testing.assert_close(uniform.bits_per_dimension, torch.full((3,), 8.0, dtype=F64))
     torch.testing.assert_close(standard_normal(X, 2.0), torch.distributions.Normal(0, 2).log_prob(X).flatten(1).sum(1))

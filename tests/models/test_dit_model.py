@@ -11,11 +11,11 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
+from ldm.diffusion.noise import ImageNoise
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.taps import Reading, resolve_taps
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.opened import build_model, load_weights, open_model
-from ldm.opened.trunk import PLAIN, DataStates, trunk_of
+from ldm.pipelines import build_model, load_weights, open_model
+from ldm.pipelines.features import PLAIN, DataStates, make_backbone
 from ldm.training.config import read_config
 from ldm.util import instantiate_from_config
 
@@ -24,8 +24,8 @@ DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train", "imag
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    """A small DiT opened from a file of the network alone, on digits through a small KL first stage."""
+def pipeline(tmp_path_factory):
+    """A small DiT pipeline from a file of the network alone, on digits through a small KL first stage."""
     folder = tmp_path_factory.mktemp("dit")
     config = read_config(CONFIG)
     params = config.model.params
@@ -40,27 +40,27 @@ def opened(tmp_path_factory):
     save_checkpoint(fresh.model.diffusion_model.state_dict(), folder / "dit.pt")
     save_checkpoint({"state_dict": fresh.first_stage_model.state_dict()}, folder / "stage.ckpt")
     options = {"run": None, "base": str(folder / "tiny.yaml"), "ckpt": str(folder / "dit.pt"), "pretrained": None}
-    opened = open_model(argparse.Namespace(**options, ema=True, device="cpu", precision="float32", **PLAIN))
+    pipeline = open_model(argparse.Namespace(**options, ema=True, device="cpu", precision="float32", **PLAIN))
     for name, value in fresh.state_dict().items():
-        assert torch.equal(opened.model.state_dict()[name], value), name
-    return opened
+        assert torch.equal(pipeline.model.state_dict()[name], value), name
+    return pipeline
 
 
 @torch.no_grad()
-def test_samples_of_classes_under_guidance(opened):
-    model = opened.model
+def test_samples_of_classes_under_guidance(pipeline):
+    model = pipeline.model
     assert model.null_class == 1000
     noise = ImageNoise(0, (0, 1))
-    samples = model.sample(torch.tensor([3, 7]), noise, model.grid(4), scale=2.0)
+    samples = model.sample(torch.tensor([3, 7]), noise, model.sampling_times(4), scale=2.0)
     assert samples.shape == (2, 4, 8, 8)
     # A fresh network predicts no noise, so the state only loses its scale: x_0 = x / sqrt(alpha-bar).
     assert torch.allclose(samples[0] / samples[1], noise.initial((2, 4, 8, 8))[0] / noise.initial((2, 4, 8, 8))[1])
 
 
-def test_features_of_its_blocks_and_fine_tuning(opened):
+def test_features_of_its_blocks_and_fine_tuning(pipeline):
     data = instantiate_from_config(DIGITS)
-    states = DataStates(opened.model, data, range(24))
-    trunk = trunk_of(opened.model)
+    states = DataStates(pipeline.model, data, range(24))
+    trunk = make_backbone(pipeline.model)
     assert trunk.cond == 1000
     taps = resolve_taps(trunk.network, ["layer-0", "layer-2"])
     reading = Reading((122.0,), taps)
@@ -75,11 +75,11 @@ def test_features_of_its_blocks_and_fine_tuning(opened):
     assert 0 <= accuracy <= 1
 
 
-def test_a_network_alone_needs_its_first_stage(opened, tmp_path):
-    config = OmegaConf.load(opened.options.base)
+def test_a_network_alone_needs_its_first_stage(pipeline, tmp_path):
+    config = OmegaConf.load(pipeline.options.base)
     del config.model.params.first_stage_config.params.ckpt_path
     OmegaConf.save(config, tmp_path / "none.yaml")
-    options = argparse.Namespace(**{**vars(opened.options), "base": str(tmp_path / "none.yaml")})
+    options = argparse.Namespace(**{**vars(pipeline.options), "base": str(tmp_path / "none.yaml")})
     with pytest.raises(ValueError, match="first stage"):
         open_model(options)
-    load_weights(build_model(config), opened.checkpoint, config=opened.config)
+    load_weights(build_model(config), pipeline.checkpoint, config=pipeline.config)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ldm.data.toy import GaussianDenoiser
-from ldm.models.diffusion.denoiser import NetworkDenoiser, Prediction, Target, clipped, guided
-from ldm.models.diffusion.epsilon_scaling import (
+from ldm.diffusion.denoiser import NetworkDenoiser, Prediction, Target, clipped, guided
+from ldm.diffusion.epsilon_scaling import (
     EpsilonScaling,
     ScaledDenoiser,
     load_scaling,
@@ -23,15 +22,16 @@ from ldm.models.diffusion.epsilon_scaling import (
     scaling_from,
     tabulated,
 )
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler import SAMPLERS, ancestral, ddim, heun, make_grid, midpoint, run
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import SAMPLERS, ancestral, ddim, heun, make_times, midpoint, run
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VPSchedule, make_betas
+from ldm.experiments.toy import GaussianDenoiser
 from tests.conftest import golden_json, golden_tensors
 from tests.models.toys import edm_toy, es_toy, es_toy_learned
 
 F64 = torch.float64
-VP = VPPath(beta_schedule("sqrt_linear", 1000, 1e-4, 2e-2))
-GRID = make_grid(VP, "20")
+VP = VPSchedule(make_betas("sqrt_linear", 1000, 1e-4, 2e-2))
+TIMES = make_times(VP, "20")
 ADM_RUNS = ("ddim20", "ddim20_noclip", "ddim20_eta1")
 ADM_RUNS += ("ddpm20_fixedlarge", "ddpm20_fixedsmall", "ddpm20_learned", "ddpm20_learned_cosine")
 NOISE = ImageNoise(3, (0, 1))
@@ -47,12 +47,12 @@ def toy(x, t, cond=None):
     return 0.7 * x + 0.2 * torch.tanh(2 * x.roll(1, -1)) + shift
 
 
-def sample(sampler, denoiser, path=VP, grid=GRID, **options):
+def sample(sampler, denoiser, schedule=VP, times=TIMES, **options):
     solver = SAMPLERS[sampler]
-    x = draw(2, 1, 2, 4) * path.prior_std
+    x = draw(2, 1, 2, 4) * schedule.prior_std
     if sampler in ("DDIM", "DDPM"):
         options = {"noise": NOISE, **options}
-    return run(solver(denoiser, path, x, grid, **options))
+    return run(solver(denoiser, schedule, x, times, **options))
 
 
 @pytest.mark.parametrize("scale", ["1.0", "1.017"])
@@ -60,19 +60,19 @@ def sample(sampler, denoiser, path=VP, grid=GRID, **options):
 def test_published_runs(name, scale):
     name = f"{name}_es{scale}"
     golden, case = golden_tensors("es"), golden_json("es")["cases"][name]
-    path = VPPath(golden[f"schedule/betas_{case.get('schedule', 'linear')}_1000"])
-    learned, grid = case.get("learn_sigma", False), make_grid(path, case["timestep_respacing"])
-    denoiser = NetworkDenoiser(es_toy_learned if learned else es_toy, path, Target("eps"), learned_range=learned)
-    denoiser = scaled(denoiser, path, EpsilonScaling(b=case["eps_scaler"]), grid)
-    denoiser = clipped(denoiser, path) if case["clip_denoised"] else denoiser
+    schedule = VPSchedule(golden[f"schedule/betas_{case.get('schedule', 'linear')}_1000"])
+    learned, times = case.get("learn_sigma", False), make_times(schedule, case["timestep_respacing"])
+    denoiser = NetworkDenoiser(es_toy_learned if learned else es_toy, schedule, Target("eps"), learned_range=learned)
+    denoiser = scaled(denoiser, schedule, EpsilonScaling(b=case["eps_scaler"]), times)
+    denoiser = clipped(denoiser, schedule) if case["clip_denoised"] else denoiser
     draws = golden.get(f"{name}/noise_each_step")
     noise = None if draws is None else lambda index, shape: draws[index]
     if case["sampler"] == "ddim":
-        steps = list(ddim(denoiser, path, golden["x_T"], grid, eta=case["eta"], noise=noise))
+        steps = list(ddim(denoiser, schedule, golden["x_T"], times, eta=case["eta"], noise=noise))
     else:
         fixed = "fixed_small" if case.get("sigma_small") else "fixed_large"
         variance = "learned_range" if learned else fixed
-        steps = list(ancestral(denoiser, path, golden["x_T"], grid, variance=variance, noise=noise))
+        steps = list(ancestral(denoiser, schedule, golden["x_T"], times, variance=variance, noise=noise))
     for kind, values in (("x", [step.x_next for step in steps]), ("pred_xstart", [step.x0 for step in steps])):
         expected = golden[f"{name}/{kind}_each_step"]
         torch.testing.assert_close(torch.stack(values), expected, rtol=0, atol=2e-5 * expected.abs().max().item())
@@ -81,7 +81,7 @@ def test_published_runs(name, scale):
 
 def test_slopes_count_the_respaced_index():
     """lambda = k i + b with i = 0 at the last evaluation, on ADM's 20 of 1000 times; means as published (b + 9.5 k)."""
-    assert VP.time_to_net(GRID[:-1]).flip(0).tolist()[:6] == [0, 53, 105, 158, 210, 263]
+    assert VP.time_to_net(TIMES[:-1]).flip(0).tolist()[:6] == [0, 53, 105, 158, 210, 263]
     denoiser = NetworkDenoiser(toy, VP, Target("eps"))
     for k, b, mean in (
         (0.0008, 1.0034, 1.0110),
@@ -89,19 +89,19 @@ def test_slopes_count_the_respaced_index():
         (0.0002, 1.0041, 1.0060),
         (0.00022, 1.00291, 1.0050),
     ):
-        factors = scaled(denoiser, VP, EpsilonScaling(b, k), GRID).factor(GRID[:-1])
+        factors = scaled(denoiser, VP, EpsilonScaling(b, k), TIMES).factor(TIMES[:-1])
         torch.testing.assert_close(factors, b + k * torch.arange(19, -1, -1, dtype=F64), rtol=0, atol=1e-12)
         assert float(factors.mean()) == pytest.approx(mean, abs=5e-5)
-    between = scaled(denoiser, VP, EpsilonScaling(1.0, 0.1), GRID).factor(torch.tensor([28.0, 1.0, 0.0, 1000.0]))
+    between = scaled(denoiser, VP, EpsilonScaling(1.0, 0.1), TIMES).factor(torch.tensor([28.0, 1.0, 0.0, 1000.0]))
     torch.testing.assert_close(between, torch.tensor([1 + 0.1 * 27 / 53, 1.0, 1.0, 2.9], dtype=F64))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_lambda_one_changes_no_bit(sampler):
     plain = NetworkDenoiser(toy, VP, Target("eps"))
-    assert scaled(plain, VP, EpsilonScaling(1.0, 0.0), GRID) is plain
-    assert scaled(plain, VP, EpsilonScaling(table=((-1.0, 1.0), (2.0, 1.0))), GRID) is plain
-    elsewhere = scaled(plain, VP, EpsilonScaling(1.1, window=(1e4, 1e5)), GRID)
+    assert scaled(plain, VP, EpsilonScaling(1.0, 0.0), TIMES) is plain
+    assert scaled(plain, VP, EpsilonScaling(table=((-1.0, 1.0), (2.0, 1.0))), TIMES) is plain
+    elsewhere = scaled(plain, VP, EpsilonScaling(1.1, window=(1e4, 1e5)), TIMES)
     assert isinstance(elsewhere, ScaledDenoiser)
     assert torch.equal(sample(sampler, elsewhere), sample(sampler, plain))
 
@@ -110,14 +110,14 @@ def test_lambda_one_changes_no_bit(sampler):
 class OwnScaling:
     """A network that divides its own noise by k (-log SNR) + b, which is what scaling should come to."""
 
-    path: VPPath | FlowPath | EDMPath
+    schedule: VPSchedule | FlowSchedule | EDMSchedule
     b: float
     k: float
     target: str = "eps"
 
     def __call__(self, x, t, cond):
-        u = t[:1].double() + 1 if isinstance(self.path, VPPath) else t[:1].double()
-        out, factor = toy(x, t, cond), self.b + (self.k and float(self.k * noise_level(self.path, u)))
+        u = t[:1].double() + 1 if isinstance(self.schedule, VPSchedule) else t[:1].double()
+        out, factor = toy(x, t, cond), self.b + (self.k and float(self.k * noise_level(self.schedule, u)))
         if self.target == "eps":
             return out / factor
         if float(u) == 1:
@@ -133,7 +133,7 @@ def test_every_evaluation_is_scaled_once_after_guidance(sampler, b, guidance):
     k, cond = 0.001, torch.tensor([0, 1])
     denoisers = (NetworkDenoiser(network, VP, Target("eps"), cond) for network in (toy, OwnScaling(VP, b, k)))
     ours, theirs = (guided(denoiser, torch.full((2,), 2), guidance) for denoiser in denoisers)
-    ours = scaled(ours, VP, EpsilonScaling(b, k, unit="log_snr"), GRID)
+    ours = scaled(ours, VP, EpsilonScaling(b, k, unit="log_snr"), TIMES)
     expected = sample(sampler, theirs)
     assert not torch.allclose(expected, sample(sampler, ours.denoiser), atol=1e-3), "scaling acts"
     # Times half-way reach the network rounded to float32.
@@ -142,26 +142,26 @@ def test_every_evaluation_is_scaled_once_after_guidance(sampler, b, guidance):
 
 @pytest.mark.parametrize("sampler", ["Euler", "Heun", "Midpoint", "RK4", "PLMS"])
 def test_a_flow_is_scaled_but_for_its_first_point(sampler):
-    path = FlowPath()
-    grid, scaling = make_grid(path, 8), EpsilonScaling(1.03)
-    ours = scaled(NetworkDenoiser(toy, path, Target("velocity")), path, scaling, grid)
+    schedule = FlowSchedule()
+    times, scaling = make_times(schedule, 8), EpsilonScaling(1.03)
+    ours = scaled(NetworkDenoiser(toy, schedule, Target("velocity")), schedule, scaling, times)
     assert ours.factor(1.0) == 1 and ours.factor(0.999) == ours.factor(0.0) == 1.03
-    theirs = NetworkDenoiser(OwnScaling(path, 1.03, 0.0, "velocity"), path, Target("velocity"))
-    expected = sample(sampler, theirs, path, grid)
-    torch.testing.assert_close(sample(sampler, ours, path, grid), expected, rtol=0, atol=1e-6)
-    level = scaled(ours.denoiser, path, EpsilonScaling(1.0, 0.01, unit="log_snr"), grid)
-    assert level.factor(0.5) == 1 and torch.isfinite(level.factor(grid)).all()
-    assert float(level.factor(0.0)) == pytest.approx(1 + 0.02 * math.log(1 / 7)), "clean data: the grid's last level"
+    theirs = NetworkDenoiser(OwnScaling(schedule, 1.03, 0.0, "velocity"), schedule, Target("velocity"))
+    expected = sample(sampler, theirs, schedule, times)
+    torch.testing.assert_close(sample(sampler, ours, schedule, times), expected, rtol=0, atol=1e-6)
+    level = scaled(ours.denoiser, schedule, EpsilonScaling(1.0, 0.01, unit="log_snr"), times)
+    assert level.factor(0.5) == 1 and torch.isfinite(level.factor(times)).all()
+    assert float(level.factor(0.0)) == pytest.approx(1 + 0.02 * math.log(1 / 7)), "clean data: the times' last level"
 
 
 def test_heun_scales_both_stages_as_edm_es():
     """EDM-ES's loop: the slope (x - D) / sigma is divided by lambda at the Euler and at the correction stage."""
-    path, network, factor = EDMPath(), edm_toy(), 1.01
-    denoiser = NetworkDenoiser(network, path, Target("edm"), dtype=torch.float32)
-    grid = make_grid(path, 9)
-    x = draw(2, 3, 8, 8) * grid[0]
-    ours = run(heun(scaled(denoiser, path, EpsilonScaling(factor), grid), path, x, grid))
-    for sigma, after in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
+    schedule, network, factor = EDMSchedule(), edm_toy(), 1.01
+    denoiser = NetworkDenoiser(network, schedule, Target("edm"), dtype=torch.float32)
+    times = make_times(schedule, 9)
+    x = draw(2, 3, 8, 8) * times[0]
+    ours = run(heun(scaled(denoiser, schedule, EpsilonScaling(factor), times), schedule, x, times))
+    for sigma, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         slope = (x - denoiser(x, sigma).x0) / sigma / factor
         ahead = x + (after - sigma) * slope
         if after:
@@ -172,10 +172,10 @@ def test_heun_scales_both_stages_as_edm_es():
 
 def test_a_shift_of_the_mean_is_not_scaled():
     """ADM's classifier guidance: variance times gradient on top of the scaled mean."""
-    denoiser = scaled(NetworkDenoiser(toy, VP, Target("eps")), VP, EpsilonScaling(1.05), GRID)
+    denoiser = scaled(NetworkDenoiser(toy, VP, Target("eps")), VP, EpsilonScaling(1.05), TIMES)
     x = draw(2, 1, 2, 4)
-    plain = next(ancestral(denoiser, VP, x, GRID, noise=NOISE))
-    moved = next(ancestral(denoiser, VP, x, GRID, noise=NOISE, mean_shift=lambda x, u, variance: variance * x.cos()))
+    plain = next(ancestral(denoiser, VP, x, TIMES, noise=NOISE))
+    moved = next(ancestral(denoiser, VP, x, TIMES, noise=NOISE, mean_shift=lambda x, u, variance: variance * x.cos()))
     w = float(plain.transition.w)
     torch.testing.assert_close(moved.x_next - plain.x_next, w * x.cos(), rtol=0, atol=1e-12)
     eps = toy(x, None) / 1.05
@@ -188,8 +188,8 @@ def test_x0_only_is_the_other_published_ddim(eta):
     """LDM-ES: x_0 from eps / lambda, the direction from eps as predicted."""
     scaling = EpsilonScaling(1.03, direction="x0_only")
     x, factor = draw(2, 1, 2, 4), 1.03
-    ours = sample("DDIM", scaled(NetworkDenoiser(toy, VP, Target("eps")), VP, scaling, GRID), eta=eta)
-    for index, (u, s) in enumerate(zip(GRID[:-1].tolist(), GRID[1:].tolist(), strict=True)):
+    ours = sample("DDIM", scaled(NetworkDenoiser(toy, VP, Target("eps")), VP, scaling, TIMES), eta=eta)
+    for index, (u, s) in enumerate(zip(TIMES[:-1].tolist(), TIMES[1:].tolist(), strict=True)):
         eps, a, a_prev = toy(x, None), VP.alpha(u) ** 2, VP.alpha(s) ** 2
         sd = eta * ((1 - a_prev) / (1 - a)).sqrt() * (1 - a / a_prev).sqrt()
         x0 = (x - (1 - a).sqrt() * eps / factor) / a.sqrt()
@@ -204,22 +204,24 @@ def test_x0_only_is_the_other_published_ddim(eta):
 def test_clipping_after_x0_only_is_clipping_after_full():
     x, plain = draw(2, 1, 2, 4), NetworkDenoiser(toy, VP, Target("eps"))
     one, other = (
-        clipped(scaled(plain, VP, EpsilonScaling(1.03, direction=direction), GRID), VP)(x, 400.0)
+        clipped(scaled(plain, VP, EpsilonScaling(1.03, direction=direction), TIMES), VP)(x, 400.0)
         for direction in ("full", "x0_only")
     )
     torch.testing.assert_close(one.eps, other.eps, rtol=0, atol=1e-12)
     assert float(one.x0.abs().max()) <= 1
 
 
-@pytest.mark.parametrize("path", [VP, LinearVPPath(), EDMPath(), FlowPath()], ids=lambda path: type(path).__name__)
-def test_full_keeps_the_state_and_times_may_differ_in_a_batch(path):
-    grid, x = make_grid(path, 10), draw(3, 1, 2, 3)
-    denoiser = GaussianDenoiser(path, draw(1, 2, 3, seed=2), draw(1, 2, 3, seed=3) ** 2)
-    ours = scaled(denoiser, path, EpsilonScaling(1.0, 0.01), grid)
-    times = grid[[1, 5, 9]]
-    together = ours(x, times)
-    torch.testing.assert_close(path.noised(together.x0, together.eps, times), x, rtol=0, atol=1e-8)
-    for index, u in enumerate(times.tolist()):
+@pytest.mark.parametrize(
+    "schedule", [VP, LinearVPSchedule(), EDMSchedule(), FlowSchedule()], ids=lambda schedule: type(schedule).__name__
+)
+def test_full_keeps_the_state_and_times_may_differ_in_a_batch(schedule):
+    times, x = make_times(schedule, 10), draw(3, 1, 2, 3)
+    denoiser = GaussianDenoiser(schedule, draw(1, 2, 3, seed=2), draw(1, 2, 3, seed=3) ** 2)
+    ours = scaled(denoiser, schedule, EpsilonScaling(1.0, 0.01), times)
+    each_time = times[[1, 5, 9]]
+    together = ours(x, each_time)
+    torch.testing.assert_close(schedule.noised(together.x0, together.eps, each_time), x, rtol=0, atol=1e-8)
+    for index, u in enumerate(each_time.tolist()):
         alone = ours(x[index : index + 1], u)
         torch.testing.assert_close(alone.eps[0], together.eps[index], rtol=0, atol=1e-12)
         expected = denoiser(x, u).eps[index] / (1 + 0.01 * [8, 4, 0][index])
@@ -227,25 +229,28 @@ def test_full_keeps_the_state_and_times_may_differ_in_a_batch(path):
 
 
 def test_the_window_is_in_noise_for_each_unit_of_data():
-    grid, path = make_grid(EDMPath(), 18), EDMPath()
+    times, schedule = make_times(EDMSchedule(), 18), EDMSchedule()
     ours = scaled(
-        GaussianDenoiser(path, draw(1, 1, 2), draw(1, 1, 2) ** 2), path, EpsilonScaling(1.1, window=(1, 20)), grid
+        GaussianDenoiser(schedule, draw(1, 1, 2), draw(1, 1, 2) ** 2),
+        schedule,
+        EpsilonScaling(1.1, window=(1, 20)),
+        times,
     )
-    active = (grid >= 1) & (grid <= 20)
+    active = (times >= 1) & (times <= 20)
     assert 1 < active.sum() < 17
-    assert torch.equal(ours.factor(grid), 1 + 0.1 * active.double())
+    assert torch.equal(ours.factor(times), 1 + 0.1 * active.double())
 
 
 def test_log_snr_carries_over_between_step_counts_and_midpoints():
     scaling, plain = EpsilonScaling(1.01, 0.002, unit="log_snr"), NetworkDenoiser(toy, VP, Target("eps"))
     times = torch.tensor([1.0, 333.3, 1000.0], dtype=F64)
-    factors = [scaled(plain, VP, scaling, make_grid(VP, steps)).factor(times) for steps in (10, 50)]
+    factors = [scaled(plain, VP, scaling, make_times(VP, steps)).factor(times) for steps in (10, 50)]
     assert torch.equal(*factors)
     abar = VP.alpha(times) ** 2
     torch.testing.assert_close(factors[0], 1.01 + 0.002 * ((1 - abar) / abar).log())
     seen = []
-    ours = scaled(plain, VP, EpsilonScaling(1.0, 0.1), GRID)
-    run(midpoint(lambda x, u: (seen.append(float(ours.factor(u))), ours(x, u))[1], VP, draw(1, 1, 2, 2), GRID))
+    ours = scaled(plain, VP, EpsilonScaling(1.0, 0.1), TIMES)
+    run(midpoint(lambda x, u: (seen.append(float(ours.factor(u))), ours(x, u))[1], VP, draw(1, 1, 2, 2), TIMES))
     assert len(seen) == 40 and all(a > b for a, b in itertools.pairwise(seen[:-1]))
 
 
@@ -253,22 +258,22 @@ def test_variances_of_eps_are_divided_by_lambda_squared():
     """The spread of scaled members is the formula's; the fraction of a learned variance stays."""
     members, var_fraction = draw(5, 2, 1, 2, 3), draw(2, 1, 2, 3).sigmoid()
     u = torch.tensor([100.0, 700.0], dtype=F64)
-    ours = scaled(lambda x, u: Prediction(members, members, var_fraction), VP, EpsilonScaling(1.0, 0.02), GRID)
+    ours = scaled(lambda x, u: Prediction(members, members, var_fraction), VP, EpsilonScaling(1.0, 0.02), TIMES)
     prediction = ours(draw(2, 1, 2, 3), u)
     torch.testing.assert_close(prediction.eps.var(0), ours.eps_variance(members.var(0), u))
     assert prediction.var_fraction is var_fraction
 
 
 def test_tables_are_read_by_noise_level():
-    path, grid = FlowPath(), make_grid(FlowPath(), 8)
+    schedule, times = FlowSchedule(), make_times(FlowSchedule(), 8)
     factors = torch.linspace(1.04, 0.98, 8, dtype=F64)
-    scaling, plain = tabulated(path, grid, factors), NetworkDenoiser(toy, path, Target("velocity"))
-    ours = scaled(plain, path, scaling, grid)
-    torch.testing.assert_close(ours.factor(grid[1:-1]), factors[1:], rtol=0, atol=1e-12)
+    scaling, plain = tabulated(schedule, times, factors), NetworkDenoiser(toy, schedule, Target("velocity"))
+    ours = scaled(plain, schedule, scaling, times)
+    torch.testing.assert_close(ours.factor(times[1:-1]), factors[1:], rtol=0, atol=1e-12)
     assert ours.factor(1.0) == 1
-    middle = float(path.time_at((path.ratio(grid[2]) * path.ratio(grid[3])).sqrt()))
+    middle = float(schedule.time_at((schedule.ratio(times[2]) * schedule.ratio(times[3])).sqrt()))
     assert float(ours.factor(middle)) == pytest.approx(float(factors[2:4].mean()))
-    other = scaled(plain, VP, scaling, GRID)
+    other = scaled(plain, VP, scaling, TIMES)
     assert float(other.factor(1.0)) == pytest.approx(0.98) and float(other.factor(1000.0)) == pytest.approx(factors[1])
 
 
@@ -326,14 +331,14 @@ def test_bad_schedules(values, message):
 
 def test_wrong_orders_and_factors_are_refused():
     plain = NetworkDenoiser(toy, VP, Target("eps"))
-    once = scaled(plain, VP, EpsilonScaling(1.01), GRID)
+    once = scaled(plain, VP, EpsilonScaling(1.01), TIMES)
     with pytest.raises(ValueError, match="scaled already"):
-        scaled(once, VP, EpsilonScaling(1.01), GRID)
+        scaled(once, VP, EpsilonScaling(1.01), TIMES)
     with pytest.raises(ValueError, match="before clipping"):
-        scaled(clipped(plain, VP), VP, EpsilonScaling(1.01), GRID)
+        scaled(clipped(plain, VP), VP, EpsilonScaling(1.01), TIMES)
     with pytest.raises(ValueError, match=r"must be positive at every step, got -0\.9"):
-        scaled(plain, VP, EpsilonScaling(1.0, -0.1), GRID)
+        scaled(plain, VP, EpsilonScaling(1.0, -0.1), TIMES)
     with pytest.raises(ValueError, match="one lambda for each step"):
-        tabulated(VP, GRID, torch.ones(19))
+        tabulated(VP, TIMES, torch.ones(19))
     with pytest.raises(ValueError, match="take more steps"):
-        tabulated(FlowPath(), make_grid(FlowPath(), 1), torch.ones(1))
+        tabulated(FlowSchedule(), make_times(FlowSchedule(), 1), torch.ones(1))

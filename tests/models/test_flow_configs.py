@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.models.diffusion.path import FlowPath, VPPath
-from ldm.opened import build_model
+from ldm.diffusion.schedule import FlowSchedule, VPSchedule
+from ldm.pipelines import build_model
 from ldm.training.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "configs" / "flow-matching"
@@ -23,13 +23,13 @@ def test_a_flow_and_its_twin_share_everything_but_the_process(name):
     if name == "cifar10":  # 65 million parameters
         return
     flow, twin = build_model(flow), build_model(twin)
-    assert isinstance(flow.path, FlowPath) and flow.target.name == "velocity" and flow.num_timesteps is None
-    assert isinstance(twin.path, VPPath) and twin.target.name == "eps" and twin.num_timesteps == 1000
+    assert isinstance(flow.schedule, FlowSchedule) and flow.target.name == "velocity" and flow.num_timesteps is None
+    assert isinstance(twin.schedule, VPSchedule) and twin.target.name == "eps" and twin.num_timesteps == 1000
     assert flow.label_dropout == twin.label_dropout > 0
 
 
 def test_the_overlay_makes_a_flow_of_a_latent_model():
     base = FOLDER.parent / "latent-diffusion" / "digits-vq.yaml"
     model = build_model(load_config([str(base), ON_TOP]))
-    assert isinstance(model.path, FlowPath) and model.first_stage_model.embed_dim
-    assert len(model.grid(10)) == 11
+    assert isinstance(model.schedule, FlowSchedule) and model.first_stage_model.embed_dim
+    assert len(model.sampling_times(10)) == 11

@@ -5,23 +5,23 @@ import math
 import pytest
 import torch
 
-from ldm.data.toy import GaussianDenoiser
-from ldm.models.diffusion.denoiser import NetworkDenoiser, Target
-from ldm.models.diffusion.flow_matching import (
+from ldm.diffusion.denoiser import NetworkDenoiser, Target
+from ldm.diffusion.flow_matching import (
     ODESolver,
     diffusers_network,
     from_flow_matching,
-    shifted_grid,
+    shifted_times,
     to_flow_matching,
 )
-from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath
-from ldm.models.diffusion.sampler import make_grid, make_sampler, run
+from ldm.diffusion.samplers import make_sampler, make_times, run
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule
+from ldm.experiments.toy import GaussianDenoiser
 
 F64 = torch.float64
 MEAN = torch.linspace(-1, 1, 6, dtype=F64).reshape(1, 2, 3)
 VAR = torch.tensor([0.05, 0.1, 0.3, 0.5, 1.5, 3.0], dtype=F64).reshape(1, 2, 3)
 X = torch.randn(2, 1, 2, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
-EXACT = GaussianDenoiser(FlowPath(), MEAN, VAR)
+EXACT = GaussianDenoiser(FlowSchedule(), MEAN, VAR)
 
 
 def velocity(x, t, shift=0.0):
@@ -37,20 +37,20 @@ def test_a_velocity_model_is_a_denoiser_and_the_way_back():
         for name in ("x0", "eps"):
             found = getattr(denoiser(X, u), name)
             torch.testing.assert_close(found, getattr(EXACT(X, u), name), rtol=1e-6, atol=1e-6)
-        back = to_flow_matching(denoiser, FlowPath())
+        back = to_flow_matching(denoiser, FlowSchedule())
         torch.testing.assert_close(back(X, torch.tensor(1 - u)), velocity(X, torch.tensor(1 - u)), rtol=1e-6, atol=1e-6)
 
 
 def test_any_denoiser_is_a_velocity_model_of_the_straight_path():
-    path = LinearVPPath()
-    model = to_flow_matching(GaussianDenoiser(path, MEAN, VAR), path)
+    schedule = LinearVPSchedule()
+    model = to_flow_matching(GaussianDenoiser(schedule, MEAN, VAR), schedule)
     for t in (0.2, 0.7):
         torch.testing.assert_close(model(X, torch.full((2,), t)), velocity(X, torch.tensor(t)), rtol=1e-6, atol=1e-6)
 
 
 def test_a_path_that_ends_before_pure_noise_is_a_velocity_model_from_its_end():
-    path = EDMPath()
-    model = to_flow_matching(GaussianDenoiser(path, MEAN, VAR), path)
+    schedule = EDMSchedule()
+    model = to_flow_matching(GaussianDenoiser(schedule, MEAN, VAR), schedule)
     torch.testing.assert_close(model(X, torch.tensor(0.0)), velocity(X, torch.tensor(0.0)), rtol=0, atol=0.1)
 
 
@@ -60,7 +60,9 @@ def test_the_solver_is_the_sampler_in_the_other_direction_of_time(method):
     solver = ODESolver(velocity)
     found = solver.sample(X, step_size=0.1, method=method)
     if method != "heun2":  # the sampler does without the evaluation at data
-        plain = run(make_sampler(names[method])(from_flow_matching(velocity), FlowPath(), X, make_grid(FlowPath(), 10)))
+        plain = run(
+            make_sampler(names[method])(from_flow_matching(velocity), FlowSchedule(), X, make_times(FlowSchedule(), 10))
+        )
         torch.testing.assert_close(found, plain, rtol=0, atol=3e-4 if method == "dopri5" else 1e-5)
     exact = EXACT.flow(X, 1.0, 0.0)
     fine = solver.sample(X, step_size=0.01, method=method)
@@ -69,11 +71,11 @@ def test_the_solver_is_the_sampler_in_the_other_direction_of_time(method):
 
 def test_grids_intermediates_and_extras():
     solver, times = ODESolver(velocity), torch.tensor([0.0, 0.3, 1.0], dtype=F64)
-    path = solver.sample(X, 0.01, "rk4", time_grid=times, return_intermediates=True)
-    assert path.shape == (3, *X.shape) and torch.equal(path[0], X)
-    torch.testing.assert_close(path[1], EXACT.flow(X, 1.0, 0.7), rtol=0, atol=1e-5)
-    torch.testing.assert_close(path[2], EXACT.flow(X, 1.0, 0.0), rtol=0, atol=1e-5)
-    torch.testing.assert_close(solver.sample(path[2], 0.01, "rk4", time_grid=times.flip(0)), X, rtol=0, atol=1e-5)
+    schedule = solver.sample(X, 0.01, "rk4", time_grid=times, return_intermediates=True)
+    assert schedule.shape == (3, *X.shape) and torch.equal(schedule[0], X)
+    torch.testing.assert_close(schedule[1], EXACT.flow(X, 1.0, 0.7), rtol=0, atol=1e-5)
+    torch.testing.assert_close(schedule[2], EXACT.flow(X, 1.0, 0.0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(solver.sample(schedule[2], 0.01, "rk4", time_grid=times.flip(0)), X, rtol=0, atol=1e-5)
     one = solver.sample(X, shift=0.5)
     torch.testing.assert_close(one, X + velocity(X, torch.tensor(0.0)) + 0.5)
     with pytest.raises(TypeError):
@@ -106,29 +108,29 @@ class Transformer:
 
 def test_a_diffusers_model_runs_reversed():
     network = diffusers_network(Transformer(), scale=1.0)
-    denoiser = NetworkDenoiser(network, FlowPath(time_scale=1000.0), Target("velocity"))
+    denoiser = NetworkDenoiser(network, FlowSchedule(time_scale=1000.0), Target("velocity"))
     torch.testing.assert_close(denoiser(X, 0.4).x0, EXACT(X, 0.4).x0, rtol=1e-5, atol=1e-6)
-    sample = run(make_sampler("RK4")(denoiser, FlowPath(), X, shifted_grid(30)))
+    sample = run(make_sampler("RK4")(denoiser, FlowSchedule(), X, shifted_times(30)))
     torch.testing.assert_close(sample, EXACT.flow(X, 1.0, 0.0), rtol=0, atol=1e-3)
 
 
 def test_shifted_grids_are_those_of_the_published_formula():
-    grid = shifted_grid(4, shift=3.0)
+    times = shifted_times(4, shift=3.0)
     even = torch.linspace(1, 3e-3 / 1.002, 4, dtype=F64)
-    torch.testing.assert_close(grid, torch.cat([3 * even / (1 + 2 * even), torch.zeros(1, dtype=F64)]))
-    assert shifted_grid(1).tolist() == [1, 0]
-    torch.testing.assert_close(shifted_grid(3, 1.0)[:3], torch.linspace(1, 1e-3, 3, dtype=F64))
+    torch.testing.assert_close(times, torch.cat([3 * even / (1 + 2 * even), torch.zeros(1, dtype=F64)]))
+    assert shifted_times(1).tolist() == [1, 0]
+    torch.testing.assert_close(shifted_times(3, 1.0)[:3], torch.linspace(1, 1e-3, 3, dtype=F64))
 
 
 def test_errors():
     solver = ODESolver(velocity)
-    for grid in ([0.0], [0.0, 0.5, 0.2], [0.0, 1.5]):
+    for times in ([0.0], [0.0, 0.5, 0.2], [0.0, 1.5]):
         with pytest.raises(ValueError, match="time"):
-            solver.sample(X, time_grid=grid)
+            solver.sample(X, time_grid=times)
     with pytest.raises(ValueError, match="step_size above 0"):
         solver.sample(X, step_size=0.0)
     with pytest.raises(ValueError, match="method must be one of"):
         solver.sample(X, method="rk45")
     with pytest.raises(ValueError, match="steps >= 1 and shift > 0"):
-        shifted_grid(0)
-    assert math.isclose(float(shifted_grid(2)[1]), 3 * (3e-3 / 1.002) / (1 + 2 * (3e-3 / 1.002)))
+        shifted_times(0)
+    assert math.isclose(float(shifted_times(2)[1]), 3 * (3e-3 / 1.002) / (1 + 2 * (3e-3 / 1.002)))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.models.diffusion.denoiser import NetworkDenoiser, clipped
-from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, published_scaling, scaled
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import ancestral, run
+from ldm.diffusion.denoiser import NetworkDenoiser, clipped
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, published_scaling, scaled
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import ancestral, run
 from ldm.training.config import load_config, read_config
 from ldm.util import instantiate_from_config
 from tests.conftest import golden_tensors
@@ -119,13 +119,13 @@ def test_an_adm_model_samples_with_learned_variance_and_scaling(name, schedule):
     """Every part in order at a tiny width: network, scaling, clipping, ancestral steps; the schedule is ADM's."""
     model = instantiate_from_config(load_config([str(FOLDER / f"{name}.yaml")], TINY).model).eval()
     expected = golden_tensors("es")[f"schedule/betas_{schedule}_1000"]
-    torch.testing.assert_close(model.path.betas, expected.double(), rtol=1e-6, atol=1e-9)
-    cond, grid = (torch.tensor([3]) if MODELS[name][1] else None), model.grid("2")
-    denoiser = NetworkDenoiser(model.network, model.path, model.target, cond, learned_range=True)
-    wrapped = clipped(scaled(denoiser, model.path, EpsilonScaling(1.017), grid), model.path)
+    torch.testing.assert_close(model.schedule.betas, expected.double(), rtol=1e-6, atol=1e-9)
+    cond, times = (torch.tensor([3]) if MODELS[name][1] else None), model.sampling_times("2")
+    denoiser = NetworkDenoiser(model.network, model.schedule, model.target, cond, learned_range=True)
+    wrapped = clipped(scaled(denoiser, model.schedule, EpsilonScaling(1.017), times), model.schedule)
     noise = ImageNoise(0, (0,))
     x = noise.initial((1, *model.latent_shape))
-    images = run(ancestral(wrapped, model.path, x, grid, variance="learned_range", noise=noise))
+    images = run(ancestral(wrapped, model.schedule, x, times, variance="learned_range", noise=noise))
     assert images.shape == (1, 3, 32, 32) and float(images.abs().max()) <= 1
 
 

@@ -1,4 +1,4 @@
-"""Paths against the published tables, their own inverses and limits."""
+"""Schedules against the published tables, their own inverses and limits."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ import math
 import pytest
 import torch
 
-from ldm.models.diffusion.objective import elbo_weights, elementwise_error
-from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler.transition import ddim_transition, forward_variance, posterior_variance
+from ldm.diffusion.losses import elbo_weights, elementwise_error
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VPSchedule, make_betas
+from ldm.diffusion.transition import ddim_transition, forward_variance, posterior_variance
 from tests.conftest import golden_json, golden_tensors
 
 F64 = torch.float64
 # Square root and cosine differ by one unit in the last place between machines: absolute bound, float64.
 SCHEDULES = {"linear_cin256": 0, "linear_default": 0, "sqrt_linear": 0, "sqrt": 4e-17, "cosine": 3e-16}
 PATHS = {
-    "vp": VPPath(beta_schedule("linear", 1000, 0.0015, 0.0195)),
-    "cosine": VPPath(beta_schedule("cosine", 50)),
-    "linear_vp": LinearVPPath(),
-    "edm": EDMPath(),
-    "flow": FlowPath(),
+    "vp": VPSchedule(make_betas("linear", 1000, 0.0015, 0.0195)),
+    "cosine": VPSchedule(make_betas("cosine", 50)),
+    "linear_vp": LinearVPSchedule(),
+    "edm": EDMSchedule(),
+    "flow": FlowSchedule(),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_betas_are_the_published_ones(name):
     settings = dict(golden_json("schedules")["beta_kwargs"][name])
-    betas = beta_schedule(settings.pop("schedule"), settings.pop("n_timestep"), **settings)
+    betas = make_betas(settings.pop("schedule"), settings.pop("n_timestep"), **settings)
     torch.testing.assert_close(betas, golden_tensors("schedules")[f"betas/{name}"], rtol=0, atol=SCHEDULES[name])
 
 
 @pytest.mark.parametrize("steps", [10, 20, 30, 50, 100, 200, 250, 500])
 @pytest.mark.parametrize("eta", [0, 1])
 def test_transitions_are_the_published_ddim_parameters(steps, eta):
-    """The published tables start from float32 alphas_cumprod: so does the first path here."""
+    """The published tables start from float32 alphas_cumprod: so does the first schedule here."""
     golden = {name.removeprefix(f"ddim_uniform/{steps}/"): value for name, value in golden_tensors("schedules").items()}
     exact = PATHS["vp"]
     rounded = torch.cat([torch.ones(1, dtype=F64), exact.log_abar[1:].exp().float().double()])
-    path = VPPath(1 - rounded[1:] / rounded[:-1])
+    schedule = VPSchedule(1 - rounded[1:] / rounded[:-1])
     times = (golden["timesteps"] + 1).double()
     later = torch.cat([torch.ones(1, dtype=F64), times[:-1]])
-    for one, tolerance in ((path, 1e-13), (exact, 1e-7)):
+    for one, tolerance in ((schedule, 1e-13), (exact, 1e-7)):
         torch.testing.assert_close(one.alpha(times) ** 2, golden["alphas"], rtol=tolerance, atol=0)
         torch.testing.assert_close(one.alpha(later) ** 2, golden["alphas_prev"], rtol=tolerance, atol=0)
     assert torch.equal((exact.alpha(times) ** 2).float().double(), golden["alphas"])
     assert torch.equal((exact.alpha(later) ** 2).float().double(), golden["alphas_prev"])
-    transitions = [ddim_transition(path, float(u), float(s), eta) for u, s in zip(times, later, strict=True)]
+    transitions = [ddim_transition(schedule, float(u), float(s), eta) for u, s in zip(times, later, strict=True)]
     sigmas = torch.stack([transition.w.sqrt() for transition in transitions])
     # The published expression rounds 1 - abar to float32 on the way.
     torch.testing.assert_close(sigmas, golden[f"eta{eta}/sigmas"], rtol=3e-6 if eta else 0, atol=0)
@@ -54,38 +54,40 @@ def test_transitions_are_the_published_ddim_parameters(steps, eta):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_time_at_inverts_the_ratio(name):
-    path = PATHS[name]
-    u = torch.linspace(0.01, 0.99, 57, dtype=F64) * path.end
-    torch.testing.assert_close(path.time_at(path.ratio(u)), u, rtol=1e-9, atol=1e-12)
-    assert path.ratio(0.0) == 0 and path.time_at(0.0) == 0
+    schedule = PATHS[name]
+    u = torch.linspace(0.01, 0.99, 57, dtype=F64) * schedule.end
+    torch.testing.assert_close(schedule.time_at(schedule.ratio(u)), u, rtol=1e-9, atol=1e-12)
+    assert schedule.ratio(0.0) == 0 and schedule.time_at(0.0) == 0
 
 
 @pytest.mark.parametrize("name", ["vp", "cosine", "linear_vp"])
 def test_vp_keeps_variance_and_ends_at_its_noisiest_time(name):
-    path = PATHS[name]
-    u = torch.linspace(0, path.end, 401, dtype=F64)
-    torch.testing.assert_close(path.alpha(u) ** 2 + path.sigma(u) ** 2, torch.ones(401, dtype=F64), rtol=0, atol=1e-14)
-    assert path.time_at(math.inf) == path.end == path.time_at(1e30)
+    schedule = PATHS[name]
+    u = torch.linspace(0, schedule.end, 401, dtype=F64)
+    torch.testing.assert_close(
+        schedule.alpha(u) ** 2 + schedule.sigma(u) ** 2, torch.ones(401, dtype=F64), rtol=0, atol=1e-14
+    )
+    assert schedule.time_at(math.inf) == schedule.end == schedule.time_at(1e30)
 
 
 def test_vp_interpolates_log_alpha_bar_between_entries():
-    path = PATHS["vp"]
-    half = (path.alpha(10.0) * path.alpha(11.0)).sqrt()
-    torch.testing.assert_close(path.alpha(10.5), half, rtol=1e-14, atol=0)
+    schedule = PATHS["vp"]
+    half = (schedule.alpha(10.0) * schedule.alpha(11.0)).sqrt()
+    torch.testing.assert_close(schedule.alpha(10.5), half, rtol=1e-14, atol=0)
     with pytest.raises(ValueError, match=r"\[0, 1000\]"):
-        path.alpha(1000.5)
+        schedule.alpha(1000.5)
     with pytest.raises(ValueError, match="betas must be a vector"):
-        VPPath(torch.tensor([0.5, 1.0]))
+        VPSchedule(torch.tensor([0.5, 1.0]))
     with pytest.raises(ValueError, match="cosine"):
-        beta_schedule("quadratic", 10)
+        make_betas("quadratic", 10)
 
 
 def test_linear_vp_matches_the_published_noise_levels_and_their_inverse():
-    golden, path = golden_tensors("edm"), PATHS["linear_vp"]
+    golden, schedule = golden_tensors("edm"), PATHS["linear_vp"]
     torch.testing.assert_close(
-        path.ratio(golden["vp/t"].double()).float(), golden["vp/sigma_of_t"], rtol=2e-5, atol=1e-6
+        schedule.ratio(golden["vp/t"].double()).float(), golden["vp/sigma_of_t"], rtol=2e-5, atol=1e-6
     )
-    times = path.time_at(golden["vp/sigma_inv_in"].double()).float()
+    times = schedule.time_at(golden["vp/sigma_inv_in"].double()).float()
     torch.testing.assert_close(times, golden["vp/sigma_inv"], rtol=1e-4, atol=1e-6)
 
 
@@ -100,7 +102,7 @@ def iddpm_levels(dtype, count=1000):
 
 def test_cosine_table_gives_the_noise_levels_of_iddpm():
     """The published recursion runs in float32 and loses 5e-4 of the lowest levels; in float64 it gives our table."""
-    levels = VPPath(beta_schedule("cosine", 1000)).ratio(torch.arange(1000, -1, -1, dtype=F64))
+    levels = VPSchedule(make_betas("cosine", 1000)).ratio(torch.arange(1000, -1, -1, dtype=F64))
     torch.testing.assert_close(levels, iddpm_levels(F64), rtol=1e-10, atol=0)
     golden = golden_tensors("edm")["iddpm/u"].double()
     torch.testing.assert_close(golden[50:950], levels[50:950], rtol=2e-5, atol=0)
@@ -110,43 +112,43 @@ def test_cosine_table_gives_the_noise_levels_of_iddpm():
 @pytest.mark.parametrize("name", PATHS)
 def test_variances_are_those_of_bayes_rule(name):
     """x_0 given, x_s ~ N(alpha_s x_0, sigma_s^2) and x_u | x_s ~ N(a x_s, f): precisions add."""
-    path = PATHS[name]
-    u, s = 0.7 * path.end, 0.4 * path.end
-    forward = forward_variance(path, u, s)
-    a = path.alpha(u) / path.alpha(s)
-    torch.testing.assert_close(a**2 * path.sigma(s) ** 2 + forward, path.sigma(u) ** 2, rtol=1e-12, atol=0)
-    posterior = 1 / (1 / path.sigma(s) ** 2 + a**2 / forward)
-    torch.testing.assert_close(posterior_variance(path, u, s), posterior, rtol=1e-10, atol=0)
+    schedule = PATHS[name]
+    u, s = 0.7 * schedule.end, 0.4 * schedule.end
+    forward = forward_variance(schedule, u, s)
+    a = schedule.alpha(u) / schedule.alpha(s)
+    torch.testing.assert_close(a**2 * schedule.sigma(s) ** 2 + forward, schedule.sigma(u) ** 2, rtol=1e-12, atol=0)
+    posterior = 1 / (1 / schedule.sigma(s) ** 2 + a**2 / forward)
+    torch.testing.assert_close(posterior_variance(schedule, u, s), posterior, rtol=1e-10, atol=0)
 
 
 def test_times_of_networks():
     assert PATHS["vp"].time_to_net(1000.0) == 999
-    assert VPPath(beta_schedule("linear", 100), unit_time=True).time_to_net(50.0) == 0.5
+    assert VPSchedule(make_betas("linear", 100), unit_time=True).time_to_net(50.0) == 0.5
     assert PATHS["edm"].time_to_net(1.0) == 0
-    assert FlowPath(reversed_time=True).time_to_net(0.25) == 0.75
+    assert FlowSchedule(reversed_time=True).time_to_net(0.25) == 0.75
 
 
 def test_noised_broadcasts_times_over_images():
-    path, x = PATHS["vp"], torch.randn(2, 3, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    schedule, x = PATHS["vp"], torch.randn(2, 3, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
     u = torch.tensor([1.0, 900.0])
-    batch = path.noised(x, 2 * x, u)
+    batch = schedule.noised(x, 2 * x, u)
     for image, time in zip(range(2), u, strict=True):
-        torch.testing.assert_close(batch[image], path.alpha(time) * x[image] + path.sigma(time) * 2 * x[image])
+        torch.testing.assert_close(batch[image], schedule.alpha(time) * x[image] + schedule.sigma(time) * 2 * x[image])
 
 
 def test_bound_weights_are_the_published_expressions():
-    path = PATHS["vp"]
-    abar, betas = path.log_abar[1:].exp(), path.betas
+    schedule = PATHS["vp"]
+    abar, betas = schedule.log_abar[1:].exp(), schedule.betas
     previous = torch.cat([torch.ones(1, dtype=F64), abar[:-1]])
     variance = betas * (1 - previous) / (1 - abar)
-    eps, x0 = (elbo_weights(path, name, variance) for name in ("eps", "x0"))
+    eps, x0 = (elbo_weights(schedule, name, variance) for name in ("eps", "x0"))
     # eps: beta^2 / (2 var alpha (1 - abar)) collapses to beta / (2 alpha (1 - abar_prev)).
     torch.testing.assert_close(eps[1:], (betas / (2 * (1 - betas) * (1 - previous)))[1:], rtol=1e-10, atol=0)
     torch.testing.assert_close(x0[1:], (abar.sqrt() / (4 - 2 * abar))[1:], rtol=1e-12, atol=0)
     assert eps[0] == eps[1] and x0[0] == x0[1]
-    assert bool((elbo_weights(path, "v", variance) == 1).all())
+    assert bool((elbo_weights(schedule, "v", variance) == 1).all())
     with pytest.raises(ValueError, match="velocity"):
-        elbo_weights(path, "velocity", variance)
+        elbo_weights(schedule, "velocity", variance)
 
 
 def test_errors_are_unreduced():

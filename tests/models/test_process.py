@@ -1,4 +1,4 @@
-"""Continuous paths in LatentDiffusion: times against scipy's quantiles, losses against the papers' own formulas."""
+"""Continuous schedules in LatentDiffusion: times against scipy's quantiles, losses against the papers' own formulas."""
 
 import math
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from scipy import stats
 
-from ldm.models.diffusion.noise import ImageNoise, TrainingDraws
-from ldm.models.diffusion.path import EDMPath, FlowPath, LinearVPPath
-from ldm.models.diffusion.times import LogNormalNoise, UniformTimes
+from ldm.diffusion.noise import ImageNoise, TrainingDraws
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule
+from ldm.diffusion.training_times import LogNormalNoise, UniformTimes
 from tests.conftest import tiny_model
 
 SHARES = torch.linspace(0.01, 0.99, 23, dtype=torch.float64)
-FLOW = {"target": "ldm.models.diffusion.path.FlowPath"}
-EDM = {"target": "ldm.models.diffusion.path.EDMPath"}
+FLOW = {"target": "ldm.diffusion.schedule.FlowSchedule"}
+EDM = {"target": "ldm.diffusion.schedule.EDMSchedule"}
 
 
 def batch_of(model, t):
@@ -22,19 +22,19 @@ def batch_of(model, t):
 
 
 def test_log_normal_noise_on_the_edm_path_is_karras_distribution():
-    times = LogNormalNoise(-1.2, 1.2)(SHARES, EDMPath())
+    times = LogNormalNoise(-1.2, 1.2)(SHARES, EDMSchedule())
     torch.testing.assert_close(times, torch.from_numpy(stats.lognorm(s=1.2, scale=math.exp(-1.2)).ppf(SHARES)))
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-1.2, 1.2)])
 def test_log_normal_noise_on_a_straight_path_has_a_normal_logit(mean, deviation):
-    times = LogNormalNoise(mean, deviation)(SHARES, FlowPath())
+    times = LogNormalNoise(mean, deviation)(SHARES, FlowSchedule())
     torch.testing.assert_close(torch.logit(times), torch.from_numpy(stats.norm(mean, deviation).ppf(SHARES)))
 
 
 def test_uniform_times_cover_their_share_of_the_path():
-    torch.testing.assert_close(UniformTimes(0.1, 0.9)(SHARES, FlowPath()), 0.1 + 0.8 * SHARES)
-    torch.testing.assert_close(UniformTimes()(SHARES, LinearVPPath(end=2.0)), 2 * SHARES)
+    torch.testing.assert_close(UniformTimes(0.1, 0.9)(SHARES, FlowSchedule()), 0.1 + 0.8 * SHARES)
+    torch.testing.assert_close(UniformTimes()(SHARES, LinearVPSchedule(end=2.0)), 2 * SHARES)
 
 
 def test_a_scaled_time_reaches_the_network():
@@ -45,7 +45,7 @@ def test_a_scaled_time_reaches_the_network():
 
 @pytest.mark.parametrize("times", [UniformTimes(), LogNormalNoise()])
 def test_the_least_and_the_largest_draw_give_finite_times(times):
-    found = times(torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64), EDMPath())
+    found = times(torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64), EDMSchedule())
     assert bool(torch.isfinite(found).all())
 
 
@@ -80,7 +80,7 @@ def test_unit_time_tells_the_network_its_share_of_the_table():
     x0, eps = batch_of(model, t := torch.tensor([0, 499, 999]))
     inputs, time = model.network_input(model.q_sample(x0, t, eps), t)
     torch.testing.assert_close(time, torch.tensor([0.001, 0.5, 1.0]))
-    torch.testing.assert_close(time.double(), model.path.time_to_net(t.double() + 1))
+    torch.testing.assert_close(time.double(), model.schedule.time_to_net(t.double() + 1))
     other, index = plain.network_input(plain.q_sample(x0, t, eps), t)
     assert torch.equal(inputs, other) and torch.equal(index, t)
 
@@ -96,11 +96,11 @@ def test_draws_of_a_continuous_path_belong_to_their_sample():
 @pytest.mark.parametrize(
     "params",
     [
-        {"times_config": {"target": "ldm.models.diffusion.times.UniformTimes"}},
+        {"times_config": {"target": "ldm.diffusion.training_times.UniformTimes"}},
         {"path_config": FLOW, "unit_time": True},
         {"path_config": FLOW, "learn_logvar": True},
         {"path_config": FLOW, "original_elbo_weight": 0.1},
-        {"path_config": {"target": "ldm.models.diffusion.times.UniformTimes"}},
+        {"path_config": {"target": "ldm.diffusion.training_times.UniformTimes"}},
     ],
 )
 def test_what_does_not_act_is_refused(params):

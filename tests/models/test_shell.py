@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import dpm_solver_2m, run
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
-from ldm.models.diffusion.noise import ImageNoise
 from ldm.models.diffusion.plms import PLMSSampler
-from ldm.models.diffusion.sampler import dpm_solver_2m, run
 from ldm.util import derive_seed
 from tests.conftest import tiny_config
 from tests.models.ldm_small import assert_close, build, recorded
@@ -79,7 +79,7 @@ def test_schedule_with_noise(model, io):
 def test_2m_is_the_sampler(model, io, arguments):
     samples, _ = DPMSolverSampler(model).sample(S=10, unconditional_guidance_scale=3.0, **arguments)
     denoiser = model.denoiser(io["sample/classes"], 3.0)
-    expected = run(dpm_solver_2m(denoiser, model.path, io["sample/x_T"], model.grid(10)))
+    expected = run(dpm_solver_2m(denoiser, model.schedule, io["sample/x_T"], model.sampling_times(10)))
     torch.testing.assert_close(samples, expected)
 
 
@@ -129,7 +129,7 @@ def test_inpainting_keeps_the_known_part(kind, model, io, arguments):
     """Known everywhere: the last step starts from x0 with little noise, so it ends near x0."""
     mask, x0 = torch.ones(2, 1, 8, 8), io["ddim10_eta0_g3/latent"]
     samples, _ = kind(model).sample(S=20, mask=mask, x0=x0, **arguments)
-    noise = float(model.path.sigma(2.0))
+    noise = float(model.schedule.sigma(2.0))
     assert (samples - x0).std() < 3 * noise
     half = mask.clone()
     half[..., 4:] = 0
@@ -160,7 +160,7 @@ def test_inpainting_is_the_published_loop(model, io, arguments):
 
 
 def test_a_network_that_learns_its_variance():
-    """The half of its output that is regressed is what is sampled; a continuous path is refused in words."""
+    """The half of its output that is regressed is what is sampled; a continuous schedule is refused in words."""
     params = tiny_config(learned_variance="hybrid")["params"]
     params["unet_config"]["params"]["out_channels"] = 2
     model, labels = LatentDiffusion(**params).eval(), torch.tensor([3, 8])
@@ -169,9 +169,9 @@ def test_a_network_that_learns_its_variance():
     samples, _ = DDIMSampler(model, seed=4).sample(
         5, 2, (1, 8, 8), model.get_learned_conditioning(labels), verbose=False
     )
-    assert_close(samples, model.sample(labels, ImageNoise(4, (0, 1)), model.grid(5)), 1e-5)
-    flow = tiny_config(path_config={"target": "ldm.models.diffusion.path.FlowPath"}, parameterization="velocity")
-    with pytest.raises(ValueError, match="continuous path"):
+    assert_close(samples, model.sample(labels, ImageNoise(4, (0, 1)), model.sampling_times(5)), 1e-5)
+    flow = tiny_config(path_config={"target": "ldm.diffusion.schedule.FlowSchedule"}, parameterization="velocity")
+    with pytest.raises(ValueError, match="continuous schedule"):
         DDIMSampler(LatentDiffusion(**flow["params"]))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ldm.models.diffusion.path import EDMPath, VPPath
+from ldm.diffusion.schedule import EDMSchedule, VPSchedule
 
 
 def edm_toy():
@@ -47,14 +47,14 @@ def es_toy_learned(x, t, cond=None):
 
 
 @dataclass(frozen=True)
-class HalfLogPath(EDMPath):
-    """EDM's path with the network time of VE models, ln(sigma / 2)."""
+class HalfLogPath(EDMSchedule):
+    """EDM's schedule with the network time of VE models, ln(sigma / 2)."""
 
     def time_to_net(self, u):
         return (torch.as_tensor(u, dtype=torch.float64) / 2).log()
 
 
-class CosineTimes(VPPath):
+class CosineTimes(VPSchedule):
     """A table whose network takes the nearest entry, as iDDPM models under EDM's samplers do."""
 
     def time_to_net(self, u):

@@ -61,7 +61,7 @@ def test_split_of_a_sequential():
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     phi, layer = split_last_layer(net, "2")
     assert torch.equal(layer(phi(randn(5, 3))), net(randn(5, 3)))
-    with pytest.raises(ValueError, match="no `trunk`"):
+    with pytest.raises(ValueError, match="no `backbone`"):
         split_last_layer(nn.Linear(2, 2), "weight")
 
 

@@ -166,7 +166,7 @@ def test_stages_compose_to_forward_and_last_layer_splits_off():
     phi, layer = split_last_layer(net, "out.2")
     assert layer is net.out[2]
     assert torch.equal(layer(phi(x, t, context)), expected)
-    assert torch.equal(phi(x, t, context), net.out[:-1](net.trunk(x, t, context)))
+    assert torch.equal(phi(x, t, context), net.out[:-1](net.backbone(x, t, context)))
     with pytest.raises(ValueError, match=r"last layer of UNetModel is 'out\.2'"):
         split_last_layer(net, "out.0")
 

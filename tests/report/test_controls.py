@@ -9,9 +9,9 @@ import torch
 
 import get_unc_synsets
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
-from ldm.opened import open_ensemble
+from ldm.experiments.controls import class_controls, embedding_spread, members_study, pooled_scores, same_class
+from ldm.pipelines import open_ensemble
 from ldm.report.control_report import baseline_table, variant_table, write_control_report
-from ldm.report.controls import class_controls, embedding_spread, members_study, pooled_scores, same_class
 from ldm.report.tables import read_csv
 from scripts import benchmark_decu
 from tests.ensembles import SPREAD, TABLE, write_ensemble
@@ -69,11 +69,11 @@ def test_number_of_members_with_known_information():
 def test_baselines_of_a_tiny_ensemble(tmp_path):
     folder = write_ensemble(tmp_path)
     words = ["--path", str(folder), "--branch_at", "0", "--steps", "2", "--device", "cpu"]
-    opened = open_ensemble(get_unc_synsets.get_parser().parse_args(words))
+    pipeline = open_ensemble(get_unc_synsets.get_parser().parse_args(words))
     images = torch.rand(20, 8, 8, 1, generator=torch.Generator().manual_seed(0)).numpy()
     classifier = PixelClassifier(images, np.arange(20) % 10)
-    rows = class_controls(opened, [0, 2], 3, classifier, {0: images[:5], 2: images[5:9]})
-    samples = opened.member_samples([2] * 3, range(3))[:, :, 0].double()
+    rows = class_controls(pipeline, [0, 2], 3, classifier, {0: images[:5], 2: images[5:9]})
+    samples = pipeline.member_samples([2] * 3, range(3))[:, :, 0].double()
     gaps = [(samples[i] - samples[j]).flatten(1).norm(dim=1).mean() for i in range(3) for j in range(3) if i != j]
     assert rows[1]["l2"] == pytest.approx(float(torch.stack(gaps).mean()))
     assert rows[1]["member_variance"] == pytest.approx(float(samples.var(0, correction=0).mean()))
@@ -82,15 +82,20 @@ def test_baselines_of_a_tiny_ensemble(tmp_path):
     assert rows[1]["distance"] == pytest.approx(nearest_distances(pictures, images[5:9]).mean(), rel=1e-5)
     assert rows[1]["recognised"] == pytest.approx((classifier.predict(pictures) == 2).mean())
     # In every entry the members' rows spread by SPREAD (n - 1 of n in three draws) around the trunk's.
-    table = opened.network.members.overrides[TABLE][:, 0]
-    own = float(opened.model.get_parameter(TABLE)[0].std(correction=0))
+    table = pipeline.network.members.overrides[TABLE][:, 0]
+    own = float(pipeline.model.get_parameter(TABLE)[0].std(correction=0))
     assert rows[0]["embedding_spread"] == pytest.approx(float(table.var(0, correction=0).mean() ** 0.5) / own, rel=1e-5)
-    assert 0.3 * SPREAD[1] / own < embedding_spread(opened, 0) < 1.5 * SPREAD[1] / own
+    assert 0.3 * SPREAD[1] / own < embedding_spread(pipeline, 0) < 1.5 * SPREAD[1] / own
 
 
 def test_a_score_that_is_quality_follows_quality():
     tables = {0: {0.0: run_of()}, 2: {0.0: run_of(shift=1.0)}}
-    quality = {0: (0.1, 0.9), 1: (0.2, 0.8), 2: (0.3, 0.7), 3: (0.4, 0.6)}  # recognised, distance: better with budget
+    quality = {
+        0: (0.1, 0.9),
+        1: (0.2, 0.8),
+        2: (0.3, 0.7),
+        3: (0.4, 0.6),
+    }  # recognised, distance: better with class_size
     controls = [
         {"rotation": rotation, "class": label, "l2": 1.0 + label, "member_variance": 4.0 - label, "seed_variance": 0.0,
          "embedding_spread": None, "recognised": quality[label][0], "distance": quality[label][1]}

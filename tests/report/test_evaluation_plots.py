@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ldm.evaluation.study import SizedRow, summarise
+from ldm.evaluation.sample_sizes import SizedRow, summarise
 from ldm.report import evaluation
 from ldm.report.evaluation import distortion_plot, sample_size_plot
 

@@ -9,18 +9,18 @@ import torch
 from ldm.arguments import add_ensemble_arguments, fill_in_published
 from ldm.evaluation.detection import mean_interval
 from ldm.evaluation.diversity import pairwise_ssim
+from ldm.experiments.classes import Plan, measure_classes, measure_round
 from ldm.modules.distributions.gaussian import Gaussian
-from ldm.opened import open_ensemble
-from ldm.report.measuring import Plan, measure_classes, measure_round
-from ldm.report.per_class import class_row, summarise
-from ldm.uncertainty.measures import mutual_information
+from ldm.pipelines import open_ensemble
+from ldm.report.class_tables import class_row, summarise
+from ldm.uncertainty.information import mutual_information
 from tests.ensembles import write_ensemble
 
 # Batches of different sizes round differently; a few guided float32 steps carry it to 1e-4 of the values.
 ROUNDING = {"rtol": 2e-3, "atol": 1e-9}
 
 
-def opened(folder, words=""):
+def pipeline(folder, words=""):
     parser = argparse.ArgumentParser()
     add_ensemble_arguments(parser)
     options = parser.parse_args(["--path", str(folder), "--device", "cpu", *words.split()])
@@ -47,7 +47,7 @@ def measured(ensemble, labels, plan, at_once=10):
 
 
 def test_one_step_is_the_mutual_information_of_the_branched_step(folder):
-    ensemble = opened(folder)
+    ensemble = pipeline(folder)
     found = measured(ensemble, [3], Plan(n=3))[3]
     walk = ensemble.walk([3] * 3, range(3), (0,), only_first=True)
     torch.testing.assert_close(found["mi"], mutual_information(walk.first.distribution))
@@ -56,7 +56,7 @@ def test_one_step_is_the_mutual_information_of_the_branched_step(folder):
 
 def test_curve_starts_with_one_step_and_ends_with_the_samples(folder):
     """The last step's distribution has no variance, so its means are the samples."""
-    ensemble = opened(folder, "--unc_branch 1")
+    ensemble = pipeline(folder, "--unc_branch 1")
     found = measured(ensemble, [0, 5], Plan(n=2, curve=True, keep=True))
     for result in found.values():
         assert result["curve"].shape == (3, 2)
@@ -67,36 +67,36 @@ def test_curve_starts_with_one_step_and_ends_with_the_samples(folder):
 
 
 def test_average_over_base_members_is_the_mean_of_single_runs(folder):
-    singles = [measured(opened(folder, f"--base_comp {base}"), [0, 4], Plan(n=3)) for base in range(3)]
-    averaged = measured(opened(folder, "--base_comp all"), [0, 4], Plan(n=3))
+    singles = [measured(pipeline(folder, f"--base_comp {base}"), [0, 4], Plan(n=3)) for base in range(3)]
+    averaged = measured(pipeline(folder, "--base_comp all"), [0, 4], Plan(n=3))
     for label in (0, 4):
         each = torch.stack([single[label]["mi"] for single in singles])
         torch.testing.assert_close(averaged[label]["mi_by_base"], each, **ROUNDING)
         torch.testing.assert_close(averaged[label]["mi"], each.mean(0), **ROUNDING)
         assert each.std(0).max() > 1e-6, "the bases differ, or the test says nothing"
-    row = class_row(0, {name: value.tolist() for name, value in averaged[0].items()}, opened(folder))
+    row = class_row(0, {name: value.tolist() for name, value in averaged[0].items()}, pipeline(folder))
     means = torch.stack([single[0]["mi"].mean() for single in singles])
     assert row["mi_base_sd"] == pytest.approx(means.std().item(), rel=1e-2)
 
 
 def test_at_the_first_step_one_base_stands_for_all(folder):
-    ensemble = opened(folder, "--base_comp all --unc_branch 0")
+    ensemble = pipeline(folder, "--base_comp all --unc_branch 0")
     assert ensemble.bases(0) == (0,)
-    other = opened(folder, "--base_comp 2 --unc_branch 0")
+    other = pipeline(folder, "--base_comp 2 --unc_branch 0")
     torch.testing.assert_close(
         measured(ensemble, [1], Plan(n=2))[1]["mi"], measured(other, [1], Plan(n=2))[1]["mi"], rtol=0, atol=0
     )
 
 
 def test_with_stochastic_steps_bases_share_their_noises(folder):
-    averaged = measured(opened(folder, "--base_comp 1 2 --ddim_eta 1"), [7], Plan(n=2, curve=True))[7]
-    alone = measured(opened(folder, "--base_comp 2 --ddim_eta 1"), [7], Plan(n=2, curve=True))[7]
+    averaged = measured(pipeline(folder, "--base_comp 1 2 --ddim_eta 1"), [7], Plan(n=2, curve=True))[7]
+    alone = measured(pipeline(folder, "--base_comp 2 --ddim_eta 1"), [7], Plan(n=2, curve=True))[7]
     torch.testing.assert_close(averaged["mi_by_base"][1], alone["mi"], **ROUNDING)
     assert (alone["aleatoric_variance"] > 0).all()
 
 
 def test_noises_do_not_depend_on_the_batch(folder):
-    ensemble = opened(folder)
+    ensemble = pipeline(folder)
     together = measured(ensemble, [0, 2, 5, 6], Plan(n=4))
     apart = measured(ensemble, [6, 2], Plan(n=4), at_once=1)
     later = measure_round(ensemble, [2], [2, 3], Plan(n=2))[0]
@@ -106,7 +106,7 @@ def test_noises_do_not_depend_on_the_batch(folder):
 
 
 def test_noises_are_added_until_the_interval_is_narrow(folder):
-    ensemble = opened(folder)
+    ensemble = pipeline(folder)
     fixed = measured(ensemble, [0, 1, 2], Plan(n=8))
     widths = {label: mean_interval(result["mi"].tolist()).width for label, result in fixed.items()}
     wanted = sorted(widths.values())[1] * 1.05
@@ -125,7 +125,7 @@ def test_noises_are_added_until_the_interval_is_narrow(folder):
 
 
 def test_diversity_is_the_similarity_of_the_decoded_samples(folder):
-    ensemble = opened(folder, "--base_comp 0 1")
+    ensemble = pipeline(folder, "--base_comp 0 1")
     found = measured(ensemble, [0, 2], Plan(n=2, diversity=True))
     for label in (0, 2):
         pictures = ensemble.decode(ensemble.member_samples([label] * 2, range(2)))  # [M, n, K, C, H, W]
@@ -135,7 +135,7 @@ def test_diversity_is_the_similarity_of_the_decoded_samples(folder):
 
 
 def test_groups_of_masked_classes(masked):
-    ensemble = opened(masked)
+    ensemble = pipeline(masked)
     assert ensemble.groups(1) == ((2, 3), (0, 1)) and ensemble.groups(2) == ((0, 1, 2, 3), ())
     assert ensemble.member_names(1)[1:3] == ["member 1 (hidden)", "member 2 (saw it)"]
     found = measured(ensemble, [0, 1, 2, 4], Plan(n=3))
@@ -153,22 +153,22 @@ def test_groups_of_masked_classes(masked):
 
 
 def test_base_among_those_that_did_not_see_the_class(masked, folder):
-    ensemble = opened(masked, "--uncertain_comp")
+    ensemble = pipeline(masked, "--uncertain_comp")
     assert [ensemble.bases(label) for label in (0, 1, 4)] == [(3,), (0,), (0,)]
     found = measured(ensemble, [0, 1, 4], Plan(n=2))
-    alone = measured(opened(masked, "--base_comp 3"), [0], Plan(n=2))[0]
+    alone = measured(pipeline(masked, "--base_comp 3"), [0], Plan(n=2))[0]
     torch.testing.assert_close(found[0]["mi"], alone["mi"], **ROUNDING)
     assert sorted(found) == [0, 1, 4]
     with pytest.raises(ValueError, match="needs an ensemble on masked_classes"):
-        opened(folder, "--uncertain_comp").bases(0)
+        pipeline(folder, "--uncertain_comp").bases(0)
     with pytest.raises(ValueError, match="no --base_comp"):
-        opened(masked, "--uncertain_comp --base_comp 1").bases(1)
+        pipeline(masked, "--uncertain_comp --base_comp 1").bases(1)
     with pytest.raises(ValueError, match="of class 2 among those that did not see it"):
         ensemble.bases(2)
 
 
 def test_masked_ensembles_without_their_record_are_refused(tmp_path):
-    ensemble = opened(write_ensemble(tmp_path, split="masked_classes"))
+    ensemble = pipeline(write_ensemble(tmp_path, split="masked_classes"))
     with pytest.raises(ValueError, match=r"no key 'sees'.*write it anew with save_ensemble\.py"):
         ensemble.groups(0)
 
@@ -176,21 +176,21 @@ def test_masked_ensembles_without_their_record_are_refused(tmp_path):
 @pytest.mark.parametrize("words", ["--base_comp 3", "--base_comp 1 1"])
 def test_wrong_base_members_are_named(folder, words):
     with pytest.raises(ValueError, match=r"different members of 0\.\.2, or 'all'"):
-        opened(folder, words).bases(0)
+        pipeline(folder, words).bases(0)
 
 
 def test_published_choices_fill_in_what_was_not_given(folder):
-    published = opened(folder, "--published")
-    assert (len(published.grid) - 1, published.scale, published.branches) == (200, 5.0, [199])
-    # Network times 996, 991, .. 1 of the published grid are u = 997, 992, .. 2 here.
-    assert float(published.grid[0]) == 997 and published.describe()["spacing"] == "published"
-    given = opened(folder, "--published --ddim_steps 7 --scale 2 --branch_at 0.5")
-    # CompVis' grid of 7 steps has 1000 // 7 = 142 between times, which fits 8 times.
-    assert (len(given.grid) - 1, given.scale, given.branches) == (8, 2.0, [4])
+    published = pipeline(folder, "--published")
+    assert (len(published.times) - 1, published.scale, published.branches) == (200, 5.0, [199])
+    # Network times 996, 991, .. 1 of the published times are u = 997, 992, .. 2 here.
+    assert float(published.times[0]) == 997 and published.describe()["spacing"] == "published"
+    given = pipeline(folder, "--published --ddim_steps 7 --scale 2 --branch_at 0.5")
+    # CompVis' times of 7 steps has 1000 // 7 = 142 between times, which fits 8 times.
+    assert (len(given.times) - 1, given.scale, given.branches) == (8, 2.0, [4])
 
 
 def test_identical_members_agree_on_everything(tmp_path):
-    ensemble = opened(write_ensemble(tmp_path, spread=torch.zeros(11)))
+    ensemble = pipeline(write_ensemble(tmp_path, spread=torch.zeros(11)))
     result = measured(ensemble, [0], Plan(n=2, curve=True, diversity=True))[0]
     assert result["mi"].tolist() == [0, 0] and result["curve"].abs().max() < 1e-9
     torch.testing.assert_close(result["ssim"], torch.ones(2, dtype=torch.float64))
@@ -198,7 +198,7 @@ def test_identical_members_agree_on_everything(tmp_path):
 
 def test_members_far_apart_saturate(tmp_path):
     spread = torch.full((11,), 300.0)
-    ensemble = opened(write_ensemble(tmp_path, spread=spread), "--scale 30 --unc_branch 0")
+    ensemble = pipeline(write_ensemble(tmp_path, spread=spread), "--scale 30 --unc_branch 0")
     result = measured(ensemble, [0], Plan(n=2, curve=True))[0]
     row = class_row(0, {name: value.tolist() for name, value in result.items()}, ensemble)
     assert row["multistep_mean"] == pytest.approx(math.log(3), abs=0.2)

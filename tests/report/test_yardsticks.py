@@ -1,4 +1,4 @@
-"""Yardsticks of flows against closed forms, dense derivatives and limits, on a tiny flow."""
+"""Benchmarks of flows against closed forms, dense derivatives and limits, on a tiny flow."""
 
 import argparse
 import math
@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from ldm.arguments import add_model_arguments
-from ldm.opened import open_model
-from ldm.report import starved, yardsticks
+from ldm.experiments import low_data as low_data
+from ldm.experiments import variance_benchmarks as benchmarks
+from ldm.pipelines import open_model
+from ldm.report.benchmark_table import overview
 from ldm.report.tables import read_csv
-from ldm.report.yardstick_table import overview
 from ldm.uncertainty.aleatoric import data_covariance
 from scripts import benchmark_bayesflow, benchmark_tangents
 from tests.posteriors import write_model
 
 FLOW = {"parameterization": "velocity"}
-FLOW["path_config"] = {"target": "ldm.models.diffusion.path.FlowPath", "params": {"time_scale": 1000.0}}
+FLOW["path_config"] = {"target": "ldm.diffusion.schedule.FlowSchedule", "params": {"time_scale": 1000.0}}
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +29,32 @@ def words(tmp_path_factory):
 def walks(words):
     parser = argparse.ArgumentParser()
     add_model_arguments(parser, steps=10)
-    opened = open_model(parser.parse_args(words))
-    return starved.posterior_of(opened, benchmark_bayesflow.data_of(opened, "train", 40), draws=2)
+    pipeline = open_model(parser.parse_args(words))
+    return low_data.posterior_of(pipeline, benchmark_bayesflow.data_of(pipeline, "train", 40), draws=2)
 
 
 def test_directions_agree_with_many_weights_where_the_posterior_is_narrow(walks):
     """Variances of tangents are the limit of those of weights: totals within the draws' error."""
-    table = yardsticks.fidelity(yardsticks.at_steps(walks, 2), [0, 1], [0, 1], draws=64)
+    table = benchmarks.fidelity(benchmarks.at_steps(walks, 2), [0, 1], [0, 1], draws=64)
     rows = {row["method"]: row for row in table}
     found = rows["tangents, every direction"]
     assert found["total"] == pytest.approx(1, abs=0.15) and found["pixel"] > 0.9 and not found["published"]
     assert found["error"] < rows["tangents, K = 8"]["error"]
     fresh = rows["fresh weights, total variance, S = 10"]
     assert fresh["total"] < 0.8, "weights drawn anew lose the scale: about 1 / steps of it"
-    assert [line["yardstick"][:2] for line in overview({"fidelity": table})] == ["Y1"] * 3
+    assert [line["benchmark"][:2] for line in overview({"fidelity": table})] == ["Y1"] * 3
 
 
 def test_alignment_is_the_trace_of_the_dense_covariance(walks):
     """Without clamping at work: the ratio from the whole covariance matrix and the same noises."""
-    opened, share = walks.opened, 0.5
-    data = benchmark_bayesflow.data_of(opened, "validation")
-    (row,) = yardsticks.alignment(opened, data, [share], count=3)
-    positions = yardsticks.chosen_positions(len(data), 3, opened.options.seed)
+    pipeline, share = walks.pipeline, 0.5
+    data = benchmark_bayesflow.data_of(pipeline, "validation")
+    (row,) = benchmarks.alignment(pipeline, data, [share], count=3)
+    positions = benchmarks.chosen_positions(len(data), 3, pipeline.options.seed)
     x0 = torch.stack([data[position]["image"] for position in positions]).permute(0, 3, 1, 2)
-    cond = opened.labels([int(data[position]["class_label"]) for position in positions])
-    denoiser, path = opened.model.denoiser(cond), opened.model.path
-    x = (x0 + opened.noise(positions).initial(x0.shape)) / 2  # alpha = sigma = 1 / 2
+    cond = pipeline.labels([int(data[position]["class_label"]) for position in positions])
+    denoiser, path = pipeline.model.denoiser(cond), pipeline.model.schedule
+    x = (x0 + pipeline.noise(positions).initial(x0.shape)) / 2  # alpha = sigma = 1 / 2
     exact = data_covariance(denoiser, path, x, 0.5).diagonal(dim1=1, dim2=2)
     error = (denoiser(x, 0.5).x0 - x0).square().sum()
     assert row["ratio"] == pytest.approx(float(exact.clamp(min=0).sum() / error), rel=1e-3)
@@ -62,16 +63,16 @@ def test_alignment_is_the_trace_of_the_dense_covariance(walks):
 
 def test_the_published_posterior_is_ridge_by_squared_gradients(walks):
     """Precision 1 + sum (2 r phi)^2 / 2 of every weight, whatever the evidence says."""
-    opened = walks.opened
-    data = benchmark_bayesflow.data_of(opened, "train", 12)
-    laplace = starved.new_posterior(opened, curvature="full", sigma_noise=0.3, prior_precision=7.0)
-    batches = list(starved.observations(opened.model, data))
+    pipeline = walks.pipeline
+    data = benchmark_bayesflow.data_of(pipeline, "train", 12)
+    laplace = low_data.new_posterior(pipeline, curvature="full", sigma_noise=0.3, prior_precision=7.0)
+    batches = list(low_data.observations(pipeline.model, data))
     laplace.fit(batches, also=("ef",))
-    published = yardsticks.published_posterior(laplace)
+    published = benchmarks.published_posterior(laplace)
     squares = 0
     for batch in batches:
         phi = laplace.layer.patches(laplace.features(batch.x, batch.t, batch.cond)).double()  # [B, HW, K]
-        outputs = laplace.layer.by_position(opened.model.network(batch.x, batch.t, batch.cond)).double()
+        outputs = laplace.layer.by_position(pipeline.model.network(batch.x, batch.t, batch.cond)).double()
         residuals = outputs - laplace.layer.by_position(batch.target)
         squares = squares + torch.einsum("bpk,bpc->bck", phi, residuals).square().sum(0)
     new = batches[0]
@@ -83,22 +84,22 @@ def test_the_published_posterior_is_ridge_by_squared_gradients(walks):
 
 def test_renoised_variance_is_that_of_the_posterior_at_the_noised_latents(walks):
     """Term by term through `LastLayerLaplace.predict`; an image's own noise, whatever the batch."""
-    opened = walks.opened
-    x0 = torch.randn(2, *opened.model.latent_shape, generator=torch.Generator().manual_seed(0))
-    found = starved.renoised_variance(walks, x0, [3, 4], [0, 7])
+    pipeline = walks.pipeline
+    x0 = torch.randn(2, *pipeline.model.latent_shape, generator=torch.Generator().manual_seed(0))
+    found = low_data.renoised_variance(walks, x0, [3, 4], [0, 7])
     exact, noise = 0, walks.noise([0, 7])
     for number in range(9):
         u = (number + 1) / 10  # alpha = 1 - u, sigma = u: the noise share itself
         x = (1 - u) * x0 + u * noise(number, x0.shape)
-        features = walks.laplace.features(x, torch.full((2,), 1000.0 * u), opened.labels([3, 4]))
+        features = walks.laplace.features(x, torch.full((2,), 1000.0 * u), pipeline.labels([3, 4]))
         exact = exact + walks.laplace.predict(features)[1]
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(starved.renoised_variance(walks, x0[1:], [4], [7]), found[1:], rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(low_data.renoised_variance(walks, x0[1:], [4], [7]), found[1:], rtol=1e-4, atol=1e-9)
 
 
 def test_slope_of_a_power():
     rows = [{"images": n, "variance": 3 * n**-1.2} for n in (50, 100, 400)]
-    assert yardsticks.slope(rows) == pytest.approx(-1.2)
+    assert benchmarks.slope(rows) == pytest.approx(-1.2)
 
 
 def test_detection_is_minus_the_control_and_its_interval_students():
@@ -106,9 +107,9 @@ def test_detection_is_minus_the_control_and_its_interval_students():
     rows = []
     for scores in ([3.0, 4, 1, 2], [3.0, 1, 2, 0]):  # AUROC 1 and 3 / 4; control 1 / 2
         pair = {"score": torch.tensor(scores)}, {"score": torch.tensor([1.0, 1, 1, 1])}
-        rows += starved.detection_rows(*(starved.score_rows(each, labels, [0]) for each in pair))
+        rows += low_data.detection_rows(*(low_data.score_rows(each, labels, [0]) for each in pair))
     assert [row["difference"] for row in rows] == [0.5, 0.25]
-    (found,) = starved.summary(rows)
+    (found,) = low_data.summary(rows)
     half = 12.7062 * 0.125  # Student's t of one degree of freedom, standard error |.5 - .25| / 2
     assert found["difference"] == pytest.approx(0.375) and found["models"] == 2
     assert (found["low"], found["high"]) == pytest.approx((0.375 - half, 0.375 + half), abs=1e-3)
@@ -130,8 +131,8 @@ def test_one_command_from_a_flow_to_the_table(words, tmp_path):
 
 
 def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
-    """Five tables of scores and the control's: a report, with nothing opened or trained; a further seed adds to it."""
-    told = [*words, "--out", str(tmp_path), "--only", "starved", "--seeds"]
+    """Five tables of scores and the control's: a report, with nothing loaded or trained; a further seed adds to it."""
+    told = [*words, "--out", str(tmp_path), "--only", "low_data", "--seeds"]
     work = benchmark_bayesflow.starved_work(benchmark_bayesflow.get_parser().parse_args([*told, "0"]))
     labels, rising = list(range(10)), {"gamma^2 along": torch.arange(10.0), "BayesFlow": torch.ones(10)}
     rising |= {"gamma^2 of": rising["BayesFlow"], "tangents": rising["BayesFlow"], "distance": -rising["gamma^2 along"]}
@@ -139,10 +140,10 @@ def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
         for rotation in ("control", *benchmark_bayesflow.ROTATIONS):
             few = [] if rotation == "control" else [8, 9]
             scores = {name: values * (rotation != "control") for name, values in rising.items()}
-            rows = starved.score_rows(scores, labels, few)
+            rows = low_data.score_rows(scores, labels, few)
             work.save(f"scores_{rotation}_{seed}", {"rows": rows})
         benchmark_bayesflow.main([*told, *map(str, range(seed + 1))])
-        table = read_csv(tmp_path / "starved.csv")
+        table = read_csv(tmp_path / "low_data.csv")
         assert len(table) == 5 * 5 * (seed + 1) and {row["classes"] for row in table} == {"8 9"}
     differences = {row["score"]: row["difference"] for row in table}
     assert differences == {**dict.fromkeys(rising, 0), "gamma^2 along": 0.5, "distance": -0.5}

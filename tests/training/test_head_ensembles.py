@@ -9,11 +9,11 @@ import main as trainer
 import sample_model
 import save_ensemble
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import ddim, run
-from ldm.opened import build_model
-from ldm.uncertainty.ensemble import load_ensemble
-from ldm.uncertainty.posterior import MemberNetwork, single
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import ddim, run
+from ldm.ensembles.members import MemberNetwork, single
+from ldm.ensembles.storage import load_ensemble
+from ldm.pipelines import build_model
 from tests.conftest import tiny_config, tiny_model
 from tests.training.runs import assert_same_end, losses
 

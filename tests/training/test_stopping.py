@@ -128,8 +128,8 @@ def test_a_requeued_job_returns_to_its_run_directory(config, tmp_path, slurm):
 
 
 def test_runs_of_a_job_are_told_apart(tmp_path):
-    trunk, heads = (Job.of([name], {"SLURM_JOB_ID": "1"}) for name in ("trunk", "heads"))
-    runs = {name: new_run(tmp_path, name) for name in ("trunk", "heads", "again")}
+    trunk, heads = (Job.of([name], {"SLURM_JOB_ID": "1"}) for name in ("backbone", "heads"))
+    runs = {name: new_run(tmp_path, name) for name in ("backbone", "heads", "again")}
     trunk.record(runs["trunk"])
     heads.record(runs["heads"])
     heads.record(runs["again"])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from ldm.uncertainty.laplace import LastLayerLaplace, Observation
+from ldm.laplace import LastLayerLaplace, Observation
 
 
 class Network(nn.Module):
@@ -17,12 +17,12 @@ class Network(nn.Module):
         self.first, self.labels, self.tokens = nn.Conv2d(2, width, 3, padding=1), nn.Embedding(4, width), tokens
         self.out = nn.Sequential(nn.Tanh(), last)
 
-    def trunk(self, x, t, cond):
+    def backbone(self, x, t, cond):
         features = self.first(x) + (0.001 * t[:, None] + self.labels(cond))[:, :, None, None]
         return features.flatten(2).transpose(1, 2) if self.tokens else features
 
     def forward(self, x, t, cond):
-        return self.out(self.trunk(x, t, cond))
+        return self.out(self.backbone(x, t, cond))
 
 
 LAYERS = {

@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.path import FlowPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler import ddim
-from ldm.uncertainty.laplace import LastLayerLaplace, Observation
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.samplers import ddim
+from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
+from ldm.laplace import LastLayerLaplace, Observation
 from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff
 from ldm.uncertainty.propagation.bayesflow import bayesflow
 
 F64 = torch.float64
 X = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(5), dtype=F64)
 H = 0.25
-GRID = torch.linspace(1, 0, 5, dtype=F64)
+TIMES = torch.linspace(1, 0, 5, dtype=F64)
 
 
 class Scaled(nn.Module):
@@ -25,18 +25,18 @@ class Scaled(nn.Module):
         self.rate, self.out = rate, nn.Sequential(nn.Identity(), nn.Conv2d(1, 1, 1, bias=False))
         nn.init.ones_(self.out[1].weight)
 
-    def trunk(self, x, t, cond):
+    def backbone(self, x, t, cond):
         return self.rate(t.double())[:, None, None, None] * x
 
     def forward(self, x, t, cond):
-        return self.out(self.trunk(x, t, cond))
+        return self.out(self.backbone(x, t, cond))
 
 
 def setting(rate):
     network = Scaled(rate).double()
     laplace = LastLayerLaplace(network, "out.1", prior_precision=50.0)
     laplace.fit([Observation(0 * X, torch.ones(2, dtype=F64), None, 0 * X)])  # the data say nothing: variance 1 / 50
-    return PredictiveDenoiser(laplace, FlowPath(), Target("velocity"))
+    return PredictiveDenoiser(laplace, FlowSchedule(), Target("velocity"))
 
 
 def expected(x, rate_of_step, rate_of_covariance, moved):
@@ -53,9 +53,9 @@ def test_the_recursion_is_the_published_one(frozen):
     """Exact but for the covariance, whose estimate from S states has relative error sqrt(2 / S)."""
     rate = lambda t: 0.5 + 2 * t  # noqa: E731
     steps = list(
-        bayesflow(setting(rate), X, GRID, particles=20000, source=torch.Generator().manual_seed(1), frozen_time=frozen)
+        bayesflow(setting(rate), X, TIMES, particles=20000, source=torch.Generator().manual_seed(1), frozen_time=frozen)
     )
-    times = GRID.tolist()
+    times = TIMES.tolist()
     own = lambda index: rate(times[0] if frozen else times[index])  # noqa: E731
     second = lambda index: rate(times[1] if frozen else times[index])  # noqa: E731
     found = steps[-1].var
@@ -70,7 +70,7 @@ def test_images_are_drawn_around_eulers():
     """One step: x - h (v + gamma z), so the spread over draws is h gamma."""
     denoiser, ends = setting(lambda t: 1.0 + 0 * t), []
     for seed in range(400):
-        walk = bayesflow(denoiser, X, GRID[:2], particles=2, source=torch.Generator().manual_seed(seed))
+        walk = bayesflow(denoiser, X, TIMES[:2], particles=2, source=torch.Generator().manual_seed(seed))
         ends.append(next(walk).step.x_next)
     ends = torch.stack(ends)
     torch.testing.assert_close(ends.std(0), H * X.abs() / 50**0.5, rtol=0.15, atol=0)
@@ -80,11 +80,11 @@ def test_images_are_drawn_around_eulers():
 def test_variances_turn_negative_where_the_corrected_recursion_is_exact():
     """A field that contracts by a factor 1 - 3 h in each step: published 1 - 6 h < 0, corrected (1 - 3 h)^2."""
     denoiser = setting(lambda t: 3.0 + 0 * t)
-    published = list(bayesflow(denoiser, X, GRID, particles=2000, source=torch.Generator().manual_seed(1)))
+    published = list(bayesflow(denoiser, X, TIMES, particles=2000, source=torch.Generator().manual_seed(1)))
     assert float(min(step.var.min() for step in published)) < 0
     corrected = list(
         bayesdiff(
-            ddim(denoiser, FlowPath(), X, GRID), denoiser, particles=2000, source=torch.Generator().manual_seed(2)
+            ddim(denoiser, FlowSchedule(), X, TIMES), denoiser, particles=2000, source=torch.Generator().manual_seed(2)
         )
     )
     assert all(bool((step.var > 0).all()) for step in corrected)
@@ -97,6 +97,6 @@ def test_variances_turn_negative_where_the_corrected_recursion_is_exact():
 
 def test_other_paths_are_refused():
     laplace = setting(lambda t: t).laplace
-    path = VPPath(beta_schedule("linear", 1000))
-    with pytest.raises(ValueError, match="VPPath is none"):
-        next(bayesflow(PredictiveDenoiser(laplace, path, Target("eps")), X, GRID, source=torch.Generator()))
+    schedule = VPSchedule(make_betas("linear", 1000))
+    with pytest.raises(ValueError, match="VPSchedule is none"):
+        next(bayesflow(PredictiveDenoiser(laplace, schedule, Target("eps")), X, TIMES, source=torch.Generator()))

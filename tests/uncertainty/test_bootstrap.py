@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.uncertainty.laplace import LastLayerLaplace, bootstrap
+from ldm.laplace import LastLayerLaplace, bootstrap
 from tests.uncertainty.laplace_cases import LAYERS, fitted, make_batch, make_network
 
 PRIOR, SIGMA, DRAWS, IMAGES = 0.8, 0.6, 2, 9

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import make_sampler, run
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import make_sampler, run
 from ldm.uncertainty.propagation import decoded_draws, decoded_members, decoded_tangents, sampled_steps
-from ldm.uncertainty.rewind import finished, step_at, variants
+from ldm.uncertainty.resampling import finished, step_at, variants
 from tests.uncertainty.test_propagation import X, posterior, setting
 
 MATRIX = torch.randn(12, 27, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -43,18 +43,18 @@ def test_small_members_of_a_curved_decoder_are_its_tangents():
 
 def walk():
     network, laplace = posterior()
-    build, path, grid = setting("vp", network)
+    build, path, times = setting("vp", network)
     members, solver = laplace.sample(3, torch.Generator().manual_seed(3)), make_sampler("DDIM", eta=0.5)
     noise = ImageNoise(7, [0, 1])
-    at = step_at(sampled_steps(solver, build, network, members, path, X, grid, noise=noise), 2)
-    return network, build(network), path, grid, solver, noise, at
+    at = step_at(sampled_steps(solver, build, network, members, path, X, times, noise=noise), 2)
+    return network, build(network), path, times, solver, noise, at
 
 
 def test_the_first_variant_ends_where_the_plain_sampler_does():
-    _, denoiser, path, grid, solver, noise, at = walk()
+    _, denoiser, path, times, solver, noise, at = walk()
     states = variants(at, 4, noise)
-    ends = finished(solver, denoiser, path, states, grid, 2, noise)
-    assert torch.equal(ends[0], run(solver(denoiser, path, X, grid, noise=noise)))
+    ends = finished(solver, denoiser, path, states, times, 2, noise)
+    assert torch.equal(ends[0], run(solver(denoiser, path, X, times, noise=noise)))
     assert bool((ends[1:] != ends[0]).any()) and ends.shape == (4, *X.shape)
     with pytest.raises(ValueError, match="no step"):
         step_at(iter([]), 2)

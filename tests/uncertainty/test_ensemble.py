@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.checkpoint import save_checkpoint, sha256
-from ldm.uncertainty.ensemble import load_ensemble, save_ensemble
+from ldm.ensembles.storage import load_ensemble, save_ensemble
 
 
 def make(tmp_path, **changes):
@@ -46,10 +46,10 @@ def test_another_or_missing_trunk_is_refused(tmp_path):
     (tmp_path / "trunk.ckpt").rename(tmp_path / "moved.ckpt")
     with pytest.raises(ValueError, match="--pretrained"):
         ensemble.trunk()
-    assert ensemble.trunk(str(tmp_path / "moved.ckpt")) == tmp_path / "moved.ckpt"
+    assert ensemble.backbone(str(tmp_path / "moved.ckpt")) == tmp_path / "moved.ckpt"
     save_checkpoint({"state_dict": {"w": torch.ones(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not the trunk"):
-        ensemble.trunk(str(tmp_path / "other.ckpt"))
+        ensemble.backbone(str(tmp_path / "other.ckpt"))
 
 
 def test_incomplete_or_foreign_records_are_errors(tmp_path):

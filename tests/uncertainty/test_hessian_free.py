@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from ldm.uncertainty.laplace import LastLayerLaplace, cached_features, hessian_free_covariance
+from ldm.laplace import LastLayerLaplace, cached_features, hessian_free_covariance
 from tests.uncertainty.laplace_cases import LAYERS, fitted, jacobian, make_batch, make_network, precision
 
 PRIOR, SIGMA = 1.3, 0.7

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.models.diffusion.denoiser import NetworkDenoiser, Target, guided
-from ldm.models.diffusion.path import FlowPath
-from ldm.uncertainty.laplace import LastLayerLaplace, Observation
-from ldm.uncertainty.laplace.layer import split_network
-from ldm.uncertainty.posterior import MemberNetwork
+from ldm.diffusion.denoiser import NetworkDenoiser, Target, guided
+from ldm.diffusion.schedule import FlowSchedule
+from ldm.ensembles.members import MemberNetwork
+from ldm.laplace import LastLayerLaplace, Observation
+from ldm.laplace.layer import split_network
 from tests.conftest import tiny_model
 from tests.uncertainty.laplace_cases import (
     LAYERS,
@@ -178,9 +178,9 @@ def test_variance_is_that_of_sampled_weights_under_guidance():
     halves = [jacobian(network, new.x, new.t, cond) for cond in (null, new.cond)]
     covariance = precision(jacobian(network, *batch[:3]), SIGMA, PRIOR).inverse()
     torch.testing.assert_close(var, dense_variance(torch.lerp(*halves, scale), covariance, var.shape), **CLOSE)
-    path, flow = FlowPath(), Target("velocity")
+    schedule, flow = FlowSchedule(), Target("velocity")
     u = new.t / 1000
-    rescaled = [NetworkDenoiser(lambda x, t, c: network(x, 1000 * t, c), path, flow, new.cond), null]
+    rescaled = [NetworkDenoiser(lambda x, t, c: network(x, 1000 * t, c), schedule, flow, new.cond), null]
     prediction = guided(*rescaled, scale)(new.x, u)
     # The denoiser gives the network float32 times.
     torch.testing.assert_close(mean, prediction.eps - prediction.x0, rtol=1e-5, atol=1e-5)

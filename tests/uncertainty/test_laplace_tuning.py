@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch.distributions import MultivariateNormal
 
-from ldm.uncertainty.laplace import LastLayerLaplace, load_laplace, save_laplace, tuning
+from ldm.laplace import LastLayerLaplace, load_laplace, save_laplace, tuning
 from tests.uncertainty.laplace_cases import fitted, jacobian, make_batch, make_network
 
 SIGMA, PRIOR = 0.6, 1.7

@@ -7,8 +7,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from ldm.modules.distributions.gaussian import Gaussian
-from ldm.uncertainty import measures
-from ldm.uncertainty.measures import (
+from ldm.uncertainty import information as measures
+from ldm.uncertainty.information import (
     DISTANCES,
     bhattacharyya,
     kl,
@@ -101,9 +101,9 @@ def test_kl_equals_torch_distributions():
 
 def test_bhattacharyya_equals_numerical_integral():
     mean, std = draw(2, 1, 1, key=2), draw(2, 1, 1, key=3).exp()
-    grid = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
-    density = [Normal(mean[i, 0, 0], std[i, 0, 0]).log_prob(grid) for i in range(2)]
-    expected = -torch.trapezoid((0.5 * (density[0] + density[1])).exp(), grid).log()
+    times = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    density = [Normal(mean[i, 0, 0], std[i, 0, 0]).log_prob(times) for i in range(2)]
+    expected = -torch.trapezoid((0.5 * (density[0] + density[1])).exp(), times).log()
     assert bhattacharyya(Gaussian(mean, std.square()))[0, 1, 0].item() == pytest.approx(expected.item(), abs=1e-9)
 
 

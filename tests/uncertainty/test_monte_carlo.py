@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal
 
 from ldm.modules.distributions.gaussian import Gaussian
-from ldm.uncertainty.measures import mutual_information
+from ldm.uncertainty.information import mutual_information
 from ldm.uncertainty.monte_carlo import monte_carlo_information
 from ldm.util import generator
 

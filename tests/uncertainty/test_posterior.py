@@ -5,8 +5,8 @@ import torch
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.heads import resolve_patterns, select
-from ldm.uncertainty.posterior import MemberNetwork, Members, single
+from ldm.ensembles.heads import resolve_patterns, select
+from ldm.ensembles.members import MemberNetwork, Members, single
 from tests.conftest import tiny_model
 
 HEADS = [

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.models.diffusion.denoiser import NetworkDenoiser, Target, guided
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.path import FlowPath, VPPath, beta_schedule
-from ldm.models.diffusion.sampler import make_grid, make_sampler, run
-from ldm.uncertainty.laplace import LastLayerLaplace, Observation
-from ldm.uncertainty.posterior import Members
+from ldm.diffusion.denoiser import NetworkDenoiser, Target, guided
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import make_sampler, make_times, run
+from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
+from ldm.ensembles.members import Members
+from ldm.laplace import LastLayerLaplace, Observation
 from ldm.uncertainty.propagation import all_directions, sampled, tangents
 from tests.conftest import tiny_model
 
@@ -22,14 +22,14 @@ class Smooth(nn.Module):
         self.first, self.bend, self.labels = nn.Conv2d(1, 2, 3, padding=1), bend, nn.Embedding(3, 2)
         self.out = nn.Sequential(nn.Tanh() if bend else nn.Identity(), nn.Conv2d(2, 1, 3, padding=1))
 
-    def trunk(self, x, t, cond):
+    def backbone(self, x, t, cond):
         return self.first(x) + 0.2 * self.labels(cond)[:, :, None, None]
 
     def forward(self, x, t, cond):
-        return self.out(self.trunk(x, t, cond))
+        return self.out(self.backbone(x, t, cond))
 
 
-PATHS = {"flow": (FlowPath(), "velocity"), "vp": (VPPath(beta_schedule("linear", 1000)), "eps")}
+PATHS = {"flow": (FlowSchedule(), "velocity"), "vp": (VPSchedule(make_betas("linear", 1000)), "eps")}
 X = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 LABELS = torch.tensor([0, 1])
 
@@ -49,12 +49,12 @@ def posterior(bend=True, precision=2.0, local=False):
 
 
 def setting(name, network, scale=1.0):
-    path, target = PATHS[name]
+    schedule, target = PATHS[name]
 
     def build(net):
-        return guided(NetworkDenoiser(net, path, Target(target), LABELS), torch.full_like(LABELS, 2), scale)
+        return guided(NetworkDenoiser(net, schedule, Target(target), LABELS), torch.full_like(LABELS, 2), scale)
 
-    return build, path, make_grid(path, 4)
+    return build, schedule, make_times(schedule, 4)
 
 
 SAMPLERS = ["DDIM", "DDPM", "PLMS", "DPM-Solver++", "Heun", "RK4"]
@@ -63,20 +63,20 @@ SAMPLERS = ["DDIM", "DDPM", "PLMS", "DPM-Solver++", "Heun", "RK4"]
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_tangents_are_derivatives_and_the_image_is_the_plain_samplers(sampler, name):
-    """Central differences in the weights, for every sampler and path; guidance included."""
+    """Central differences in the weights, for every sampler and schedule; guidance included."""
     network, laplace = posterior()
-    build, path, grid = setting(name, network, scale=2.0)
+    build, schedule, times = setting(name, network, scale=2.0)
     members = laplace.sample(2, torch.Generator().manual_seed(3))
     noise, step = ImageNoise(7, [0, 1]), 1e-5
     solver = make_sampler(sampler)
-    found = tangents(solver, build, network, members, path, X, grid, noise=noise)
-    assert torch.equal(found.image, run(solver(build(network), path, X, grid, noise=noise)))
+    found = tangents(solver, build, network, members, schedule, X, times, noise=noise)
+    assert torch.equal(found.image, run(solver(build(network), schedule, X, times, noise=noise)))
     own = network.state_dict()
     for k in range(2):
         ends = []
         for sign in (1, -1):
             moved = {key: own[key] + sign * step * (value[k] - own[key]) for key, value in members.overrides.items()}
-            ends.append(sampled(solver, build, network, Members.stack([moved] * 2), path, X, grid, noise=noise))
+            ends.append(sampled(solver, build, network, Members.stack([moved] * 2), schedule, X, times, noise=noise))
         difference = (ends[0].members[0] - ends[1].members[0]) / (2 * step)
         torch.testing.assert_close(found.members[k], difference, rtol=1e-6, atol=1e-8)
         assert torch.equal(ends[0].image, found.image)
@@ -86,17 +86,17 @@ def test_tangents_are_derivatives_and_the_image_is_the_plain_samplers(sampler, n
 def test_exact_tangents_of_one_step_are_matrix_algebra():
     """From u = 1 to 0 a flow takes one step x - f(x, W): variance a^T S a, the predictive variance itself."""
     network, laplace = posterior()
-    build, path, _ = setting("flow", network)
-    grid = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    found = tangents(make_sampler("Euler"), build, network, all_directions(laplace), path, X, grid, chunk=4)
+    build, schedule, _ = setting("flow", network)
+    times = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    found = tangents(make_sampler("Euler"), build, network, all_directions(laplace), schedule, X, times, chunk=4)
     torch.testing.assert_close(found.var, laplace(X, torch.ones(2), LABELS)[1], rtol=1e-10, atol=0)
 
 
 def test_exact_tangents_of_a_linear_network_are_matrix_algebra():
     """x' = x - h f(x): sensitivities S' = (I - h J) S - h a^T, with J and a from dense matrices of the network."""
     network, laplace = posterior(bend=False)
-    build, path, grid = setting("flow", network)
-    found = tangents(make_sampler("Euler"), build, network, all_directions(laplace), path, X, grid)
+    build, schedule, times = setting("flow", network)
+    found = tangents(make_sampler("Euler"), build, network, all_directions(laplace), schedule, X, times)
     covariance = laplace.covariance().root[0] @ laplace.covariance().root[0].T
     for b in range(2):
         x, sensitivity = X[b : b + 1], torch.zeros(12, laplace.layer.width).double()
@@ -105,7 +105,7 @@ def test_exact_tangents_of_a_linear_network_are_matrix_algebra():
             units = torch.eye(12).double().reshape(12, 1, 3, 4)
             origin = network(torch.zeros_like(x), None, label)
             matrix = (network(units, None, label.expand(12)) - origin).flatten(1).T
-            for width in (grid[:-1] - grid[1:]).tolist():
+            for width in (times[:-1] - times[1:]).tolist():
                 patches = laplace.layer.patches(laplace.features(x, None, label))[0]
                 sensitivity = sensitivity - width * (matrix @ sensitivity + patches)
                 x = x - width * network(x, None, label)
@@ -119,9 +119,9 @@ def test_small_variances_of_sampled_weights_are_those_of_tangents():
     errors = []
     for precision in (1e4, 1e6):
         network, laplace = posterior(precision=precision)
-        build, path, grid = setting("vp", network)
+        build, schedule, times = setting("vp", network)
         members = laplace.sample(8, torch.Generator().manual_seed(3), antithetic=True)
-        arguments = (make_sampler("DDIM"), build, network, members, path, X, grid)
+        arguments = (make_sampler("DDIM"), build, network, members, schedule, X, times)
         drawn, first = sampled(*arguments), tangents(*arguments)
         centred = (drawn.members - drawn.image).square().mean(0)
         errors.append(float(((centred - first.var) / first.var).abs().max()))
@@ -131,13 +131,13 @@ def test_small_variances_of_sampled_weights_are_those_of_tangents():
 
 def test_no_variance_is_the_plain_sampler():
     network, _ = posterior()
-    build, path, grid = setting("vp", network)
+    build, schedule, times = setting("vp", network)
     state = {name: value for name, value in network.state_dict().items() if name.startswith("out.1")}
     members = Members.stack([state] * 3)
     solver, noise = make_sampler("DDIM", eta=1.0), ImageNoise(2, [4, 5])
-    plain = run(solver(build(network), path, X, grid, noise=noise))
+    plain = run(solver(build(network), schedule, X, times, noise=noise))
     for method in (sampled, tangents):
-        found = method(solver, build, network, members, path, X, grid, noise=noise)
+        found = method(solver, build, network, members, schedule, X, times, noise=noise)
         assert torch.equal(found.image, plain)
         assert float(found.var.max()) < 1e-28
 
@@ -145,7 +145,7 @@ def test_no_variance_is_the_plain_sampler():
 def test_a_guided_latent_diffusion_model_carries_tangents():
     """Attention, norms and embeddings have the derivatives: central differences on a whole model, in chunks."""
     model = tiny_model().double()
-    network, path, grid = model.network, model.path, model.grid(2)
+    network, schedule, times = model.network, model.schedule, model.sampling_times(2)
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     own = network.state_dict()
     source, step = torch.Generator().manual_seed(6), 1e-5
@@ -156,8 +156,8 @@ def test_a_guided_latent_diffusion_model_carries_tangents():
         return model.denoiser(torch.tensor([3]), 2.0, net)
 
     members = Members.stack([{name: own[name] + change[name] for name in names} for change in changes])
-    found = tangents(make_sampler("DDIM"), build, network, members, path, x, grid, chunk=1)
-    assert torch.equal(found.image, run(make_sampler("DDIM")(build(network), path, x, grid)))
+    found = tangents(make_sampler("DDIM"), build, network, members, schedule, x, times, chunk=1)
+    assert torch.equal(found.image, run(make_sampler("DDIM")(build(network), schedule, x, times)))
     pair = [{name: own[name] + sign * step * changes[0][name] for name in names} for sign in (1, -1)]
-    ends = sampled(make_sampler("DDIM"), build, network, Members.stack(pair), path, x, grid).members
+    ends = sampled(make_sampler("DDIM"), build, network, Members.stack(pair), schedule, x, times).members
     torch.testing.assert_close(found.members[0], (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-6)

@@ -5,27 +5,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldm.models.diffusion.denoiser import NetworkDenoiser, Target
-from ldm.models.diffusion.epsilon_scaling import EpsilonScaling, scaled
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import make_sampler, run
-from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff, beginning, path_integral
+from ldm.diffusion.denoiser import NetworkDenoiser, Target
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, scaled
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import make_sampler, run
+from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff, beginning, trajectory_integral
 from tests.uncertainty.test_propagation import LABELS, PATHS, X, posterior, setting
 
 
 def parts(name="flow", bend=False, scale=1.0, local=False):
     network, laplace = posterior(bend, local=local)
-    build, path, grid = setting(name, network, scale)
+    build, schedule, times = setting(name, network, scale)
     null = torch.full_like(LABELS, 2)
-    denoiser = PredictiveDenoiser(laplace, path, Target(PATHS[name][1]), LABELS, null, scale)
-    return network, laplace, build, path, grid, denoiser
+    denoiser = PredictiveDenoiser(laplace, schedule, Target(PATHS[name][1]), LABELS, null, scale)
+    return network, laplace, build, schedule, times, denoiser
 
 
 def walk(steps, denoiser, seed=0, **options):
     return list(bayesdiff(steps, denoiser, source=torch.Generator().manual_seed(seed), **options))
 
 
-def dense(network, laplace, path, grid):
+def dense(network, laplace, schedule, times):
     """V' = diag((I - h J) diag(V) (I - h J)^T) + h^2 gamma^2(x), J from the network's answers to unit images."""
     variances = []
     for b in range(2):
@@ -34,7 +34,7 @@ def dense(network, laplace, path, grid):
         with torch.no_grad():
             origin = network(torch.zeros_like(x), None, label)
             matrix = (network(units, None, label.expand(12)) - origin).flatten(1).T
-            for width in (grid[:-1] - grid[1:]).tolist():
+            for width in (times[:-1] - times[1:]).tolist():
                 step = torch.eye(12).double() - width * matrix
                 gamma = laplace(x, torch.ones(1), label)[1].flatten()
                 gamma = gamma + extra_gamma(laplace, x, var, label)
@@ -53,31 +53,31 @@ def extra_gamma(laplace, x, var, label):
 
 
 def test_total_variance_of_a_linear_network_is_matrix_algebra():
-    network, laplace, build, path, grid, denoiser = parts()
-    steps = make_sampler("Euler")(build(network), path, X, grid)
+    network, laplace, build, schedule, times, denoiser = parts()
+    steps = make_sampler("Euler")(build(network), schedule, X, times)
     found = walk(steps, denoiser, particles=2000)
     with torch.no_grad():
-        expected = dense(network, laplace, path, grid)
+        expected = dense(network, laplace, schedule, times)
     # 1000 pairs: relative standard error of a variance sqrt(2 / 1000) = 0.045 a step.
     torch.testing.assert_close(found[-1].var, expected, rtol=0.2, atol=0)
-    torch.testing.assert_close(found[0].var, (grid[0] - grid[1]) ** 2 * laplace(X, torch.ones(2), LABELS)[1])
+    torch.testing.assert_close(found[0].var, (times[0] - times[1]) ** 2 * laplace(X, torch.ones(2), LABELS)[1])
 
 
 @pytest.mark.parametrize("form", ["total", "published"])
 @pytest.mark.parametrize("sampler", ["DDIM", "DDPM"])
 def test_images_are_the_plain_samplers(sampler, form):
-    network, _, build, path, grid, denoiser = parts("vp", bend=True, scale=3.0)
+    network, _, build, schedule, times, denoiser = parts("vp", bend=True, scale=3.0)
     noise, solver = ImageNoise(3, [0, 1]), make_sampler(sampler)
-    found = walk(solver(build(network), path, X, grid, noise=noise), denoiser, form=form)
-    assert torch.equal(found[-1].step.x_next, run(solver(build(network), path, X, grid, noise=noise)))
-    assert len(found) == len(grid) - 1
+    found = walk(solver(build(network), schedule, X, times, noise=noise), denoiser, form=form)
+    assert torch.equal(found[-1].step.x_next, run(solver(build(network), schedule, X, times, noise=noise)))
+    assert len(found) == len(times) - 1
     if form == "total":
         assert all(bool((each.var > 0).all()) for each in found)
 
 
 def test_slopes_are_those_of_the_samplers_step():
-    network, _, build, path, grid, denoiser = parts("vp", scale=2.0)
-    step = next(make_sampler("DDIM")(build(network), path, X, grid))
+    network, _, build, schedule, times, denoiser = parts("vp", scale=2.0)
+    step = next(make_sampler("DDIM")(build(network), schedule, X, times))
     a, b = denoiser.slopes(step.transition, step.x)
     mean, _ = denoiser.law(X, step.u)
     torch.testing.assert_close(a * X + b * mean, step.x_next, rtol=1e-9, atol=1e-9)
@@ -85,11 +85,11 @@ def test_slopes_are_those_of_the_samplers_step():
 
 def test_held_slopes_keep_the_contraction_that_the_published_skip_drops():
     """A diagonal Jacobian j: V' = (1 - h j)^2 V + h^2 gamma^2 at every step; published, V stays where it was."""
-    network, laplace, build, path, _, denoiser = parts(local=True)
-    grid = torch.linspace(1, 0, 9, dtype=torch.float64)
+    network, laplace, build, schedule, _, denoiser = parts(local=True)
+    times = torch.linspace(1, 0, 9, dtype=torch.float64)
 
     def variances(**options):
-        steps = make_sampler("Euler")(build(network), path, X, grid)
+        steps = make_sampler("Euler")(build(network), schedule, X, times)
         return walk(steps, denoiser, particles=800, every=1000, **options)
 
     gain = network(torch.ones_like(X), None, LABELS) - network(torch.zeros_like(X), None, LABELS)
@@ -105,32 +105,32 @@ def test_held_slopes_keep_the_contraction_that_the_published_skip_drops():
     torch.testing.assert_close(published[0].var, laplace(X, torch.ones(2), LABELS)[1] / 64)
 
 
-def begin_of(sampler, path, grid):
-    return beginning(make_sampler(sampler), path, grid)
+def begin_of(sampler, schedule, times):
+    return beginning(make_sampler(sampler), schedule, times)
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "DDPM"])
 def test_a_first_order_step_begun_anew_is_the_affine_one(sampler):
-    network, _, build, path, grid, denoiser = parts("vp", bend=True, scale=2.0)
+    network, _, build, schedule, times, denoiser = parts("vp", bend=True, scale=2.0)
     noise, solver = ImageNoise(3, [0, 1]), make_sampler(sampler)
     found = [
-        walk(solver(build(network), path, X, grid, noise=noise), denoiser, begin=begin)[-1].var
-        for begin in (None, begin_of(sampler, path, grid))
+        walk(solver(build(network), schedule, X, times, noise=noise), denoiser, begin=begin)[-1].var
+        for begin in (None, begin_of(sampler, schedule, times))
     ]
     torch.testing.assert_close(*found, rtol=1e-8, atol=0)
 
 
 def test_heuns_step_of_a_linear_network_is_matrix_algebra():
     """V' = diag(M diag(V) M^T) + h^2 / 4 (gamma_1^2 + gamma_2^2), M column by column from steps of unit images."""
-    network, laplace, build, path, grid, denoiser = parts()
+    network, laplace, build, schedule, times, denoiser = parts()
     solver = make_sampler("Heun")
-    steps = list(solver(build(network), path, X, grid[:3]))
-    found = walk(iter(steps), denoiser, particles=4000, begin=beginning(solver, path, grid[:3]))
+    steps = list(solver(build(network), schedule, X, times[:3]))
+    found = walk(iter(steps), denoiser, particles=4000, begin=beginning(solver, schedule, times[:3]))
     width, b = 0.25, 0
     label = LABELS[b : b + 1]
-    flat = NetworkDenoiser(network, path, Target("velocity"), label.expand(13))
+    flat = NetworkDenoiser(network, schedule, Target("velocity"), label.expand(13))
     units = torch.cat([torch.zeros(1, 12), torch.eye(12)]).double().reshape(13, 1, 3, 4)
-    moved = next(solver(flat, path, units, grid, start=1)).x_next.detach().flatten(1)
+    moved = next(solver(flat, schedule, units, times, start=1)).x_next.detach().flatten(1)
     matrix = (moved[1:] - moved[0]).T
     x, var = steps[1].x[b : b + 1], found[0].var[b].flatten()
     with torch.no_grad():
@@ -148,35 +148,44 @@ def test_heuns_step_of_a_linear_network_is_matrix_algebra():
 
 @pytest.mark.parametrize("sampler", ["Heun", "Midpoint", "RK4", "PLMS", "DPM-Solver++"])
 def test_other_samplers_begin_anew_or_are_refused(sampler):
-    network, _, build, path, grid, denoiser = parts("vp", bend=True)
+    network, _, build, schedule, times, denoiser = parts("vp", bend=True)
     solver = make_sampler(sampler)
-    found = walk(solver(build(network), path, X, grid), denoiser, begin=beginning(solver, path, grid), every=2)
-    assert torch.equal(found[-1].step.x_next, run(solver(build(network), path, X, grid)))
+    found = walk(
+        solver(build(network), schedule, X, times), denoiser, begin=beginning(solver, schedule, times), every=2
+    )
+    assert torch.equal(found[-1].step.x_next, run(solver(build(network), schedule, X, times)))
     assert all(bool((each.var > 0).all()) for each in found)
     for form in ("total", "published"):
         with pytest.raises(ValueError, match="not first order"):
-            walk(solver(build(network), path, X, grid), denoiser, form=form)
+            walk(solver(build(network), schedule, X, times), denoiser, form=form)
     with pytest.raises(ValueError, match="first-order steps only"):
-        walk(solver(build(network), path, X, grid), denoiser, form="published", begin=beginning(solver, path, grid))
+        walk(
+            solver(build(network), schedule, X, times),
+            denoiser,
+            form="published",
+            begin=beginning(solver, schedule, times),
+        )
 
 
 def test_chunks_change_nothing():
-    network, _, build, path, grid, denoiser = parts("vp", bend=True, scale=2.0)
+    network, _, build, schedule, times, denoiser = parts("vp", bend=True, scale=2.0)
     found = [
-        walk(make_sampler("DDIM")(build(network), path, X, grid), replace(denoiser, chunk=chunk))[-1].var
+        walk(make_sampler("DDIM")(build(network), schedule, X, times), replace(denoiser, chunk=chunk))[-1].var
         for chunk in (None, 3)
     ]
     torch.testing.assert_close(*found)
 
 
 def test_path_integral_sums_the_variance_along_the_walk():
-    network, laplace, build, path, grid, denoiser = parts(bend=True)
-    steps = list(make_sampler("Euler")(build(network), path, X, grid))
+    network, laplace, build, schedule, times, denoiser = parts(bend=True)
+    steps = list(make_sampler("Euler")(build(network), schedule, X, times))
     expected = sum((step.u - step.transition.s) * laplace(step.x, torch.ones(2), LABELS)[1] for step in steps)
-    torch.testing.assert_close(path_integral(make_sampler("Euler")(denoiser, path, X, grid), denoiser), expected)
+    torch.testing.assert_close(
+        trajectory_integral(make_sampler("Euler")(denoiser, schedule, X, times), denoiser), expected
+    )
     assert len(denoiser.visited) == len(steps)
     with pytest.raises(ValueError, match="already walked"):
-        path_integral(iter([]), denoiser)
+        trajectory_integral(iter([]), denoiser)
 
 
 def test_errors_say_what_is_wrong():
@@ -189,17 +198,17 @@ def test_errors_say_what_is_wrong():
 @pytest.mark.parametrize("name", ["flow", "vp"])
 def test_epsilon_scaling_divides_the_noise_and_its_variance(name):
     """Against the wrapper that samplers use: its x_0 and eps, and the variance of a posterior's eps over lambda^2."""
-    network, _, build, path, grid, denoiser = parts(name, bend=True, scale=2.0)
-    wrapper = scaled(build(network), path, EpsilonScaling(1.2, 0.01), grid)
+    network, _, build, schedule, times, denoiser = parts(name, bend=True, scale=2.0)
+    wrapper = scaled(build(network), schedule, EpsilonScaling(1.2, 0.01), times)
     corrected = replace(denoiser, factor=wrapper.factor, visited=[])
-    u = float(grid[len(grid) // 2])
+    u = float(times[len(times) // 2])
     found, expected = corrected(X, u), wrapper(X, u)
     torch.testing.assert_close(found.x0, expected.x0)
     torch.testing.assert_close(found.eps, expected.eps)
     _, gamma = denoiser.law(X, u)
     zero, one = torch.zeros_like(X), torch.ones_like(X)
-    slope = denoiser.target.solve(one, zero, *path.per_image(u))[1]  # of eps with the output
+    slope = denoiser.target.solve(one, zero, *schedule.per_image(u))[1]  # of eps with the output
     (_, variance) = corrected.visited[-1]
     torch.testing.assert_close(slope**2 * variance, wrapper.eps_variance(slope**2 * gamma, u))
-    walked = walk(make_sampler("DDIM")(wrapper, path, X, grid), corrected)
-    assert torch.equal(walked[-1].step.x_next, run(make_sampler("DDIM")(wrapper, path, X, grid)))
+    walked = walk(make_sampler("DDIM")(wrapper, schedule, X, times), corrected)
+    assert torch.equal(walked[-1].step.x_next, run(make_sampler("DDIM")(wrapper, schedule, X, times)))

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 import sample_model
 import save_ensemble
 from ldm.checkpoint import load_state_dict
-from ldm.uncertainty.ensemble import load_ensemble, load_published
+from ldm.ensembles.storage import load_ensemble, load_published
 from tests.conftest import golden_json, tiny_config, tiny_model
 
 TABLE = "cond_stage_model.embedding.weight"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.modules.distributions.gaussian import Gaussian
-from ldm.uncertainty.measures import mutual_information
+from ldm.uncertainty.information import mutual_information
 from ldm.uncertainty.quantities import Estimator, group_quantities, pixel_maps, quantities, step_curve
 from ldm.util import generator
 

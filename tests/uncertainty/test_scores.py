@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.uncertainty import lookalikes, scores
-from ldm.uncertainty.laplace import LastLayerLaplace
+from ldm.laplace import LastLayerLaplace
+from ldm.uncertainty import control_maps as control_maps
+from ldm.uncertainty import scores
 from tests.uncertainty.laplace_cases import make_batch, make_network
 
 MAPS = torch.rand(3, 2, 8, 12, generator=torch.Generator().manual_seed(0))
@@ -90,15 +91,15 @@ def test_feature_energy_is_the_isotropic_variance():
     batch = make_batch(network, 4)
     laplace = LastLayerLaplace(network, "out.1", curvature="isotropic", prior_precision=2.0).fit([batch])
     features = laplace.features(*batch[:3]).detach()
-    energy = lookalikes.feature_energy(laplace, features)
+    energy = control_maps.feature_energy(laplace, features)
     torch.testing.assert_close(energy, laplace.predict(features)[1] * 2.0 * (4 + 1))
     assert energy.shape == (4, 2, 5, 6)
 
 
 def test_edges_are_slopes():
     ramp = torch.arange(8.0).expand(1, 2, 6, 8) * 0.3
-    torch.testing.assert_close(lookalikes.edge_strength(ramp)[..., 1:-1, 1:-1], torch.full((1, 1, 4, 6), 0.09))
-    assert float(lookalikes.edge_strength(torch.ones(1, 1, 5, 5)).max()) == 0
+    torch.testing.assert_close(control_maps.edge_strength(ramp)[..., 1:-1, 1:-1], torch.full((1, 1, 4, 6), 0.09))
+    assert float(control_maps.edge_strength(torch.ones(1, 1, 5, 5)).max()) == 0
 
 
 def test_what_cannot_be_scored_is_refused():
@@ -109,8 +110,8 @@ def test_what_cannot_be_scored_is_refused():
     for refused in (scores.patch_max, lambda maps: scores.pooled(maps, 4)):
         with pytest.raises(ValueError, match=r"have no"):
             refused(torch.zeros(1, 3, 3))
-    for refused in (lambda: scores.feature_entropy(torch.zeros(1, 2, 3)), lambda: lookalikes.seed_variance(iter, 1)):
+    for refused in (lambda: scores.feature_entropy(torch.zeros(1, 2, 3)), lambda: control_maps.seed_variance(iter, 1)):
         with pytest.raises(ValueError, match=r">= 2|at least 2"):
             refused()
     with pytest.raises(ValueError, match="two steps"):
-        lookalikes.successive_differences([])
+        control_maps.successive_differences([])

@@ -11,14 +11,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm.checkpoint import averaged, load_checkpoint, load_into, state_dict_of
-from ldm.heads import Component
+from ldm.checkpoint import averaged, load_checkpoint, load_into, unwrap_state_dict
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.losses import elementwise_error
+from ldm.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, network_alone
+from ldm.diffusion.noise import TrainingDraws
+from ldm.ensembles.heads import Component
 from ldm.models.diffusion import components
 from ldm.models.diffusion.anchor import Anchor
-from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, network_alone
-from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.objective import elementwise_error
 from ldm.models.diffusion.optimisation import evaluation_positions, from_all_devices, log_step, optimiser, positions
 from ldm.models.diffusion.process import NoiseProcess
 from ldm.modules.ema import LitEma
@@ -35,7 +35,7 @@ def _take(
     if alone is not None:
         state, only_model = {f"{UNET}{name}": value for name, value in alone.items()}, True
     else:
-        state = averaged(state_dict_of(content, path)) if averages else state_dict_of(content, path)
+        state = averaged(unwrap_state_dict(content, path)) if averages else unwrap_state_dict(content, path)
     state = {name: value for name, value in state.items() if not name.startswith(ignore_keys or ("\0",))}
     has_copies = any(name.startswith("model_ema.") for name in state)
     ignore = ignore_keys + (() if model.use_ema and has_copies else EMA_KEYS)
@@ -56,7 +56,8 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
 
     Ours: `weight_decay` (0; the published AdamW default is 0.01); for training components of an ensemble,
     `pretrained_path` and `heads` (see `ComponentTraining`); a continuous path in place of a table of betas:
-    `path_config` (`FlowPath`, `EDMPath`, ...), `times_config` (`ldm.models.diffusion.times`; uniform by default) and
+    `path_config` (`FlowSchedule`, `EDMSchedule`, ...), `times_config` (`ldm.diffusion.training_times`; uniform by
+    default) and
     `sigma_data`; `unit_time` tells the network t / T (DDAE). As ADM has them: `learned_variance` (hybrid, vlb, or
     the arguments of `LearnedVariance`; the network has 2 C output channels), `schedule_sampler` (uniform or
     loss-second-moment), and `input_perturbation`. `ema` holds arguments of `LitEma`: decay, ramp.
@@ -234,7 +235,7 @@ class DDPM(components.ComponentTraining, NoiseProcess, pl.LightningModule):
             return {**losses, "loss": self.l_simple_weight * simple}
         if v is not None:
             seen = noise if input_noise is None else input_noise
-            bound = self.learned_variance.bound(self.path, self.target, output, v, x_start, t, seen)
+            bound = self.learned_variance.bound(self.schedule, self.target, output, v, x_start, t, seen)
             return {**losses, "loss_vlb": bound, "loss": self.learned_variance.loss_of(simple, bound)}
         logvar = self.logvar[t]
         gamma = simple / logvar.exp() + logvar

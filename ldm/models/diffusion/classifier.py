@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoint import load_into, load_state_dict
-from ldm.models.diffusion.denoiser import Target
-from ldm.models.diffusion.network import is_bare
-from ldm.models.diffusion.noise import TrainingDraws
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.network import is_bare
+from ldm.diffusion.noise import TrainingDraws
+from ldm.diffusion.schedule import Schedule
 from ldm.models.diffusion.optimisation import evaluation_positions, log_step, optimiser, positions
-from ldm.models.diffusion.path import Path
 from ldm.models.diffusion.process import NoiseProcess
 from ldm.util import instantiate_from_config
 
@@ -24,7 +24,7 @@ TOP = (1, 5)
 
 
 class NoisyClassifier(NoiseProcess, pl.LightningModule):
-    """`classifier(x_t, t) -> logits` under cross-entropy at random times of a diffusion model's path.
+    """`classifier(x_t, t) -> logits` under cross-entropy at random times of a diffusion model's schedule.
 
     Args:
         classifier_config: the network, called with (x [B, C, H, W], time [B]): `EncoderUNetModel`.
@@ -32,7 +32,7 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
             the noising, as those of the diffusion model that will be guided (see `DDPM`).
         image_key, label_key: names in a batch of images [B, H, W, C] in [-1, 1] and labels [B].
         noised: False shows clean images only (a published option), told the time of the table's first entry; on a
-            continuous path that of clean data, or of sigma_min where the network takes the logarithm of the noise.
+            continuous schedule that of clean data, or of sigma_min where the network takes the logarithm of the noise.
         weight_decay, scheduler_config, monitor, ckpt_path: as in `DDPM`.
     """
 
@@ -75,23 +75,25 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
 
     @classmethod
     def around(cls, network: nn.Module) -> NoisyClassifier:
-        """A network that was built already, on a path of no account."""
+        """A network that was built already, on a schedule of no account."""
         made = cls({"target": "torch.nn.Identity"})
         made.classifier = network
         return made
 
-    def init_from_ckpt(self, path: str) -> None:
+    def init_from_ckpt(self, schedule: str) -> None:
         """Load the network strictly, from a run's checkpoint or from guided-diffusion's file of the network alone."""
-        state = load_state_dict(path)
+        state = load_state_dict(schedule)
         if not is_bare(state):
             state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
         load_into(self.classifier, state)
 
-    def knows(self, path: Path) -> bool:
-        """Whether the noise levels and network times of a path are those of training."""
+    def knows(self, schedule: Schedule) -> bool:
+        """Whether the noise levels and network times of a schedule are those of training."""
         shares = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64)
-        return self.path.end == path.end and all(
-            torch.allclose(getattr(self.path, name)(shares * path.end), getattr(path, name)(shares * path.end))
+        return self.schedule.end == schedule.end and all(
+            torch.allclose(
+                getattr(self.schedule, name)(shares * schedule.end), getattr(schedule, name)(shares * schedule.end)
+            )
             for name in ("alpha", "sigma", "time_to_net")
         )
 
@@ -109,7 +111,7 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
         t, noise, _ = draws(step, samples, x.shape[1:], self.drawn_timesteps)
         t, noise = self.drawn_times(t).to(x.device), noise.to(x)
         if not self.noised:
-            return self.network_input(x, torch.full_like(t, 0 if self.times is None else self.path.cleanest))
+            return self.network_input(x, torch.full_like(t, 0 if self.times is None else self.schedule.cleanest))
         return self.network_input(self.q_sample(x, t, noise), t)
 
     def forward(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import sha256
-from ldm.heads import (
+from ldm.ensembles.heads import (
     Component,
-    freeze_trunk,
+    freeze_all_but,
     initialise,
     initialise_low_rank,
     merge,
@@ -21,7 +21,7 @@ from ldm.heads import (
     split,
 )
 from ldm.models.diffusion.anchor import Anchor
-from ldm.models.diffusion.optimisation import TrainingSet, require_trunk
+from ldm.models.diffusion.optimisation import TrainingSet, require_base
 from ldm.models.diffusion.row_adam import RowRule, equal_rates, visit_probability
 from ldm.util import generator
 
@@ -58,7 +58,7 @@ class ComponentTraining:
 
     def start_from_pretrained(self, component: int, seed: int) -> Component:
         """Load and freeze the trunk of `pretrained_path`, start this member's heads; see `start`."""
-        require_trunk(self.pretrained_path)
+        require_base(self.pretrained_path)
         self.component = start(self, self.pretrained_path, component, seed, self.head_options)
         return self.component
 
@@ -127,7 +127,7 @@ def start(model: nn.Module, trunk: str, index: int, seed: int, options: Mapping[
     if model.use_ema:
         model.use_ema = False
         del model.model_ema
-    parameters = freeze_trunk(model, component.patterns)
+    parameters = freeze_all_but(model, component.patterns)
     null = model.null_class if component.null_class == "shared" else None
     tables = {name: axis for name, axis in model.tables.items() if name in parameters and null is not None}
     if model.weight_decay and 0 in tables.values():

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, clipped, guided
+from ldm.diffusion.network import ConditionedNetwork, DiffusionWrapper
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import Step, ddim, make_times, run
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.base import DDPM
-from ldm.models.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, clipped, guided
-from ldm.models.diffusion.network import ConditionedNetwork, DiffusionWrapper
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import Step, ddim, make_grid, run
 from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
@@ -216,18 +216,18 @@ class LatentDiffusion(DDPM):
         network = self.network if network is None else network
         null = None if cond is None or self.null_class is None else torch.full_like(cond, self.null_class)
         learned = self.learned_variance is not None
-        return guided(NetworkDenoiser(network, self.path, self.target, cond, learned_range=learned), null, scale)
+        return guided(NetworkDenoiser(network, self.schedule, self.target, cond, learned_range=learned), null, scale)
 
-    def grid(self, steps: int | str, spacing: str = "auto") -> Tensor:
-        """Times of a sampler, see `ldm.models.diffusion.sampler.grids.vp_grid`."""
-        return make_grid(self.path, steps, spacing)
+    def sampling_times(self, steps: int | str, spacing: str = "auto") -> Tensor:
+        """Times of a sampler, see `ldm.diffusion.times.vp_times`."""
+        return make_times(self.schedule, steps, spacing)
 
     @torch.no_grad()
     def sample(
         self,
         cond: Tensor | None,
         noise: ImageNoise,
-        grid: Tensor,
+        times: Tensor,
         scale: float = 1.0,
         sampler: Callable[..., Iterator[Step]] = ddim,
         **options: Any,
@@ -235,12 +235,12 @@ class LatentDiffusion(DDPM):
         """Latents [B, c, h, w] for labels [B] (None: unconditional), one for each image that `noise` names.
 
         Args:
-            grid: see `grid`; scale: guidance; sampler: one of `SAMPLERS`, with its options (eta, ...).
+            times: see `times`; scale: guidance; sampler: one of `SAMPLERS`, with its options (eta, ...).
         """
-        x = noise.initial((len(noise.images), *self.latent_shape)) * self.path.prior_std
+        x = noise.initial((len(noise.images), *self.latent_shape)) * self.schedule.prior_std
         denoiser = self.denoiser(cond, scale)
-        denoiser = clipped(denoiser, self.path) if self.clip_denoised else denoiser
-        return run(sampler(denoiser, self.path, x, grid, noise=noise, **options))
+        denoiser = clipped(denoiser, self.schedule) if self.clip_denoised else denoiser
+        return run(sampler(denoiser, self.schedule, x, times, noise=noise, **options))
 
     @torch.no_grad()
     def log_images(
@@ -258,7 +258,7 @@ class LatentDiffusion(DDPM):
         with self.ema_scope("samples"):
             scale = self.guidance_scale if labels is not None else 1.0
             steps = ddim_steps if self.num_timesteps is None else min(ddim_steps, self.num_timesteps)
-            samples = self.sample(labels, noise, self.grid(steps), scale, eta=ddim_eta)
+            samples = self.sample(labels, noise, self.sampling_times(steps), scale, eta=ddim_eta)
         return {
             "inputs": images,
             "reconstruction": self.decode_first_stage(z),

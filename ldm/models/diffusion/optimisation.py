@@ -131,7 +131,7 @@ def from_all_devices(*values: Tensor) -> list[Tensor]:
     return joined
 
 
-def require_trunk(path: str | None) -> None:
+def require_base(path: str | None) -> None:
     """Check that there is a trunk to start a component from.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The noising of a LightningModule: a table of betas with its 12 buffers, or a continuous path from a config."""
+"""The noising of a LightningModule: a table of betas with its 12 buffers, or a continuous schedule from a config."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.denoiser import Target, target_on
-from ldm.models.diffusion.learned_variance import LearnedVariance
-from ldm.models.diffusion.noise import TrainingDraws
-from ldm.models.diffusion.objective import elbo_weights
-from ldm.models.diffusion.path import Path, VPPath, beta_schedule
-from ldm.models.diffusion.schedule import schedule_tables
-from ldm.models.diffusion.time_importance import LossSecondMoments
-from ldm.models.diffusion.times import TrainingTimes, UniformTimes
+from ldm.diffusion.buffers import schedule_buffers
+from ldm.diffusion.denoiser import Target, make_target
+from ldm.diffusion.learned_variance import LearnedVariance
+from ldm.diffusion.losses import elbo_weights
+from ldm.diffusion.noise import TrainingDraws
+from ldm.diffusion.schedule import Schedule, VPSchedule, make_betas
+from ldm.diffusion.time_importance import LossSecondMoments
+from ldm.diffusion.training_times import TrainingTimes, UniformTimes
 from ldm.util import instantiate_from_config
 
 SCHEDULE_SAMPLERS = ("uniform", "loss-second-moment")
@@ -25,10 +25,10 @@ class NoiseProcess:
     """What a module needs to noise data and to tell its network the time; goes before it among the bases.
 
     The module sets `target`, `channels`, `parameterization`, `v_posterior` and `original_elbo_weight`. Its `t` [B]
-    count the entries of a table from 0 (latent-diffusion), or are the times u of a continuous path, in float64.
+    count the entries of a table from 0 (latent-diffusion), or are the times u of a continuous schedule, in float64.
     """
 
-    path: Path
+    schedule: Schedule
     target: Target
     num_timesteps: int | None
     times: TrainingTimes | None = None
@@ -43,14 +43,14 @@ class NoiseProcess:
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
     ) -> None:
-        """A continuous path where a config names one, else a table of betas (`tables`: see `register_schedule`).
+        """A continuous schedule where a config names one, else a table of betas (`tables`: see `register_schedule`).
 
         Raises:
-            ValueError: if what belongs to one of the two comes with the other, or the target is no path.
+            ValueError: if what belongs to one of the two comes with the other, or the target is no schedule.
         """
         if path_config is None:
             if times_config is not None:
-                raise ValueError("times_config belongs to a continuous path: set path_config, or leave it out")
+                raise ValueError("times_config belongs to a continuous schedule: set path_config, or leave it out")
             self.register_schedule(*tables)
             self._register_logvar(learn_logvar, logvar_init)
             return
@@ -61,11 +61,13 @@ class NoiseProcess:
             raise ValueError(
                 f"{', '.join(foreign)} belong to a table of betas: leave them out, or leave out path_config"
             )
-        path = instantiate_from_config(path_config)
-        if not isinstance(path, Path) or isinstance(path, VPPath):
-            raise ValueError(f"path_config.target must be a continuous path, FlowPath for example; got {path_config}")
-        self.path, self.num_timesteps = path, None
-        self.target = target_on(path, self.target.name, self.target.sigma_data)
+        schedule = instantiate_from_config(path_config)
+        if not isinstance(schedule, Schedule) or isinstance(schedule, VPSchedule):
+            raise ValueError(
+                f"path_config.target must be a continuous schedule, FlowSchedule for example; got {path_config}"
+            )
+        self.schedule, self.num_timesteps = schedule, None
+        self.target = make_target(schedule, self.target.name, self.target.sigma_data)
         self.times = UniformTimes() if times_config is None else instantiate_from_config(times_config)
 
     def register_schedule(
@@ -78,16 +80,16 @@ class NoiseProcess:
         cosine_s: float = 8e-3,
         unit_time: bool = False,
     ) -> None:
-        """Build the path and its 12 buffers; a list of betas goes before a named schedule."""
+        """Build the schedule and its 12 buffers; a list of betas goes before a named schedule."""
         if given_betas is None:
-            betas = beta_schedule(schedule, timesteps, linear_start, linear_end, cosine_s)
+            betas = make_betas(schedule, timesteps, linear_start, linear_end, cosine_s)
         else:
             betas = torch.as_tensor(given_betas, dtype=torch.float64)
-        self.path, self.num_timesteps = VPPath(betas, unit_time), len(betas)
-        tables = schedule_tables(self.path, self.v_posterior)
+        self.schedule, self.num_timesteps = VPSchedule(betas, unit_time), len(betas)
+        tables = schedule_buffers(self.schedule, self.v_posterior)
         for name, table in tables.items():
             self.register_buffer(name, table)
-        weights = elbo_weights(self.path, self.parameterization, tables["posterior_variance"].double())
+        weights = elbo_weights(self.schedule, self.parameterization, tables["posterior_variance"].double())
         self.register_buffer("lvlb_weights", weights.float(), persistent=False)
 
     def seed_draws(self, seed: int, member: int = 0) -> None:
@@ -110,15 +112,16 @@ class NoiseProcess:
         """Whether and how the variance of ancestral steps is learned, and how often each time is trained.
 
         Raises:
-            ValueError: for an unknown name, a choice that a continuous path does not have, or a network whose output
+            ValueError: for an unknown name, a choice that a continuous schedule does not have, or a network whose
+            output
                 has another number of channels.
         """
         if schedule_sampler not in SCHEDULE_SAMPLERS:
             raise ValueError(f"schedule_sampler must be one of {SCHEDULE_SAMPLERS}, got '{schedule_sampler}'")
         if self.times is not None and (learned is not None or schedule_sampler != "uniform"):
             raise ValueError(
-                "learned_variance and schedule_sampler belong to a table of betas: leave them out (a continuous path "
-                "has times_config), or leave out path_config"
+                "learned_variance and schedule_sampler belong to a table of betas: leave them out (a continuous "
+                "schedule has times_config), or leave out path_config"
             )
         if learned is not None:
             self.learned_variance = LearnedVariance(**({"loss": learned} if isinstance(learned, str) else learned))
@@ -138,13 +141,13 @@ class NoiseProcess:
     def drawn_times(self, draws: Tensor) -> Tensor:
         """Times t of any shape that draws of `TrainingDraws` stand for: themselves, or quantiles of the times' law."""
         if self.times is not None:
-            return self.times(draws, self.path)
+            return self.times(draws, self.schedule)
         return self.time_importance.times(draws) if draws.is_floating_point() else draws
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma [B, 1, 1, 1] at times t [B], in the dtype of `like`."""
         if self.times is not None:
-            return self.path.coefficients(t, like)
+            return self.schedule.coefficients(t, like)
         return self.sqrt_alphas_cumprod[t].reshape(-1, 1, 1, 1), self.sqrt_one_minus_alphas_cumprod[t].reshape(
             -1, 1, 1, 1
         )
@@ -158,5 +161,5 @@ class NoiseProcess:
         """c_in x_t [B, C, H, W], and what the network takes as time [B]."""
         scale = self.target.coefficients(*self.levels(t, x_noisy))[2]
         if self.times is not None:
-            return scale * x_noisy, self.path.time_to_net(t).to(x_noisy)
-        return scale * x_noisy, (t + 1) / self.num_timesteps if self.path.unit_time else t
+            return scale * x_noisy, self.schedule.time_to_net(t).to(x_noisy)
+        return scale * x_noisy, (t + 1) / self.num_timesteps if self.schedule.unit_time else t

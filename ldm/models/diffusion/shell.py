@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.models.diffusion.denoiser import Denoiser, MappedDenoiser, NetworkDenoiser, guided
-from ldm.models.diffusion.noise import ImageNoise
-from ldm.models.diffusion.sampler import Step, make_grid, make_sampler
-from ldm.models.diffusion.sampler.transition import ddim_transition
+from ldm.diffusion.denoiser import Denoiser, MappedDenoiser, NetworkDenoiser, guided
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import Step, make_sampler, make_times
+from ldm.diffusion.transition import ddim_transition
 from ldm.util import derive_seed
 
 Intermediates = dict[str, list[Tensor]]
@@ -28,12 +28,12 @@ class SamplerShell:
     so repeated calls give new samples and a new object repeats them; `seed=` in a call starts its count from 0.
 
     Args:
-        model: LatentDiffusion: `apply_model`, `path`, `target`, the schedule buffers, `first_stage_model`.
+        model: LatentDiffusion: `apply_model`, `schedule`, `target`, the schedule buffers, `first_stage_model`.
         schedule: CompVis' argument, which names nothing; only "linear".
         seed: of the draws.
 
     After `make_schedule` or `sample`: `ddim_timesteps` (ascending network times, NumPy), `ddim_alphas`,
-    `ddim_alphas_prev`, `ddim_sigmas`, `ddim_sqrt_one_minus_alphas` (float64 [S]) and `grid`.
+    `ddim_alphas_prev`, `ddim_sigmas`, `ddim_sqrt_one_minus_alphas` (float64 [S]) and `times`.
     """
 
     sampler_name = "DDIM"
@@ -44,7 +44,7 @@ class SamplerShell:
             raise ValueError(f"the schedule is the model's own; schedule must be 'linear', got '{schedule}'")
         if model.num_timesteps is None:
             raise ValueError(
-                "this model has a continuous path, and CompVis' samplers a table of betas: use model.sample"
+                "this model has a continuous schedule, and CompVis' samplers a table of betas: use model.sample"
             )
         self.model, self.schedule, self.seed = model, schedule, seed
         self.ddpm_num_timesteps = model.num_timesteps
@@ -53,21 +53,21 @@ class SamplerShell:
     def make_schedule(
         self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0, verbose: bool = True
     ) -> None:
-        """Choose the grid and fill the attributes that CompVis' users read.
+        """Choose the times and fill the attributes that CompVis' users read.
 
         Args:
             ddim_discretize: "uniform" (CompVis' times where S divides T, else evenly spaced ones: always S steps),
-                "quad", or a spacing of `vp_grid`; "published" is CompVis' grid even where it has another length.
+                "quad", or a spacing of `vp_times`; "published" is CompVis' times even where it has another length.
             verbose: CompVis prints here; nothing is printed.
         """
-        path = self.model.path
-        self.grid = make_grid(path, ddim_num_steps, "auto" if ddim_discretize == "uniform" else ddim_discretize)
-        ascending, later = self.grid[:-1].flip(0), self.grid[1:].flip(0)
-        self.ddim_timesteps = path.time_to_net(ascending).long().numpy()
-        self.ddim_alphas, self.ddim_alphas_prev = path.alpha(ascending) ** 2, path.alpha(later) ** 2
-        self.ddim_sqrt_one_minus_alphas = path.sigma(ascending)
+        schedule = self.model.schedule
+        self.times = make_times(schedule, ddim_num_steps, "auto" if ddim_discretize == "uniform" else ddim_discretize)
+        ascending, later = self.times[:-1].flip(0), self.times[1:].flip(0)
+        self.ddim_timesteps = schedule.time_to_net(ascending).long().numpy()
+        self.ddim_alphas, self.ddim_alphas_prev = schedule.alpha(ascending) ** 2, schedule.alpha(later) ** 2
+        self.ddim_sqrt_one_minus_alphas = schedule.sigma(ascending)
         pairs = zip(ascending.tolist(), later.tolist(), strict=True)
-        self.ddim_sigmas = torch.stack([ddim_transition(path, u, s, ddim_eta).w.sqrt() for u, s in pairs])
+        self.ddim_sigmas = torch.stack([ddim_transition(schedule, u, s, ddim_eta).w.sqrt() for u, s in pairs])
         for name in ("betas", "alphas_cumprod", "alphas_cumprod_prev"):
             setattr(self, name, getattr(self.model, name))
 
@@ -126,8 +126,8 @@ class SamplerShell:
             raise ValueError(f"x_T must be {(batch_size, *shape)}, got {tuple(x.shape)}")
         known = _inpainting(self, mask, x0, noise)
         start = x if known is None else known(x, 0)
-        steps = walk(sampler(denoiser, self.model.path, start, self.grid, noise=noise), known)
-        bar = tqdm(steps, total=len(self.grid) - 1, desc=self.sampler_name, disable=not verbose)
+        steps = walk(sampler(denoiser, self.model.schedule, start, self.times, noise=noise), known)
+        bar = tqdm(steps, total=len(self.times) - 1, desc=self.sampler_name, disable=not verbose)
         return self._follow(bar, x, callback, img_callback, log_every_t)
 
     def _follow(
@@ -138,7 +138,7 @@ class SamplerShell:
         img_callback: Callable[[Tensor, int], object] | None,
         log_every_t: int,
     ) -> tuple[Tensor, Intermediates]:
-        total = len(self.grid) - 1
+        total = len(self.times) - 1
         intermediates: Intermediates = {"x_inter": [x], "pred_x0": [x]}
         for step in steps:
             if callback is not None:
@@ -159,11 +159,13 @@ class SamplerShell:
     def _denoiser(self, cond: Tensor | None, null: Tensor | None, scale: float, quantize: bool) -> Denoiser:
         model = self.model
         learned = getattr(model, "learned_variance", None) is not None
-        own = NetworkDenoiser(model.apply_model, model.path, model.target, cond, learned_range=learned)
+        own = NetworkDenoiser(model.apply_model, model.schedule, model.target, cond, learned_range=learned)
         denoiser = guided(own, null, scale)
         if not quantize:
             return denoiser
-        return MappedDenoiser(denoiser, model.path, lambda x0: model.first_stage_model.quantize(x0)[0], rederive=False)
+        return MappedDenoiser(
+            denoiser, model.schedule, lambda x0: model.first_stage_model.quantize(x0)[0], rederive=False
+        )
 
     def _noise(self, batch_size: int, seed: int | None) -> ImageNoise:
         first = self.images_drawn if seed is None else 0
@@ -174,17 +176,17 @@ class SamplerShell:
 
 
 class Inpainting:
-    """The known part of an image, noised to the time of each grid step, in place of the state's."""
+    """The known part of an image, noised to the time of each step, in place of the state's."""
 
     def __init__(self, shell: SamplerShell, mask: Tensor, x0: Tensor, noise: ImageNoise):
-        self.path, self.grid = shell.model.path, shell.grid
+        self.schedule, self.times = shell.model.schedule, shell.times
         self.mask, self.x0 = mask.to(noise.device), x0.to(noise.device)
         self.noise = ImageNoise(derive_seed("inpainting", noise.seed), noise.images, noise.device)
 
     def __call__(self, x: Tensor, index: int) -> Tensor:
-        """mask x_known + (1 - mask) x [B, C, H, W] at grid step `index`."""
+        """mask x_known + (1 - mask) x [B, C, H, W] at step `index`."""
         eps = self.noise(index, self.x0.shape).to(self.x0)
-        known = self.path.noised(self.x0, eps, float(self.grid[index]))
+        known = self.schedule.noised(self.x0, eps, float(self.times[index]))
         return self.mask * known + (1 - self.mask) * x
 
 

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 class UNetModel(nn.Module):
     """Residual UNet with attention, conditioned by a time and a class label or a context.
 
-    `forward(x, t, context, y) == readout(trunk(x, t, context, y))`, where
-    `trunk = features(x, condition(t, y), context)` and `readout` is `out` (or `id_predictor`). Each stage is a value,
+    `forward(x, t, context, y) == readout(backbone(x, t, context, y))`, where
+    `backbone = features(x, condition(t, y), context)` and `readout` is `out` (or `id_predictor`). Each stage is a
+    value,
     so heads at either end run without the rest. All of it works under `torch.func.functional_call`, `vmap` and `jvp`.
 
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233, section 3); Rombach et al. 2022 (arXiv 2112.10752, section 3.3).
@@ -151,9 +152,9 @@ class UNetModel(nn.Module):
         Returns:
             `[B, out_channels, H, W]` (`[B, n_embed, H, W]` with `n_embed`).
         """
-        return self.readout(self.trunk(x, timesteps, context, y))
+        return self.readout(self.backbone(x, timesteps, context, y))
 
-    def trunk(
+    def backbone(
         self, x: Tensor, timesteps: Tensor | None = None, context: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
         """The input `[B, C, H, W]` of `out`; arguments of `forward`."""

@@ -106,7 +106,8 @@ def in_forward_mode() -> bool:
 def checkpoint(module: nn.Module, *inputs: Tensor | None, enabled: bool = True) -> Tensor:
     """Return `module(*inputs)` and, if `enabled`, recompute its activations in the backward pass.
 
-    Gradients reach the inputs whether or not the parameters want any, so a trunk may be frozen. The parameters of the
+    Gradients reach the inputs whether or not the parameters want any, so a backbone may be frozen. The parameters of
+    the
     recomputation are those of the forward pass, also inside `torch.func.functional_call`. Nothing is recomputed
     without gradients, in forward mode and inside `torch.func` transforms, which know no saved-tensor hooks.
 
@@ -129,7 +130,7 @@ def split_last_layer(net: nn.Module, name: str) -> tuple[Callable[..., Tensor], 
     """Split a network at its last layer: `net(*args) == layer(phi(*args))`.
 
     Args:
-        net: an `nn.Sequential`, or a network whose `trunk(*args)` is the input of the submodule called `out` (or as
+        net: an `nn.Sequential`, or a network whose `backbone(*args)` is the input of the submodule called `out` (or as
             its `head_name` says).
         name: the last layer, as in `net.named_modules()`: `out.2` of a UNet, `out` where that is one layer.
 
@@ -143,8 +144,8 @@ def split_last_layer(net: nn.Module, name: str) -> tuple[Callable[..., Tensor], 
         return net[:-1], net[-1]
     head_name = getattr(net, "head_name", "out")
     head = getattr(net, head_name, None)
-    if head is None or not hasattr(net, "trunk"):
-        raise ValueError(f"cannot split {type(net).__name__} at '{name}': it has no `trunk` and '{head_name}'")
+    if head is None or not hasattr(net, "backbone"):
+        raise ValueError(f"cannot split {type(net).__name__} at '{name}': it has no `backbone` and '{head_name}'")
     if not isinstance(head, nn.Sequential):
         last, layer, before = head_name, head, nn.Identity()
     else:
@@ -153,6 +154,6 @@ def split_last_layer(net: nn.Module, name: str) -> tuple[Callable[..., Tensor], 
         raise ValueError(f"the last layer of {type(net).__name__} is '{last}', got '{name}'")
 
     def phi(*args, **kwargs) -> Tensor:
-        return before(net.trunk(*args, **kwargs))
+        return before(net.backbone(*args, **kwargs))
 
     return phi, layer

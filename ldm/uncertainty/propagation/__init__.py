@@ -1,7 +1,13 @@
 """Variance of samples from the variance of weights, along the sampler."""
 
 from ldm.uncertainty.propagation.decoded import decoded_draws, decoded_members, decoded_tangents
-from ldm.uncertainty.propagation.fresh import PredictiveDenoiser, bayesdiff, beginning, path_integral, path_steps
+from ldm.uncertainty.propagation.fresh import (
+    PredictiveDenoiser,
+    bayesdiff,
+    beginning,
+    trajectory_integral,
+    trajectory_steps,
+)
 from ldm.uncertainty.propagation.persistent import (
     Propagated,
     TangentDenoiser,
@@ -24,10 +30,10 @@ __all__ = [
     "decoded_draws",
     "decoded_members",
     "decoded_tangents",
-    "path_integral",
-    "path_steps",
     "sampled",
     "sampled_steps",
     "tangent_steps",
     "tangents",
+    "trajectory_integral",
+    "trajectory_steps",
 ]

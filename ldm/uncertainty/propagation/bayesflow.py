@@ -17,9 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.sampler import Step
-from ldm.models.diffusion.sampler.solvers import intervals
-from ldm.models.diffusion.sampler.transition import ddim_transition
+from ldm.diffusion.samplers import Step
+from ldm.diffusion.transition import ddim_transition, intervals
 from ldm.uncertainty.propagation.fresh import PredictiveDenoiser, VarianceStep
 
 
@@ -27,34 +26,34 @@ from ldm.uncertainty.propagation.fresh import PredictiveDenoiser, VarianceStep
 def bayesflow(
     denoiser: PredictiveDenoiser,
     x: Tensor,
-    grid: Tensor,
+    times: Tensor,
     *,
     particles: int = 100,
     source: torch.Generator,
     frozen_time: bool = False,
 ) -> Iterator[VarianceStep]:
-    """Walk a flow from x [B, C, H, W] at grid[0]; its images are random, as published.
+    """Walk a flow from x [B, C, H, W] at times[0]; its images are random, as published.
 
     Args:
         particles: states that the covariance is estimated from; 1 + particles evaluations a step.
         source: generator of all draws.
-        frozen_time: evaluate velocities at grid[0] and covariances at grid[1], at every step.
+        frozen_time: evaluate velocities at times[0] and covariances at times[1], at every step.
 
     Yields steps and their variance [B, C, H, W], which may be negative.
 
     Raises:
-        ValueError: for a path on which Euler's step is not x + h v: a flow's only.
+        ValueError: for a schedule on which Euler's step is not x + h v: a flow's only.
     """
-    if denoiser.path.field != "velocity":
-        raise ValueError(f"BayesFlow's recursion is that of a flow; {type(denoiser.path).__name__} is none")
+    if denoiser.schedule.field != "velocity":
+        raise ValueError(f"BayesFlow's recursion is that of a flow; {type(denoiser.schedule).__name__} is none")
 
     def draw(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64).to(x)
 
     mean, var = x, torch.zeros_like(x)
-    for index, u, s in intervals(grid, 0):
-        at, later = (float(grid[0]), float(grid[1])) if frozen_time else (u, u)
-        transition = ddim_transition(denoiser.path, u, s)
+    for index, u, s in intervals(times, 0):
+        at, later = (float(times[0]), float(times[1])) if frozen_time else (u, u)
+        transition = ddim_transition(denoiser.schedule, u, s)
         a, b = denoiser.slopes(transition, x)
         v, gamma = denoiser.law(x, at)
         covariance = torch.zeros_like(x)
@@ -65,7 +64,7 @@ def bayesflow(
         drawn = v + gamma.sqrt() * draw(tuple(x.shape))
         mean = a * mean + b * v
         var = a**2 * var + b**2 * gamma + 2 * a * b * covariance
-        parts = denoiser.target.solve(drawn, x, *denoiser.path.per_image(u))
+        parts = denoiser.target.solve(drawn, x, *denoiser.schedule.per_image(u))
         step = Step(index, u, x, *parts, transition, transition.mean(*parts))
         yield VarianceStep(step, var)
         x = step.x_next

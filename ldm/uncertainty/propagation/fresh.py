@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.denoiser import Denoiser, Prediction, Target
-from ldm.models.diffusion.path import Path
-from ldm.models.diffusion.sampler import Step
-from ldm.models.diffusion.sampler.transition import Noise, Transition
-from ldm.uncertainty.laplace import LastLayerLaplace
+from ldm.diffusion.denoiser import Denoiser, Prediction, Target
+from ldm.diffusion.samplers import Step
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.transition import Noise, Transition
+from ldm.laplace import LastLayerLaplace
 from ldm.uncertainty.propagation.persistent import VarianceStep
 
 FORMS = ("total", "published")
@@ -43,7 +43,7 @@ class PredictiveDenoiser:
     """
 
     laplace: LastLayerLaplace
-    path: Path
+    schedule: Schedule
     target: Target
     cond: Tensor | None = None
     null: Tensor | None = None
@@ -63,7 +63,7 @@ class PredictiveDenoiser:
         factor = 1.0 if self.factor is None else float(self.factor(u))
         if factor == 1:
             return mean, variance
-        alpha, sigma = self.path.per_image(u)
+        alpha, sigma = self.schedule.per_image(u)
         kept = (1 - 1 / factor) * float(self.target.coefficients(alpha, sigma)[1] / alpha)
         return mean / factor + kept * x, variance / factor**2
 
@@ -76,8 +76,8 @@ class PredictiveDenoiser:
         """`features` in pieces of at most `chunk` states."""
         repeats = 1 if self.cond is None else len(x) // len(self.cond)
         labels = [None if each is None else each.repeat(repeats) for each in (self.cond, self.null)]
-        scale = self.target.coefficients(*self.path.per_image(u))[2].to(x)
-        time = self.path.time_to_net(u).to(device=x.device, dtype=torch.float32)
+        scale = self.target.coefficients(*self.schedule.per_image(u))[2].to(x)
+        time = self.schedule.time_to_net(u).to(device=x.device, dtype=torch.float32)
         for rows in torch.arange(len(x), device=x.device).split(self.chunk or len(x)):
             cond, null = (None if each is None else each[rows] for each in labels)
             yield self.laplace.guided_features(scale * x[rows], time.expand(len(rows)), cond, null, self.scale)
@@ -90,11 +90,11 @@ class PredictiveDenoiser:
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
         mean, variance = self.law(x, float(u))
         self.visited.append((float(u), variance))
-        return Prediction(*self.target.solve(mean, x, *self.path.per_image(u)))
+        return Prediction(*self.target.solve(mean, x, *self.schedule.per_image(u)))
 
     def slopes(self, transition: Transition, like: Tensor) -> tuple[Tensor, Tensor]:
         """(A, B) of x' = A x + B f: what line 2 gives for (x, f) = (1, 0) and (0, 1)."""
-        one, zero, levels = torch.ones_like(like[:1]), torch.zeros_like(like[:1]), self.path.per_image(transition.u)
+        one, zero, levels = torch.ones_like(like[:1]), torch.zeros_like(like[:1]), self.schedule.per_image(transition.u)
         return tuple(transition.mean(*self.target.solve(f, x, *levels)) for x, f in ((one, zero), (zero, one)))
 
 
@@ -129,7 +129,7 @@ def bayesdiff(
         form: total, or published: states on their own, uncentred covariance, no Var_x f, noise w included, and for
             `every` above 1 V' = A^2 V + w between; its images here are the plain sampler's. For first-order steps only.
         sampling_noise: add w, the variance of the sampler's own noise.
-        begin: (denoiser, x, k) -> the sampler's steps from state x at grid step k, see `beginning`; needed for samplers
+        begin: (denoiser, x, k) -> the sampler's steps from state x at step k, see `beginning`; needed for samplers
             that are not first order.
 
     Raises:
@@ -192,11 +192,11 @@ class _Recursion:
         return self.var
 
 
-def beginning(sampler: Callable[..., Iterator[Step]], path: Path, grid: Tensor, **options: Any) -> Begin:
-    """`begin` of `bayesdiff` for a sampler on a grid; its own noise is left out, since all states share it."""
+def beginning(sampler: Callable[..., Iterator[Step]], schedule: Schedule, times: Tensor, **options: Any) -> Begin:
+    """`begin` of `bayesdiff` for a sampler on given times; its own noise is left out, since all states share it."""
 
     def begin(denoiser: Denoiser, x: Tensor, index: int) -> Iterator[Step]:
-        return sampler(denoiser, path, x, grid, start=index, noise=lambda _, shape: torch.zeros(shape), **options)
+        return sampler(denoiser, schedule, x, times, start=index, noise=lambda _, shape: torch.zeros(shape), **options)
 
     return begin
 
@@ -217,7 +217,7 @@ def _shares(begin: Begin, denoiser: PredictiveDenoiser, count: int, like: Tensor
     outputs = iter(torch.eye(count, dtype=torch.float64, device=like.device)[:, :, None, None, None].unbind())
 
     def unit(x: Tensor, u: Tensor | float) -> Prediction:
-        return Prediction(*denoiser.target.solve(next(outputs), x, *denoiser.path.per_image(u)))
+        return Prediction(*denoiser.target.solve(next(outputs), x, *denoiser.schedule.per_image(u)))
 
     zero = torch.zeros(count, 1, 1, 1, dtype=torch.float64, device=like.device)
     return next(begin(unit, zero, index)).x_next.flatten().to(like)
@@ -229,40 +229,41 @@ def _check_first_order(step: Step, expected: Tensor) -> None:
     if float((went - expected).norm()) > 1e-3 * float(went.norm()) + 1e-6:
         raise ValueError(
             f"step {step.index} is not first order: its sampler evaluates several times or remembers earlier steps. "
-            "Pass begin=beginning(sampler, path, grid); the published form takes DDIM, DDPM and Euler only"
+            "Pass begin=beginning(sampler, schedule, times); the published form takes DDIM, DDPM and Euler only"
         )
 
 
 @torch.no_grad()
-def path_steps(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Iterator[VarianceStep]:
+def trajectory_steps(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Iterator[VarianceStep]:
     """Integral of the field's variance along the trajectory so far, of `steps` that walk with `denoiser`.
 
         sum_k gamma^2(x_k, u_k) (tau_k - tau_{k+1})
 
-    The field is the path's, eps or velocity; tau is the variable in which its lines are straight, sigma / alpha or u.
+    The field is the schedule's, eps or velocity; tau is the variable in which its lines are straight, sigma / alpha
+    or u.
     """
-    path, total = denoiser.path, None
+    schedule, total = denoiser.schedule, None
     ahead = len(denoiser.visited)
     for step in steps:
         u, gamma = denoiser.visited[ahead]
         ahead = len(denoiser.visited)
-        alpha, sigma = path.coefficients(u, gamma)
+        alpha, sigma = schedule.coefficients(u, gamma)
         zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-        unit = Target(path.field).of(*denoiser.target.solve(one, zero, alpha, sigma), alpha, sigma)
+        unit = Target(schedule.field).of(*denoiser.target.solve(one, zero, alpha, sigma), alpha, sigma)
         s = step.transition.s
-        width = path.ratio(u) - path.ratio(s) if path.field == "eps" else torch.as_tensor(u - s)
+        width = schedule.ratio(u) - schedule.ratio(s) if schedule.field == "eps" else torch.as_tensor(u - s)
         term = width.to(gamma) * unit**2 * gamma
         total = term if total is None else total + term
         yield VarianceStep(step, total)
 
 
-def path_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor:
-    """The last of `path_steps`: the integral over the whole trajectory [B, C, H, W], without further evaluations.
+def trajectory_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor:
+    """The last of `trajectory_steps`: the integral over the whole trajectory [B, C, H, W], without further evaluations.
 
     Raises:
         ValueError: if the sampler was already walked.
     """
-    last = deque(path_steps(steps, denoiser), maxlen=1)
+    last = deque(trajectory_steps(steps, denoiser), maxlen=1)
     if not last:
         raise ValueError("no step to integrate over: the sampler was already walked")
     return last[0].var

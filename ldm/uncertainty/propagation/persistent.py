@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.models.diffusion.denoiser import Denoiser, Network, Prediction
-from ldm.models.diffusion.path import Path
-from ldm.models.diffusion.sampler import Step
-from ldm.models.diffusion.sampler.transition import Noise
-from ldm.uncertainty.laplace import LastLayerLaplace
-from ldm.uncertainty.posterior import MemberNetwork, Members
+from ldm.diffusion.denoiser import Denoiser, Network, Prediction
+from ldm.diffusion.samplers import Step
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.transition import Noise
+from ldm.ensembles.members import MemberNetwork, Members
+from ldm.laplace import LastLayerLaplace
 
 Sampler = Callable[..., Iterator[Step]]
 Build = Callable[[Network], Denoiser]
@@ -112,9 +112,9 @@ def sampled_steps(
     build: Build,
     network: nn.Module,
     members: Members,
-    path: Path,
+    schedule: Schedule,
     x: Tensor,
-    grid: Tensor,
+    times: Tensor,
     *,
     chunk: int | None = None,
     noise: Noise | None = None,
@@ -122,8 +122,8 @@ def sampled_steps(
 ) -> Iterator[VarianceStep]:
     """The walk of `sampled`, step by step; its arguments."""
     given = options if noise is None else {**options, "noise": _common(noise)}
-    plain = sampler(build(network), path, x, grid, **given)
-    members_walk = sampler(build(MemberNetwork(network, members, chunk)), path, x, grid, **given)
+    plain = sampler(build(network), schedule, x, times, **given)
+    members_walk = sampler(build(MemberNetwork(network, members, chunk)), schedule, x, times, **given)
     for step, each in zip(plain, members_walk, strict=True):
         yield VarianceStep(step, each.x_next.var(0), each.x_next)
 
@@ -134,9 +134,9 @@ def tangent_steps(
     build: Build,
     network: nn.Module,
     members: Members,
-    path: Path,
+    schedule: Schedule,
     x: Tensor,
-    grid: Tensor,
+    times: Tensor,
     *,
     chunk: int | None = None,
     noise: Noise | None = None,
@@ -146,7 +146,7 @@ def tangent_steps(
     denoiser = TangentDenoiser(build, network, directions_of(network, members), chunk)
     given = options if noise is None else {**options, "noise": _for_the_first(noise)}
     start = torch.cat([x[None], x.new_zeros(len(members), *x.shape)])
-    for step in sampler(denoiser, path, start, grid, **given):
+    for step in sampler(denoiser, schedule, start, times, **given):
         own = {name: getattr(step, name)[0] for name in ("x", "x0", "eps", "x_next")}
         yield VarianceStep(replace(step, **own), step.x_next[1:].square().mean(0), step.x_next[1:], True)
 
@@ -154,8 +154,9 @@ def tangent_steps(
 def sampled(*args: Any, **options: Any) -> Propagated:
     """Every member walks from the same x with the same noise: the truth that other propagations approximate.
 
-    Args, in order: sampler; `build(network) -> Denoiser`; network; members; path; the state x [B, C, H, W] at grid[0];
-    grid. By name: `chunk` (images a trunk pass holds), `noise`, and the sampler's own options.
+    Args, in order: sampler; `build(network) -> Denoiser`; network; members; schedule; the state x [B, C, H, W] at
+    times[0];
+    times. By name: `chunk` (images a trunk pass holds), `noise`, and the sampler's own options.
 
     The variance is unbiased, with relative standard error sqrt(2 / (M - 1)) a pixel.
     """

@@ -1,0 +1,224 @@
+"""Denoisers: `denoiser(x, u) -> Prediction`, from what a network regresses, by one 2x2 solve.
+
+    net(c_in x_u, t, c)  ~  a eps + b x_0          together with          x_u = alpha x_0 + sigma eps
+
+A wrapper is Denoiser -> Denoiser and is applied exactly once. Leading axes broadcast: x may be [B, C, H, W] or, with
+members, [M, B, C, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser knows of a state x = alpha x_0 + sigma eps: both parts [..., B, C, H, W].
+
+    `var_fraction` in [0, 1] places the log-variance of an ancestral step between its two bounds (Nichol and Dhariwal
+    2021, eq. 15); None where the network does not learn it.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    var_fraction: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """Coefficients of what is regressed, a eps + b x_0, and of the input scaling, as functions of (alpha, sigma)."""
+
+    name: str
+    sigma_data: float = 0.5
+
+    def __post_init__(self):
+        if self.name not in TARGETS:
+            raise ValueError(f"parameterization must be one of {sorted(TARGETS)}, got '{self.name}'")
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, c_in), each of the shape of alpha."""
+        return TARGETS[self.name](alpha, sigma, self.sigma_data)
+
+    def of(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The regression target a eps + b x_0."""
+        a, b, _ = self.coefficients(alpha, sigma)
+        return a * eps + b * x0
+
+    def solve(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_0, eps) from the network's output and the state it was given; ratios in the precision of alpha, sigma."""
+        a, b, _ = self.coefficients(alpha, sigma)
+        determinant = alpha * a - sigma * b
+        x0 = (a / determinant).to(x) * x - (sigma / determinant).to(x) * output
+        eps = (alpha / determinant).to(x) * output - (b / determinant).to(x) * x
+        return x0, eps
+
+
+def _edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Preconditioning of Karras et al. 2022, table 1, as one row of the table: F = (D - c_skip x) / c_out."""
+    norm = (sigma**2 + sigma_data**2 * alpha**2).sqrt()
+    return -sigma_data * alpha / norm, sigma / (sigma_data * norm), 1 / norm
+
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]] = {
+    "eps": lambda alpha, sigma, _: (torch.ones_like(alpha), torch.zeros_like(alpha), torch.ones_like(alpha)),
+    "x0": lambda alpha, sigma, _: (torch.zeros_like(alpha), torch.ones_like(alpha), torch.ones_like(alpha)),
+    "v": lambda alpha, sigma, _: (alpha, -sigma, torch.ones_like(alpha)),
+    "velocity": lambda alpha, sigma, _: (torch.ones_like(alpha), -torch.ones_like(alpha), torch.ones_like(alpha)),
+    "edm": _edm,
+}
+
+
+@dataclass(frozen=True)
+class ScheduleVelocity(Target):
+    """The velocity of a schedule, d x_u / d u = alpha' x_0 + sigma' eps (Lipman et al. 2023).
+
+    On the straight schedule it is the target "velocity", eps - x_0. Where alpha' sigma = alpha sigma' (a polynomial
+    schedule at
+    pure noise) it says nothing of the data, and `solve` gives no numbers: begin the times later, or regress x0 or v.
+    """
+
+    name: str = "velocity"
+    schedule: Schedule = field(default_factory=FlowSchedule)
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slope_alpha, slope_sigma = self.schedule.rates(self.schedule.time_at(sigma.double() / alpha.double()))
+        return slope_sigma.to(alpha), slope_alpha.to(alpha), torch.ones_like(alpha)
+
+
+def make_target(schedule: Schedule, name: str, sigma_data: float = 0.5) -> Target:
+    """What a network regresses on a schedule: "velocity" is the schedule's own, all else a function of the levels.
+
+    On a table of betas, which has no rates between its entries, "velocity" is eps - x_0.
+    """
+    if name == "velocity" and not isinstance(schedule, (FlowSchedule, VPSchedule)):
+        return ScheduleVelocity(name, sigma_data, schedule)
+    return Target(name, sigma_data)
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network `network(x, t, cond)` as a Denoiser: `cond` is a tensor with the batch axis first, or None.
+
+    With `learned_range` the network's output holds a second half along channels, the variance fraction in [-1, 1].
+    The solve happens in float64 coefficients and the state's own dtype; `dtype` is what the network computes in, where
+    that differs (EDM's reference keeps a float64 state around a float32 network).
+
+    A network that says `shares_x` also takes r B conditions for the B images of x, condition j for image j mod B, and
+    gives r B outputs: what does not depend on the condition then runs once for each image.
+    """
+
+    network: Network
+    schedule: Schedule
+    target: Target
+    cond: Tensor | None = None
+    learned_range: bool = False
+    dtype: torch.dtype | None = None
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        alpha, sigma = self.schedule.per_image(u)
+        scale = self.target.coefficients(alpha, sigma)[2].to(x)
+        time = self.schedule.time_to_net(u).to(device=x.device, dtype=torch.float32).expand(x.shape[-4])
+        output = self.network((scale * x).to(self.dtype or x.dtype), time, self.cond).to(x.dtype)
+        fraction = None
+        if self.learned_range:
+            output, fraction = output.chunk(2, dim=-3)
+            fraction = (fraction + 1) / 2
+        repeats = (output.shape[-4] // x.shape[-4], x.shape[-4])
+        x0, eps = self.target.solve(output.unflatten(-4, repeats), x.unsqueeze(-5), alpha, sigma)
+        return Prediction(x0.flatten(-5, -4), eps.flatten(-5, -4), fraction)
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """Classifier-free guidance (Ho and Salimans 2022): eps = e_u + s (e_c - e_u), in one batch of [null; cond].
+
+    What a network that `shares_x` computes before it reads the condition is computed once for both.
+
+    Guidance is linear, so it acts on x_0 alike; `var_fraction` is the conditional half's. s = 1 is off.
+    """
+
+    denoiser: NetworkDenoiser
+    null: Tensor
+    scale: float
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        both = replace(self.denoiser, cond=torch.cat([self.null, self.denoiser.cond]))
+        if not getattr(self.denoiser.network, "shares_x", False):
+            u = torch.as_tensor(u)
+            x, u = torch.cat([x, x], dim=-4), torch.cat([u, u]) if u.ndim else u
+        prediction = both(x, u)
+        (x0_null, x0), (eps_null, eps) = prediction.x0.chunk(2, dim=-4), prediction.eps.chunk(2, dim=-4)
+        fraction = None if prediction.var_fraction is None else prediction.var_fraction.chunk(2, dim=-4)[1]
+        return Prediction(torch.lerp(x0_null, x0, self.scale), torch.lerp(eps_null, eps, self.scale), fraction)
+
+
+def guided(denoiser: NetworkDenoiser, null: Tensor | None, scale: float) -> Denoiser:
+    """`denoiser` under classifier-free guidance; scale 1 returns it unchanged.
+
+    Raises:
+        ValueError: if guidance is asked for without a condition or a null condition.
+    """
+    if scale == 1:
+        return denoiser
+    if denoiser.cond is None or null is None:
+        raise ValueError(f"guidance scale {scale} needs a conditional model and its null class; use scale 1")
+    return GuidedDenoiser(denoiser, null, scale)
+
+
+@dataclass(frozen=True)
+class MappedDenoiser:
+    """Apply `function` to the predicted x_0 (clipping, quantisation) and, by default, re-derive eps from it.
+
+    With `rederive=False` eps stays as predicted: CompVis' quantised x_0, which breaks x = alpha x_0 + sigma eps. So it
+    does at sigma = 0, where eps does not follow from x_0.
+    """
+
+    denoiser: Denoiser
+    schedule: Schedule
+    function: Callable[[Tensor], Tensor]
+    rederive: bool = True
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        prediction = self.denoiser(x, u)
+        x0 = self.function(prediction.x0)
+        eps = prediction.eps
+        if self.rederive:
+            alpha, sigma = self.schedule.coefficients(u, x)
+            eps = torch.where(sigma > 0, (x - alpha * x0) / sigma, eps)
+        return Prediction(x0, eps, prediction.var_fraction)
+
+
+def clipped(denoiser: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoiser:
+    """Clamp x_0 to [-bound, bound], as pixel models do (`clip_denoised`)."""
+    return MappedDenoiser(denoiser, schedule, lambda x0: x0.clamp(-bound, bound))
+
+
+@dataclass(frozen=True)
+class TranslatedDenoiser:
+    """A denoiser of schedule `own` on another `schedule`: states with equal sigma / alpha differ only by their scale.
+
+    So EDM's times and solver walk a VP network, and a VP times walks an EDM network; x_0 and eps are the same.
+    """
+
+    denoiser: Denoiser
+    own: Schedule
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        u = torch.as_tensor(u, dtype=torch.float64)
+        own = self.own.time_at(self.schedule.ratio(u))
+        size, own_size = torch.hypot(*self.schedule.coefficients(u, x)), torch.hypot(*self.own.coefficients(own, x))
+        return self.denoiser(x * (own_size / size), own)

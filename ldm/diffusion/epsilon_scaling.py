@@ -1,0 +1,280 @@
+"""Epsilon scaling: divide the predicted noise by lambda in sampling, against exposure bias (Ning et al. 2024, ADM-ES).
+
+    eps' = eps / lambda,     x_0' = (x - sigma eps') / alpha = x_0 + (sigma / alpha) (1 - 1 / lambda) eps
+
+lambda = k t + b, or a table. It is one wrapper of a Denoiser, so that every evaluation of every sampler is scaled
+exactly once. Order of wrappers: guidance without a classifier, then scaling, then clipping. A classifier's gradient is
+not scaled: it comes after (`mean_shift` of ancestral sampling does). Training is unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser, MappedDenoiser, Prediction
+from ldm.diffusion.schedule import Schedule
+from ldm.util import atomic_write
+
+UNITS = ("step", "log_snr")
+DIRECTIONS = ("full", "x0_only")
+FORMAT = 1
+# Samplers whose steps use x_0 and eps as two values; the others derive one from the other.
+TWO_VALUED = ("DDIM", "DDPM")
+
+
+@dataclass(frozen=True)
+class EpsilonScaling:
+    """lambda at each noise level, and what is divided by it.
+
+    Args:
+        b: lambda where t = 0, positive; below 1 enlarges the noise. b = 1 with k = 0 is off.
+        k: growth with t. The published slopes are positive: more is taken away where there is more noise.
+        unit: what t counts. "step": the index in the respaced process as published, 0 .. S - 1 from the least noisy
+            evaluation, so that k belongs to one number of steps. "log_snr": t = -log SNR = 2 ln(sigma / alpha), 0
+            where data and noise are equal, so that k carries over between numbers of steps, schedules and schedules.
+        direction: "full" divides eps everywhere (ADM-ES, EDM-ES); "x0_only" changes x_0 and leaves eps as predicted in
+            the direction term (LDM-ES), which breaks x = alpha x_0 + sigma eps.
+        window: (low, high) of sigma / alpha between which lambda acts, ends included; None: everywhere.
+        table: pairs (-log SNR, lambda), ascending, in place of k t + b; straight between them, constant outside.
+    """
+
+    b: float = 1.0
+    k: float = 0.0
+    unit: str = "step"
+    direction: str = "full"
+    window: tuple[float, float] | None = None
+    table: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self):
+        for name, choices in (("unit", UNITS), ("direction", DIRECTIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if not (math.isfinite(self.b) and self.b > 0 and math.isfinite(self.k)):
+            raise ValueError(f"b must be positive (1 is off) and k finite, got b = {self.b}, k = {self.k}")
+        if self.window is not None and (len(self.window) != 2 or not 0 <= self.window[0] <= self.window[1]):
+            raise ValueError(f"window must be (low, high) of sigma / alpha with 0 <= low <= high, got {self.window}")
+        if self.table:
+            self._check_table()
+
+    def _check_table(self) -> None:
+        levels, factors = np.asarray(self.table, dtype=np.float64).reshape(-1, 2).T
+        if not (np.isfinite(levels).all() and (np.diff(levels) > 0).all()):
+            raise ValueError(f"the levels (-log SNR) of a table must be finite and ascend, got {levels.tolist()}")
+        if not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise ValueError(f"every lambda of a table must be positive, got {factors.tolist()}")
+        if (self.b, self.k) != (1.0, 0.0):
+            raise ValueError(f"a table replaces k t + b: leave out b and k, got b = {self.b}, k = {self.k}")
+
+    @property
+    def off(self) -> bool:
+        """Whether lambda is 1 everywhere."""
+        return self.k == 0 and self.b == 1 and all(factor == 1 for _, factor in self.table)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, as a schedule file holds them."""
+        plain = {"table": [list(pair) for pair in self.table], "window": self.window and list(self.window)}
+        return {**asdict(self), **plain}
+
+    def check_sampler(self, name: str) -> None:
+        """Refuse a direction that the sampler would silently ignore.
+
+        Raises:
+            ValueError: for "x0_only" with a sampler that combines a field, and so derives x_0 from eps or eps from x_0.
+        """
+        if self.direction == "x0_only" and not self.off and name not in TWO_VALUED:
+            raise ValueError(f"direction 'x0_only' acts in {' and '.join(TWO_VALUED)} only, not in {name}: use 'full'")
+
+
+def noise_level(schedule: Schedule, u: Tensor | float) -> Tensor:
+    """-log SNR = 2 ln(sigma / alpha), float64 of the shape of u; infinite where there is no noise or no data."""
+    return 2 * schedule.ratio(torch.as_tensor(u, dtype=torch.float64).cpu()).log()
+
+
+@dataclass(frozen=True)
+class ScaledDenoiser:
+    """A denoiser whose eps is divided by lambda; `times` [S + 1] is the sampler's.
+
+    Between times times (the middle of a midpoint step, churn) the index is interpolated; the end of the times counts as
+    its last evaluation. Where there is no data (alpha = 0: a flow's first point) x_0 does not follow from eps, and
+    lambda is 1. `var_fraction` stays: the variance of a step is not scaled.
+    """
+
+    denoiser: Denoiser
+    schedule: Schedule
+    scaling: EpsilonScaling
+    times: Tensor
+
+    def factor(self, u: Tensor | float) -> Tensor:
+        """lambda at times u, float64 of the shape of u."""
+        u = torch.as_tensor(u, dtype=torch.float64).cpu()
+        ratio = self.schedule.ratio(u)
+        if self.scaling.table:
+            levels, factors = zip(*self.scaling.table, strict=True)
+            factor = _interpolated(noise_level(self.schedule, u), levels, factors)
+        else:
+            factor = self.scaling.k * self._position(u) + self.scaling.b
+        active = ratio.isfinite()
+        if self.scaling.window is not None:
+            low, high = self.scaling.window
+            active &= (low <= ratio) & (ratio <= high)
+        return torch.where(active, factor, 1.0)
+
+    def _position(self, u: Tensor) -> Tensor:
+        """t of k t + b; levels that are infinite count as the nearest finite one of the times."""
+        if self.scaling.unit == "step":
+            times = self.times[:-1].flip(0).tolist()
+            return _interpolated(u, times, range(len(times)))
+        levels = noise_level(self.schedule, self.times)
+        levels = levels[levels.isfinite()]
+        low, high = (float(levels.min()), float(levels.max())) if len(levels) else (0.0, 0.0)
+        level = noise_level(self.schedule, u)
+        return torch.where(level.isfinite(), level, level.clamp(low, high))
+
+    def eps_variance(self, var: Tensor, u: Tensor | float) -> Tensor:
+        """Variance of the scaled eps, var / lambda^2, where a posterior gives eps the variance `var` [..., B, C, H, W].
+
+        Members are scaled one by one, so their spread needs no correction.
+        """
+        return var / _beside(self.factor(u), var) ** 2
+
+    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        prediction, factor = self.denoiser(x, u), self.factor(u)
+        if bool((factor == 1).all()):
+            return prediction
+        removed = torch.where(factor == 1, 0.0, self.schedule.ratio(u).to(factor) * (1 - 1 / factor))
+        x0 = prediction.x0 + _beside(removed, prediction.x0) * prediction.eps
+        eps = prediction.eps
+        if self.scaling.direction == "full":
+            eps = eps / _beside(factor, eps)
+        return Prediction(x0, eps, prediction.var_fraction)
+
+
+def _interpolated(at: Tensor, positions: Iterable[float], values: Iterable[float]) -> Tensor:
+    """Straight lines between (position, value), positions ascending, constant outside; of the shape of `at`."""
+    found = np.interp(at.numpy(), np.asarray(list(positions)), np.asarray(list(values), dtype=np.float64))
+    return torch.as_tensor(found, dtype=torch.float64)
+
+
+def _beside(values: Tensor, like: Tensor) -> Tensor:
+    """Values [] or [B] to multiply images [..., B, C, H, W]."""
+    return values.reshape((-1, 1, 1, 1) if values.ndim else ()).to(like)
+
+
+def _layers(denoiser: Denoiser | None) -> Iterator[Denoiser]:
+    """A denoiser and those it wraps."""
+    while denoiser is not None:
+        yield denoiser
+        denoiser = getattr(denoiser, "denoiser", None)
+
+
+def scaled(denoiser: Denoiser, schedule: Schedule, scaling: EpsilonScaling, times: Tensor) -> Denoiser:
+    """`denoiser` under epsilon scaling on a sampler's times; a scaling that is off returns it unchanged.
+
+    Wrap after guidance and before `clipped`. Clipping derives eps from x_0 again, which makes "x0_only" equal "full".
+
+    Raises:
+        ValueError: if lambda is not positive at every time of the times, or the denoiser is scaled or clipped already.
+    """
+    for layer in _layers(denoiser):
+        if isinstance(layer, ScaledDenoiser):
+            raise ValueError("this denoiser is scaled already: epsilon scaling acts once")
+        if isinstance(layer, MappedDenoiser):
+            raise ValueError("epsilon scaling comes before clipping: clipped(scaled(denoiser, ..), schedule)")
+    if scaling.off:
+        return denoiser
+    wrapped = ScaledDenoiser(denoiser, schedule, scaling, times)
+    factors = wrapped.factor(times)
+    if not bool((factors > 0).all()):
+        raise ValueError(
+            f"lambda = k t + b must be positive at every step, got {float(factors.min()):.4g} with b = {scaling.b}, "
+            f"k = {scaling.k}, unit '{scaling.unit}' on {len(times) - 1} steps"
+        )
+    return wrapped
+
+
+def tabulated(schedule: Schedule, times: Tensor, factors: Tensor, direction: str = "full") -> EpsilonScaling:
+    """The scaling whose lambda at step i is factors[i]; other grids read it by their noise levels.
+
+    Args:
+        times: [S + 1], from the noisiest; factors: [S], for the evaluations at times[:-1]. Those at infinite levels are
+            left out.
+
+    Raises:
+        ValueError: if the lengths differ, or no level is finite.
+    """
+    if len(factors) != len(times) - 1:
+        raise ValueError(f"one lambda for each step: there are {len(times) - 1} steps, got {len(factors)} factors")
+    levels = noise_level(schedule, times[:-1])
+    pairs = [(float(a), float(b)) for a, b in zip(levels, factors, strict=True) if math.isfinite(float(a))]
+    if not pairs:
+        raise ValueError("none of these times has both data and noise: take more steps")
+    return EpsilonScaling(direction=direction, table=tuple(sorted(pairs)))
+
+
+def scaling_from(mapping: Mapping[str, Any]) -> EpsilonScaling:
+    """An EpsilonScaling from the keys of its arguments, as they stand in a YAML or JSON file.
+
+    Raises:
+        ValueError: for an unknown key or a value out of range.
+    """
+    known = {field.name for field in fields(EpsilonScaling)}
+    if unknown := set(mapping) - known:
+        raise ValueError(f"epsilon scaling has no {sorted(unknown)}; its keys are {sorted(known)}")
+    values = {key: value for key, value in mapping.items() if value is not None}
+    if "window" in values:
+        values["window"] = tuple(float(end) for end in values["window"])
+    values["table"] = tuple((float(level), float(factor)) for level, factor in values.get("table", ()))
+    return EpsilonScaling(**values)
+
+
+def save_scaling(scaling: EpsilonScaling, path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write a schedule file (YAML) that `load_scaling` reads: format, b, k, unit, direction, window, table.
+
+    Raises:
+        FileExistsError: if the file exists and `overwrite` is False.
+    """
+    with atomic_write(path, overwrite) as partial:
+        OmegaConf.save(OmegaConf.create({"format": FORMAT, **scaling.as_dict()}), partial)
+
+
+def load_scaling(path: str | os.PathLike) -> EpsilonScaling:
+    """Read a schedule file, YAML or JSON.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has another format or an unknown key.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no schedule of epsilon scaling at {path}")
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is no schedule of epsilon scaling: expected 'format: {FORMAT}', b, k, ..")
+    try:
+        return scaling_from(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def published_scaling(entries: Iterable[Mapping[str, Any]], steps: int, linear: bool = False) -> EpsilonScaling:
+    """The entry of a config's `epsilon_scaling` list for a number of steps; `linear`: the one with a slope.
+
+    Raises:
+        ValueError: if the list has none.
+    """
+    entries = [dict(entry) for entry in entries]
+    for entry in entries:
+        if entry["steps"] == steps and bool(entry.get("k", 0)) == linear:
+            return scaling_from({key: value for key, value in entry.items() if key != "steps"})
+    kinds = sorted({(entry["steps"], "linear" if entry.get("k", 0) else "uniform") for entry in entries})
+    wanted = "linear" if linear else "uniform"
+    raise ValueError(f"no published {wanted} scaling for {steps} steps; there are {kinds}: give b, or estimate it")

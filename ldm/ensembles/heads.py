@@ -1,0 +1,194 @@
+"""Heads: the named parts of a model that train per ensemble member while the trunk stays frozen.
+
+A head is a tuple of state-dict patterns (`fnmatch` wildcards). A model names its own through `head_patterns`
+(`{"class_embedding": ("cond_stage_model.embedding.*",), ...}`); any list of patterns does as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+INITIALISATIONS = ("pretrained", "perturbed", "random", "anchored")
+NULL_CLASSES = ("shared", "trained", "random")
+ROW_RATES = ("none", "equal")
+
+
+def resolve_patterns(heads: str | Sequence[str], named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Turn head names and patterns into patterns: `["output", "model.x.*"]` -> `("model...out.*", "model.x.*")`."""
+    heads = [heads] if isinstance(heads, str) else list(heads)
+    patterns: list[str] = []
+    for head in heads:
+        if head in named:
+            patterns.extend(named[head])
+        elif "." in head or "*" in head:
+            patterns.append(head)
+        else:
+            raise ValueError(f"unknown head '{head}': this model has {sorted(named)}; or give a state-dict pattern")
+    return tuple(patterns)
+
+
+def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Names that fit any of the patterns, in their order.
+
+    Raises:
+        ValueError: if a pattern fits no name.
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"head pattern '{pattern}' fits no parameter of the model; for example '{names[0]}' does exist"
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def freeze_all_but(module: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Let only the heads' parameters train; return them by name."""
+    parameters = dict(module.named_parameters())
+    chosen = set(select(parameters, patterns))
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in chosen)
+    return {name: parameters[name] for name in parameters if name in chosen}
+
+
+def split(state: Mapping[str, Tensor], patterns: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a state dict into (heads, trunk)."""
+    chosen = set(select(state, patterns))
+    heads = {name: value for name, value in state.items() if name in chosen}
+    return heads, {name: value for name, value in state.items() if name not in chosen}
+
+
+def merge(trunk: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the heads' tensors in place of the trunk's.
+
+    Raises:
+        ValueError: if a head has a name or shape that the trunk does not know.
+    """
+    for name, value in heads.items():
+        if name not in trunk:
+            raise ValueError(
+                f"head '{name}' is not in the trunk it should be merged into: was it trained on another model?"
+            )
+        if trunk[name].shape != value.shape:
+            raise ValueError(f"head '{name}' has shape {tuple(value.shape)}, the trunk {tuple(trunk[name].shape)}")
+    return {**trunk, **heads}
+
+
+def row_deviations(tensor: Tensor) -> Tensor:
+    """Standard deviation of each row [K, 1, ...], where a row is all of a tensor but its first axis.
+
+    A vector is one row [1]; rows of a single entry give its size.
+    """
+    flat = tensor.detach().reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.detach()[None]
+    deviation = flat.std(1, unbiased=False) if flat.shape[1] > 1 else flat.abs().mean(1)
+    return deviation.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+@torch.no_grad()
+def initialise(
+    parameters: Mapping[str, Tensor],
+    how: str,
+    generator: torch.Generator,
+    noise: float = 0.5,
+    rows: Mapping[str, int] | None = None,
+) -> None:
+    """Set a member's starting point, in place.
+
+    `pretrained` keeps the loaded values; `perturbed` adds N(0, (noise * row standard deviation)^2), where a row is
+    all of a tensor but its first axis (the whole tensor for a vector), and `anchored` starts as it does; `random` draws
+    N(0, 1) for tables and N(0, 1 / fan_in) for the rest (biases are 0, scales of norms 1). `rows` names a row per
+    tensor that keeps its value: the shared null class of an embedding table.
+
+    Raises:
+        ValueError: if `how` is none of these.
+    """
+    if how not in INITIALISATIONS:
+        raise ValueError(f"head initialisation must be one of {INITIALISATIONS}, got '{how}'")
+    for name, tensor in parameters.items():
+        kept = None if rows is None or name not in rows else tensor[rows[name]].clone()
+        draw = torch.randn(tensor.shape, generator=generator).to(tensor)
+        if how in ("perturbed", "anchored"):
+            tensor.add_(noise * row_deviations(tensor) * draw)
+        elif how == "random":
+            if tensor.ndim > 1:
+                table = "embedding" in name or "label_emb" in name
+                tensor.copy_(draw if table else draw / tensor[0].numel() ** 0.5)
+            else:
+                tensor.fill_(float(name.endswith("weight")))
+        if kept is not None:
+            tensor[rows[name]] = kept
+
+
+@torch.no_grad()
+def initialise_low_rank(
+    a: Tensor, b: Tensor, deviations: Tensor, how: str, generator: torch.Generator, null: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Set a member's low-rank correction B A of a table [K, D], in place; return the deviations of the two draws.
+
+    `pretrained` (as published): A ~ N(0, 1), B = 0, so the rows are the table's, and members differ in A.
+    `perturbed`, `anchored`: A[:, c] ~ N(0, deviations[c]^2), B ~ N(0, 1 / R), so that an entry of row c's correction
+    has mean 0 and variance deviations[c]^2. `random`: the same with deviations of 1.
+
+    Args:
+        a: [R, K]; b: [D, R]; deviations: of the rows' perturbation [K].
+        null: column of A that is zero, so that this class has no correction while A's gradient there is zero.
+
+    Returns:
+        (of A [1, K], of B [1, 1]).
+
+    Raises:
+        ValueError: if `how` is no initialisation.
+    """
+    if how not in INITIALISATIONS:
+        raise ValueError(f"head initialisation must be one of {INITIALISATIONS}, got '{how}'")
+    spread = deviations if how in ("perturbed", "anchored") else torch.ones_like(deviations)
+    spread = spread.to(a)[None].clone()  # [1, K]
+    if null is not None:
+        spread[:, null] = 0
+    a.copy_(spread * torch.randn(a.shape, generator=generator).to(a))
+    width = torch.full((1, 1), 0.0 if how == "pretrained" else len(a) ** -0.5).to(b)
+    b.copy_(width * torch.randn(b.shape, generator=generator).to(b))
+    return spread, width
+
+
+@dataclass(frozen=True)
+class Component:
+    """Which ensemble member a run trains, from which trunk, how its heads start, and what rule trains their rows.
+
+    `null_class` is "shared" (the pretrained row, one for all members, never trained), "trained" (each member's own, by
+    label dropout), or "random" (each member's own start, never trained: as published). `anchor` is the precision of an
+    anchored member's pull to its start. `row_rates` is "none" (AdamW) or "equal" (`RowAdam`), up to `row_cap`.
+    """
+
+    index: int
+    seed: int
+    trunk_path: str
+    trunk_sha256: str
+    heads: tuple[str, ...]
+    patterns: tuple[str, ...]
+    init: str = "perturbed"
+    noise: float = 0.5
+    null_class: str = "shared"
+    anchor: float | None = None
+    row_rates: str = "none"
+    row_cap: float = 2000.0
+
+    def __post_init__(self):
+        for name, known in (("null_class", NULL_CLASSES), ("init", INITIALISATIONS), ("row_rates", ROW_RATES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"heads.{name} must be one of {known}, got '{getattr(self, name)}'")
+        if (self.anchor is not None) != (self.init == "anchored"):
+            raise ValueError(f"heads.anchor goes with heads.init: anchored, got anchor {self.anchor}, init {self.init}")
+        if self.anchor is not None and not self.anchor > 0:
+            raise ValueError(f"heads.anchor is a precision and must be positive, got {self.anchor}")
+        if not self.row_cap >= 1:
+            raise ValueError(f"heads.row_cap is the largest multiple of the learning rate, at least 1: {self.row_cap}")
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain containers, for checkpoints and YAML."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -1,0 +1,140 @@
+"""Probes of a loaded model on its own data: features kept on disk, heads chosen on validation images, one test."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from ldm.checkpoint import sha256
+from ldm.data.module import DataModuleFromConfig
+from ldm.evaluation.finetuning import Tuning, tune
+from ldm.evaluation.grid_features import GridFeatures, cached_features
+from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
+from ldm.evaluation.taps import Backbone, Place, Reading, place_name
+from ldm.jobs import step_bar
+from ldm.pipelines.features import DataStates
+from ldm.pipelines.laplace import chosen_positions as drawn_positions
+from ldm.pipelines.model import ModelPipeline
+from ldm.training.latent_cache import prepare_latents
+
+PIXELS: Place = (0.0, "pixels")
+# Seeds of test noises lie this far above those of training noises.
+TEST_SEEDS = 1000
+
+
+def chosen_positions(count: int, wanted: int | None, seed: int) -> list[int]:
+    """Ascending positions of `wanted` images of `count`, drawn by the seed; all of them where None."""
+    return sorted(drawn_positions(count, wanted, seed, "probe images"))
+
+
+class ProbeStudy:
+    """Training and test images of a model's config, and the probes of what is read from them.
+
+    Args:
+        options: seed, n_train, copies, seeds, validation, epochs, batch_size, learning_rate, standardise, draws,
+            images_per_pass, tuning_epochs, tuning_rate, latent_cache, precision (see `scripts/linear_probe.py`).
+        folder: where features are kept.
+    """
+
+    def __init__(self, pipeline: ModelPipeline, options: argparse.Namespace, folder: Path):
+        self.pipeline, self.options, self.folder = pipeline, options, folder
+        config = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True))
+        params = config.data.params
+        if options.latent_cache:
+            params.update({"latent_cache": options.latent_cache, "latent_views": options.copies})
+        if not params.get("validation"):
+            raise ValueError("the config has no data.params.validation: a probe needs images to be tested on")
+        params = OmegaConf.to_container(params)
+        self.configs = {"train": params["train"], "test": params["validation"]}
+        known = {key: value for key, value in params.items() if key not in ("global_batch_size", "test", "predict")}
+        module = DataModuleFromConfig(**{"batch_size": options.images_per_pass, **known})
+        module.setup()
+        prepare_latents(pipeline.model, config, module, pipeline.device)
+        self.data = {"train": module.dataset("train"), "test": module.dataset("validation")}
+        self.classes = self.data["train"].n_classes
+        self.positions = chosen_positions(len(self.data["train"]), options.n_train, options.seed)
+        self.training = ProbeTraining(
+            options.epochs, options.batch_size, options.learning_rate, standardise=options.standardise
+        )
+        self.seeds = range(options.seed, options.seed + options.seeds)
+
+    def states(self, split: str, copy: int = 0) -> DataStates:
+        """States of the training images (those chosen) or of all test images."""
+        positions = self.positions if split == "train" else None
+        return DataStates(self.pipeline.model, self.data[split], positions, copy, self.configs[split])
+
+    def read(
+        self, backbone: Backbone, reading: Reading, split: str, name: str, weights: str, copy: int = 0
+    ) -> GridFeatures:
+        """Features below `folder/name`, read or made."""
+        states = self.states(split, copy)
+        settings = {"weights": weights, "precision": self.options.precision, "label": backbone.cond}
+        with tqdm(total=len(states), desc=name, unit="image") as bar:
+            return cached_features(
+                states, backbone, reading, self.folder / name, settings,
+                batch_size=self.options.images_per_pass, progress=bar.update,
+            )  # fmt: skip
+
+    def _probe(self, copies: list[Arrays], labels: NDArray, tested: Callable[..., Any], name: str) -> ProbeResult:
+        with step_bar(f"{name} heads", len(self.seeds)) as progress:
+            return probe(
+                copies, labels, tested, self.classes, self.training, self.seeds, self.options.validation,
+                self.pipeline.device, progress,
+            )  # fmt: skip
+
+    def probe_backbone(
+        self, backbone: Backbone, reading: Reading, name: str, weights: str | None = None
+    ) -> ProbeResult:
+        """Probe every place of a reading; `weights` names what the backbone was given, else the pipeline checkpoint."""
+        weights = weights or sha256(self.pipeline.checkpoint)
+        copies = []
+        for copy in range(self.options.copies):
+            draws = tuple(range(copy * len(reading.draws), (copy + 1) * len(reading.draws)))
+            copies.append(self.read(backbone, replace(reading, draws=draws), "train", f"{name}_{copy}", weights, copy))
+
+        def tested(place: Place, seed: int) -> tuple[Arrays, NDArray]:
+            one = replace(reading, times=place[:1], taps={place[1]: reading.taps[place[1]]}, seed=TEST_SEEDS + seed)
+            found = self.read(backbone, one, "test", f"{name}_test_{seed}_{place_name(place)}", weights)
+            return found.arrays, found.labels
+
+        return self._probe([copy.arrays for copy in copies], copies[0].labels, tested, name)
+
+    def probe_pixels(self) -> ProbeResult:
+        """Probe the images themselves."""
+        found = {}
+        for split in ("train", "test"):
+            data, positions = self.data[split], self.positions if split == "train" else range(len(self.data[split]))
+            pixels = np.stack([data[position]["image"].flatten().numpy() for position in positions])
+            found[split] = ({PIXELS: pixels}, torch.as_tensor(data.labels)[list(positions)].numpy())
+        arrays, labels = found["train"]
+        return self._probe([arrays], labels, lambda _place, _seed: found["test"], "pixels")
+
+    def fine_tune(self, backbone: Backbone, reading: Reading, place: Place) -> list[float]:
+        """Test accuracy of the encoder up to a place, trained with its head, one entry a seed.
+
+        It learns from the images that the heads of that seed learned from: all but those of validation.
+
+        Raises:
+            ValueError: in fp16, whose small gradients would vanish.
+        """
+        if self.options.precision == "fp16":
+            raise ValueError("--finetune keeps no scale of the loss, which fp16 needs: take bf16 or float32")
+        u, tap = place
+        states, tests = self.states("train"), self.states("test")
+        training = Tuning(self.options.tuning_epochs, self.options.batch_size, self.options.tuning_rate)
+        one = replace(reading, times=(u,), taps={tap: reading.taps[tap]})
+        found = []
+        with step_bar("tuning", len(self.seeds)) as progress:
+            for seed in self.seeds:
+                rows, _ = validation_split(states.labels.numpy(), self.options.validation, seed)
+                found.append(tune(backbone, one, states, rows, tests, self.classes, training, seed, progress))
+        return found

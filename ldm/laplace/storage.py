@@ -1,0 +1,54 @@
+"""A fitted posterior on disk: `laplace.safetensors` (sums, mean, hyperparameters) and `laplace.yaml` (what it is)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.laplace.posterior import LastLayerLaplace
+from ldm.laplace.state import options_of
+from ldm.util import atomic_write
+
+FORMAT = 1
+
+
+def save_laplace(
+    laplace: LastLayerLaplace, folder: str | Path, record: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> Path:
+    """Write a fitted posterior; `record` says where it comes from (checkpoint and its sha256, data, seed).
+
+    Raises:
+        FileExistsError: if there is one and `overwrite` is False.
+        ValueError: if it is not fitted.
+    """
+    folder = Path(folder)
+    if (folder / "laplace.yaml").exists() and not overwrite:
+        raise FileExistsError(f"{folder} holds a posterior; choose another folder, or ask for it to be overwritten")
+    save_tensors(laplace.state_dict(), folder / "laplace.safetensors", {"format": str(FORMAT)}, overwrite=True)
+    spec = {"format": FORMAT, **options_of(laplace), "record": dict(record or {})}
+    with atomic_write(folder / "laplace.yaml", overwrite=True) as partial:
+        partial.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return folder
+
+
+def load_laplace(folder: str | Path, network: nn.Module) -> LastLayerLaplace:
+    """Read a posterior of `network`, whose last layer must hold the weights that it was fitted around.
+
+    Raises:
+        ValueError: if the folder holds none, one of another format, or one of other weights.
+    """
+    file = Path(folder) / "laplace.yaml"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no laplace.yaml; fit a posterior and save it there")
+    spec = yaml.safe_load(file.read_text())
+    if spec.pop("format", None) != FORMAT:
+        raise ValueError(f"{file} is not of format {FORMAT}")
+    spec.pop("record", None)
+    laplace = LastLayerLaplace(network, **spec)
+    laplace.load_state_dict(load_state_dict(file.with_name("laplace.safetensors")))
+    return laplace

@@ -1,0 +1,278 @@
+"""Sets of images to measure, whatever holds them, as bytes uint8 [B, C, H, W] by position in an explicit order.
+
+A source has a length, `read(start, stop)`, and `describe()`: what the images are and in which order. Measures look at
+bytes, as they would be stored, so that a folder, an array and a run to sample from give the same values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm.checkpoint import load_checkpoint
+from ldm.data.base import check_choice
+from ldm.data.npz import Rows
+from ldm.data.pictures import Files, decode
+from ldm.evaluation.extraction import Images
+from ldm.images import to_uint8
+from ldm.util import generator, instantiate_from_config
+
+TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
+PROBED = 8  # images whose bytes `describe` hashes
+# Names under which a file of several tensors may hold its images.
+IMAGE_NAMES = ("arr_0", "images", "samples", "x")
+
+
+def as_bytes(images: Tensor | np.ndarray, name: str) -> Tensor:
+    """uint8 [N, C, H, W] from uint8 with channels first or last, or from floats [N, C, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: for other shapes and types.
+    """
+    images = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)
+    if images.ndim == 4 and images.is_floating_point() and images.shape[1] in (1, 3):
+        return torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+    if images.ndim == 4 and images.dtype == torch.uint8 and images.shape[1] in (1, 3):
+        return images
+    if images.ndim == 4 and images.dtype == torch.uint8 and images.shape[3] in (1, 3):
+        return images.permute(0, 3, 1, 2)
+    raise ValueError(
+        f"{name}: expected images uint8 [N, H, W, C] or [N, C, H, W], or floats [N, C, H, W] in [-1, 1], with 1 or 3 "
+        f"channels; got {images.dtype} {tuple(images.shape)}"
+    )
+
+
+def probed(source: Images) -> dict[str, str]:
+    """{content_sha256: hash of some images, spread over a source}, for `describe`: tells it from others of its size,
+    such as samples drawn anew into the same folder."""
+    digest, last = hashlib.sha256(), len(source) - 1
+    for place in sorted({number * last // (PROBED - 1) for number in range(PROBED)}) if last >= 0 else ():
+        digest.update(source.read(place, place + 1).contiguous().numpy().tobytes())
+    return {"content_sha256": digest.hexdigest()}
+
+
+class FolderImages:
+    """Image files below a folder or in a .zip, sorted by their path below it (code points, "/" between parts).
+
+    Args:
+        root: folder or .zip.
+        channels: 1 (grey) or 3 (RGB).
+        image_size: shortest side to scale to, then the centre square is cut; as they are where not given.
+    """
+
+    def __init__(self, root: str | Path, channels: int = 3, image_size: int | None = None):
+        check_choice("channels", channels, (1, 3))
+        self.files, self.channels, self.image_size = Files(root), channels, image_size
+        self.names = self.files.images()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Images start .. stop - 1.
+
+        Raises:
+            ValueError: if they have different sizes.
+        """
+        images = [self._one(name) for name in self.names[start:stop]]
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
+            raise ValueError(f"images of different sizes {sorted(shapes)[:4]}; give --image_size to scale them")
+        return torch.stack(images)
+
+    def _one(self, name: str) -> Tensor:
+        pixels = decode(self.files.read(name), self.channels, self.image_size)
+        if self.image_size is not None:
+            top, left = ((side - self.image_size) // 2 for side in pixels.shape[:2])
+            pixels = pixels[top : top + self.image_size, left : left + self.image_size]
+        return pixels.permute(2, 0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        order = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        return {
+            "folder": str(self.files.roots[0]),
+            "count": len(self),
+            "order": "sorted paths",
+            "names_sha256": order,
+            **probed(self),
+            "image_size": self.image_size,
+            "channels": self.channels,
+        }
+
+
+class NpzImages:
+    """The images `arr_0`, uint8 [N, H, W, C], of an .npz file (ADM's batches), read row by row from the disk."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.rows = Rows(self.path, "arr_0")
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self.path} holds no images: expected an .npz file with arr_0") from error
+        if len(self.rows.shape) != 4 or self.rows.dtype != np.uint8:
+            raise ValueError(f"{path}: arr_0 must be uint8 [N, H, W, C], got {self.rows.dtype} {self.rows.shape}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Images start .. stop - 1."""
+        return as_bytes(self.rows.read(start, stop), str(self.path))
+
+    def describe(self) -> dict[str, Any]:
+        size = self.path.stat().st_size
+        return {"npz": str(self.path), "count": len(self), "order": "rows", "bytes": size, **probed(self)}
+
+
+class TensorImages:
+    """Images of one tensor: uint8 with channels first or last, or floats [N, C, H, W] in [-1, 1]."""
+
+    def __init__(self, images: Tensor | np.ndarray, name: str = "tensor"):
+        if images.ndim != 4:
+            raise ValueError(f"{name}: expected images with four axes, got shape {tuple(images.shape)}")
+        self.images, self.name = images, name
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> TensorImages:
+        """The tensor of a .pt, .pth or .safetensors file: the only one, or that named arr_0, images, samples or x.
+
+        Raises:
+            ValueError: if the file has no such tensor.
+        """
+        content = load_checkpoint(path)
+        if isinstance(content, Tensor):
+            return cls(content, str(path))
+        names = [name for name in IMAGE_NAMES if name in content] or list(content) * (len(content) == 1)
+        if not names:
+            raise ValueError(f"{path} holds {sorted(content)[:6]}; expected one tensor, or one named {IMAGE_NAMES}")
+        return cls(content[names[0]], str(path))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Images start .. stop - 1."""
+        return as_bytes(self.images[start:stop], self.name)
+
+    def describe(self) -> dict[str, Any]:
+        return {"tensor": self.name, "count": len(self), "order": "rows", **probed(self)}
+
+
+class DataSetImages:
+    """The images of one of the project's data sets, in its own order; `config` is what it was built from."""
+
+    def __init__(self, data: Dataset, config: Any = None):
+        self.data, self.config = data, config
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Images start .. stop - 1."""
+        images = [self.data[index]["image"] for index in range(start, min(stop, len(self)))]
+        return as_bytes(torch.stack(images).permute(0, 3, 1, 2), type(self.data).__name__)
+
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """All images uint8 [N, C, H, W] and labels [N]."""
+        parts = [self.read(start, start + 1000) for start in range(0, len(self), 1000)]
+        return torch.cat(parts), torch.as_tensor(self.data.labels)
+
+    def describe(self) -> dict[str, Any]:
+        return {"data": self.config or type(self.data).__name__, "count": len(self), "order": "data set"}
+
+
+class SampledImages:
+    """Images to be sampled from a loaded model (`ldm.pipelines.open_model`): image i is that of (seed, i).
+
+    A conditional model takes its classes in turn.
+    """
+
+    def __init__(self, pipeline: Any, count: int):
+        self.pipeline, self.count = pipeline, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Images start .. stop - 1, sampled now."""
+        classes = self.pipeline.n_classes
+        labels = [image % classes for image in range(start, stop)] if classes else None
+        images = self.pipeline.decode(self.pipeline.sample(labels, range(start, stop)))
+        return as_bytes(images, "samples")
+
+    def describe(self) -> dict[str, Any]:
+        return {"sampled": self.pipeline.describe(), "count": self.count, "order": "image numbers, classes in turn"}
+
+
+class Chosen:
+    """Some images of another source, by position, in the order given."""
+
+    def __init__(self, source: Images, positions: Sequence[int], why: str):
+        wrong = [position for position in positions if not 0 <= position < len(source)]
+        if wrong or not len(positions):
+            raise ValueError(f"{why}: expected positions 0..{len(source) - 1}, got {wrong[:5] or 'none'}")
+        self.source, self.positions, self.why = source, list(positions), why
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Images start .. stop - 1 of the choice; runs of neighbours are read together."""
+        wanted = np.asarray(self.positions[start:stop])
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        return torch.cat([self.source.read(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+    def describe(self) -> dict[str, Any]:
+        digest = hashlib.sha256(np.asarray(self.positions, dtype="<i8").tobytes()).hexdigest()
+        return {**self.source.describe(), "chosen": self.why, "count": len(self), "positions_sha256": digest}
+
+
+def positions_of(source: Images, words: Iterable[str]) -> list[int]:
+    """Positions of lines that are numbers, or for a folder paths below it.
+
+    Raises:
+        ValueError: for a path that the folder does not hold.
+    """
+    places = {name: place for place, name in enumerate(getattr(source, "names", ()))}
+    found = []
+    for word in filter(None, (word.strip() for word in words)):
+        if word in places:
+            found.append(places[word])
+        elif word.isdigit():
+            found.append(int(word))
+        else:
+            raise ValueError(f"'{word}' is neither the path of one of these {len(source)} images nor a position")
+    return found
+
+
+def load_images(path: str | Path, channels: int = 3, image_size: int | None = None) -> Images:
+    """The images of a folder, .zip, .npz, .pt, .pth or .safetensors file.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if it holds no images, or --image_size is given for an array.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no images at {path}: expected a folder, .zip, .npz, .pt or .safetensors")
+    if path.suffix in (".npz", *TENSOR_SUFFIXES):
+        if image_size is not None:
+            raise ValueError(f"image_size acts on image files, {path} is an array")
+        return NpzImages(path) if path.suffix == ".npz" else TensorImages.of_file(path)
+    return FolderImages(path, channels, image_size)
+
+
+def real_images(config: Any, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `most` images [N, H, W, C] and labels [N] of the data set of a config, drawn by the seed."""
+    data = instantiate_from_config(config)
+    chosen = torch.randperm(len(data), generator=generator("real", seed))[:most].tolist()
+    items = [data[index] for index in chosen]
+    return np.stack([item["image"].numpy() for item in items]), np.asarray([item["class_label"] for item in items])

@@ -1,0 +1,88 @@
+"""Last-layer posteriors of a loaded model: what they are fitted to, and where they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ldm.diffusion.noise import TrainingDraws
+from ldm.laplace import LastLayerLaplace, Observation, load_laplace
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.pipelines.model import ModelPipeline
+from ldm.util import generator
+
+
+@torch.no_grad()
+def observations(
+    model: LatentDiffusion,
+    data: Dataset,
+    positions: Sequence[int] | None = None,
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int = 16,
+    workers: int = 0,
+) -> Iterator[Observation]:
+    """What the network is trained on, of some images of a data set: `draws` rows of (x_t, t, cond) for each.
+
+    Times, noises and label dropout are those of training (any path), drawn from (seed, position, draw): so they depend
+    neither on the batch nor on who else is fitted, and fits of parts of the data merge into the fit of all.
+
+    Args:
+        data: items with the model's `first_stage_key` [H, W, C] and, if conditional, its `cond_stage_key`.
+        positions: all where None; batch_size: images, `draws` rows each.
+
+    Yields rows of one image one after the other, inputs scaled as the network takes them, targets as it regresses them.
+    """
+    positions = range(len(data)) if positions is None else positions
+    sampled = TrainingDraws(seed, purpose="laplace")
+    loader = DataLoader(Subset(data, list(positions)), batch_size, num_workers=workers)
+    device, done = next(model.parameters()).device, 0
+    for batch in loader:
+        numbers = positions[done : done + batch_size]
+        done += len(numbers)
+        z = model.get_input(
+            {**batch, model.first_stage_key: batch[model.first_stage_key].to(device)}, model.first_stage_key
+        )
+        drawn = [sampled(number, range(draws), z.shape[1:], model.num_timesteps) for number in numbers]
+        t, noise, uniform = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+        z, noise, t = z.repeat_interleave(draws, 0), noise.to(z), model.drawn_times(t)
+        cond = None
+        if model.cond_stage_model is not None:
+            cond = batch[model.cond_stage_key].to(device).repeat_interleave(draws, 0)
+            if model.label_dropout:
+                cond = torch.where(uniform < model.label_dropout, torch.full_like(cond, model.null_class), cond)
+        x, time = model.network_input(model.q_sample(z, t, noise), t)
+        yield Observation(x, time, cond, model.target.of(z, noise, *model.levels(t, z)))
+
+
+def chosen_positions(size: int, count: int | None, seed: int, purpose: str = "laplace") -> list[int]:
+    """`count` positions of a data set in random order, all where None; each purpose draws its own.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    if count is not None and not 1 <= count <= size:
+        raise ValueError(f"the data set holds {size} images, {count} were asked for")
+    return torch.randperm(size, generator=generator(purpose, seed))[:count].tolist()
+
+
+def new_posterior(pipeline: ModelPipeline, **options: Any) -> LastLayerLaplace:
+    """An unfitted posterior of the loaded model's last layer; options of `LastLayerLaplace`.
+
+    Of a network that learns its variance besides (ADM) only the regressed half has one.
+    """
+    return LastLayerLaplace(pipeline.model.network, outputs=pipeline.model.channels, **options)
+
+
+def open_posterior(pipeline: ModelPipeline, folder: str | Path) -> LastLayerLaplace:
+    """The posterior that `scripts/fit_laplace.py` wrote, of the loaded model.
+
+    Raises:
+        ValueError: if the folder holds none, or that of other weights.
+    """
+    return load_laplace(folder, pipeline.model.network)

@@ -1,0 +1,234 @@
+"""Variances of a loaded model's samples under a posterior of its last layer, by every method, one call."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser
+from ldm.diffusion.epsilon_scaling import scaled
+from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.samplers import Step
+from ldm.diffusion.samplers.registry import Sampler
+from ldm.ensembles.members import Members
+from ldm.laplace import LastLayerLaplace
+from ldm.models.autoencoder import IdentityFirstStage
+from ldm.pipelines.laplace import open_posterior
+from ldm.pipelines.model import ModelPipeline, open_model
+from ldm.uncertainty.propagation import (
+    PredictiveDenoiser,
+    VarianceStep,
+    bayesdiff,
+    beginning,
+    decoded_draws,
+    decoded_members,
+    decoded_tangents,
+    sampled_steps,
+    tangent_steps,
+    trajectory_steps,
+)
+from ldm.util import derive_seed, generator
+
+METHODS = {
+    "persistent": "sampled weights, each held for the whole walk: the truth within its sampling error",
+    "tangents": "its first-order limit: derivatives in the directions of the draws",
+    "bayesdiff": "weights drawn anew at every step, total variance",
+    "bayesdiff_skip": "the same with states drawn at every few steps, slopes held between",
+    "published": "BayesDiff as published, with its defects; samplers of one evaluation a step",
+    "published_skip": "BayesDiff-Skip as published",
+    "path": "integral of the predictive variance along the plain walk, no further evaluations",
+}
+SAMPLED = ("persistent", "tangents")  # weights held for the whole walk, through whatever acts on predictions
+HYPERPARAMETERS = ("prior_precision", "sigma_noise", "temperature")
+ONE_EVALUATION = ("DDIM", "DDPM", "Euler")  # samplers whose step is affine in one evaluation
+
+
+@dataclass(frozen=True)
+class PosteriorPipeline:
+    """A loaded model with a posterior of its last layer.
+
+    Args:
+        draws: members of `persistent`, directions of `tangents`; the same weights for every image.
+        particles: states that `bayesdiff` draws around the sampler's.
+        every: steps between two draws of the `_skip` forms.
+    """
+
+    pipeline: ModelPipeline
+    laplace: LastLayerLaplace
+    draws: int = 16
+    particles: int = 10
+    every: int = 5
+    _members: list[Members] = field(default_factory=list)
+
+    @property
+    def chunk(self) -> int:
+        """States in one pass of the trunk."""
+        return self.pipeline.passes.limit or 64
+
+    @property
+    def members(self) -> Members:
+        """Draws of the weights, one set for all images."""
+        if not self._members:
+            source = generator("laplace members", self.pipeline.options.seed)
+            self._members.append(self.laplace.sample(self.draws, source).to(self.pipeline.device))
+        return self._members[0]
+
+    def noise(self, images: Sequence[int]) -> ImageNoise:
+        return self.pipeline.noise(images)
+
+    def initial(self, images: Sequence[int]) -> Tensor:
+        """States at the times' first time."""
+        model = self.pipeline.model
+        return self.noise(images).initial((len(images), *model.latent_shape)) * model.schedule.prior_std
+
+    def conditions(self, labels: Sequence[int] | None) -> tuple[Tensor | None, Tensor | None]:
+        """Classes and null classes [B], or None for each that the model does not have."""
+        if labels is None:
+            return None, None
+        cond, null = self.pipeline.labels(labels, null=True), self.pipeline.model.null_class
+        return cond, None if null is None else torch.full_like(cond, null)
+
+    def build(self, labels: Sequence[int] | None) -> Callable[[Network], Denoiser]:
+        """network -> the denoiser that samples with it."""
+        cond, _ = self.conditions(labels)
+
+        def denoiser(network: Network) -> Denoiser:
+            return self.pipeline.denoiser(cond, network)
+
+        return denoiser
+
+    def predictive(self, labels: Sequence[int] | None) -> PredictiveDenoiser:
+        """The denoiser that knows the variance of its output, epsilon scaling included; no clipping, no classifier."""
+        pipeline, (cond, null) = self.pipeline, self.conditions(labels)
+        model, wrappers = pipeline.model, pipeline.wrappers
+        around = scaled(
+            NetworkDenoiser(model.network, model.schedule, model.target),
+            model.schedule,
+            wrappers.scaling,
+            pipeline.times,
+        )
+        factor = None if wrappers.scaling.off else around.factor
+        return PredictiveDenoiser(
+            self.laplace, model.schedule, model.target, cond, null, pipeline.scale, chunk=self.chunk, factor=factor
+        )
+
+    def plain(self, labels: Sequence[int] | None, images: Sequence[int]) -> Iterator[Step]:
+        """The plain sampler's walk."""
+        pipeline = self.pipeline
+        denoiser = self.build(labels)(pipeline.model.network)
+        where = (pipeline.model.schedule, self.initial(images), pipeline.times)
+        return self.sampler(labels)(denoiser, *where, noise=self.noise(images))
+
+    def sampler(self, labels: Sequence[int] | None) -> Sampler:
+        """The chosen sampler for these classes."""
+        return self.pipeline.sampler_for(self.conditions(labels)[0])
+
+    def check(self, method: str) -> None:
+        """Raise a ValueError unless there is such a method and it knows this sampler and what acts on predictions."""
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {sorted(METHODS)}, got '{method}'")
+        wrappers, sampler = self.pipeline.wrappers, self.pipeline.options.sampler
+        if method not in SAMPLED and (wrappers.clip or wrappers.classifier is not None):
+            raise ValueError(f"{method} knows neither clipping nor a classifier: use {' or '.join(SAMPLED)}")
+        if method.startswith("bayesdiff") and sampler == "Dopri5":
+            raise ValueError(
+                f"Dopri5 chooses its steps by the state, so {method} cannot draw states around one: use path, "
+                f"{' or '.join(SAMPLED)}"
+            )
+        if method.startswith("published") and sampler not in ONE_EVALUATION:
+            raise ValueError(
+                f"{sampler} is not first order, and {method} takes {', '.join(ONE_EVALUATION)} only: use bayesdiff"
+            )
+
+    def steps(self, method: str, labels: Sequence[int] | None, images: Sequence[int]) -> Iterator[VarianceStep]:
+        """The plain sampler's steps with the variance of each state, by one of `METHODS`.
+
+        Args:
+            labels: [B], None for an unconditional model; images: numbers [B], which name the noise.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(method)
+        pipeline, model = self.pipeline, self.pipeline.model
+        if method in SAMPLED:
+            walk = sampled_steps if method == "persistent" else tangent_steps
+            chunk = self.chunk if method == "persistent" else max(1, self.chunk // len(images))
+            where = (model.network, self.members, model.schedule, self.initial(images), pipeline.times)
+            return walk(self.sampler(labels), self.build(labels), *where, chunk=chunk, noise=self.noise(images))
+        denoiser = self.predictive(labels)
+        if method == "path":
+            where = (model.schedule, self.initial(images), pipeline.times)
+            return trajectory_steps(self.sampler(labels)(denoiser, *where, noise=self.noise(images)), denoiser)
+        published = method.startswith("published")
+        begin = None
+        if pipeline.options.sampler not in ONE_EVALUATION and not published:
+            begin = beginning(self.sampler(labels), model.schedule, pipeline.times)
+        source = ImageNoise(derive_seed("particles", pipeline.options.seed), tuple(images), device=pipeline.device)
+        return bayesdiff(
+            self.plain(labels, images),
+            denoiser,
+            particles=self.particles,
+            source=source,
+            form="published" if published else "total",
+            every=self.every if method.endswith("_skip") else 1,
+            begin=begin,
+        )
+
+    @property
+    def latent(self) -> bool:
+        """Whether the sampler walks in a first stage's latents."""
+        return not isinstance(self.pipeline.model.first_stage_model, IdentityFirstStage)
+
+    def pixel_variance(self, last: VarianceStep, images: Sequence[int]) -> Tensor:
+        """Variance of the pixels [B, C, H, W] at the end of a walk.
+
+        Members are decoded, tangents pushed through the decoder (without quantisation, which has no derivative); a
+        recursion, which knows neither, is decoded from independent draws of its latents.
+        """
+        model, z = self.pipeline.model, last.step.x_next
+        if not self.latent:
+            return last.var
+        plain = {"force_not_quantize": True} if hasattr(model.first_stage_model, "quantize") else {}
+        if last.members is None:
+            noise = ImageNoise(derive_seed("latents", self.pipeline.options.seed), tuple(images))
+            return decoded_draws(lambda z: model.decode_first_stage(z, **plain), z, last.var, noise)
+        if last.tangent:
+            chunk = max(1, self.chunk // len(z))
+            return decoded_tangents(lambda z: model.decode_first_stage(z, **plain), z, last.members, chunk)
+        return decoded_members(model.decode_first_stage, last.members, self.chunk)
+
+
+def open_walks(options: argparse.Namespace) -> PosteriorPipeline:
+    """The model and posterior that the options of `add_model_arguments` and `add_posterior_arguments` name.
+
+    Raises:
+        ValueError: if the posterior is of other weights, or its fit did not gather for --curvature.
+    """
+    pipeline = open_model(options)
+    laplace = open_posterior(pipeline, options.posterior)
+    if options.curvature is not None:
+        laplace = laplace.with_curvature(options.curvature)
+    for name in HYPERPARAMETERS:
+        if getattr(options, name) is not None:
+            setattr(laplace, name, getattr(options, name))
+    laplace.covariance()
+    return PosteriorPipeline(pipeline, laplace, options.draws, options.particles, options.every)
+
+
+def describe_walks(walks: PosteriorPipeline) -> dict[str, Any]:
+    """What the variances depend on besides the samples."""
+    laplace, options = walks.laplace, walks.pipeline.options
+    return {
+        "posterior": options.posterior,
+        "curvature": laplace.curvature,
+        "prior_precision": laplace.prior_precision,
+        "sigma_noise": laplace.sigma_noise.tolist(),
+        "temperature": laplace.temperature,
+        **{name: getattr(walks, name) for name in ("draws", "particles", "every")},
+    }

@@ -1,0 +1,98 @@
+"""How the network of a loaded model runs: precision, memory layout, compiled code. Each falls back with a message."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.memory import is_out_of_memory, keep_freed_memory
+from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# CUDA graphs save the time between kernels, which counts where there are few images.
+GRAPH_ROWS = 64
+
+
+class FastFeatures:
+    """`unet.features` under autocast and compiled: the frozen trunk, where nearly all of the operations are.
+
+    The solve, the samplers and every estimate stay outside and keep their precision; the features come out in the type
+    of `unet.out`. Under `torch.func` transforms and forward derivatives the code runs uncompiled.
+
+    Code is compiled for each number of images anew, up to torch's limit of such numbers; others run uncompiled.
+
+    Args:
+        plain: `unet.features`.
+        device: where it runs.
+        precision: of matrix products and convolutions, see `PRECISIONS`.
+        compiled: use `torch.compile`, with CUDA graphs for up to `GRAPH_ROWS` images.
+    """
+
+    def __init__(self, plain: Callable[..., Tensor], device: torch.device, precision: str, compiled: bool):
+        self.plain, self.device = plain, device
+        self.dtype = supported(precision, device)
+        self.compiled = compiled
+        # Of a frozen network on the CPU, weights may be laid out once for its kernels.
+        own = {"options": {"freezing": True}} if device.type == "cpu" else {}
+        self._whole = torch.compile(plain, dynamic=False, **own) if compiled else plain
+        graphs = compiled and device.type == "cuda"
+        self._graphed = torch.compile(plain, dynamic=False, mode="reduce-overhead") if graphs else None
+
+    def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            if not self.compiled or in_functorch() or in_forward_mode() or torch.is_grad_enabled():
+                return self.plain(x, emb, context)
+            try:
+                return self._fast(x, emb, context)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                log.warning("--compile: this network does not compile here (%s); it runs as it is", reason)
+                self.compiled = False
+                return self.plain(x, emb, context)
+
+    def _fast(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        rows = max(len(x), len(emb), 0 if context is None else len(context))
+        if self._graphed is None or rows > GRAPH_ROWS:
+            return self._whole(x, emb, context)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._graphed(x, emb, context).clone()  # the next call overwrites what a graph returns
+
+
+def supported(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type of a precision on a device; None is float32, also where the device has no such arithmetic."""
+    dtype = PRECISIONS[precision]
+    if dtype is None:
+        return None
+    if device.type == "cuda":
+        possible = dtype != torch.bfloat16 or torch.cuda.is_bf16_supported()
+    else:
+        features = torch.backends.cpu.get_cpu_capability()
+        possible = dtype == torch.bfloat16 and "AVX512" in features
+    if not possible:
+        log.warning("--precision %s: not on this %s; it runs in float32", precision, device.type)
+        return None
+    return dtype
+
+
+def speed_up(unet: nn.Module, options: argparse.Namespace, device: torch.device) -> None:
+    """Run a frozen UNet as the options of `ldm.arguments.add_speed_arguments` say."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("precision", "channels_last", "compile")}
+    if given["channels_last"]:
+        unet.to(memory_format=torch.channels_last)
+    if given["precision"] == "float32" and not given["compile"]:
+        return
+    if not hasattr(unet, "features"):
+        log.warning("--precision, --compile: %s has no separate trunk; it runs as it is", type(unet).__name__)
+        return
+    unet.features = FastFeatures(unet.features, device, given["precision"], given["compile"])

@@ -1,0 +1,157 @@
+"""What the options put around a model's denoiser: epsilon scaling, clipping, a classifier's gradient; in this order."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import sha256
+from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
+from ldm.diffusion.denoiser import Denoiser, clipped
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, load_scaling, published_scaling, scaled
+from ldm.diffusion.samplers import SAMPLERS, ancestral
+from ldm.models.autoencoder import IdentityFirstStage
+from ldm.models.diffusion.classifier import NoisyClassifier
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.config import load_config
+from ldm.util import instantiate_from_config
+
+PUBLISHED = ("published", "published-linear")
+
+
+@dataclass(frozen=True)
+class GuidingClassifier:
+    """A classifier of noisy images, ready to guide: `module(x, t) -> logits [B, n_classes]`."""
+
+    module: nn.Module
+    n_classes: int
+    scale: float
+    checkpoint: Path
+
+    def score(self, model: LatentDiffusion, labels: Tensor) -> ClassifierScore:
+        return ClassifierScore(self.module, model.schedule, labels, self.scale)
+
+    def describe(self) -> dict[str, Any]:
+        """What guided images depend on."""
+        return {"sha256": sha256(self.checkpoint), "scale": self.scale}
+
+
+@dataclass(frozen=True)
+class Wrappers:
+    """Epsilon scaling, clipping and a classifier, each of which may be off, around the denoiser of `model`."""
+
+    model: LatentDiffusion
+    scaling: EpsilonScaling
+    clip: bool
+    classifier: GuidingClassifier | None
+
+    def wrap(self, denoiser: Denoiser, times: Tensor, sampler: str, labels: Tensor | None) -> Denoiser:
+        """`denoiser` as `sampler` shall see it; ancestral sampling takes the classifier by `mean_shift` instead."""
+        path = self.model.schedule
+        denoiser = scaled(denoiser, path, self.scaling, times)
+        denoiser = clipped(denoiser, path) if self.clip else denoiser
+        if self.classifier is None or SAMPLERS[sampler] is ancestral:
+            return denoiser
+        return classifier_guided(denoiser, self.classifier.score(self.model, labels))
+
+    def mean_shift(self, sampler: str, labels: Tensor | None):
+        """What ancestral sampling adds to its means, if it is guided by a classifier."""
+        guided = self.classifier is not None and SAMPLERS[sampler] is ancestral
+        return self.classifier.score(self.model, labels).mean_shift if guided else None
+
+    def describe(self) -> dict[str, Any]:
+        """What the outputs depend on; None where a wrapper is off."""
+        return {
+            "epsilon_scaling": None if self.scaling.off else self.scaling.as_dict(),
+            "clip_denoised": self.clip or None,
+            "classifier": None if self.classifier is None else self.classifier.describe(),
+        }
+
+
+def make_wrappers(
+    options: argparse.Namespace, model: LatentDiffusion, config: Mapping[str, Any], device: torch.device
+) -> Wrappers:
+    """The wrappers that the options of `ldm.arguments.add_wrapper_arguments` ask for.
+
+    Raises:
+        ValueError: for options that exclude each other, or that the model or the sampler cannot follow.
+    """
+    clip = model.clip_denoised if options.clip_denoised is None else options.clip_denoised
+    if clip and not isinstance(model.first_stage_model, IdentityFirstStage):
+        raise ValueError("--clip_denoised is for models of pixels in [-1, 1]; this one diffuses latents")
+    scaling = scaling_of(options, config)
+    scaling.check_sampler(options.sampler)
+    if clip and scaling.direction == "x0_only" and not scaling.off:
+        raise ValueError("--eps_direction x0_only has no effect on clipped models: eps follows from the clipped x_0")
+    return Wrappers(model, scaling, clip, load_guiding_classifier(options, model, device))
+
+
+def scaling_of(options: argparse.Namespace, config: Mapping[str, Any]) -> EpsilonScaling:
+    """The schedule of `--eps_schedule`, or k t + b from the other options; each of these changes a schedule, too.
+
+    Raises:
+        ValueError: for a schedule together with b or k.
+    """
+    b, slope, file = options.eps_scaler, options.eps_slope, options.eps_schedule
+    if file is not None:
+        if b is not None or slope is not None:
+            raise ValueError("--eps_schedule replaces --eps_scaler and --eps_slope: give the file, or b and k")
+        scaling = load_scaling(file)
+    elif b in PUBLISHED:
+        if slope is not None:
+            raise ValueError(f"--eps_scaler {b} brings its own slope: leave out --eps_slope")
+        scaling = published_of(config.get("epsilon_scaling"), options.ddim_steps, linear=b != PUBLISHED[0])
+    else:
+        scaling = EpsilonScaling(1.0 if b is None else b, slope or 0.0)
+    given = {"unit": options.eps_unit, "window": options.eps_window, "direction": options.eps_direction}
+    given = {name: tuple(value) if name == "window" else value for name, value in given.items() if value is not None}
+    return replace(scaling, **given)
+
+
+def published_of(entries: Iterable[Mapping[str, Any]] | None, steps: int | str | None, linear: bool) -> EpsilonScaling:
+    """The config's published scaling for a number of steps, given as a number or as a respacing "100"."""
+    count = int(str(steps).removeprefix("ddim")) if str(steps).removeprefix("ddim").isdigit() else None
+    if not entries or count is None:
+        raise ValueError(
+            "--eps_scaler published needs a config with a section epsilon_scaling (configs/guided-diffusion) and the "
+            f"number of steps (--steps 100); got --steps {steps}"
+        )
+    return published_scaling(entries, count, linear)
+
+
+def load_guiding_classifier(
+    options: argparse.Namespace, model: LatentDiffusion, device: torch.device
+) -> GuidingClassifier | None:
+    """The classifier of `--classifier_config` with the weights of `--classifier_ckpt`; None where there is none.
+
+    The config is that of a `NoisyClassifier`, or names the network itself (configs/guided-diffusion).
+
+    Raises:
+        ValueError: if one of the two is missing, or the classifier was trained on other noise levels than the model.
+    """
+    given = (options.classifier_config, options.classifier_ckpt)
+    if given == (None, None):
+        if options.classifier_scale is not None:
+            raise ValueError("--classifier_scale needs --classifier_config and --classifier_ckpt")
+        return None
+    if None in given:
+        raise ValueError("guidance by a classifier needs both --classifier_config and --classifier_ckpt")
+    spec = load_config([options.classifier_config]).model
+    found = instantiate_from_config(spec)
+    if not isinstance(found, NoisyClassifier):
+        found = NoisyClassifier.around(found)
+    elif not found.knows(model.schedule):
+        raise ValueError(f"{options.classifier_config} is a classifier for other noise levels than the model's")
+    found.init_from_ckpt(options.classifier_ckpt)
+    module = found.classifier.to(device).eval().requires_grad_(False)
+    shape = (1, model.channels, model.image_size, model.image_size)
+    with torch.no_grad():
+        n_classes = module(torch.zeros(shape, device=device), torch.zeros(1, device=device)).shape[-1]
+    scale = 1.0 if options.classifier_scale is None else options.classifier_scale
+    return GuidingClassifier(module, n_classes, scale, Path(options.classifier_ckpt))

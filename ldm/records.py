@@ -1,0 +1,65 @@
+"""Records of what produced an output: command, options, revision, versions; and the refusal to replace outputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.util import atomic_write
+
+
+def revision() -> str:
+    """The git commit of the code, with `+` where files were changed; `unknown` outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def record(options: argparse.Namespace | Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What produced an output: command, options, revision, versions, time."""
+    given = vars(options) if isinstance(options, argparse.Namespace) else dict(options)
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "options": {
+            key: value if isinstance(value, (int, float, bool, list, type(None))) else str(value)
+            for key, value in given.items()
+        },
+        "revision": revision(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **more,
+    }
+
+
+def write_record(
+    path: str | Path, options: argparse.Namespace | Mapping[str, Any], overwrite: bool = False, **more: Any
+) -> None:
+    """Write `record(...)` as JSON beside an output."""
+    with atomic_write(path, overwrite) as partial:
+        partial.write_text(json.dumps(record(options, **more), indent=1, default=str) + "\n")
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Before anything is computed, make sure that outputs may be written.
+
+    Raises:
+        FileExistsError: naming the first that exists, unless `overwrite`.
+    """
+    found = next((path for path in paths if path.exists()), None)
+    if found is not None and not overwrite:
+        raise FileExistsError(f"{found} exists; choose another --out, or add --overwrite")

@@ -1,0 +1,175 @@
+"""Tables of what was measured of each class: rows, curves, and what they say of the bins and of hidden classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldm.data.bins import class_size_order
+from ldm.evaluation.detection import Interval, against_class_sizes, auroc, bootstrap_interval, mean_interval
+from ldm.pipelines import EnsemblePipeline
+from ldm.report.plots import Curve
+from ldm.uncertainty.information import saturation
+
+Result = Mapping[str, Any]  # of a class: lists over the noises, as kept in its file
+MEANS = (
+    "mean_pairwise_distance",
+    "epistemic_variance",
+    "aleatoric_variance",
+    "ssim",
+    "lpips",
+    "mi_certain",
+    "mi_uncertain",
+    "distance_certain",
+    "distance_uncertain",
+    "distance_between",
+)
+KINDS = ("one-step", "multi-step")
+EXPLAINED = (
+    "mi_*: one-step mutual information (nats) of the first branched step, given the shared state z_b; mean, s.d. and "
+    "95 % interval (Student) over n noises, each averaged over the base members; mi_base_sd: s.d. of the class's mean "
+    "over base members",
+    "multistep_*: the same of the last step, between chains that have parted before",
+    "ssim: structural similarity between members' pictures, mean over pairs and noises (lower: more diverse); "
+    "lpips: their learned perceptual distance (higher: more diverse)",
+    "*_certain, *_uncertain: among the members that saw the class, that did not; a group of one gives 0 nats",
+)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def class_row(label: int, result: Result, pipeline: EnsemblePipeline) -> dict[str, Any]:
+    """A line of the table."""
+    interval = mean_interval(result["mi"])
+    by_base = np.asarray(result["mi_by_base"]).mean(1)
+    row = {
+        "class": label,
+        "name": pipeline.class_names[label],
+        "bin": str(pipeline.bins.get(label, "unknown")),
+        "n": interval.n,
+        "mi_mean": interval.mean,
+        "mi_sd": _finite(interval.sd),
+        "mi_low": _finite(interval.low),
+        "mi_high": _finite(interval.high),
+        "mi_base_sd": float(by_base.std(ddof=1)) if len(by_base) > 1 else None,
+        "saturation": saturation(torch.tensor(result["mi"]), pipeline.members) if pipeline.members > 1 else 0.0,
+    }
+    row.update({name: _finite(float(np.mean(result[name]))) for name in MEANS if name in result})
+    if "curve" in result:
+        last = mean_interval(result["curve"][-1])
+        row.update(multistep_mean=last.mean, multistep_sd=_finite(last.sd))
+    groups = pipeline.groups(label)
+    if groups is not None:
+        row.update(certain=" ".join(map(str, groups.certain)), uncertain=" ".join(map(str, groups.uncertain)))
+    return row
+
+
+def curve_rows(label: int, result: Result, pipeline: EnsemblePipeline) -> list[dict[str, Any]]:
+    """The step curve of a class: one line a step after the branch."""
+    rows, times = [], pipeline.times.tolist()
+    for place, values in enumerate(result["curve"]):
+        step, interval = pipeline.branch + place, mean_interval(values)
+        rows.append(
+            {
+                "class": label,
+                "bin": str(pipeline.bins.get(label, "unknown")),
+                "step": step,
+                "from_t": times[step],
+                "to_t": times[step + 1],
+                "kind": KINDS[place > 0],
+                "mi_mean": interval.mean,
+                "mi_sd": _finite(interval.sd),
+                "mi_low": _finite(interval.low),
+                "mi_high": _finite(interval.high),
+            }
+        )
+    return rows
+
+
+def ordered_bins(rows: Sequence[Mapping[str, Any]], column: str = "mi_mean") -> dict[str, list[float]]:
+    """{bin: values of its classes}, smallest class_size first."""
+    order = {row["bin"]: float(row["bin"]) if row["bin"].isdigit() else math.inf for row in rows}
+    return {name: [row[column] for row in rows if row["bin"] == name] for name in sorted(order, key=order.__getitem__)}
+
+
+def bin_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """One curve a bin over the time that a step leads to: the mean over its classes, and the least and largest."""
+    times = sorted({row["to_t"] for row in rows}, reverse=True)
+    curves = {}
+    for name in ordered_bins(rows):
+        own = [[row["mi_mean"] for row in rows if row["bin"] == name and row["to_t"] == time] for time in times]
+        curves[name] = Curve(times, [np.mean(v) for v in own], [min(v) for v in own], [max(v) for v in own])
+    return curves
+
+
+def bin_means(rows: Sequence[Mapping[str, Any]], **more: Any) -> list[dict[str, Any]]:
+    """One line a bin: number of classes, and mean and s.d. over them of each quantity that was measured."""
+    columns = [name for name in ("mi_mean", "multistep_mean", *MEANS) if name in rows[0]]
+    lines = []
+    for name in ordered_bins(rows):
+        own = [row for row in rows if row["bin"] == name]
+        line: dict[str, Any] = {**more, "bin": name, "classes": len(own)}
+        for column in columns:
+            values = [row[column] for row in own if row[column] is not None]
+            line[column.removesuffix("_mean")] = float(np.mean(values)) if values else None
+            line[f"{column.removesuffix('_mean')}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        lines.append(line)
+    return lines
+
+
+def _masked_summary(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Are the members that did not see a class less sure of it than those that did?
+
+    By mean distances: they have one scale for groups of any size, while mutual information ends at ln of the size.
+    """
+    pairs = [(row["distance_certain"], row["distance_uncertain"]) for row in rows]
+    pairs = [pair for pair in pairs if None not in pair]
+    if not pairs:
+        return {}, ["groups: no class has two members or more on both sides; nothing to compare"]
+    ratios = [math.log(max(uncertain, 1e-300) / max(certain, 1e-300)) for certain, uncertain in pairs]
+    ratio = bootstrap_interval(lambda logs: math.exp(np.mean(logs)), ratios, seed=0)
+    scores, positives = np.asarray(pairs).ravel(), np.tile([False, True], len(pairs))
+    area = bootstrap_interval(auroc, scores, positives, seed=0, strata=positives)
+    found = {"hidden_to_seen": ratio._asdict(), "auroc_groups": area._asdict(), "compared_classes": len(pairs)}
+    words = [
+        f"distance among members that did not see a class / among those that did = {_words(ratio)} (geometric mean)",
+        f"AUROC(hidden against seen, distances in {len(pairs)} classes) = {_words(area)}",
+    ]
+    return found, words
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], pipeline: EnsemblePipeline) -> tuple[dict[str, Any], list[str]]:
+    """What the table says, as numbers and as words: how MI follows the bins, with intervals over classes; and, for
+    masked classes, whether the members that did not see a class disagree more than those that did."""
+    found: dict[str, Any] = {
+        "classes": len(rows),
+        "saturation": float(np.mean([row["saturation"] for row in rows])),
+        "bins": bin_means(rows),
+    }
+    if pipeline.masked:
+        more, words = _masked_summary(rows)
+        return {**found, **more}, words
+    known = [row for row in rows if row["class"] in pipeline.bins]
+    class_sizes = [class_size_order(pipeline.bins[row["class"]]) for row in known]
+    if len(set(class_sizes)) < 2:
+        return found, ["bins: none recorded, or one only; no correlation"]
+    scores = against_class_sizes([row["mi_mean"] for row in known], class_sizes)
+    few = ", ".join(f"{class_size:g}" for class_size in scores.few)
+    largest = known[int(np.argmax(class_sizes))]["bin"]
+    found["spearman"] = {**scores.spearman._asdict(), "ceiling": -scores.ceiling}
+    found["auroc"] = {**scores.auroc._asdict(), "positives": scores.few, "negatives": largest}
+    words = [
+        f"Spearman(images per class, mean MI) = {_words(scores.spearman)} (ties cap it at -{scores.ceiling:.3f})",
+        f"AUROC({few} images against {largest}) = {_words(scores.auroc)}",
+    ]
+    return found, words
+
+
+def _words(interval: Interval) -> str:
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
