@@ -18,10 +18,10 @@ from typing import Any
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.samplers import SAMPLERS
-from ldm.evaluation.detection import spearman
 from ldm.experiments import timing
 from ldm.experiments.classes import measure_classes
 from ldm.pipelines import open_ensemble
+from ldm.stats import spearman
 from ldm.uncertainty.branch import branch
 
 REFERENCE = ("DDIM", 200)

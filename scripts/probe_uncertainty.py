@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from ldm.cli import HelpFormatter, run_script
-from ldm.evaluation.detection import spearman
 from ldm.records import write_record
 from ldm.report.probes import scatter
 from ldm.report.tables import markdown_table, read_csv, write_csv
+from ldm.stats import spearman
 from ldm.util import generator
 
 RESAMPLES = 2000

@@ -26,7 +26,6 @@ from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, ddim, vp_times
 from ldm.diffusion.schedule import VPSchedule, make_betas
-from ldm.evaluation.detection import spearman
 from ldm.experiments.toy_posterior import (
     GaussianMembers,
     NormalInverseGamma,
@@ -38,6 +37,7 @@ from ldm.records import write_record
 from ldm.report.plots import Curve
 from ldm.report.tables import write_csv
 from ldm.report.toy import Growth, PlaneMap, Scatter, toy_figure
+from ldm.stats import spearman
 from ldm.uncertainty.branch import branch, branch_index
 from ldm.uncertainty.information import mutual_information
 from ldm.uncertainty.monte_carlo import monte_carlo_information

@@ -52,7 +52,17 @@ LEVELS = {
     "ldm.report": 9.5,
     "ldm.commands": 10,
 }
-BASE = {"ldm", "ldm.util", "ldm.checkpoint", "ldm.jobs", "ldm.lr_scheduler", "ldm.memory", "ldm.images", "ldm.records"}
+BASE = {
+    "ldm",
+    "ldm.util",
+    "ldm.checkpoint",
+    "ldm.jobs",
+    "ldm.lr_scheduler",
+    "ldm.memory",
+    "ldm.images",
+    "ldm.records",
+    "ldm.stats",
+}
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}
 MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint")
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}

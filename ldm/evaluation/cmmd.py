@@ -8,14 +8,13 @@ Sums over all pairs are gathered tile by tile: memory does not grow with N^2, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ldm.evaluation.statistics import (
-    Estimate,
     Features,
     blocks,
     check_features,
@@ -23,6 +22,7 @@ from ldm.evaluation.statistics import (
     percentile_interval,
     resample_weights,
 )
+from ldm.stats import Interval
 from ldm.util import generator
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -129,7 +129,7 @@ def mmd2(
     seed: int = 0,
     device="cpu",
     reference_sums: GramSums | None = None,
-) -> Estimate:
+) -> Interval:
     """MMD^2 over all pairs, with its bootstrap interval over the samples, the reference held fixed.
 
     The interval is that of percentiles; of the biased estimate, +- 1.96 standard deviations (see `normal_interval`).
@@ -164,14 +164,14 @@ def cmmd(
     scale: float = CMMD_SCALE,
     biased: bool = False,
     **options,
-) -> Estimate:
+) -> Interval:
     """CMMD: `scale` times the Gaussian-kernel MMD^2 (Jayasumana et al. 2024, arXiv 2401.09603).
 
     The published choices are sigma 10, scale 1000 and unit-length CLIP ViT-L/14-336 embeddings. `options` are those of
     `mmd2`.
     """
     found = mmd2(partial(gaussian_kernel, sigma=sigma), reference, samples, biased, **options)
-    return Estimate(*(scale * value for value in found))
+    return replace(found, estimate=scale * found.estimate, low=scale * found.low, high=scale * found.high)
 
 
 def kid_subsets(
@@ -195,5 +195,5 @@ def kid_subsets(
         for features in (reference, samples):
             chosen = torch.randperm(len(features), generator=source)[:subset_size].sort().values
             drawn.append(torch.as_tensor(features[chosen.numpy()]).double())
-        values.append(mmd2(cubic_kernel, *drawn).value)
+        values.append(mmd2(cubic_kernel, *drawn).estimate)
     return torch.tensor(values, dtype=torch.float64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import Estimate, Features, Statistics, moments, normal_interval, resample_weights
+from ldm.evaluation.statistics import Features, Statistics, moments, normal_interval, resample_weights
+from ldm.stats import Interval
 
 
 def square_root(covariance: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def _resampled_distance(a: Statistics, b: Statistics, root_a: Tensor) -> float:
 
 def fid(
     reference: Statistics, samples: Features, resamples: int = 0, seed: int = 0, device: str | torch.device = "cpu"
-) -> Estimate:
+) -> Interval:
     """FID of samples [N, D] against a reference, with an interval for the draw of the samples.
 
     The interval is value +- 1.96 bootstrap standard deviations over the samples, the reference held fixed. It is not
@@ -79,7 +80,7 @@ def fid(
     root = square_root(reference.covariance)
     value = _distance(reference, own, root)
     if not resamples:
-        return Estimate(value)
+        return Interval(value)
     drawn = [
         _resampled_distance(reference, moments(samples, weights, device).statistics(), root)
         for weights in resample_weights(len(samples), resamples, "fid", seed)

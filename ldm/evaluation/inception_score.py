@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import Estimate, Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.evaluation.statistics import Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.stats import Interval
 from ldm.util import generator
 
 
@@ -49,10 +50,10 @@ def _score(predictions: Tensor, weights: Tensor | None = None) -> Tensor:
     return (spread - share @ certain).exp().squeeze(0)
 
 
-def inception_score_interval(predictions: Tensor, resamples: int = 0, seed: int = 0) -> Estimate:
+def inception_score_interval(predictions: Tensor, resamples: int = 0, seed: int = 0) -> Interval:
     """Score of all images as one part, with its percentile bootstrap interval over the images."""
     value = float(inception_score(predictions))
     if not resamples:
-        return Estimate(value)
+        return Interval(value)
     weights = resample_weights(len(predictions), resamples, "inception score", seed)
     return percentile_interval(value, torch.atleast_1d(_score(predictions.double(), weights)))

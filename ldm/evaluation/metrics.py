@@ -30,7 +30,8 @@ from ldm.evaluation.precision_recall import (
     precision_recall,
     squared_radii,
 )
-from ldm.evaluation.statistics import Estimate, Statistics
+from ldm.evaluation.statistics import Statistics
+from ldm.stats import Interval
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Reference:
         return self._radii[k]
 
 
-Named = dict[str, tuple[Estimate, str]]
+Named = dict[str, tuple[Interval, str]]
 RESAMPLED, SPREAD = "bootstrap of the samples, percentiles", "bootstrap of the samples, +- 1.96 s.d."
 
 
@@ -112,9 +113,9 @@ def _is(reference: Reference, samples: FeatureSet, options: Options) -> Named:
     return found
 
 
-def _mean_and_spread(values: torch.Tensor) -> Estimate:
+def _mean_and_spread(values: torch.Tensor) -> Interval:
     mean, spread = float(values.mean()), float(values.std()) if len(values) > 1 else float("nan")
-    return Estimate(mean, mean - spread, mean + spread)
+    return Interval(mean, mean - spread, mean + spread)
 
 
 def _kid(reference: Reference, samples: FeatureSet, options: Options) -> Named:
@@ -225,5 +226,5 @@ def measure(
         used = None if METRICS[name].reference == "nothing" else len(reference.features) or None
         for label, (estimate, interval) in METRICS[name].compute(reference, samples, options).items():
             covers = interval if estimate.low == estimate.low else ""
-            rows.append(Row(label, *estimate, covers, len(samples), used))
+            rows.append(Row(label, estimate.estimate, estimate.low, estimate.high, covers, len(samples), used))
     return rows

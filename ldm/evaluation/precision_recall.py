@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.cmmd import TILE, squared_distances
-from ldm.evaluation.statistics import Estimate, Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.evaluation.statistics import Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.stats import Interval
 
 PRECISION_K, DENSITY_K = 3, 5
 
@@ -60,15 +61,15 @@ def ball_counts(points: Features, centres: Features, radii: Tensor, device="cpu"
 class PrecisionRecall(NamedTuple):
     """Share of samples that look real, and share of the reference that the samples reach; both in [0, 1]."""
 
-    precision: Estimate
-    recall: Estimate
+    precision: Interval
+    recall: Interval
 
 
 class DensityCoverage(NamedTuple):
     """Mean number of reference balls around a sample over k (1 for equal laws), and share of balls with a sample."""
 
-    density: Estimate
-    coverage: Estimate
+    density: Interval
+    coverage: Interval
 
 
 def precision_recall(
@@ -91,7 +92,7 @@ def precision_recall(
     inside = ball_counts(samples, reference, radii, device)[0] > 0
     reached = ball_counts(reference, samples, squared_radii(samples, k, device), device)[0] > 0
     return PrecisionRecall(
-        mean_interval(inside, resamples, "precision", seed), mean_interval(reached, resamples, "recall", seed)
+        bootstrap_mean(inside, resamples, "precision", seed), bootstrap_mean(reached, resamples, "recall", seed)
     )
 
 
@@ -113,15 +114,15 @@ def density_coverage(
     radii = squared_radii(reference, k, device) if radii is None else radii
     balls, held = ball_counts(samples, reference, radii, device)
     return DensityCoverage(
-        mean_interval(balls.double() / k, resamples, "density", seed),
-        mean_interval(held > 0, resamples, "coverage", seed),
+        bootstrap_mean(balls.double() / k, resamples, "density", seed),
+        bootstrap_mean(held > 0, resamples, "coverage", seed),
     )
 
 
-def mean_interval(values: Tensor, resamples: int, *keys: int | str) -> Estimate:
+def bootstrap_mean(values: Tensor, resamples: int, *keys: int | str) -> Interval:
     """Mean of values [N] with its percentile bootstrap interval."""
     values = values.double()
     mean = float(values.mean())
     if not resamples:
-        return Estimate(mean)
+        return Interval(mean)
     return percentile_interval(mean, resample_weights(len(values), resamples, *keys) @ values / len(values))

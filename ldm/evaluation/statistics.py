@@ -9,26 +9,18 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ldm.stats import Interval
 from ldm.util import atomic_write, generator
 
 Features = Tensor | NDArray[np.floating]
 BLOCK = 1024  # rows
 NORMAL_95 = 1.959963984540054
-
-
-class Estimate(NamedTuple):
-    """A value with the ends of its 95 % interval; NaN where no interval was asked for."""
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
 
 
 def check_features(name: str, features: Features, least: int = 1) -> None:
@@ -123,25 +115,25 @@ def resample_weights(count: int, resamples: int, *keys: int | str) -> Tensor:
     return weights
 
 
-def percentile_interval(value: float, resampled: Tensor, level: float = 0.95) -> Estimate:
+def percentile_interval(value: float, resampled: Tensor, level: float = 0.95) -> Interval:
     """`value` with the percentile interval of its bootstrap values [R]; those that are NaN are left out."""
     resampled = resampled[~resampled.isnan()].double()
     if not len(resampled):
-        return Estimate(value)
+        return Interval(value)
     ends = torch.quantile(resampled, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
-    return Estimate(value, float(ends[0]), float(ends[1]))
+    return Interval(value, float(ends[0]), float(ends[1]), resamples=len(resampled))
 
 
-def normal_interval(value: float, resampled: Tensor) -> Estimate:
+def normal_interval(value: float, resampled: Tensor) -> Interval:
     """`value` +- 1.96 standard deviations of its bootstrap values [R].
 
     For statistics with a bias that resampling adds once more (FID, V-statistics): their bootstrap values lie to one
     side of the estimate, their spread is still right.
     """
     if len(resampled) < 2:
-        return Estimate(value)
+        return Interval(value)
     reach = NORMAL_95 * float(resampled.double().std())
-    return Estimate(value, value - reach, value + reach)
+    return Interval(value, value - reach, value + reach, resamples=len(resampled))
 
 
 PUBLISHED = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers import Step
-from ldm.evaluation.detection import mean_interval
 from ldm.evaluation.diversity import pairwise_lpips, pairwise_ssim
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.modules.losses import LPIPS
 from ldm.pipelines import EnsemblePipeline
+from ldm.stats import mean_interval
 from ldm.uncertainty.quantities import Estimator, group_quantities, quantities, step_curve
 
 # Kept samples have their noises on this axis; everything else on the last.

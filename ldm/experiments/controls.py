@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ldm.data.bins import class_size_order
-from ldm.evaluation.detection import Interval, against_class_sizes, bootstrap_interval, spearman
+from ldm.evaluation.detection import against_class_sizes
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.pipelines import EnsemblePipeline
+from ldm.stats import Interval, bootstrap_interval, spearman
 from ldm.uncertainty.information import paide
 
 TABLE = "cond_stage_model.embedding.weight"
@@ -175,5 +176,5 @@ def pooled_scores(
 def over_runs(values: Sequence[float]) -> Interval:
     """Mean of a value that every run has, with its bootstrap interval over runs; NaN for the interval of one run."""
     if len(values) == 1:
-        return Interval(values[0], math.nan, math.nan, 0)
+        return Interval(values[0], n=1)
     return bootstrap_interval(lambda sample: float(np.mean(sample)), values, seed=0)

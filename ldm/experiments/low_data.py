@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.evaluation.detection import auroc, mean_interval
 from ldm.evaluation.recognition import nearest_distances
 from ldm.experiments.variance_benchmarks import METHODS, Row
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, new_posterior, observations
+from ldm.stats import auroc, mean_interval
 
 NEIGHBOUR = "distance to the nearest training image"
 RENOISED = "gamma^2 of the re-noised sample"
@@ -80,7 +80,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         interval = mean_interval([row["difference"] for row in own])
         means = {key: float(np.mean([row[key] for row in own])) for key in ("low_data", "control")}
         found.append(
-            {"score": name, **means, "difference": interval.mean, "low": interval.low, "high": interval.high}
+            {"score": name, **means, "difference": interval.estimate, "low": interval.low, "high": interval.high}
             | {"models": interval.n}
         )
     return found

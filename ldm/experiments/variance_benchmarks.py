@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.ensembles.members import Members
-from ldm.evaluation.detection import mean_interval
 from ldm.laplace import LastLayerLaplace, Refits, bootstrap
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions, new_posterior, observations
-from ldm.uncertainty.agreement import agreement, spearman
+from ldm.stats import mean_interval, rank_correlation
+from ldm.uncertainty.agreement import agreement
 from ldm.uncertainty.aleatoric import data_posterior
 from ldm.uncertainty.propagation import all_directions, bayesdiff, sampled, tangents, trajectory_integral
 from ldm.uncertainty.propagation.bayesflow import bayesflow
@@ -216,10 +216,17 @@ def alignment(
         x, source = model.schedule.noised(x0, eps, u), None if probes is None else generator("probes", number)
         found = data_posterior(denoiser, model.schedule, x, u, probes=probes, generator=source)
         errors = (found.mean - x0).square()
-        ranks = mean_interval(spearman(found.var.flatten(1).double().cpu(), errors.flatten(1).double().cpu()))
-        images = spearman(found.total.double().cpu(), errors.flatten(1).sum(1).double().cpu())
+        variances = found.var.flatten(1).double().cpu().numpy()
+        ranks = mean_interval(rank_correlation(variances, errors.flatten(1).double().cpu().numpy()))
+        sums = errors.flatten(1).sum(1).double().cpu().numpy()
+        images = rank_correlation(found.total.double().cpu().numpy(), sums)
         ratio = float(found.total.mean() / errors.flatten(1).sum(1).mean())
-        own = {"pixel": ranks.mean, "pixel_half": (ranks.high - ranks.low) / 2, "image": float(images), "ratio": ratio}
+        own = {
+            "pixel": ranks.estimate,
+            "pixel_half": (ranks.high - ranks.low) / 2,
+            "image": float(images),
+            "ratio": ratio,
+        }
         rows.append({"noise_share": share, **own, "negative": found.negative})
     return rows
 

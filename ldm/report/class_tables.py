@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ldm.data.bins import class_size_order
-from ldm.evaluation.detection import Interval, against_class_sizes, auroc, bootstrap_interval, mean_interval
+from ldm.evaluation.detection import against_class_sizes
 from ldm.pipelines import EnsemblePipeline
 from ldm.report.plots import Curve
+from ldm.stats import Interval, batched_auroc, bootstrap_interval, mean_interval
 from ldm.uncertainty.information import saturation
 
 Result = Mapping[str, Any]  # of a class: lists over the noises, as kept in its file
@@ -53,7 +54,7 @@ def class_row(label: int, result: Result, pipeline: EnsemblePipeline) -> dict[st
         "name": pipeline.class_names[label],
         "bin": str(pipeline.bins.get(label, "unknown")),
         "n": interval.n,
-        "mi_mean": interval.mean,
+        "mi_mean": interval.estimate,
         "mi_sd": _finite(interval.sd),
         "mi_low": _finite(interval.low),
         "mi_high": _finite(interval.high),
@@ -63,7 +64,7 @@ def class_row(label: int, result: Result, pipeline: EnsemblePipeline) -> dict[st
     row.update({name: _finite(float(np.mean(result[name]))) for name in MEANS if name in result})
     if "curve" in result:
         last = mean_interval(result["curve"][-1])
-        row.update(multistep_mean=last.mean, multistep_sd=_finite(last.sd))
+        row.update(multistep_mean=last.estimate, multistep_sd=_finite(last.sd))
     groups = pipeline.groups(label)
     if groups is not None:
         row.update(certain=" ".join(map(str, groups.certain)), uncertain=" ".join(map(str, groups.uncertain)))
@@ -83,7 +84,7 @@ def curve_rows(label: int, result: Result, pipeline: EnsemblePipeline) -> list[d
                 "from_t": times[step],
                 "to_t": times[step + 1],
                 "kind": KINDS[place > 0],
-                "mi_mean": interval.mean,
+                "mi_mean": interval.estimate,
                 "mi_sd": _finite(interval.sd),
                 "mi_low": _finite(interval.low),
                 "mi_high": _finite(interval.high),
@@ -135,8 +136,8 @@ def _masked_summary(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], 
     ratios = [math.log(max(uncertain, 1e-300) / max(certain, 1e-300)) for certain, uncertain in pairs]
     ratio = bootstrap_interval(lambda logs: math.exp(np.mean(logs)), ratios, seed=0)
     scores, positives = np.asarray(pairs).ravel(), np.tile([False, True], len(pairs))
-    area = bootstrap_interval(auroc, scores, positives, seed=0, strata=positives)
-    found = {"hidden_to_seen": ratio._asdict(), "auroc_groups": area._asdict(), "compared_classes": len(pairs)}
+    area = bootstrap_interval(batched_auroc, scores, positives, seed=0, strata=positives, batched=True)
+    found = {"hidden_to_seen": ratio.as_dict(), "auroc_groups": area.as_dict(), "compared_classes": len(pairs)}
     words = [
         f"distance among members that did not see a class / among those that did = {_words(ratio)} (geometric mean)",
         f"AUROC(hidden against seen, distances in {len(pairs)} classes) = {_words(area)}",
@@ -162,8 +163,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], pipeline: EnsemblePipeline) -> 
     scores = against_class_sizes([row["mi_mean"] for row in known], class_sizes)
     few = ", ".join(f"{class_size:g}" for class_size in scores.few)
     largest = known[int(np.argmax(class_sizes))]["bin"]
-    found["spearman"] = {**scores.spearman._asdict(), "ceiling": -scores.ceiling}
-    found["auroc"] = {**scores.auroc._asdict(), "positives": scores.few, "negatives": largest}
+    found["spearman"] = {**scores.spearman.as_dict(), "ceiling": -scores.ceiling}
+    found["auroc"] = {**scores.auroc.as_dict(), "positives": scores.few, "negatives": largest}
     words = [
         f"Spearman(images per class, mean MI) = {_words(scores.spearman)} (ties cap it at -{scores.ceiling:.3f})",
         f"AUROC({few} images against {largest}) = {_words(scores.auroc)}",

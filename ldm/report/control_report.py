@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ldm.evaluation.detection import spearman
 from ldm.experiments.controls import over_runs, pooled_scores, same_class
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import markdown_table, write_csv
+from ldm.stats import spearman
 from ldm.util import atomic_write
 
 Row = Mapping[str, Any]
@@ -64,7 +64,7 @@ def baseline_table(runs: Mapping[int, Mapping[float, Sequence[Row]]], controls: 
             each = [value for value in each if value == value]  # a run without differences in quality has none
             found = over_runs(each) if each else None
             names = (f"rho_{quality}", f"rho_{quality}_low", f"rho_{quality}_high")
-            row.update(zip(names, found[:3] if found else (None,) * 3, strict=True))
+            row.update(zip(names, (found.estimate, found.low, found.high) if found else (None,) * 3, strict=True))
         table.append(row)
     return table
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
+
+from ldm.stats import rank_correlation
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,10 @@ def agreement(found: Tensor, true: Tensor) -> Agreement:
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise ValueError("maps hold values that are not finite: did a trajectory diverge?")
     return Agreement(
-        pixel=float(np.mean(spearman(a, b))),
-        image=float(spearman(a.sum(1), b.sum(1))),
-        overall=float(spearman(a.flatten(), b.flatten())),
+        pixel=float(rank_correlation(a.numpy(), b.numpy()).mean()),
+        image=float(rank_correlation(a.sum(1).numpy(), b.sum(1).numpy())),
+        overall=float(rank_correlation(a.flatten().numpy(), b.flatten().numpy())),
         total=float(a.sum() / b.sum()),
         error=float((a - b).norm() / b.norm()),
         negative=float((a < 0).double().mean()),
     )
-
-
-def spearman(a: Tensor, b: Tensor) -> np.ndarray:
-    """Spearman's rank correlation along the last axis [..., N] -> [...]; ties share a mean rank, constants give 0."""
-    ranks = [rankdata(values.numpy(), axis=-1) for values in (a, b)]
-    x, y = (values - values.mean(-1, keepdims=True) for values in ranks)
-    norm = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    return np.divide((x * y).sum(-1), norm, out=np.zeros_like(norm), where=norm > 0)

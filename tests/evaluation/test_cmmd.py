@@ -53,20 +53,20 @@ def test_mmd_equals_explicit_sums_over_pairs(monkeypatch, kernel, of_pair, biase
     monkeypatch.setattr(module, "TILE", 5)  # several tiles, the last one smaller
     x, y = draw(13, 3, key=1), draw(11, 3, key=2) + 0.4
     expected = explicit(of_pair, x, y, biased)
-    assert mmd2(kernel, y, x, biased).value == pytest.approx(expected, rel=1e-9)
-    assert mmd2(kernel, y.numpy(), x.numpy(), biased).value == pytest.approx(expected, rel=1e-9)
+    assert mmd2(kernel, y, x, biased).estimate == pytest.approx(expected, rel=1e-9)
+    assert mmd2(kernel, y.numpy(), x.numpy(), biased).estimate == pytest.approx(expected, rel=1e-9)
 
 
 def test_cmmd_is_its_published_scaling_of_the_mmd():
     x, y = draw(20, 4, key=1), draw(15, 4, key=2)
-    assert cmmd(y, x).value == pytest.approx(1000 * explicit(partial(gaussian_of_pair, sigma=10.0), x, y), rel=1e-6)
-    assert cmmd(y, x, biased=True).value > cmmd(y, x).value
+    assert cmmd(y, x).estimate == pytest.approx(1000 * explicit(partial(gaussian_of_pair, sigma=10.0), x, y), rel=1e-6)
+    assert cmmd(y, x, biased=True).estimate > cmmd(y, x).estimate
 
 
 def test_biased_estimate_of_a_set_with_itself_is_zero_and_the_unbiased_one_is_negative():
     x = draw(30, 4)
-    assert cmmd(x, x, biased=True).value == pytest.approx(0, abs=1e-9)
-    assert cmmd(x, x).value < 0
+    assert cmmd(x, x, biased=True).estimate == pytest.approx(0, abs=1e-9)
+    assert cmmd(x, x).estimate < 0
 
 
 def test_expectation_of_gaussians_in_closed_form():
@@ -79,9 +79,9 @@ def test_expectation_of_gaussians_in_closed_form():
     exact = 2 * scale * (1 - math.exp(-(shift**2) / (2 * (sigma**2 + 2))))
     kernel = partial(gaussian_kernel, sigma=sigma)
     sets = [(draw(100, 1, key=key), draw(50, 1, key=key + 500) + shift) for key in range(40)]
-    values = np.array([mmd2(kernel, y, x).value for x, y in sets])
+    values = np.array([mmd2(kernel, y, x).estimate for x, y in sets])
     assert values.mean() == pytest.approx(exact, abs=4 * values.std() / math.sqrt(40))
-    above = np.mean([mmd2(kernel, y, x, biased=True).value for x, y in sets]) - values.mean()
+    above = np.mean([mmd2(kernel, y, x, biased=True).estimate for x, y in sets]) - values.mean()
     assert above == pytest.approx((1 / 100 + 1 / 50) * (1 - scale), rel=0.05)
 
 
@@ -116,12 +116,12 @@ def test_bootstrap_is_the_mmd_of_the_resampled_rows_without_pairs_of_one_image()
 def test_interval_covers_the_value_and_follows_the_seed():
     x, y = draw(80, 3, key=7) + 0.5, draw(90, 3, key=8)
     found = mmd2(cubic_kernel, y, x, resamples=100, seed=1)
-    assert found.low < found.value < found.high
-    assert found.value == pytest.approx(mmd2(cubic_kernel, y, x).value, rel=1e-12)
+    assert found.low < found.estimate < found.high
+    assert found.estimate == pytest.approx(mmd2(cubic_kernel, y, x).estimate, rel=1e-12)
     assert found == mmd2(cubic_kernel, y, x, resamples=100, seed=1)
     assert found != mmd2(cubic_kernel, y, x, resamples=100, seed=2)
     biased = mmd2(cubic_kernel, y, x, True, resamples=100, seed=1)
-    assert biased.low < biased.value < biased.high
+    assert biased.low < biased.estimate < biased.high
 
 
 def test_kid_is_torchmetrics():
@@ -132,14 +132,14 @@ def test_kid_is_torchmetrics():
     metric.update(samples, real=False)
     expected = float(metric.compute()[0])
     assert kid_subsets(reference, samples, subsets=1, subset_size=60).item() == pytest.approx(expected, rel=1e-4)
-    assert mmd2(cubic_kernel, reference, samples).value == pytest.approx(expected, rel=1e-4)
+    assert mmd2(cubic_kernel, reference, samples).estimate == pytest.approx(expected, rel=1e-4)
 
 
 def test_kid_of_subsets_scatters_around_that_of_all_pairs():
     reference, samples = draw(200, 4, key=11), draw(200, 4, key=12) + 0.5
     values = kid_subsets(reference.numpy(), samples.numpy(), subsets=60, subset_size=50, seed=3)
     error = float(values.std()) / math.sqrt(60)
-    assert float(values.mean()) == pytest.approx(mmd2(cubic_kernel, reference, samples).value, abs=4 * error)
+    assert float(values.mean()) == pytest.approx(mmd2(cubic_kernel, reference, samples).estimate, abs=4 * error)
     assert torch.equal(values, kid_subsets(reference, samples, subsets=60, subset_size=50, seed=3))
     with pytest.raises(ValueError, match=r"2\.\.200"):
         kid_subsets(reference, samples)

@@ -102,7 +102,7 @@ def test_fid_of_samples_is_torchmetrics(two_sets):
     metric = FrechetInceptionDistance(feature=Identity())
     metric.update(reference, real=True)
     metric.update(samples, real=False)
-    found = fid(moments(reference).statistics(), samples).value
+    found = fid(moments(reference).statistics(), samples).estimate
     assert found == pytest.approx(float(metric.compute()), rel=1e-4)
 
 
@@ -127,16 +127,16 @@ def test_interval_is_that_of_distances_of_resampled_rows(two_sets, count):
         for weights in resample_weights(count, 12, "fid", 3)
     ]
     spread = 1.959963984540054 * float(torch.tensor(drawn, dtype=torch.float64).std())
-    assert (found.value - found.low, found.high - found.value) == pytest.approx((spread, spread), rel=1e-6)
+    assert (found.estimate - found.low, found.high - found.estimate) == pytest.approx((spread, spread), rel=1e-6)
 
 
 def test_interval_covers_the_spread_of_new_samples():
     """Its width against the spread over 40 fresh sets; the standard deviation of a s.d. from 40 draws is 11 %."""
     reference = gaussian(np.zeros(4), np.eye(4))
     found = fid(reference, draw(200, 4, key=10) + 0.5, resamples=40, seed=1)
-    fresh = torch.tensor([fid(reference, draw(200, 4, key=100 + key) + 0.5).value for key in range(40)])
+    fresh = torch.tensor([fid(reference, draw(200, 4, key=100 + key) + 0.5).estimate for key in range(40)])
     assert (found.high - found.low) / (2 * 1.96) == pytest.approx(float(fresh.std()), rel=0.5)
-    assert found.low < found.value < found.high
+    assert found.low < found.estimate < found.high
     assert found == fid(reference, draw(200, 4, key=10) + 0.5, resamples=40, seed=1)
     assert found != fid(reference, draw(200, 4, key=10) + 0.5, resamples=40, seed=2)
 
@@ -146,7 +146,7 @@ def test_bias_falls_as_one_over_n_and_is_extrapolated_away():
     reference = gaussian(np.zeros(4), np.eye(4))
     counts = torch.tensor([50, 100, 400] * 20)
     values = torch.tensor(
-        [fid(reference, draw(int(n), 4, key=1000 + i)).value for i, n in enumerate(counts)], dtype=torch.float64
+        [fid(reference, draw(int(n), 4, key=1000 + i)).estimate for i, n in enumerate(counts)], dtype=torch.float64
     )
     means = [float(values[counts == n].mean()) for n in (50, 100, 400)]
     assert means[0] / means[1] == pytest.approx(2, rel=0.3) and means[1] / means[2] == pytest.approx(4, rel=0.3)

@@ -47,7 +47,7 @@ def test_parts_are_scored_apart_and_a_seed_undoes_an_order_by_class():
 def test_interval_covers_the_score_and_needs_resamples():
     p = probabilities(logits(300, 5))
     found = inception_score_interval(p, resamples=100, seed=1)
-    assert found.value == pytest.approx(inception_score(p).item()) and found.low < found.value < found.high
+    assert found.estimate == pytest.approx(inception_score(p).item()) and found.low < found.estimate < found.high
     assert found == inception_score_interval(p, resamples=100, seed=1)
     assert math.isnan(inception_score_interval(p).low)
 

@@ -48,13 +48,13 @@ def test_every_row_is_its_function(sets):
         "sfid": frechet_distance(*(moments(s.spatial).statistics() for s in sets)),
         "is": float(inception_score(probabilities(samples.logits))),
         "is_2_splits": float(inception_score(probabilities(samples.logits), 2, seed=0).mean()),
-        "kid": mmd2(cubic_kernel, reference.pooled, samples.pooled).value,
-        "cmmd": cmmd(reference.pooled, samples.pooled).value,
-        "cmmd_biased": cmmd(reference.pooled, samples.pooled, biased=True).value,
-        "precision": precision_recall(reference.pooled, samples.pooled).precision.value,
-        "recall": precision_recall(reference.pooled, samples.pooled).recall.value,
-        "density": density_coverage(reference.pooled, samples.pooled).density.value,
-        "coverage": density_coverage(reference.pooled, samples.pooled).coverage.value,
+        "kid": mmd2(cubic_kernel, reference.pooled, samples.pooled).estimate,
+        "cmmd": cmmd(reference.pooled, samples.pooled).estimate,
+        "cmmd_biased": cmmd(reference.pooled, samples.pooled, biased=True).estimate,
+        "precision": precision_recall(reference.pooled, samples.pooled).precision.estimate,
+        "recall": precision_recall(reference.pooled, samples.pooled).recall.estimate,
+        "density": density_coverage(reference.pooled, samples.pooled).density.estimate,
+        "coverage": density_coverage(reference.pooled, samples.pooled).coverage.estimate,
     }
     assert set(rows) == {*expected, "kid_subsets"}
     for name, value in expected.items():
@@ -68,8 +68,8 @@ def test_a_reference_keeps_what_it_computed_for_its_own_settings(sets):
     reference = Reference(sets[0])
     for sigma, k in ((10.0, 3), (2.0, 5), (10.0, 3)):
         rows = measure(["cmmd", "precision_recall"], reference, sets[1], Options(0, 0, sigma=sigma, precision_k=k))
-        assert rows[0].value == pytest.approx(cmmd(sets[0].pooled, sets[1].pooled, sigma).value)
-        assert rows[1].value == precision_recall(sets[0].pooled, sets[1].pooled, k).precision.value
+        assert rows[0].value == pytest.approx(cmmd(sets[0].pooled, sets[1].pooled, sigma).estimate)
+        assert rows[1].value == precision_recall(sets[0].pooled, sets[1].pooled, k).precision.estimate
 
 
 def test_statistics_alone_are_enough_for_fid_and_nothing_else(sets):

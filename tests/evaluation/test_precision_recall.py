@@ -17,7 +17,7 @@ def line(*places):
 
 
 def values(found):
-    return found[0].value, found[1].value
+    return found[0].estimate, found[1].estimate
 
 
 def test_sets_on_a_line_can_be_counted():
@@ -35,7 +35,7 @@ def test_sets_on_a_line_can_be_counted():
 def test_identical_disjoint_and_collapsed_sets():
     x = draw(50, 3)
     assert values(precision_recall(x, x)) == (1, 1)
-    assert density_coverage(x, x).coverage.value == 1
+    assert density_coverage(x, x).coverage.estimate == 1
     assert values(precision_recall(x, x + 100)) == (0, 0)
     assert values(density_coverage(x, x + 100)) == (0, 0)
     collapsed = x[:1].repeat(20, 1)  # one real image again and again: precise, without recall
@@ -74,7 +74,9 @@ def test_tiles_equal_the_definition(monkeypatch):
 
 def test_density_of_equal_laws_is_one_in_expectation():
     """E density = M N / (k M) P(in ball) = 1 for k-NN balls up to 1/N; 40 draws of 60 images."""
-    found = [density_coverage(draw(60, 2, key=10 + key), draw(60, 2, key=100 + key)).density.value for key in range(40)]
+    found = [
+        density_coverage(draw(60, 2, key=10 + key), draw(60, 2, key=100 + key)).density.estimate for key in range(40)
+    ]
     tensor = torch.tensor(found)
     assert float(tensor.mean()) == pytest.approx(1, abs=4 * float(tensor.std()) / 40**0.5 + 1 / 60)
 
@@ -83,7 +85,7 @@ def test_intervals_are_those_of_means():
     """Binomial: s.d. sqrt(p (1 - p) / n)."""
     reference, samples = draw(200, 2, key=3), draw(200, 2, key=4) * 1.5
     found = precision_recall(reference, samples, resamples=400, seed=2)
-    spread = (found.precision.value * (1 - found.precision.value) / 200) ** 0.5
+    spread = (found.precision.estimate * (1 - found.precision.estimate) / 200) ** 0.5
     assert found.precision.high - found.precision.low == pytest.approx(2 * 1.96 * spread, rel=0.2)
     assert found == precision_recall(reference, samples, resamples=400, seed=2)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from ldm.arguments import add_ensemble_arguments, fill_in_published
-from ldm.evaluation.detection import mean_interval
 from ldm.evaluation.diversity import pairwise_ssim
 from ldm.experiments.classes import Plan, measure_classes, measure_round
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.pipelines import open_ensemble
 from ldm.report.class_tables import class_row, summarise
+from ldm.stats import mean_interval
 from ldm.uncertainty.information import mutual_information
 from tests.ensembles import write_ensemble
 
