@@ -1,0 +1,100 @@
+"""What the first version wrote opens, and gives the numbers that it gave (tests/fixtures/first_version)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import get_unc_synsets
+import main
+import sample_model
+from ldm.checkpoint import load_checkpoint
+from ldm.pipelines import open_posterior
+from ldm.util import generator
+from scripts import sample_diffusion
+from tests.posteriors import opened_with
+
+WRITTEN = Path(__file__).parent / "fixtures" / "first_version"
+BASE = "runs/2026-11-30T08-11-07_base"
+COMPONENT = "runs/2026-11-30T08-11-59_base_bootstrapped0"
+FLOW = "runs/2026-11-30T08-12-11_flow"
+CLASSIFIER = "runs/2026-11-30T08-12-22_classifier"
+ENSEMBLE = "runs/bootstrapped_digits_2"
+CLASSES = ["--classes", "3", "7", "--device", "cpu"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A copy of what was written, in the folder that its paths are relative to."""
+    shutil.copytree(WRITTEN, tmp_path / "written")
+    monkeypatch.chdir(tmp_path / "written")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return load_file(WRITTEN / "expected.safetensors")
+
+
+def samples_of(run, *words):
+    """Latents [2, 1, 8, 8] of classes 3 and 7 in four steps."""
+    fixed = ["--n_per_class", "1", "--steps", "4", "--latents", "--out", "out"]
+    sample_diffusion.main(["--run", run, *CLASSES, *fixed, *words])
+    return load_file("out/latents.safetensors")["latents"]
+
+
+CONFIG = f"{CLASSIFIER}/configs/2026-11-30T08-12-22-project.yaml"
+GUIDED = ["--classifier_config", CONFIG, "--classifier_ckpt", f"{CLASSIFIER}/checkpoints/last.ckpt"]
+SAMPLED = {
+    "base": [BASE],
+    "component": [COMPONENT],
+    "flow": [FLOW, "--sampler", "Euler", "--no-ema"],
+    "flow_averaged": [FLOW, "--sampler", "Euler"],
+    "guided": [BASE, *GUIDED, "--classifier_scale", "100"],
+}
+
+
+def assert_close(found, expected):
+    atol = 3e-5 * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_runs_give_the_same_samples(name, place, expected):
+    assert_close(samples_of(*SAMPLED[name]), expected[f"samples/{name}"])
+
+
+def test_no_two_of_these_samples_are_alike(expected):
+    """So that one in place of another would be seen."""
+    found = torch.stack([expected[f"samples/{name}"].flatten() for name in SAMPLED])
+    apart = torch.pdist(found)
+    assert apart.min() > 0.01
+
+
+def test_an_ensemble_gives_the_same_members_and_information(place, expected):
+    sample_model.main(["--path", ENSEMBLE, *CLASSES, "--out", "grid"])
+    assert_close(load_file("grid/members_branch2.safetensors")["latents"], expected["ensemble/samples"])
+    get_unc_synsets.main(["--path", ENSEMBLE, *CLASSES, "--n", "2", "--out", "unc"])
+    (folder,) = place.glob("written/unc/classes_*")
+    found = [json.loads((folder / f"{label}.json").read_text())["mi"] for label in (3, 7)]
+    torch.testing.assert_close(torch.tensor(found), expected["ensemble/mi"], rtol=1e-3, atol=2e-7)
+
+
+def test_a_posterior_gives_the_same_predictive_law(place, expected):
+    posterior = open_posterior(opened_with(["--run", BASE, "--device", "cpu"]), "posterior")
+    x = torch.randn(2, 1, 8, 8, generator=generator("first version"))
+    mean, variance = posterior(x, torch.tensor([10.0, 70.0]), torch.tensor([3, 7]))
+    assert_close(mean.detach(), expected["posterior/mean"])
+    assert_close(variance.detach(), expected["posterior/variance"])
+
+
+def test_a_run_goes_on_where_it_stopped(place, expected):
+    """Four more steps of the flow, whose checkpoint holds the optimiser's moments."""
+    main.main(["--resume", FLOW, "-t", "--gpus", "0,", "--max_steps", "44"])
+    content = load_checkpoint(f"{FLOW}/checkpoints/last.ckpt")
+    assert content["global_step"] == 44
+    name = "model.diffusion_model.x_embedder.proj.weight"
+    assert_close(content["state_dict"][name], expected["resumed/weight"])
