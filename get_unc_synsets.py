@@ -28,7 +28,7 @@ from ldm.arguments import add_ensemble_arguments, count_or_auto, fill_in_publish
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.diversity import load_lpips
-from ldm.experiments.classes import DISTANCES, LATENTS, OBJECTS, Plan, measure_classes
+from ldm.experiments.classes import LATENTS, MEMBER_DISTANCES, OBJECTS, Plan, measure_classes
 from ldm.images import labelled_grid
 from ldm.jobs import WorkList, shard_from_environment
 from ldm.pipelines import EnsemblePipeline, open_ensemble
@@ -93,9 +93,11 @@ def plan_of(options: argparse.Namespace, pipeline: EnsemblePipeline) -> Plan:
 
 def keep(result: dict[str, Tensor], label: int, kinds: list[str], folder: Path, pipeline: EnsemblePipeline) -> None:
     """Write what --keep_images asks for, and take it out of the result."""
-    latents, distances = result.pop(LATENTS), result.pop(DISTANCES)
+    latents, distances = result.pop(LATENTS), result.pop(MEMBER_DISTANCES)
     if "tensors" in kinds:
-        save_tensors({LATENTS: latents, DISTANCES: distances}, folder / f"class{label}.safetensors", overwrite=True)
+        save_tensors(
+            {LATENTS: latents, MEMBER_DISTANCES: distances}, folder / f"class{label}.safetensors", overwrite=True
+        )
     if "grid" in kinds:
         columns = [f"{mi:.4f}" for mi in result["mi"].tolist()]
         title = f"{pipeline.describe_class(label)}: MI (nats) of each noise".replace("\n", ", ")

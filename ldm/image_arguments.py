@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldm.evaluation.extraction import Images
+from ldm.evaluation.extraction import ImageSource
 from ldm.pipelines.images import Chosen, DataSetImages, SampledImages, load_images, positions_of
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
@@ -48,7 +48,7 @@ def data_config(words: Sequence[str]) -> dict[str, Any]:
     return OmegaConf.to_container(params[split], resolve=True)
 
 
-def images_of(options: argparse.Namespace, channels: int, pipeline: Any = None) -> Images:
+def images_of(options: argparse.Namespace, channels: int, pipeline: Any = None) -> ImageSource:
     """The images that the options of `add_image_arguments` name, in their order.
 
     Args:
@@ -65,7 +65,7 @@ def images_of(options: argparse.Namespace, channels: int, pipeline: Any = None) 
     if pipeline is not None:
         if options.n is None:
             raise ValueError("--n is needed: how many images to sample")
-        source: Images = SampledImages(pipeline, options.n)
+        source: ImageSource = SampledImages(pipeline, options.n)
     elif options.data is not None:
         config = data_config(options.data)
         source = DataSetImages(instantiate_from_config(config), config)

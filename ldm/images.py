@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldm.util import atomic_write
 
-Images = Tensor | NDArray[np.uint8]
+ImageArray = Tensor | NDArray[np.uint8]
 DPI = 150
 # Images smaller than this many pixels are enlarged by a whole factor in figures, so that 8 x 8 digits can be seen.
 READABLE_PIXELS = 96
@@ -48,7 +48,7 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
 
 def tile_images(
-    images: Images, columns: int | None = None, padding: int = 2, zoom: int = 1, fill: int = 255
+    images: ImageArray, columns: int | None = None, padding: int = 2, zoom: int = 1, fill: int = 255
 ) -> NDArray[np.uint8]:
     """Lay N images out row by row, each pixel enlarged to zoom x zoom, with `padding` pixels between and around.
 
@@ -111,7 +111,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, overwrite: bool = False
 
 
 def labelled_grid(
-    images: Images,
+    images: ImageArray,
     path: str | os.PathLike,
     row_labels: Sequence[str],
     column_labels: Sequence[str],
@@ -136,7 +136,7 @@ def labelled_grid(
 class Panel(NamedTuple):
     """One labelled grid of a figure; the arguments of `labelled_grid`."""
 
-    images: Images
+    images: ImageArray
     row_labels: Sequence[str]
     column_labels: Sequence[str]
     title: str = ""
@@ -189,7 +189,7 @@ def _draw_grid(axes, canvas: NDArray[np.uint8], panel: Panel) -> None:
 
 
 def heat_maps(
-    images: Images,
+    images: ImageArray,
     maps: Tensor | NDArray[np.floating],
     path: str | os.PathLike,
     label: str = "nats",
@@ -283,7 +283,7 @@ def _readable_zoom(height: int, width: int) -> int:
     return max(1, math.ceil(READABLE_PIXELS / min(height, width)))
 
 
-def _as_bytes(images: Images, axes: int) -> NDArray[np.uint8]:
+def _as_bytes(images: ImageArray, axes: int) -> NDArray[np.uint8]:
     """Bytes [..., H, W, C] with `axes` axes, from such bytes or from floats [..., C, H, W]."""
     if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == axes and axes >= 4:
         flat = to_uint8(images.reshape(-1, *images.shape[-3:]))

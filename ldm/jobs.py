@@ -75,7 +75,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
-def parts_of(count: int, size: int) -> dict[str, range]:
+def split_range(count: int, size: int) -> dict[str, range]:
     """{key: images} of parts of `size` images; the key tells its first image and their number."""
     parts = [range(first, min(first + size, count)) for first in range(0, count, size)]
     return {f"{part.start:07d}_{len(part)}": part for part in parts}

@@ -112,7 +112,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words or "not enough memory" in words
 
 
-class Pieces:
+class Chunker:
     """Runs functions of many rows in pieces of at most `limit` rows; when memory runs out the limit is halved.
 
     Args:

@@ -16,6 +16,9 @@ import torch
 
 from ldm.util import atomic_write
 
+# A line of a table: {column: value}.
+Row = dict[str, Any]
+
 
 def revision() -> str:
     """The git commit of the code, with `+` where files were changed; `unknown` outside a checkout."""

@@ -40,7 +40,7 @@ RENAMED_TARGETS = {
     "CosinePath": "CosineSchedule",
     "LinearAlphaPath": "LinearAlphaSchedule",
 }
-MARKERS = ("__is_first_stage__", "__is_unconditional__")
+_MARKERS = ("__is_first_stage__", "__is_unconditional__")
 
 
 def get_obj_from_str(path: str) -> Any:
@@ -74,10 +74,10 @@ def instantiate_from_config(config: Mapping[str, Any] | str) -> Any:
     Raises:
         ValueError: if there is no `target`, or the target does not take one of the parameters.
     """
-    if isinstance(config, str) and config in MARKERS:
+    if isinstance(config, str) and config in _MARKERS:
         return None
     if not isinstance(config, Mapping) and not hasattr(config, "keys"):
-        raise ValueError(f"expected a mapping with 'target' and 'params' or one of {MARKERS}, got {config!r}")
+        raise ValueError(f"expected a mapping with 'target' and 'params' or one of {_MARKERS}, got {config!r}")
     if "target" not in config:
         raise ValueError(f"config has no 'target'; its keys are {sorted(map(str, config))}")
     params = config.get("params") or {}

@@ -115,7 +115,9 @@ def totals(walks: PosteriorPipeline, steps: Sequence[int], images: Sequence[int]
     names += [name for name, _ in benchmarks.applicable(walks) if name.startswith("BayesFlow as published, S")]
     return {
         name: {
-            count: float(benchmarks.METHODS[name].run(benchmarks.at_steps(walks, count), labels, images).mean())
+            count: float(
+                benchmarks.BENCHMARKED_METHODS[name].run(benchmarks.at_steps(walks, count), labels, images).mean()
+            )
             for count in steps
         }
         for name in names

@@ -89,7 +89,7 @@ def data_of(pipeline: ModelPipeline, split: str, count: int | None = None) -> An
 def walks_of(options: argparse.Namespace) -> PosteriorPipeline:
     """The run with the evidence-tuned posterior of its last layer."""
     pipeline = open_model(options)
-    return low_data.posterior_of(pipeline, data_of(pipeline, "train", options.images), options.draws)
+    return low_data.fit_posterior(pipeline, data_of(pipeline, "train", options.images), options.draws)
 
 
 def numbers(walks: PosteriorPipeline, count: int) -> tuple[list[int], list[int]]:
@@ -166,7 +166,7 @@ def starved_scores(options: argparse.Namespace, rotation: int | None, seed: int)
     pipeline = open_model(argparse.Namespace(**{**vars(options), "run": str(run)}))
     train = data_of(pipeline, "train")
     labels = [label for label in range(pipeline.n_classes) for _ in range(options.per_class)]
-    walks = low_data.posterior_of(pipeline, train, options.draws)
+    walks = low_data.fit_posterior(pipeline, train, options.draws)
     few = [] if rotation is None else [label for label, class_size in train.bins.items() if class_size == KEPT]
     return low_data.score_rows(low_data.sample_scores(walks, train, labels, STARVED_SCORES), labels, few)
 
@@ -216,7 +216,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             walks().pipeline, data("train"), data("validation"), count=options.bootstraps, **own
         ),
         "low_data": lambda: starved_rows(options),
-        "alignment": lambda: benchmarks.alignment(
+        "alignment": lambda: benchmarks.error_alignment(
             walks().pipeline, data("validation"), SHARES, count=options.tests, probes=options.probes
         ),
         "scaling": lambda: benchmarks.data_scaling(walks().pipeline, data("train"), data("validation"), **own),

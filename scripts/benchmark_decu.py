@@ -34,7 +34,7 @@ from ldm.checkpoint import load_state_dict
 from ldm.cli import HelpFormatter, run_script
 from ldm.data.bins import class_size_order
 from ldm.evaluation.recognition import PixelClassifier
-from ldm.experiments.classes import DISTANCES
+from ldm.experiments.classes import MEMBER_DISTANCES
 from ldm.experiments.controls import class_controls, members_study
 from ldm.pipelines import EnsemblePipeline
 from ldm.pipelines.images import real_images
@@ -196,7 +196,7 @@ def study_members(options: argparse.Namespace, ensemble: Path) -> list[dict[str,
     folder = get_unc_synsets.main([*map(str, words), "--device", options.device, "--keep_images", "tensors"])
     bins = pipeline(options, most).bins
     files = {int(file.stem.removeprefix("class")): file for file in (folder / "kept").glob("class*.safetensors")}
-    distances = {label: load_state_dict(file)[DISTANCES] for label, file in files.items()}
+    distances = {label: load_state_dict(file)[MEMBER_DISTANCES] for label, file in files.items()}
     return members_study(distances, {label: class_size_order(bins[label]) for label in distances})
 
 

@@ -22,7 +22,7 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.members import MemberNetwork
 from ldm.experiments import timing
-from ldm.memory import Pieces, rows_that_fit
+from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.speed import speed_up
 
@@ -49,7 +49,7 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def measure(
-    model: LatentDiffusion, options: argparse.Namespace, case: dict[str, int], device: torch.device, pieces: Pieces
+    model: LatentDiffusion, options: argparse.Namespace, case: dict[str, int], device: torch.device, chunker: Chunker
 ) -> tuple[timing.Timing, int, int]:
     """(time, operations, bytes) of one walk from the start."""
     members = timing.random_members(model, ["class_embedding"], case["members"], options.seed)
@@ -57,7 +57,7 @@ def measure(
     shape = (case["n"], channels, case["latents"] * height, case["latents"] * width)
     x = ImageNoise(options.seed, tuple(range(case["n"])), device).initial(shape)
     labels = torch.arange(case["n"], device=device) % model.n_classes
-    network = MemberNetwork(model.network, members, pieces)
+    network = MemberNetwork(model.network, members, chunker)
 
     def walk() -> torch.Tensor:
         return run(ddim(model.denoiser(labels, options.scale, network), model.schedule, x, model.times(case["steps"])))
@@ -69,15 +69,15 @@ def measure(
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     options = get_parser().parse_args(argv)
-    device = timing.start(options)
-    model = timing.random_model(timing.config_of(options.size), device, options.seed)
+    device = timing.start_timing(options)
+    model = timing.random_model(timing.load_size_config(options.size), device, options.seed)
     x = torch.zeros((1, *model.latent_shape), device=device)
     label = torch.zeros(1, dtype=torch.long, device=device)
     chunk = options.chunk or rows_that_fit(lambda: model.network(x, x.new_zeros(1), label), device)
     speed_up(model.model.diffusion_model, options, device)
     rows, numbers = [], []
     for changed, case in cases(options):
-        timed, made, held = measure(model, options, case, device, Pieces(chunk))
+        timed, made, held = measure(model, options, case, device, Chunker(chunk))
         numbers.append({**case, "changed": changed, "seconds": timed.values, "operations": made, "bytes": held})
         base = numbers[0]
         rows.append(

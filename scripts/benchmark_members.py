@@ -51,7 +51,7 @@ def get_parser() -> argparse.ArgumentParser:
 def open_members(options: argparse.Namespace, device: torch.device) -> tuple[LatentDiffusion, Members]:
     """A model and its members, saved or random."""
     if not options.path:
-        model = timing.random_model(timing.config_of(options.size), device, options.seed)
+        model = timing.random_model(timing.load_size_config(options.size), device, options.seed)
         return model, timing.random_members(model, options.heads, options.members, options.seed)
     ensemble = load_ensemble(options.path)
     model = build_model(ensemble.spec["config"])
@@ -142,7 +142,7 @@ def print_floor(
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = get_parser().parse_args(argv)
-    device = timing.start(options)
+    device = timing.start_timing(options)
     model, members = open_members(options, device)
     loop, ours = walks(options, model, members, device)
     sides: dict[str, Callable[[], Any]] = {"loop": loop}

@@ -29,7 +29,7 @@ from ldm.diffusion.schedule import VPSchedule, make_betas
 from ldm.evaluation.grid_features import GridFeatures, read_features
 from ldm.evaluation.probe import Heads, ProbeTraining, fit_heads
 from ldm.evaluation.taps import Backbone, Place, Reading, resolve_taps
-from ldm.experiments.probes import chosen_positions
+from ldm.experiments.probes import draw_probe_positions
 from ldm.pipelines import open_model
 from ldm.pipelines.features import PLAIN, DataStates, make_backbone, times_of
 from ldm.report.tables import markdown_table
@@ -83,7 +83,7 @@ def setting_of(options: argparse.Namespace) -> tuple[Backbone, RandomStates | Da
     if options.run or options.base:
         pipeline = open_model(options)
         trunk, data = make_backbone(pipeline.model), instantiate_from_config(pipeline.config["data"]["params"]["train"])
-        states = DataStates(pipeline.model, data, chosen_positions(len(data), options.n, options.seed))
+        states = DataStates(pipeline.model, data, draw_probe_positions(len(data), options.n, options.seed))
         times = times_of(pipeline.model, {"t": options.t})
     else:
         network = ConditionedNetwork(DiffusionWrapper(NETWORK)).eval().requires_grad_(False)

@@ -68,7 +68,7 @@ def image_shape(model: LatentDiffusion) -> tuple[int, int, int]:
 
 def start(options: argparse.Namespace, device: torch.device) -> list[LatentDiffusion]:
     """Members on a trunk of random weights, in training mode."""
-    model = timing.random_model(timing.config_of(options.size), device, options.seed)
+    model = timing.random_model(timing.load_size_config(options.size), device, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         trunk = Path(folder) / "trunk.ckpt"
         save_checkpoint({"state_dict": {name: value.cpu() for name, value in model.state_dict().items()}}, trunk)
@@ -167,7 +167,7 @@ def loader_of(options: argparse.Namespace, model: LatentDiffusion, folder: Path)
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = get_parser().parse_args(argv)
-    device = timing.start(options)
+    device = timing.start_timing(options)
     members = start(options, device)
     sides, count = Sides(options, members, device), options.members
     losses = {"on the fly": torch.stack([sides.loss(m, sides.images) for m in range(count)]).detach()}

@@ -17,8 +17,8 @@ import sys
 from ldm.cli import run_script
 from ldm.jobs import pick_device
 from ldm.training.config import load_config, point_data
-from ldm.training.latent_cache import modules_of, prepare_latents
-from ldm.training.session import build_data, build_model, member_of
+from ldm.training.latent_cache import find_cached_modules, prepare_latents
+from ldm.training.session import prepare_data, prepare_model, read_member
 
 
 def main(argv: list[str] | None = None) -> bool:
@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> bool:
     options, _, dotlist = training.parse(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     config = load_config(options.base, dotlist, options.start_from_pretrained, needs=("model", "data"))
-    component = member_of(options) if options.start_from_pretrained else None
+    component = read_member(options) if options.start_from_pretrained else None
     config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
-    model, data = build_model(config, options), build_data(config, options)
-    if not modules_of(data):
+    model, data = prepare_model(config, options), prepare_data(config, options)
+    if not find_cached_modules(data):
         raise ValueError("name the folder of the latents: data.params.latent_cache=DIR")
     complete = prepare_latents(model, config, data, pick_device(), finish=False)
     print("complete" if complete else "this process's share is done")

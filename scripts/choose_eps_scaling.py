@@ -40,12 +40,12 @@ from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.metrics import Options, Reference, measure
 from ldm.evaluation.scaling_choice import Search, estimated_factors, search_b
-from ldm.experiments.exposure import Chains, Moments, data_of, measured
-from ldm.jobs import WorkList, parts_of
+from ldm.experiments.exposure import Chains, MomentsByName, load_split, measured
+from ldm.jobs import WorkList, split_range
 from ldm.pipelines import ModelPipeline, open_model
 from ldm.pipelines.images import SampledImages
 from ldm.records import refuse_existing, write_record
-from ldm.report.exposure import factors_of
+from ldm.report.exposure import compute_factors
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import markdown_table, write_csv
 
@@ -72,12 +72,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def measure_norms(
     pipeline: ModelPipeline, options: argparse.Namespace, name: str, scaling: EpsilonScaling, training: bool
-) -> Moments:
+) -> MomentsByName:
     """Norms of a chain under `scaling`, and in training if asked for; kept in parts/NAME."""
-    chains = Chains(pipeline, data_of(pipeline.config, options.split), {"sampling": scaling}, training)
+    chains = Chains(pipeline, load_split(pipeline.config, options.split), {"sampling": scaling}, training)
     settings = {**pipeline.describe(), "split": options.split, "epsilon_scaling": scaling.as_dict()}
     work = WorkList(Path(options.out) / "parts" / name, settings)
-    parts = parts_of(options.n, options.batch_size)
+    parts = split_range(options.n, options.batch_size)
     with tqdm(total=options.n, desc=name, unit="image") as bar:
         return measured(chains, work, parts, bar.update)
 
@@ -142,7 +142,7 @@ def distance(pipeline: ModelPipeline, options: argparse.Namespace, base: Epsilon
             return float(state_distance(path, times, moments["sampling/states"], moments["data"].pooled()).mean())
         if "training" in moments:
             seen["training"] = moments["training"].mean
-        corrected = moments["sampling"].mean / factors_of(path, times, scaling)
+        corrected = moments["sampling"].mean / compute_factors(path, times, scaling)
         return float((corrected / seen["training"] - 1).square().mean())
 
     return score

@@ -29,7 +29,7 @@ from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.evaluation.contrastive import alignment, class_pairs, uniformity
 from ldm.evaluation.grid_features import read_features
 from ldm.evaluation.taps import Backbone, Reading
-from ldm.experiments.probes import chosen_positions
+from ldm.experiments.probes import draw_probe_positions
 from ldm.jobs import WorkList
 from ldm.pipelines import load_weights, open_model
 from ldm.pipelines.features import DataStates, add_reading_arguments, make_backbone, reading_of
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     pipeline = open_model(options)
     options.device_used = str(pipeline.device)
     data = instantiate_from_config(pipeline.config["data"]["params"]["train"])
-    positions = chosen_positions(len(data), options.n, options.seed)
+    positions = draw_probe_positions(len(data), options.n, options.seed)
     trunk = make_backbone(pipeline.model, options.label)
     reading = reading_of(pipeline, trunk, options, grid=options.layers is None, seed=options.seed)
     states, checkpoints = DataStates(pipeline.model, data, positions), checkpoints_of(options)

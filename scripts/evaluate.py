@@ -37,11 +37,11 @@ from tqdm import tqdm
 from ldm.arguments import add_model_arguments
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.distortions import DISTORTIONS, distort, named_strength
-from ldm.evaluation.extraction import FeatureSet, Images, extract, is_feature_folder, open_features
+from ldm.evaluation.extraction import FeatureSet, ImageSource, extract, is_feature_folder, open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.features import Extractor
-from ldm.evaluation.metrics import METRICS, Options, Reference, Row, measure, obstacle
-from ldm.evaluation.sample_sizes import sample_sizes, summarise, without_bias
+from ldm.evaluation.metrics import METRICS, MetricRow, Options, Reference, measure, obstacle
+from ldm.evaluation.sample_sizes import sample_sizes, summarise_sizes, without_bias
 from ldm.evaluation.statistics import load_statistics
 from ldm.image_arguments import add_image_arguments, images_of
 from ldm.jobs import pick_device, shard_from_environment
@@ -134,7 +134,11 @@ def extractor_of(options: argparse.Namespace, reference: Mapping[str, Any]) -> E
 
 
 def features_of(
-    source: Images, extractor: Extractor, folder: Path, options: argparse.Namespace, change: tuple[str, float] | None
+    source: ImageSource,
+    extractor: Extractor,
+    folder: Path,
+    options: argparse.Namespace,
+    change: tuple[str, float] | None,
 ) -> FeatureSet | None:
     """Extract the features of images, distorted if `change` = (name, strength); None while other processes work."""
     more: dict[str, Any] = {}
@@ -205,7 +209,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[MetricRow]) -> None:
     """Print a line a number."""
     for row in rows:
         between = f"  [{row.low:.5g}, {row.high:.5g}]  {row.interval}" if not math.isnan(row.low) else ""
@@ -217,7 +221,7 @@ def study_sizes(
 ) -> None:
     """Write sample_sizes.csv and sample_sizes.png."""
     rows = sample_sizes(names, reference, samples, options.sample_sizes, options.repeats, metric_options(options))
-    summaries = summarise(rows)
+    summaries = summarise_sizes(rows)
     write_table(out / "sample_sizes.csv", [asdict(summary) for summary in summaries])
     unbiased = None
     if "fid" in names and len(set(options.sample_sizes)) > 1:
@@ -227,7 +231,12 @@ def study_sizes(
 
 
 def study_distortions(
-    out: Path, names: list[str], reference: Reference, source: Images, extractor: Extractor, options: argparse.Namespace
+    out: Path,
+    names: list[str],
+    reference: Reference,
+    source: ImageSource,
+    extractor: Extractor,
+    options: argparse.Namespace,
 ) -> bool:
     """Write distortions.csv and distortions.png; False while other processes extract."""
     table, curves = [], {}
@@ -246,7 +255,9 @@ def study_distortions(
     return True
 
 
-def finish(options: argparse.Namespace, extractor: Extractor, source: Images, rows: Sequence[Row] = ()) -> None:
+def finish(
+    options: argparse.Namespace, extractor: Extractor, source: ImageSource, rows: Sequence[MetricRow] = ()
+) -> None:
     """Write metrics.csv, metrics.json and record.json."""
     out, features = Path(options.out), extractor.describe()
     if rows:
@@ -257,7 +268,7 @@ def finish(options: argparse.Namespace, extractor: Extractor, source: Images, ro
     write_record(out / "record.json", options, overwrite=True, features=features, images=source.describe())
 
 
-def main(argv: list[str] | None = None) -> list[Row] | None:
+def main(argv: list[str] | None = None) -> list[MetricRow] | None:
     options = parse(argv)
     out, made = Path(options.out), reference_settings(options.ref) if options.command == "calc" else {}
     extractor = extractor_of(options, made)

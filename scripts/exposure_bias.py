@@ -27,14 +27,14 @@ from ldm.arguments import add_model_arguments
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
-from ldm.experiments.exposure import Chains, data_of, measured
-from ldm.jobs import WorkList, parts_of, shard_from_environment
+from ldm.experiments.exposure import Chains, load_split, measured
+from ldm.jobs import WorkList, shard_from_environment, split_range
 from ldm.pipelines import ModelPipeline, open_model
 from ldm.records import write_record
 from ldm.report.exposure import (
+    compute_factors,
     delta_plot,
     distance_plot,
-    factors_of,
     norm_plot,
     norm_table,
     ratio_plot,
@@ -56,7 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
 def write_outputs(out: Path, pipeline: ModelPipeline, chains: Chains, moments: Any) -> None:
     """Tables, figures and the moments themselves."""
     path, times, names = pipeline.model.schedule, pipeline.times, list(chains.scalings)
-    factors = {name: factors_of(path, times, scaling) for name, scaling in chains.scalings.items()}
+    factors = {name: compute_factors(path, times, scaling) for name, scaling in chains.scalings.items()}
     norms, states = norm_table(path, times, moments, factors), state_table(path, times, moments, names)
     write_csv(out / "norms.csv", norms, overwrite=True)
     write_csv(out / "states.csv", states, overwrite=True)
@@ -78,10 +78,10 @@ def main(argv: list[str] | None = None) -> Path:
     scalings = {"sampling": EpsilonScaling()}
     if not pipeline.wrappers.scaling.off:
         scalings["scaled"] = pipeline.wrappers.scaling
-    chains = Chains(pipeline, data_of(pipeline.config, options.split), scalings)
+    chains = Chains(pipeline, load_split(pipeline.config, options.split), scalings)
     settings = {**pipeline.describe(), "split": options.split}
     work = WorkList(out / "parts", settings, shard_from_environment())
-    parts = parts_of(options.n, options.batch_size)
+    parts = split_range(options.n, options.batch_size)
     with tqdm(total=sum(len(parts[key]) for key in work.pending(parts)), desc="images", unit="image") as bar:
         moments = measured(chains, work, parts, bar.update)
     if moments is None:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.extraction import extract, open_features
 from ldm.evaluation.extractors import make_extractor
-from ldm.evaluation.filtering import RULES, at_random, certain, comparison, counts_of
+from ldm.evaluation.filtering import RULES, at_random, certain, comparison, count_kept
 from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
 from ldm.jobs import pick_device
 from ldm.pipelines.images import load_images
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     groups, reference = groups_of(rows, options.per_class), Reference(found)
     kept = {"none": np.arange(len(rows))}
     kept |= {name: certain(values, groups, options.rule, options.keep) for name, values in scores.items()}
-    counts = {name: counts_of(positions, groups) for name, positions in kept.items()}
+    counts = {name: count_kept(positions, groups) for name, positions in kept.items()}
     # Scores that leave equally many are held against the same random removals.
     sizes = [size for size in dict.fromkeys(counts.values()) if sum(size) < len(rows)]
     names = {size: "random" if len(sizes) == 1 else f"random_{place}" for place, size in enumerate(sizes)}

@@ -35,7 +35,7 @@ from ldm.arguments import add_model_arguments
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.cli import HelpFormatter, run_script
 from ldm.image_arguments import data_config
-from ldm.jobs import WorkList, parts_of, shard_from_environment
+from ldm.jobs import WorkList, shard_from_environment, split_range
 from ldm.laplace import LastLayerLaplace, save_laplace
 from ldm.laplace.curvature import CURVATURES
 from ldm.laplace.tuning import TUNERS
@@ -153,7 +153,7 @@ def fit_parts(
     """Fit what has not been fitted, then join; None while parts of other processes are missing."""
     positions = chosen_positions(len(data), options.n, options.seed)
     work = work_of(options, pipeline, data, config, positions)
-    spans = parts_of(len(positions), max(PART, math.ceil(len(positions) / PARTS)))
+    spans = split_range(len(positions), max(PART, math.ceil(len(positions) / PARTS)))
     parts = {key: positions[span.start : span.stop] for key, span in spans.items()}
     with tqdm(total=len(positions), desc="fit", unit="image") as bar:
         for key in parts:

@@ -41,14 +41,14 @@ from ldm.evaluation.noise_conditional import (
     train_noisy,
 )
 from ldm.evaluation.taps import Reading, resolve_taps
-from ldm.experiments.probes import chosen_positions
+from ldm.experiments.probes import draw_probe_positions
 from ldm.jobs import pick_device, step_bar
 from ldm.models.diffusion.classifier import NoisyClassifier
 from ldm.modules.wide_resnet import WideResNet
 from ldm.pipelines import build_model, open_model
 from ldm.pipelines.features import INDEX_STEPS, PLAIN, DataStates, edm_index_times, make_backbone, pool_of
 from ldm.records import refuse_existing, write_record
-from ldm.report.probes import lines
+from ldm.report.probes import line_plot
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
@@ -156,7 +156,7 @@ def images_of(model, config, split: str, wanted: int | None, seed: int) -> DataS
     """Images of a config's data set as the model's states: all, or `wanted` of them."""
     params = OmegaConf.to_container(OmegaConf.create(config)["data"]["params"], resolve=True)
     data = instantiate_from_config(params[split])
-    return DataStates(model, data, chosen_positions(len(data), wanted, seed))
+    return DataStates(model, data, draw_probe_positions(len(data), wanted, seed))
 
 
 def train(options: argparse.Namespace, classifier, states: DataStates, times) -> None:
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         for name, table in {out.name: rows, **beside}.items()
     }
     label = "log signal-to-noise ratio, 2 ln(alpha / sigma)"
-    lines(curves, out / "recognition.png", label, "test images recognised (%)", overwrite=options.overwrite)
+    line_plot(curves, out / "recognition.png", label, "test images recognised (%)", overwrite=options.overwrite)
     write_record(out / "record.json", options, overwrite=True, parameters=parameters)
     print(markdown_table(rows))
     return rows

@@ -27,7 +27,7 @@ from ldm.cli import HelpFormatter, run_script
 from ldm.data.prepare import ffhq as prepare_ffhq
 from ldm.data.prepare.archives import check_whole, unpack
 from ldm.data.prepare.download import fetch
-from ldm.data.prepare.imagenet import MD5, TARS, prepare
+from ldm.data.prepare.imagenet import MD5, TARS, unpack_imagenet
 from ldm.data.prepare.lsun import ARCHIVES, library, prepare_tower
 from ldm.data.prepare.pages import drive_url
 from ldm.training.config import load_config
@@ -149,7 +149,7 @@ def prepare_imagenet(dataset: str, folder: Path, mirror: str | None) -> list[Pat
     """Unpack ImageNet's tars, fetched by the user after a login, or here from a mirror."""
     if mirror:
         fetch_all(dataset, folder, mirror)
-    return prepare(folder, verify=not mirror)  # what came from a mirror was verified on arrival
+    return unpack_imagenet(folder, verify=not mirror)  # what came from a mirror was verified on arrival
 
 
 def prepare_networks(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
@@ -220,7 +220,7 @@ def prepare_faces(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
     def mirrored(entry: dict) -> str:
         return f"{mirror.rstrip('/')}/{entry['file_path']}"
 
-    prepare_ffhq.prepare(folder, listing, mirrored if mirror else prepare_ffhq.published_address)
+    prepare_ffhq.fetch_thumbnails(folder, listing, mirrored if mirror else prepare_ffhq.published_address)
     return [folder / "thumbnails128x128"]
 
 

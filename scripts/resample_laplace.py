@@ -37,7 +37,7 @@ from ldm.images import save_image, tile_images, to_uint8
 from ldm.pipelines import METHODS, SAMPLED, PosteriorPipeline, open_walks
 from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
-from ldm.uncertainty.resampling import KINDS, finished, step_at, variants
+from ldm.uncertainty.resampling import VARIANT_KINDS, finished, step_at, variants
 from ldm.util import atomic_write, derive_seed
 
 SHOWN = 8
@@ -51,7 +51,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="folder of the output")
     add("--method", default="persistent", choices=list(METHODS), help="see scripts/sample_laplace.py")
     add("--cut", type=int, required=True, help="steps before the walk is left, 1 .. steps - 1")
-    add("--kinds", nargs="+", default=["variance", "uniform"], choices=KINDS, help="how states are drawn")
+    add("--kinds", nargs="+", default=["variance", "uniform"], choices=VARIANT_KINDS, help="how states are drawn")
     add("--strength", type=float, default=1.0, help="multiplies the standard deviation")
     add("--variants", type=int, default=8, help="states of each image, the plain one included")
     add("--n", type=int, default=8, help="images, the classes in turn")

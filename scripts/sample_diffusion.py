@@ -33,10 +33,10 @@ from tqdm import tqdm
 from ldm.arguments import add_model_arguments, count_or_auto
 from ldm.checkpoint import save_tensors, sha256
 from ldm.cli import HelpFormatter, run_script
-from ldm.data.npz import Pieces, read_labels, write_npz
+from ldm.data.npz import ChunkedArray, read_labels, write_npz
 from ldm.diffusion.noise import ImageNoise, slerp
 from ldm.images import save_image, tile_images, to_uint8
-from ldm.jobs import WorkList, parts_of, shard_from_environment
+from ldm.jobs import WorkList, shard_from_environment, split_range
 from ldm.pipelines import ModelPipeline, open_model
 from ldm.records import write_record
 from ldm.util import atomic_write, generator
@@ -196,7 +196,7 @@ def work_off(work: WorkList, parts: dict[str, range], plan: Plan, pipeline: Mode
             progress.update(len(images))
 
 
-def pieces(work: WorkList, parts: dict[str, range], name: str) -> Pieces:
+def pieces(work: WorkList, parts: dict[str, range], name: str) -> ChunkedArray:
     """An array of all parts in their order, read part by part."""
 
     def rows() -> Iterator[np.ndarray]:
@@ -205,7 +205,7 @@ def pieces(work: WorkList, parts: dict[str, range], name: str) -> Pieces:
                 yield content[name]
 
     first = next(rows())
-    return Pieces((sum(map(len, parts.values())), *first.shape[1:]), first.dtype, rows())
+    return ChunkedArray((sum(map(len, parts.values())), *first.shape[1:]), first.dtype, rows())
 
 
 def shown_images(plan: Plan, columns: int | None) -> list[int]:
@@ -221,7 +221,7 @@ def write_outputs(out: Path, work: WorkList, parts: dict[str, range], plan: Plan
     arrays = {"arr_0": pieces(work, parts, "images")}  # [N, H, W, C]
     if plan.labels is not None:
         labels = np.asarray(plan.labels)
-        arrays["arr_1"] = Pieces(labels.shape, labels.dtype, [labels])
+        arrays["arr_1"] = ChunkedArray(labels.shape, labels.dtype, [labels])
     write_npz(out / "samples.npz", arrays, overwrite=True)
     columns = None
     if plan.columns:
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> Path:
         raise FileExistsError(f"{out} holds samples that this script did not make; choose another --out")
     pipeline = open_model(options)
     plan, settings = make_plan(options, pipeline), settings_of(options, pipeline)
-    work, parts = WorkList(out / "parts", settings, shard_from_environment()), parts_of(plan.count, PART)
+    work, parts = WorkList(out / "parts", settings, shard_from_environment()), split_range(plan.count, PART)
     work_off(work, parts, plan, pipeline, options.batch_size or max(PART, pipeline.images_at_once()))
     if not work.complete(parts):
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")

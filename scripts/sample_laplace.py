@@ -41,7 +41,7 @@ from ldm.arguments import add_model_arguments, add_posterior_arguments
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.extractors import make_extractor
 from ldm.images import heat_maps, without_outliers
-from ldm.jobs import WorkList, parts_of, shard_from_environment
+from ldm.jobs import WorkList, shard_from_environment, split_range
 from ldm.pipelines import METHODS, PosteriorPipeline, describe_walks, open_walks
 from ldm.records import write_record
 from ldm.report.tables import write_csv
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> Path:
     labels_of(options, walks)
     measures = measures_of(options, walks)
     work = WorkList(out / "parts", settings_of(options, walks), shard_from_environment())
-    parts = parts_of(options.n, options.batch_size)
+    parts = split_range(options.n, options.batch_size)
     sample_parts(work, parts, walks, measures, options)
     if not work.complete(parts):
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments
 from ldm.cli import HelpFormatter, run_script
-from ldm.jobs import parts_of
+from ldm.jobs import split_range
 from ldm.pipelines import METHODS, PosteriorPipeline, open_walks
 from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
@@ -60,7 +60,7 @@ def maps_at(walks: PosteriorPipeline, setting: Setting, options: argparse.Namesp
     laplace = walks.laplace.with_curvature(walks.laplace.curvature)
     laplace.sigma_noise, laplace.prior_precision = setting
     own, maps = replace(walks, laplace=laplace, _members=[]), []
-    for part in parts_of(options.n, options.batch_size).values():
+    for part in split_range(options.n, options.batch_size).values():
         *_, last = own.steps(options.method, walks.pipeline.in_turn(part), list(part))
         maps.append(own.pixel_variance(last, list(part)).cpu())
     return torch.cat(maps)

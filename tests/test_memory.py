@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from ldm.memory import LiveBytes, Pieces, free_bytes, peak_bytes, rows_that_fit
+from ldm.memory import Chunker, LiveBytes, free_bytes, peak_bytes, rows_that_fit
 
 
 def weighted(x, shared, several):
@@ -26,7 +26,7 @@ def test_pieces_equal_one_call(limit, copies):
         seen.append(len(several))
         return weighted(x, shared, several)
 
-    assert torch.equal(Pieces(limit)(function, x, shared, several), weighted(x, shared, several))
+    assert torch.equal(Chunker(limit)(function, x, shared, several), weighted(x, shared, several))
     assert max(seen) <= (limit or 100) and sum(seen) == 4 * copies
 
 
@@ -40,11 +40,11 @@ def test_fewer_rows_when_memory_runs_out(caplog):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 2 * x
 
-    pieces, x = Pieces(), torch.arange(32.0)
+    chunker, x = Chunker(), torch.arange(32.0)
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(pieces(function, x), 2 * x)
-    assert calls == [32, 16, 8, 8, 8, 8] and pieces.limit == 8 and "going on with 8" in caplog.text
-    pieces(function, x)
+        assert torch.equal(chunker(function, x), 2 * x)
+    assert calls == [32, 16, 8, 8, 8, 8] and chunker.limit == 8 and "going on with 8" in caplog.text
+    chunker(function, x)
     assert calls[6:] == [8] * 4
 
 
@@ -54,9 +54,9 @@ def test_what_cannot_be_helped_is_raised(error):
         raise error
 
     with pytest.raises(RuntimeError, match=str(error)):
-        Pieces()(function, torch.zeros(4))
+        Chunker()(function, torch.zeros(4))
     with pytest.raises(ValueError, match="at least one row"):
-        Pieces(0)
+        Chunker(0)
 
 
 def test_live_bytes_of_a_known_sequence():

@@ -12,7 +12,7 @@ from ldm.checkpoint import save_checkpoint
 from ldm.data.digits import Digits
 from ldm.diffusion.noise import keyed_normal
 from ldm.evaluation.extractors import make_extractor
-from ldm.experiments.probes import chosen_positions
+from ldm.experiments.probes import draw_probe_positions
 from ldm.report.tables import read_csv, write_csv
 from ldm.util import instantiate_from_config
 from scripts import contrastive, evaluate, linear_probe, noisy_classifier, probe_uncertainty
@@ -97,8 +97,8 @@ def test_a_guiding_classifier_is_measured_under_the_noise_it_was_trained_on(tmp_
         tmp_path / "out/classifier.safetensors"
     ).exists()
     tests = Digits(split="test")
-    images = torch.stack([tests[place]["image"] for place in chosen_positions(len(tests), 60, 0)]).movedim(-1, 1)
-    labels = torch.tensor([tests[place]["class_label"] for place in chosen_positions(len(tests), 60, 0)])
+    images = torch.stack([tests[place]["image"] for place in draw_probe_positions(len(tests), 60, 0)]).movedim(-1, 1)
+    labels = torch.tensor([tests[place]["class_label"] for place in draw_probe_positions(len(tests), 60, 0)])
     noise = keyed_normal([("recognised", 0, row) for row in range(60)], images.shape[1:])
     for row in (rows[0], rows[9], rows[19]):
         t = int(row["t"]) - 1

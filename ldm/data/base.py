@@ -13,7 +13,7 @@ from ldm.util import generator, instantiate_from_config
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
-SPLITS = ("train", "test", "all")
+_SPLITS = ("train", "test", "all")
 
 
 class LabelledImages(Dataset):
@@ -154,7 +154,7 @@ def split_positions(labels: Tensor, split: str, test_fraction: float, name: str)
         test_fraction: share of each class held out, between 0 and 1.
         name: word that seeds the draw, so that each data set has one fixed split.
     """
-    check_choice("split", split, SPLITS)
+    check_choice("split", split, _SPLITS)
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
     if split == "all":

@@ -133,7 +133,7 @@ def binned_indices(labels: Tensor, class_sizes: Mapping[int, ClassSize], seed: i
     return torch.cat([none, *chosen])
 
 
-def bootstrap(indices: Tensor, labels: Tensor, seed: int, component: int) -> Tensor:
+def draw_bootstrap(indices: Tensor, labels: Tensor, seed: int, component: int) -> Tensor:
     """Draw from `indices` with replacement within each class, so that every class keeps its number of images.
 
     Args:
@@ -183,7 +183,7 @@ def plan_binned(
     counts = dict(classes_per_bin or default_classes_per_bin(len(class_names)))
     bins = assign_bins(len(class_names), counts, seed, rotation)
     kept = binned_indices(labels, bins, seed)
-    lists = {one: bootstrap(kept, labels, seed, one) if resample else kept for one in range(components)}
+    lists = {one: draw_bootstrap(kept, labels, seed, one) if resample else kept for one in range(components)}
     everything = list(range(len(class_names)))
     return Subsets(
         dataset_name=BINNED,
@@ -211,7 +211,7 @@ def plan_masked(
     lists: dict[int | None, Tensor] = {None: binned_indices(labels, bins, seed)}
     for one, classes in sees.items():
         kept = binned_indices(labels, dict.fromkeys(classes, ALL), seed)
-        lists[one] = bootstrap(kept, labels, seed, one) if resample else kept
+        lists[one] = draw_bootstrap(kept, labels, seed, one) if resample else kept
     return Subsets(
         dataset_name=MASKED,
         class_names=list(class_names),

@@ -15,8 +15,8 @@ from ldm.data.folder import ImageFolder
 from ldm.data.pictures import resize_pixels
 from ldm.data.safe_pickle import load_plain
 
-SIDE = 32  # pixels
-VALUES = 3 * SIDE * SIDE
+_SIDE = 32  # pixels
+VALUES = 3 * _SIDE * _SIDE
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 LAYOUTS = ("auto", "python", "binary", "folders")
@@ -39,7 +39,7 @@ class CIFAR10(LabelledImages):
         self,
         root: str,
         split: str = "train",
-        image_size: int = SIDE,
+        image_size: int = _SIDE,
         layout: str = "auto",
         transform: Transform | Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -115,5 +115,5 @@ def batch(path: Path, data: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Ten
     """Check a batch's rows (red, green, blue planes) and return pixels [N, 32, 32, 3] uint8 and labels [N] int64."""
     if data.dtype != np.uint8 or data.shape != (len(labels), VALUES):
         raise ValueError(f"{path} must hold uint8 rows [{len(labels)}, {VALUES}], got {data.dtype} {list(data.shape)}")
-    pixels = torch.from_numpy(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1).copy())
+    pixels = torch.from_numpy(data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1).copy())
     return pixels, torch.from_numpy(labels.astype(np.int64))

@@ -14,8 +14,8 @@ from ldm.data.base import LabelledImages, Transform, check_choice, split_positio
 from ldm.data.bins import ClassSize, Subsets
 from ldm.data.plans import read_component
 
-SIDE = 8  # pixels
-LEVELS = 16  # the brightest of the 17 grey levels 0..16
+_SIDE = 8  # pixels
+_BRIGHTEST = 16  # the brightest of the 17 grey levels 0..16
 
 
 class Digits(LabelledImages):
@@ -43,7 +43,7 @@ class Digits(LabelledImages):
     def __init__(
         self,
         split: str = "train",
-        image_size: int = SIDE,
+        image_size: int = _SIDE,
         resize: str = "bilinear",
         test_fraction: float = 0.2,
         channels: int = 1,
@@ -54,14 +54,14 @@ class Digits(LabelledImages):
         seed: int = 0,
     ):
         check_choice("resize", resize, ("bilinear", "nearest"))
-        if image_size < SIDE:
-            raise ValueError(f"image_size must be at least {SIDE}, got {image_size}")
+        if image_size < _SIDE:
+            raise ValueError(f"image_size must be at least {_SIDE}, got {image_size}")
         if component is not None and subset is None:
             raise ValueError(f"component {component} needs subset, the folder scripts/make_bins.py wrote; got none")
         pixels, digits = load_digits(return_X_y=True)
         labels = torch.as_tensor(digits, dtype=torch.int64)
         kept = split_positions(labels, split, test_fraction, "digits")
-        images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, SIDE, SIDE, 1)[kept] / (LEVELS / 2) - 1
+        images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, _SIDE, _SIDE, 1)[kept] / (_BRIGHTEST / 2) - 1
         super().__init__(
             labels[kept],
             [str(digit) for digit in range(10)],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.base import Compose, Crop, Flip, LabelledImages, Transform, check_choice, split_positions, to_signed
-from ldm.data.pictures import BROKEN, Files, decode
+from ldm.data.pictures import UNREADABLE, Files, decode
 from ldm.util import instantiate_from_config
 
 CROPS = ("center", "random", "none")
@@ -100,7 +100,7 @@ class FileImages(LabelledImages):
         path = self.relpaths[index]
         try:
             pixels = decode(self.files.read(path), channels, size, self.square)
-        except BROKEN as error:
+        except UNREADABLE as error:
             self._found_broken[index] = True
             roots = ", ".join(str(root) for root in self.files.roots)
             raise BrokenImageError(
@@ -183,7 +183,7 @@ class ImageFolder(FileImages):
         files = Files(root)
         relpaths = files.images(folder)
         levels = len(PurePosixPath(folder).parts)
-        owners = [class_of(path, levels, depth) for path in relpaths]
+        owners = [parse_class(path, levels, depth) for path in relpaths]
         names = list(class_names) if class_names is not None else sorted(set(owners))
         labels = class_numbers(owners, names)
         kept = split_positions(labels, split, test_fraction, "folder")
@@ -203,7 +203,7 @@ class ImageFolder(FileImages):
         )
 
 
-def class_of(relpath: str, levels: int, depth: int) -> str:
+def parse_class(relpath: str, levels: int, depth: int) -> str:
     """Return the class a path names: its `depth` folders after the first `levels`.
 
     Raises:

@@ -23,7 +23,7 @@ from ldm.data.pictures import resize_pixels
 
 IMAGES_MAGIC = 0x00000803  # uint8, three axes
 LABELS_MAGIC = 0x00000801  # uint8, one axis
-PREFIX = {"train": "train", "test": "t10k"}
+_PREFIX = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: str | Path, magic: int) -> Tensor:
@@ -99,11 +99,11 @@ class IdxImages(LabelledImages):
         transform: Transform | Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
-        check_choice("split", split, tuple(PREFIX))
+        check_choice("split", split, tuple(_PREFIX))
         check_choice("fit", fit, ("pad", "resize"))
         folder = Path(root)
-        self.pixels = read_idx(find_idx(folder, PREFIX[split], "images", self.data_name), IMAGES_MAGIC)  # [N, H, W]
-        labels = read_idx(find_idx(folder, PREFIX[split], "labels", self.data_name), LABELS_MAGIC).to(torch.int64)
+        self.pixels = read_idx(find_idx(folder, _PREFIX[split], "images", self.data_name), IMAGES_MAGIC)  # [N, H, W]
+        labels = read_idx(find_idx(folder, _PREFIX[split], "labels", self.data_name), LABELS_MAGIC).to(torch.int64)
         if len(labels) != len(self.pixels):
             raise ValueError(f"{root} needs a label for each of its {len(self.pixels)} images, got {len(labels)}")
         if fit == "pad" and image_size < max(self.pixels.shape[1:]):

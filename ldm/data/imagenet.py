@@ -22,7 +22,7 @@ from ldm.data.bins import BINNED, ClassSize, Subsets
 from ldm.data.folder import FileImages, class_numbers
 from ldm.data.pictures import Files
 from ldm.data.plans import list_file, make_bins_command, read_list
-from ldm.data.prepare.published import plan_of_folder
+from ldm.data.prepare.published import read_folder_plan
 
 N_CLASSES = 1000
 IGNORED_NAME = "n06596364_9591.JPEG"  # not a JPEG file; left out by latent-diffusion as well
@@ -134,7 +134,7 @@ class ImageNetTrain(ImageNetPart):
         if not path.exists():
             command = make_bins_command(self.root, dataset_name, comp_numb, config)
             raise ValueError(f"{path} does not exist; make it with\n  {command}")
-        self.subsets = plan_of_folder(self.root, dataset_name, comp_numb, self, config)
+        self.subsets = read_folder_plan(self.root, dataset_name, comp_numb, self, config)
         self.bins = self.subsets.bins if self.subsets is not None else {}
         self.select(read_list(path, self))
 

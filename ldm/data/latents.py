@@ -27,8 +27,8 @@ from ldm.data.base import LabelledImages
 from ldm.jobs import WorkList
 from ldm.util import atomic_write
 
-BLOCK = 2048  # images of a file
-PROBED = 8  # images whose pixels go into the key
+_BLOCK = 2048  # images of a file
+_PROBED = 8  # images whose pixels go into the key
 Encode = Callable[[Tensor], Tensor]
 
 
@@ -57,10 +57,10 @@ def is_random(data: LabelledImages) -> bool:
 
 
 def _spread(count: int) -> list[int]:
-    return sorted({place * (count - 1) // (PROBED - 1) for place in range(PROBED)})
+    return sorted({place * (count - 1) // (_PROBED - 1) for place in range(_PROBED)})
 
 
-def views_of(data: LabelledImages, asked: int | None) -> int:
+def count_views(data: LabelledImages, asked: int | None) -> int:
     """Number of views of each image: 1 without random crops or flips, else as many as were asked for.
 
     Raises:
@@ -130,7 +130,7 @@ class LatentStore:
         settings = {**settings, "images": images, "views": views}
         text = json.dumps(settings, sort_keys=True, default=str)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.images, self.views, self.block = images, views, BLOCK
+        self.images, self.views, self.block = images, views, _BLOCK
         self.work = WorkList(self.folder, json.loads(text), shard)
         self.keys = [str(block) for block in range(-(-images // self.block))]
         self._open: dict[str, np.ndarray] = {}

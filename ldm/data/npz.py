@@ -13,7 +13,7 @@ import numpy as np
 from ldm.util import atomic_write
 
 
-class Pieces(NamedTuple):
+class ChunkedArray(NamedTuple):
     """An array of known shape and type, whose rows come in pieces."""
 
     shape: tuple[int, ...]
@@ -21,7 +21,7 @@ class Pieces(NamedTuple):
     rows: Iterable[np.ndarray]
 
 
-def write_npz(path: str | Path, arrays: Mapping[str, Pieces], overwrite: bool = False) -> None:
+def write_npz(path: str | Path, arrays: Mapping[str, ChunkedArray], overwrite: bool = False) -> None:
     """Write arrays to an .npz file with one piece in memory at a time, whole or not at all.
 
     Raises:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB"}
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
 
 
 class Files:
@@ -51,13 +51,13 @@ class Files:
         found = []
         for owner in range(len(self.roots)):
             for name in self._names(owner, prefix):
-                if name.startswith(prefix) and name.lower().endswith(SUFFIXES) and not hidden(name):
+                if name.startswith(prefix) and name.lower().endswith(_SUFFIXES) and not hidden(name):
                     if self._owners.setdefault(name, owner) != owner:
                         raise ValueError(f"'{name}' is in {self.roots[self._owners[name]]} and in {self.roots[owner]}")
                     found.append(name)
         if not found:
             places = ", ".join(str(root / prefix) for root in self.roots)
-            raise ValueError(f"no image files ({' '.join(SUFFIXES)}) in {places}")
+            raise ValueError(f"no image files ({' '.join(_SUFFIXES)}) in {places}")
         return sorted(found)
 
     def has(self, name: str) -> bool:

@@ -23,7 +23,7 @@ from ldm.data.base import check_choice
 from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_order
 from ldm.util import atomic_write
 
-FORMAT = 1
+_FORMAT = 1
 
 
 def subsets_file(folder: str | Path, dataset_name: str) -> Path:
@@ -92,7 +92,7 @@ def write_subsets(
 
 def to_yaml(subsets: Subsets, dataset: Mapping[str, Any] | None) -> str:
     """Return the YAML text of a plan; `read_subsets` is its inverse."""
-    content: dict[str, Any] = {"format": FORMAT, "dataset_name": subsets.dataset_name}
+    content: dict[str, Any] = {"format": _FORMAT, "dataset_name": subsets.dataset_name}
     if dataset is not None:
         content["dataset"] = {"target": dataset["target"], "params": dict(dataset.get("params") or {})}
     content |= {"images": subsets.images, "components": subsets.components, **subsets.record}
@@ -116,10 +116,10 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     if not path.exists():
         raise ValueError(f"{path} does not exist; make it with\n  {make_bins_command(folder, dataset_name)}")
     content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} must be a mapping with format: {FORMAT}, got {found}; write it anew with make_bins.py"
+            f"{path} must be a mapping with format: {_FORMAT}, got {found}; write it anew with make_bins.py"
         )
     absent = {"dataset_name", "images", "components", "bins", "class_names"} - set(content)
     if absent:

@@ -18,7 +18,7 @@ ARRAY_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
-BROKEN = (
+_BROKEN = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
     *(OverflowError, MemoryError, SystemError),
 )
@@ -69,5 +69,5 @@ def load_plain(path: str | Path, arrays: bool = False, encoding: str = "ASCII") 
     try:
         check_sizes(content)
         return RestrictedUnpickler(io.BytesIO(content), arrays, encoding).load()
-    except BROKEN as error:
+    except _BROKEN as error:
         raise ValueError(f"{path} must be a pickle of {kinds}, and is refused: {error}") from error

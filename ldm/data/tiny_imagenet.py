@@ -49,19 +49,19 @@ class TinyImageNet(FileImages):
                 "  python scripts/prep_data.py --dataset tiny-imagenet"
             )
         top = tops[0]
-        synsets = sorted(lines(files, f"{top}wnids.txt"))
+        synsets = sorted(read_lines(files, f"{top}wnids.txt"))
         relpaths = files.images(f"{top}{split}")
         if split == "train":
             owners = [path.removeprefix(f"{top}train/").partition("/")[0] for path in relpaths]
         else:
-            annotated = dict(line.split("\t")[:2] for line in lines(files, f"{top}{ANNOTATIONS}"))
+            annotated = dict(line.split("\t")[:2] for line in read_lines(files, f"{top}{ANNOTATIONS}"))
             missing = [path for path in relpaths if PurePosixPath(path).name not in annotated]
             if missing:
                 raise ValueError(f"{root}: {ANNOTATIONS} does not name {len(missing)} images, the first {missing[0]}")
             owners = [annotated[PurePosixPath(path).name] for path in relpaths]
         words = {}
         if files.has(f"{top}words.txt"):
-            words = dict(line.split("\t", 1) for line in lines(files, f"{top}words.txt"))
+            words = dict(line.split("\t", 1) for line in read_lines(files, f"{top}words.txt"))
         super().__init__(
             files,
             relpaths,
@@ -76,6 +76,6 @@ class TinyImageNet(FileImages):
         )
 
 
-def lines(files: Files, name: str) -> list[str]:
+def read_lines(files: Files, name: str) -> list[str]:
     """Return the lines of a text file that are not empty."""
     return [line for line in files.read(name).decode().splitlines() if line.strip()]

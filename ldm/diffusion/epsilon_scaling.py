@@ -27,7 +27,7 @@ from ldm.util import atomic_write
 
 UNITS = ("step", "log_snr")
 DIRECTIONS = ("full", "x0_only")
-FORMAT = 1
+_FORMAT = 1
 # Samplers whose steps use x_0 and eps as two values; the others derive one from the other.
 TWO_VALUED = ("DDIM", "DDPM")
 
@@ -244,7 +244,7 @@ def save_scaling(scaling: EpsilonScaling, path: str | os.PathLike, overwrite: bo
         FileExistsError: if the file exists and `overwrite` is False.
     """
     with atomic_write(path, overwrite) as partial:
-        OmegaConf.save(OmegaConf.create({"format": FORMAT, **scaling.as_dict()}), partial)
+        OmegaConf.save(OmegaConf.create({"format": _FORMAT, **scaling.as_dict()}), partial)
 
 
 def load_scaling(path: str | os.PathLike) -> EpsilonScaling:
@@ -257,8 +257,8 @@ def load_scaling(path: str | os.PathLike) -> EpsilonScaling:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no schedule of epsilon scaling at {path}")
     content = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is no schedule of epsilon scaling: expected 'format: {FORMAT}', b, k, ..")
+    if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+        raise ValueError(f"{path} is no schedule of epsilon scaling: expected 'format: {_FORMAT}', b, k, ..")
     try:
         return scaling_from(content)
     except ValueError as error:

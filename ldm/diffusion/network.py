@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.memory import Pieces
+from ldm.memory import Chunker
 from ldm.util import instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
@@ -132,9 +132,10 @@ class ConditionedNetwork(nn.Module):
 class ChunkedNetwork:
     """A network `(x, t, cond)` of many images in passes that fit into memory; takes r B conditions where it does."""
 
-    def __init__(self, network: nn.Module, pieces: Pieces):
-        self.network, self.pieces = network, pieces
+    def __init__(self, network: nn.Module, chunker: Chunker):
+        self.network = network
+        self.chunker = chunker
         self.shares_x = getattr(network, "shares_x", False)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return self.pieces(self.network, x, t, cond)
+        return self.chunker(self.network, x, t, cond)

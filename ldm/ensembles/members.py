@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ldm.memory import Pieces
+from ldm.memory import Chunker
 from ldm.modules.diffusionmodules.util import repeat_rows
 
 
@@ -80,7 +80,7 @@ class MemberNetwork:
     """
 
     def __init__(
-        self, network: nn.Module, members: Members, chunk: int | Pieces | None = None, staged: bool | None = None
+        self, network: nn.Module, members: Members, chunk: int | Chunker | None = None, staged: bool | None = None
     ):
         known = network.state_dict().keys()
         unknown = sorted(set(members.overrides) - set(known))
@@ -90,7 +90,7 @@ class MemberNetwork:
             )
         self.network, self.members = network, members
         self.shares_x = getattr(network, "shares_x", False)
-        self.pieces = chunk if isinstance(chunk, Pieces) else Pieces(chunk)
+        self.chunker = chunk if isinstance(chunk, Chunker) else Chunker(chunk)
         inputs, outputs = getattr(network, "input_patterns", ()), getattr(network, "output_patterns", ())
         names = list(members.overrides)
         self.at_input = {name: members.overrides[name] for name in names if _only([name], inputs)}
@@ -118,7 +118,7 @@ class MemberNetwork:
             chunk = None if limit >= images * len(self.members) else max(1, limit // images)
             return vmap(one, in_dims, chunk_size=chunk)(dict(self.members.overrides), x, t, cond)
 
-        return self.pieces.within(call, images * len(self.members))
+        return self.chunker.within(call, images * len(self.members))
 
     @staticmethod
     def _axes(t: Tensor, cond: Tensor | None) -> tuple[int | None, int | None]:
@@ -182,7 +182,7 @@ class MemberNetwork:
             features = self.network.backbone(x, *state, *[None] * (2 - len(state)))
             return features if self.at_output else self.network.readout(features)
 
-        return self.pieces(run, x, *parts)
+        return self.chunker(run, x, *parts)
 
     def _read_out(self, features: Tensor, axis: int | None) -> Tensor:
         """Each member's output [M, B, ...] of features [B, ...] (axis None) or its own [M, B, ...] (axis 0)."""
@@ -195,7 +195,7 @@ class MemberNetwork:
             return vmap(readout, (0, axis), 1)(self.at_output, own)
 
         images = features if axis is None else features.transpose(0, 1)
-        return self.pieces(some, images).transpose(0, 1)
+        return self.chunker(some, images).transpose(0, 1)
 
 
 def _agreement(blocks: Sequence[Tensor]) -> list[list[bool]]:

@@ -19,8 +19,8 @@ from ldm.checkpoint import load_state_dict, save_tensors, sha256, tensors_sha256
 from ldm.ensembles.members import Members
 from ldm.util import atomic_write
 
-FORMAT = 1
-TABLE = "cond_stage_model.embedding.weight"
+_FORMAT = 1
+EMBEDDING_TABLE = "cond_stage_model.embedding.weight"
 PUBLISHED_TABLE = re.compile(r"cond_stage_model_ensemble\.(\d+)\.embedding\.weight")
 REQUIRED = ("format", "name", "trunk", "config", "heads", "patterns", "null_class", "members")
 
@@ -75,7 +75,7 @@ def save_ensemble(
         FileExistsError: if there is an ensemble and `overwrite` is False.
         ValueError: if the record is incomplete, or the members' heads differ in names or shapes.
     """
-    folder, spec = Path(folder), {"format": FORMAT, **spec}
+    folder, spec = Path(folder), {"format": _FORMAT, **spec}
     missing = [key for key in REQUIRED if key not in spec]
     if missing or len(spec["members"]) != len(members):
         raise ValueError(f"the ensemble's record lacks {missing} or does not list its {len(members)} members")
@@ -107,8 +107,8 @@ def load_ensemble(folder: str | Path) -> Ensemble:
         )
     spec = yaml.safe_load(file.read_text())
     missing = [key for key in REQUIRED if key not in spec]
-    if missing or spec["format"] != FORMAT:
-        raise ValueError(f"{file}: expected format {FORMAT} with {list(REQUIRED)}; it lacks {missing}")
+    if missing or spec["format"] != _FORMAT:
+        raise ValueError(f"{file}: expected format {_FORMAT} with {list(REQUIRED)}; it lacks {missing}")
     members = [load_state_dict(folder / record["file"]) for record in spec["members"]]
     return Ensemble(folder, spec, Members.stack(members))
 
@@ -129,4 +129,6 @@ def load_published(path: str | Path) -> tuple[dict[str, Tensor], Members]:
             f"{path} is no published ensemble: expected cond_stage_model_ensemble.0.embedding.weight and so on to "
             f"M - 1, got members {sorted(tables)}"
         )
-    return {**state, TABLE: tables[0]}, Members.stack([{TABLE: tables[index]} for index in range(len(tables))])
+    return {**state, EMBEDDING_TABLE: tables[0]}, Members.stack(
+        [{EMBEDDING_TABLE: tables[index]} for index in range(len(tables))]
+    )

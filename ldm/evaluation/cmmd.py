@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.statistics import (
-    Features,
+    FeatureArray,
     blocks,
     check_features,
     normal_interval,
@@ -57,7 +57,7 @@ class GramSums:
         return GramSums(self.pairs + other.pairs, self.diagonal + other.diagonal)
 
 
-def _tiles(rows: Features, columns: Features, upper: bool, shard: tuple[int, int], device) -> Iterator:
+def _tiles(rows: FeatureArray, columns: FeatureArray, upper: bool, shard: tuple[int, int], device) -> Iterator:
     """Yield (first row, rows, first column, columns) of this share's tiles; `upper` leaves out those below."""
     rank, world = shard
     number = 0
@@ -70,7 +70,7 @@ def _tiles(rows: Features, columns: Features, upper: bool, shard: tuple[int, int
 
 
 def gram_within(
-    kernel: Kernel, x: Features, weights: Tensor | None = None, shard: tuple[int, int] = (0, 1), device="cpu"
+    kernel: Kernel, x: FeatureArray, weights: Tensor | None = None, shard: tuple[int, int] = (0, 1), device="cpu"
 ) -> GramSums:
     """sum_ij w_i k(x_i, x_j) w_j and its terms i = j, for x [N, D] and weights [R, N] (ones).
 
@@ -90,8 +90,8 @@ def gram_within(
 
 def gram_between(
     kernel: Kernel,
-    x: Features,
-    y: Features,
+    x: FeatureArray,
+    y: FeatureArray,
     weights: Tensor | None = None,
     shard: tuple[int, int] = (0, 1),
     device="cpu",
@@ -105,7 +105,7 @@ def gram_between(
     return total
 
 
-def mmd2_of_sums(within_x: GramSums, within_y: GramSums, between: Tensor, weights: Tensor, m: int, biased: bool):
+def combine_sums(within_x: GramSums, within_y: GramSums, between: Tensor, weights: Tensor, m: int, biased: bool):
     """MMD^2 [R] from kernel sums of x with weights [R, N] and of y with m rows.
 
     Unbiased: pairs of equal indices are left out, those of a bootstrap's repeats included (a U-statistic). Biased:
@@ -122,8 +122,8 @@ def mmd2_of_sums(within_x: GramSums, within_y: GramSums, between: Tensor, weight
 
 def mmd2(
     kernel: Kernel,
-    reference: Features,
-    samples: Features,
+    reference: FeatureArray,
+    samples: FeatureArray,
     biased: bool = False,
     resamples: int = 0,
     seed: int = 0,
@@ -152,14 +152,14 @@ def mmd2(
     own = gram_within(kernel, samples, weights, device=device)
     theirs = gram_within(kernel, reference, device=device) if reference_sums is None else reference_sums
     between = gram_between(kernel, samples, reference, weights, device=device)
-    values = mmd2_of_sums(own, theirs, between, weights, len(reference), biased).cpu()
+    values = combine_sums(own, theirs, between, weights, len(reference), biased).cpu()
     interval = normal_interval if biased else percentile_interval
     return interval(float(values[0]), values[1:])
 
 
 def cmmd(
-    reference: Features,
-    samples: Features,
+    reference: FeatureArray,
+    samples: FeatureArray,
     sigma: float = CMMD_SIGMA,
     scale: float = CMMD_SCALE,
     biased: bool = False,
@@ -175,7 +175,7 @@ def cmmd(
 
 
 def kid_subsets(
-    reference: Features, samples: Features, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    reference: FeatureArray, samples: FeatureArray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> Tensor:
     """KID as published: the unbiased cubic-kernel MMD^2 of `subsets` random draws without replacement, [subsets].
 

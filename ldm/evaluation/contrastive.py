@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Side of the squares in which pairs are compared.
-TILE = 2048
+_TILE = 2048
 
 
 def normalised(features: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
     return float((normalised(first) - normalised(second)).double().square().sum(1).mean())
 
 
-def uniformity(features: Tensor, temperature: float = 2.0, tile: int = TILE) -> float:
+def uniformity(features: Tensor, temperature: float = 2.0, tile: int = _TILE) -> float:
     """Logarithm of the mean Gaussian potential of all pairs of features [N, D], float64 sums: 0 .. -4 (t = 2).
 
     -2 t is the value of pairs at right angles, which random directions approach in many dimensions.

@@ -150,7 +150,7 @@ class Norms:
 
 
 @dataclass
-class States:
+class StateMoments:
     """Moments of each element of the state that step i leads to, [S, C, H, W]."""
 
     steps: int
@@ -187,7 +187,7 @@ class Residuals:
 
 
 @torch.no_grad()
-def walk(steps: Iterable[Step], *observers: Observer) -> Tensor:
+def observe(steps: Iterable[Step], *observers: Observer) -> Tensor:
     """Show every step (at least one) to every observer, without gradients; return the last state [..., B, C, H, W]."""
     last = None
     for last in steps:
@@ -257,7 +257,7 @@ def state_distance(schedule: Schedule, times: Tensor, states: StepMoments, data:
     has mean alpha E[x_0] and variance alpha^2 Var(x_0) + sigma^2. No floor but the noise of the number of images.
 
     Args:
-        states: of `States`, [S, C, H, W]; data: of the clean images, [1, C, H, W].
+        states: of `StateMoments`, [S, C, H, W]; data: of the clean images, [1, C, H, W].
     """
     sigma, alpha = (value.reshape(-1, 1, 1, 1) for value in (schedule.sigma(times[1:]), schedule.alpha(times[1:])))
     mean, std = alpha * data.mean.cpu(), (alpha**2 * data.var.cpu() + sigma**2).sqrt()

@@ -18,17 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm.evaluation.features import Activations, Extractor
-from ldm.evaluation.statistics import PUBLISHED, Features, Statistics, load_statistics, moments, save_statistics
+from ldm.evaluation.statistics import (
+    PUBLISHED_NAMES,
+    FeatureArray,
+    FeatureStatistics,
+    load_statistics,
+    moments,
+    save_statistics,
+)
 from ldm.jobs import WorkList
 from ldm.memory import keep_freed_memory
 from ldm.util import atomic_write
 
-KINDS = Activations._fields
+FEATURE_KINDS = Activations._fields
 # Images in a part: what a process takes at once, and what is lost when it is stopped.
 PART = 500
 
 
-class Images(Protocol):
+class ImageSource(Protocol):
     """Images uint8 [B, C, H, W] by position; see `ldm.pipelines.images`."""
 
     def __len__(self) -> int: ...
@@ -49,10 +56,10 @@ class FeatureSet:
     `given` holds statistics without features, as published files do.
     """
 
-    pooled: Features | None = None
-    logits: Features | None = None
-    spatial: Features | None = None
-    given: Mapping[str, Statistics] = field(default_factory=dict)
+    pooled: FeatureArray | None = None
+    logits: FeatureArray | None = None
+    spatial: FeatureArray | None = None
+    given: Mapping[str, FeatureStatistics] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -62,7 +69,7 @@ class FeatureSet:
         """True if there are features or statistics of a kind."""
         return kind in self.given or getattr(self, kind) is not None
 
-    def statistics(self, kind: str, device: str | torch.device = "cpu") -> Statistics:
+    def statistics(self, kind: str, device: str | torch.device = "cpu") -> FeatureStatistics:
         """Mean and covariance of a kind of features, "pooled" or "spatial"."""
         if kind in self.given:
             return self.given[kind]
@@ -70,21 +77,21 @@ class FeatureSet:
 
     def rows(self, chosen: NDArray[np.int64]) -> FeatureSet:
         """The features of some images, in memory, in the order given."""
-        kinds = {kind: getattr(self, kind) for kind in KINDS}
+        kinds = {kind: getattr(self, kind) for kind in FEATURE_KINDS}
         return FeatureSet(
             **{kind: None if value is None else np.asarray(value[chosen]) for kind, value in kinds.items()}
         )
 
 
-def parts_of(count: int) -> dict[str, tuple[int, int]]:
+def split_images(count: int) -> dict[str, tuple[int, int]]:
     """{key: (start, stop)} of every part."""
     spans = [(start, min(start + PART, count)) for start in range(0, count, PART)]
     return {f"{start:07d}_{stop - start}": (start, stop) for start, stop in spans}
 
 
 @torch.no_grad()
-def activations_of(
-    source: Images,
+def compute_activations(
+    source: ImageSource,
     span: tuple[int, int],
     extractor: Extractor,
     batch_size: int,
@@ -102,12 +109,12 @@ def activations_of(
         found.append(extractor.activations(images.to(device)))
         if progress is not None:
             progress(stop - start)
-    kinds = [kind for kind in KINDS if getattr(found[0], kind) is not None]
+    kinds = [kind for kind in FEATURE_KINDS if getattr(found[0], kind) is not None]
     return {kind: torch.cat([getattr(part, kind) for part in found]).float().cpu().numpy() for kind in kinds}
 
 
 def extract(
-    source: Images,
+    source: ImageSource,
     extractor: Extractor,
     folder: str | Path,
     *,
@@ -136,7 +143,7 @@ def extract(
         "features": extractor.describe(),
         "change": dict(change_settings) if change_settings else None,
     }
-    work, parts = WorkList(folder / "parts", settings, shard), parts_of(len(source))
+    work, parts = WorkList(folder / "parts", settings, shard), split_images(len(source))
     if not parts:
         raise ValueError("there are no images to measure")
     pending = work.pending(parts)
@@ -144,7 +151,7 @@ def extract(
     if progress is not None:
         progress(len(source) - sum(parts[key][1] - parts[key][0] for key in pending))
     for key in pending:
-        save_part(work, key, activations_of(source, parts[key], extractor, batch_size, device, change, progress))
+        save_part(work, key, compute_activations(source, parts[key], extractor, batch_size, device, change, progress))
     if not work.complete(parts):
         return None
     if not (folder / "statistics.npz").exists():
@@ -174,7 +181,7 @@ def _join(work: WorkList, keys: list[str], count: int, folder: Path) -> None:
     """Write the parts as one array a kind, and their statistics; the statistics last, as a sign that all is there."""
     statistics = {}
     for kind in join_parts(work, keys, count, folder):
-        if kind in PUBLISHED and count > 1:
+        if kind in PUBLISHED_NAMES and count > 1:
             statistics[kind] = moments(np.load(folder / f"{kind}.npy", mmap_mode="r")).statistics()
     save_statistics(statistics, folder / "statistics.npz", overwrite=True)
 
@@ -200,7 +207,7 @@ def open_features(folder: str | Path) -> FeatureSet:
     folder = Path(folder)
     if not is_feature_folder(folder):
         raise FileNotFoundError(f"{folder} holds no complete features; run scripts/evaluate.py ref (again)")
-    arrays = {kind: folder / f"{kind}.npy" for kind in KINDS}
+    arrays = {kind: folder / f"{kind}.npy" for kind in FEATURE_KINDS}
     return FeatureSet(
         **{kind: np.load(path, mmap_mode="r") for kind, path in arrays.items() if path.is_file()},
         given=load_statistics(folder / "statistics.npz"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import Features, Statistics, moments, normal_interval, resample_weights
+from ldm.evaluation.statistics import FeatureArray, FeatureStatistics, moments, normal_interval, resample_weights
 from ldm.stats import Interval
 
 
@@ -25,7 +25,7 @@ def square_root(covariance: Tensor) -> Tensor:
     return values.clamp_min(0).sqrt()[:, None] * vectors.T
 
 
-def frechet_distance(a: Statistics, b: Statistics) -> float:
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Squared 2-Wasserstein distance of N(mu_a, S_a) and N(mu_b, S_b), in squared units of the features.
 
         d = |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a^(1/2) S_b S_a^(1/2))^(1/2)
@@ -40,7 +40,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return _distance(a, b, square_root(a.covariance))
 
 
-def check_dimensions(a: Statistics, b: Statistics) -> None:
+def check_dimensions(a: FeatureStatistics, b: FeatureStatistics) -> None:
     """Raise ValueError unless both are of features of one dimension."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(
@@ -49,16 +49,16 @@ def check_dimensions(a: Statistics, b: Statistics) -> None:
         )
 
 
-def _distance(a: Statistics, b: Statistics, root_a: Tensor) -> float:
+def _distance(a: FeatureStatistics, b: FeatureStatistics, root_a: Tensor) -> float:
     return _parts(a, b) - 2 * float(torch.linalg.svdvals(root_a @ square_root(b.covariance).T).sum())
 
 
-def _parts(a: Statistics, b: Statistics) -> float:
+def _parts(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """The distance without its last term."""
     return float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace())
 
 
-def _resampled_distance(a: Statistics, b: Statistics, root_a: Tensor) -> float:
+def _resampled_distance(a: FeatureStatistics, b: FeatureStatistics, root_a: Tensor) -> float:
     """`_distance` by eigenvalues alone: a quarter of the time at D = 2,048, and rounding of small ones is kept."""
     product = root_a @ b.covariance @ root_a.T
     shared = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
@@ -66,7 +66,11 @@ def _resampled_distance(a: Statistics, b: Statistics, root_a: Tensor) -> float:
 
 
 def fid(
-    reference: Statistics, samples: Features, resamples: int = 0, seed: int = 0, device: str | torch.device = "cpu"
+    reference: FeatureStatistics,
+    samples: FeatureArray,
+    resamples: int = 0,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> Interval:
     """FID of samples [N, D] against a reference, with an interval for the draw of the samples.
 
@@ -74,7 +78,7 @@ def fid(
     the percentile interval: resampling adds the estimator's bias once more, so that the resampled values lie above.
     It says nothing about that bias: FID falls as N grows, so compare values of equal N only (arXiv 1801.01401).
     """
-    reference = Statistics(reference.mean.to(device), reference.covariance.to(device))
+    reference = FeatureStatistics(reference.mean.to(device), reference.covariance.to(device))
     own = moments(samples, device=device).statistics()
     check_dimensions(reference, own)
     root = square_root(reference.covariance)

@@ -43,7 +43,7 @@ def certain(values: NDArray, groups: Sequence[Positions], rule: str = "share", s
     return found
 
 
-def counts_of(kept: Positions, groups: Sequence[Positions]) -> Counts:
+def count_kept(kept: Positions, groups: Sequence[Positions]) -> Counts:
     """How many of each group stayed."""
     return tuple(int(np.isin(group, kept, assume_unique=True).sum()) for group in groups)
 

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.evaluation.extraction import join_parts, parts_of, save_part
+from ldm.evaluation.extraction import join_parts, save_part, split_images
 from ldm.evaluation.taps import Backbone, Place, Reading, place_name
 from ldm.jobs import WorkList
 from ldm.util import atomic_write
 
 
-class States(Protocol):
+class StateSource(Protocol):
     """Clean states of a model and their classes, by position; see `ldm.pipelines.states`."""
 
     labels: Tensor
@@ -46,7 +46,7 @@ class GridFeatures:
 
 
 def _span(
-    states: States, span: tuple[int, int], backbone: Backbone, reading: Reading, batch_size: int
+    states: StateSource, span: tuple[int, int], backbone: Backbone, reading: Reading, batch_size: int
 ) -> dict[Place, NDArray[np.float32]]:
     """Features of the states start .. stop - 1."""
     device = next(backbone.network.parameters()).device
@@ -60,7 +60,7 @@ def _span(
 
 
 def read_features(
-    states: States,
+    states: StateSource,
     backbone: Backbone,
     reading: Reading,
     *,
@@ -69,7 +69,7 @@ def read_features(
 ) -> GridFeatures:
     """All features in memory; `progress` is called with the number of images of each finished part."""
     found: dict[Place, list[NDArray[np.float32]]] = {place: [] for place in reading.places}
-    for span in parts_of(len(states)).values():
+    for span in split_images(len(states)).values():
         for place, values in _span(states, span, backbone, reading, batch_size).items():
             found[place].append(values)
         if progress is not None:
@@ -77,8 +77,8 @@ def read_features(
     return GridFeatures({place: np.concatenate(values) for place, values in found.items()}, states.labels.numpy())
 
 
-def cached_features(
-    states: States,
+def load_or_make_features(
+    states: StateSource,
     backbone: Backbone,
     reading: Reading,
     folder: str | Path,
@@ -99,7 +99,7 @@ def cached_features(
     """
     folder = Path(folder)
     all_settings = {"states": states.describe(), "reading": reading.describe(), **settings}
-    work, parts = WorkList(folder / "parts", all_settings, shard), parts_of(len(states))
+    work, parts = WorkList(folder / "parts", all_settings, shard), split_images(len(states))
     for key in work.pending(parts):
         arrays = _span(states, parts[key], backbone, reading, batch_size)
         save_part(work, key, {place_name(place): value for place, value in arrays.items()})

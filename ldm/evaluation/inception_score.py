@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.evaluation.statistics import FeatureArray, blocks, check_features, percentile_interval, resample_weights
 from ldm.stats import Interval
 from ldm.util import generator
 
 
-def probabilities(logits: Features) -> Tensor:
+def probabilities(logits: FeatureArray) -> Tensor:
     """Softmax of logits [N, K] in float64."""
     check_features("logits", logits)
     return torch.cat([rows.softmax(dim=1) for _, rows in blocks(logits)])

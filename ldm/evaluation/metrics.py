@@ -30,12 +30,12 @@ from ldm.evaluation.precision_recall import (
     precision_recall,
     squared_radii,
 )
-from ldm.evaluation.statistics import Statistics
+from ldm.evaluation.statistics import FeatureStatistics
 from ldm.stats import Interval
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """A number: its 95 % interval (NaN without one), what the interval covers, and the numbers of images behind it."""
 
     metric: str
@@ -69,11 +69,11 @@ class Reference:
 
     def __init__(self, features: FeatureSet):
         self.features = features
-        self._statistics: dict[str, Statistics] = {}
+        self._statistics: dict[str, FeatureStatistics] = {}
         self._sums: dict[str, GramSums] = {}
         self._radii: dict[int, torch.Tensor] = {}
 
-    def statistics(self, kind: str, device: str | torch.device) -> Statistics:
+    def statistics(self, kind: str, device: str | torch.device) -> FeatureStatistics:
         """Mean and covariance of "pooled" or "spatial"."""
         if kind not in self._statistics:
             self._statistics[kind] = self.features.statistics(kind, device)
@@ -207,7 +207,7 @@ def measure(
     reference: FeatureSet | Reference,
     samples: FeatureSet,
     options: Options | None = None,
-) -> list[Row]:
+) -> list[MetricRow]:
     """Compute metrics; some give two rows.
 
     Args:
@@ -226,5 +226,5 @@ def measure(
         used = None if METRICS[name].reference == "nothing" else len(reference.features) or None
         for label, (estimate, interval) in METRICS[name].compute(reference, samples, options).items():
             covers = interval if estimate.low == estimate.low else ""
-            rows.append(Row(label, estimate.estimate, estimate.low, estimate.high, covers, len(samples), used))
+            rows.append(MetricRow(label, estimate.estimate, estimate.low, estimate.high, covers, len(samples), used))
     return rows

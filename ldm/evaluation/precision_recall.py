@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.cmmd import TILE, squared_distances
-from ldm.evaluation.statistics import Features, blocks, check_features, percentile_interval, resample_weights
+from ldm.evaluation.statistics import FeatureArray, blocks, check_features, percentile_interval, resample_weights
 from ldm.stats import Interval
 
 PRECISION_K, DENSITY_K = 3, 5
 
 
-def squared_radii(features: Features, k: int, device="cpu") -> Tensor:
+def squared_radii(features: FeatureArray, k: int, device="cpu") -> Tensor:
     """Squared distance [N] of each row of [N, D] to its k-th nearest neighbour among the others.
 
     Raises:
@@ -41,7 +41,7 @@ def squared_radii(features: Features, k: int, device="cpu") -> Tensor:
     return torch.cat(radii)
 
 
-def ball_counts(points: Features, centres: Features, radii: Tensor, device="cpu") -> tuple[Tensor, Tensor]:
+def ball_counts(points: FeatureArray, centres: FeatureArray, radii: Tensor, device="cpu") -> tuple[Tensor, Tensor]:
     """How many balls each point lies in [P], and how many points each ball holds [C].
 
     Args:
@@ -73,8 +73,8 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(
-    reference: Features,
-    samples: Features,
+    reference: FeatureArray,
+    samples: FeatureArray,
     k: int = PRECISION_K,
     resamples: int = 0,
     seed: int = 0,
@@ -97,8 +97,8 @@ def precision_recall(
 
 
 def density_coverage(
-    reference: Features,
-    samples: Features,
+    reference: FeatureArray,
+    samples: FeatureArray,
     k: int = DENSITY_K,
     resamples: int = 0,
     seed: int = 0,

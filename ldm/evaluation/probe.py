@@ -23,7 +23,7 @@ from ldm.util import generator
 
 Arrays = Mapping[Place, NDArray[np.float32]]
 # Rows that a measurement of a head reads at once.
-CHUNK = 2000
+_CHUNK = 2000
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Heads:
     def predictions(self, arrays: Arrays, rows: NDArray[np.int64]) -> dict[Place, NDArray[np.int64]]:
         """{place: predicted classes [B]} of rows of the features."""
         found: dict[Place, list[Tensor]] = {place: [] for group in self.groups for place in group.places}
-        for start in range(0, len(rows), CHUNK):
+        for start in range(0, len(rows), _CHUNK):
             for group in self.groups:
-                chosen = group.logits(arrays, rows[start : start + CHUNK]).argmax(2).cpu()
+                chosen = group.logits(arrays, rows[start : start + _CHUNK]).argmax(2).cpu()
                 for place, classes in zip(group.places, chosen, strict=True):
                     found[place].append(classes)
         return {place: torch.cat(classes).numpy() for place, classes in found.items()}

@@ -9,7 +9,7 @@ import torch
 
 from ldm.evaluation.extraction import FeatureSet
 from ldm.evaluation.fid import extrapolated
-from ldm.evaluation.metrics import Options, Reference, Row, measure
+from ldm.evaluation.metrics import MetricRow, Options, Reference, measure
 from ldm.util import generator
 
 
@@ -52,7 +52,7 @@ def sample_sizes(
     for size in sizes:
         for repeat in range(repeats if size < len(samples) else 1):
             chosen = subset(len(samples), size, options.seed, repeat)
-            rows: list[Row] = measure(metrics, reference, samples.rows(chosen.numpy()), plain)
+            rows: list[MetricRow] = measure(metrics, reference, samples.rows(chosen.numpy()), plain)
             found += [SizedRow(row.metric, size, repeat, row.value) for row in rows]
     return found
 
@@ -69,7 +69,7 @@ class SizeSummary:
     percent: float
 
 
-def summarise(rows: Sequence[SizedRow]) -> list[SizeSummary]:
+def summarise_sizes(rows: Sequence[SizedRow]) -> list[SizeSummary]:
     """One entry for each metric and size, in their order; percentages are NaN where the largest size gives 0."""
     summaries = []
     for metric in dict.fromkeys(row.metric for row in rows):

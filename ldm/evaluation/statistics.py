@@ -18,19 +18,21 @@ from torch import Tensor
 from ldm.stats import Interval
 from ldm.util import atomic_write, generator
 
-Features = Tensor | NDArray[np.floating]
+FeatureArray = Tensor | NDArray[np.floating]
 BLOCK = 1024  # rows
 NORMAL_95 = 1.959963984540054
 
 
-def check_features(name: str, features: Features, least: int = 1) -> None:
+def check_features(name: str, features: FeatureArray, least: int = 1) -> None:
     """Raise ValueError unless `features` is [N, D] with at least `least` rows."""
     shape = tuple(features.shape)
     if len(shape) != 2 or shape[0] < least or shape[1] < 1:
         raise ValueError(f"{name} must be features [N, D] with at least {least} rows, got shape {shape}")
 
 
-def blocks(features: Features, size: int = BLOCK, device: str | torch.device = "cpu") -> Iterator[tuple[int, Tensor]]:
+def blocks(
+    features: FeatureArray, size: int = BLOCK, device: str | torch.device = "cpu"
+) -> Iterator[tuple[int, Tensor]]:
     """Yield (first row, float64 rows [<= size, D]) from the first to the last row.
 
     Raises:
@@ -47,7 +49,7 @@ def blocks(features: Features, size: int = BLOCK, device: str | torch.device = "
 
 
 @dataclass(frozen=True)
-class Statistics:
+class FeatureStatistics:
     """What FID needs of a set: mean [D] and unbiased covariance [D, D] in float64; `count` where it is known."""
 
     mean: Tensor
@@ -56,7 +58,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Moments:
+class FeatureMoments:
     """Weight `count`, mean [D] and scatter sum (x - mean)(x - mean)^T [D, D] of rows seen so far, in float64.
 
     Merging is exact in any order up to rounding (Chan, Golub & LeVeque 1983), so processes may share the rows.
@@ -67,7 +69,7 @@ class Moments:
     scatter: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, weights: Tensor | None = None) -> Moments:
+    def of(cls, rows: Tensor, weights: Tensor | None = None) -> FeatureMoments:
         """Moments of rows [N, D]; `weights` [N] count each row that many times."""
         rows = rows.double()
         weights = rows.new_ones(len(rows)) if weights is None else weights.double()
@@ -76,16 +78,16 @@ class Moments:
         centred = rows - mean
         return cls(count, mean, (centred * weights[:, None]).T @ centred)
 
-    def merge(self, other: Moments) -> Moments:
+    def merge(self, other: FeatureMoments) -> FeatureMoments:
         """Moments of both sets of rows together."""
         count = self.count + other.count
         if count == 0:
             return self
         shift, share = other.mean - self.mean, other.count / count
         scatter = self.scatter + other.scatter + self.count * share * torch.outer(shift, shift)
-        return Moments(count, self.mean + share * shift, scatter)
+        return FeatureMoments(count, self.mean + share * shift, scatter)
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> FeatureStatistics:
         """Mean and covariance with denominator N - 1, as in the published statistics.
 
         Raises:
@@ -93,15 +95,17 @@ class Moments:
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {self.count:g}")
-        return Statistics(self.mean, self.scatter / (self.count - 1), round(self.count))
+        return FeatureStatistics(self.mean, self.scatter / (self.count - 1), round(self.count))
 
 
-def moments(features: Features, weights: Tensor | None = None, device: str | torch.device = "cpu") -> Moments:
+def moments(
+    features: FeatureArray, weights: Tensor | None = None, device: str | torch.device = "cpu"
+) -> FeatureMoments:
     """Moments of features [N, D], a block at a time: memory of order D^2, whatever N is."""
     check_features("features", features)
-    total: Moments | None = None
+    total: FeatureMoments | None = None
     for start, rows in blocks(features, device=device):
-        part = Moments.of(rows, None if weights is None else weights[start : start + len(rows)].to(rows.device))
+        part = FeatureMoments.of(rows, None if weights is None else weights[start : start + len(rows)].to(rows.device))
         total = part if total is None else total.merge(part)
     return total
 
@@ -136,13 +140,15 @@ def normal_interval(value: float, resampled: Tensor) -> Interval:
     return Interval(value, value - reach, value + reach, resamples=len(resampled))
 
 
-PUBLISHED = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+PUBLISHED_NAMES = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
-def save_statistics(statistics: Mapping[str, Statistics], path: str | os.PathLike, overwrite: bool = False) -> None:
+def save_statistics(
+    statistics: Mapping[str, FeatureStatistics], path: str | os.PathLike, overwrite: bool = False
+) -> None:
     """Write statistics {"pooled": ..., "spatial": ...} as .npz in the published layout: mu, sigma, mu_s, sigma_s."""
     arrays = {}
-    for kind, names in PUBLISHED.items():
+    for kind, names in PUBLISHED_NAMES.items():
         if kind in statistics:
             values = (statistics[kind].mean, statistics[kind].covariance)
             arrays.update({name: value.cpu().numpy() for name, value in zip(names, values, strict=True)})
@@ -150,7 +156,7 @@ def save_statistics(statistics: Mapping[str, Statistics], path: str | os.PathLik
         np.savez(partial, **arrays)
 
 
-def load_statistics(path: str | os.PathLike) -> dict[str, Statistics]:
+def load_statistics(path: str | os.PathLike) -> dict[str, FeatureStatistics]:
     """Read published statistics (.npz with mu, sigma and for sFID mu_s, sigma_s); {} where the file has none.
 
     Raises:
@@ -161,7 +167,7 @@ def load_statistics(path: str | os.PathLike) -> dict[str, Statistics]:
         raise FileNotFoundError(f"no statistics at {path}")
     found = {}
     with np.load(path, allow_pickle=False) as content:
-        for kind, (mean_name, covariance_name) in PUBLISHED.items():
+        for kind, (mean_name, covariance_name) in PUBLISHED_NAMES.items():
             if mean_name not in content or covariance_name not in content:
                 continue
             mean = torch.from_numpy(np.asarray(content[mean_name], dtype=np.float64))
@@ -173,5 +179,5 @@ def load_statistics(path: str | os.PathLike) -> dict[str, Statistics]:
                 )
             if not (mean.isfinite().all() and covariance.isfinite().all()):
                 raise ValueError(f"{path}: {mean_name} or {covariance_name} holds NaN or infinity")
-            found[kind] = Statistics(mean, covariance)
+            found[kind] = FeatureStatistics(mean, covariance)
     return found

@@ -78,7 +78,7 @@ def activations(network: nn.Module, taps: Mapping[str, str], *inputs: Any) -> di
     return {tap: found[tap] for tap in taps}
 
 
-def pooled(activation: Tensor, pool: int | None = 1) -> Tensor:
+def pool_activation(activation: Tensor, pool: int | None = 1) -> Tensor:
     """Vectors [B, D] of a map [B, C, H, W], of tokens [B, N, C], or of what is a vector already.
 
     `pool` 1 is the mean over positions (D = C), k the means of a k x k grid (D = k k C), None all positions.
@@ -109,7 +109,7 @@ class Reading:
     Args:
         times: noise levels as times u of the schedule.
         taps: {tap: submodule}, see `resolve_taps`.
-        pool: see `pooled`.
+        pool: see `pool_activation`.
         draws: numbers of the noise draws that features are averaged over.
         seed: of the noise; that of image i at draw k comes from (seed, i, k), the same at every time.
     """
@@ -160,7 +160,7 @@ class Backbone:
     ) -> dict[str, Tensor]:
         """{tap: features [B, D]} in one pass, with autograd if it is on; taps as `resolve_taps` gives them."""
         found = activations(self.network, taps, *self.inputs(x0, eps, u))
-        return {tap: pooled(value.float(), pool) for tap, value in found.items()}
+        return {tap: pool_activation(value.float(), pool) for tap, value in found.items()}
 
     @torch.no_grad()
     def features(self, x0: Tensor, images: Sequence[int], reading: Reading) -> dict[Place, Tensor]:

@@ -18,7 +18,7 @@ from ldm.stats import mean_interval
 from ldm.uncertainty.quantities import Estimator, group_quantities, quantities, step_curve
 
 # Kept samples have their noises on this axis; everything else on the last.
-LATENTS, DISTANCES, NOISE_AXIS = "latents", "distances", 1
+LATENTS, MEMBER_DISTANCES, NOISE_AXIS = "latents", "distances", 1
 
 # States after a step lie apart with the step's length; the data that it foresees do not: so a flow's few long steps and
 # a diffusion's many short ones compare, and the number of steps does not matter.
@@ -136,11 +136,11 @@ def _of_class(
     plan: Plan,
 ) -> dict[str, Tensor]:
     """A class's quantities: averaged over the bases, its groups of members, its pictures, what is kept."""
-    result = {name: value.mean(-1) for name, value in found.items() if name != DISTANCES}
+    result = {name: value.mean(-1) for name, value in found.items() if name != MEMBER_DISTANCES}
     result["mi_by_base"] = found["mi"].T
     groups = pipeline.groups(label)
     if groups is not None:
-        parts = group_quantities(found[DISTANCES], groups.certain, groups.uncertain)
+        parts = group_quantities(found[MEMBER_DISTANCES], groups.certain, groups.uncertain)
         result.update({name: value.mean(-1) for name, value in parts.items()})
     if plan.diversity:
         own = samples[:, place]  # [M, n, K, c, h, w]
@@ -149,7 +149,7 @@ def _of_class(
         if plan.lpips is not None:
             result["lpips"] = pairwise_lpips(pictures, plan.lpips).unflatten(0, own.shape[1:3]).mean(-1)
     if plan.keep:
-        result[LATENTS], result[DISTANCES] = samples[:, place, :, 0], found[DISTANCES][..., 0]
+        result[LATENTS], result[MEMBER_DISTANCES] = samples[:, place, :, 0], found[MEMBER_DISTANCES][..., 0]
     return {name: value.cpu() for name, value in result.items()}
 
 

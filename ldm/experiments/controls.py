@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ldm.data.bins import class_size_order
+from ldm.ensembles.storage import EMBEDDING_TABLE
 from ldm.evaluation.detection import against_class_sizes
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.pipelines import EnsemblePipeline
 from ldm.stats import Interval, bootstrap_interval, spearman
 from ldm.uncertainty.information import paide
 
-TABLE = "cond_stage_model.embedding.weight"
 POOLED = ("spearman", "spearman_low", "spearman_high", "spearman_worst", "auroc", "auroc_low", "auroc_high",
           "auroc_worst", "ratio")  # fmt: skip
 SUBSETS = 40  # of each size at most, in the study of the number of members
@@ -69,11 +69,11 @@ def class_controls(
 
 def embedding_spread(pipeline: EnsemblePipeline, label: int) -> float | None:
     """See `class_controls`."""
-    tables = pipeline.network.members.overrides.get(TABLE)
+    tables = pipeline.network.members.overrides.get(EMBEDDING_TABLE)
     if tables is None:
         return None
     rows = tables[:, label].double()
-    own = pipeline.model.get_parameter(TABLE)[label].double().std(correction=0)
+    own = pipeline.model.get_parameter(EMBEDDING_TABLE)[label].double().std(correction=0)
     return float(rows.std(0, correction=0).square().mean().sqrt() / own)
 
 

@@ -15,12 +15,12 @@ from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.diffusion.noise import INITIAL
 from ldm.diffusion.transition import Noise
-from ldm.evaluation.exposure import EpsilonWatch, Norms, Residuals, States, StepMoments, each_step, walk
+from ldm.evaluation.exposure import EpsilonWatch, Norms, Residuals, StateMoments, StepMoments, each_step, observe
 from ldm.jobs import WorkList
 from ldm.pipelines.model import ModelPipeline
 from ldm.util import generator, instantiate_from_config
 
-Moments = dict[str, StepMoments]
+MomentsByName = dict[str, StepMoments]
 # Classes times elements of an image, above which the moments of the data are not kept apart by class.
 LARGEST_BY_CLASS = 10_000_000
 
@@ -41,7 +41,7 @@ class Chains:
     scalings: Mapping[str, EpsilonScaling]
     training: bool = True
 
-    def measure(self, images: range) -> Moments:
+    def measure(self, images: range) -> MomentsByName:
         """The moments of the images numbered `images`, in one pass."""
         batch = default_collate([self.data[place] for place in self._places(images)])
         model, noise = self.pipeline.model, self.pipeline.noise(images)
@@ -49,7 +49,7 @@ class Chains:
         x0 = model.get_input(batch, model.first_stage_key)
         labels = batch[model.cond_stage_key] if self.pipeline.n_classes else None
         plain, sampler = self._own(labels), self.pipeline.sampler_for(labels)
-        found: Moments = {"data": self._data(x0, labels)}
+        found: MomentsByName = {"data": self._data(x0, labels)}
         own: dict[int, Tensor] = {}
         if self.training:
             watch = EpsilonWatch(plain)
@@ -60,7 +60,7 @@ class Chains:
         start = model.schedule.noised(x0, noise.initial(x0.shape).to(x0), float(self.pipeline.times[0]))
         for name, scaling in self.scalings.items():
             watch = EpsilonWatch(plain)
-            states = States(self.steps, x0.shape[1:])
+            states = StateMoments(self.steps, x0.shape[1:])
             residuals = Residuals(model.schedule, self.steps, x0.shape[1:])
             residuals.follow(x0)
             wrapped = self._wrapped(watch, scaling, labels)
@@ -98,8 +98,8 @@ class Chains:
         wrappers = replace(self.pipeline.wrappers, scaling=scaling)
         return wrappers.wrap(denoiser, self.pipeline.times, self.pipeline.options.sampler, labels)
 
-    def _walk(self, name: str, steps: Iterable, observers: list) -> Moments:
-        walk(steps, *observers)
+    def _walk(self, name: str, steps: Iterable, observers: list) -> MomentsByName:
+        observe(steps, *observers)
         norms, *rest = observers
         found = {name: norms.moments}
         if bool(norms.corrections.count.any()):
@@ -114,7 +114,7 @@ def _one_noise(noise: Noise) -> Noise:
     return lambda index, shape: noise(INITIAL if index < INITIAL else index, shape)
 
 
-def data_of(config: Mapping[str, Any], split: str) -> Dataset:
+def load_split(config: Mapping[str, Any], split: str) -> Dataset:
     """The data set of a run's config.
 
     Raises:
@@ -128,7 +128,7 @@ def data_of(config: Mapping[str, Any], split: str) -> Dataset:
 
 def measured(
     chains: Chains, work: WorkList, parts: Mapping[str, range], progress: Callable[[int], Any]
-) -> Moments | None:
+) -> MomentsByName | None:
     """Measure the parts of this process's share that have no file; the moments of all, or None while others work."""
     for key in work.pending(parts):
         tensors = {
@@ -144,9 +144,9 @@ def measured(
     return merged(work.folder / f"{key}.safetensors" for key in parts)
 
 
-def merged(files: Iterable) -> Moments:
+def merged(files: Iterable) -> MomentsByName:
     """The moments that files of `measured` hold, together."""
-    together: Moments = {}
+    together: MomentsByName = {}
     for file in files:
         tensors, names = load_state_dict(file), {}
         for key, value in tensors.items():

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.evaluation.recognition import nearest_distances
-from ldm.experiments.variance_benchmarks import METHODS, Row
+from ldm.experiments.variance_benchmarks import BENCHMARKED_METHODS
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, new_posterior, observations
+from ldm.records import Row
 from ldm.stats import auroc, mean_interval
 
 NEIGHBOUR = "distance to the nearest training image"
@@ -19,7 +20,7 @@ RENOISED = "gamma^2 of the re-noised sample"
 NOISE_SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 
 
-def posterior_of(pipeline: ModelPipeline, train: Dataset, draws: int = 4) -> PosteriorPipeline:
+def fit_posterior(pipeline: ModelPipeline, train: Dataset, draws: int = 4) -> PosteriorPipeline:
     """The evidence-tuned full posterior of a loaded model, on its own training images."""
     laplace = new_posterior(pipeline)
     laplace.fit(observations(pipeline.model, train, draws=draws, seed=pipeline.options.seed), draws=draws)
@@ -42,9 +43,13 @@ def renoised_variance(walks: PosteriorPipeline, x0: Tensor, labels: Sequence[int
 def sample_scores(
     walks: PosteriorPipeline, train: Dataset, labels: Sequence[int], scores: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Summed variance of each sample [N] by several of `METHODS` and re-noised, and its distance to training images."""
+    """Scores [N] of each sample, by name.
+
+    They are its summed variance by several of `BENCHMARKED_METHODS`, its variance when it is noised again, and its
+    distance to the nearest training image.
+    """
     images = list(range(len(labels)))
-    maps = {name: METHODS[name].run(walks, labels, images) for name in scores}
+    maps = {name: BENCHMARKED_METHODS[name].run(walks, labels, images) for name in scores}
     x0 = walks.pipeline.sample(labels, images)
     maps[RENOISED] = renoised_variance(walks, x0, labels, images)
     found = {name: value.flatten(1).sum(1).double().cpu() for name, value in maps.items()}

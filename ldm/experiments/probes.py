@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ldm.checkpoint import sha256
 from ldm.data.module import DataModuleFromConfig
 from ldm.evaluation.finetuning import Tuning, tune
-from ldm.evaluation.grid_features import GridFeatures, cached_features
+from ldm.evaluation.grid_features import GridFeatures, load_or_make_features
 from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
 from ldm.evaluation.taps import Backbone, Place, Reading, place_name
 from ldm.jobs import step_bar
@@ -31,7 +31,7 @@ PIXELS: Place = (0.0, "pixels")
 TEST_SEEDS = 1000
 
 
-def chosen_positions(count: int, wanted: int | None, seed: int) -> list[int]:
+def draw_probe_positions(count: int, wanted: int | None, seed: int) -> list[int]:
     """Ascending positions of `wanted` images of `count`, drawn by the seed; all of them where None."""
     return sorted(drawn_positions(count, wanted, seed, "probe images"))
 
@@ -61,7 +61,7 @@ class ProbeStudy:
         prepare_latents(pipeline.model, config, module, pipeline.device)
         self.data = {"train": module.dataset("train"), "test": module.dataset("validation")}
         self.classes = self.data["train"].n_classes
-        self.positions = chosen_positions(len(self.data["train"]), options.n_train, options.seed)
+        self.positions = draw_probe_positions(len(self.data["train"]), options.n_train, options.seed)
         self.training = ProbeTraining(
             options.epochs, options.batch_size, options.learning_rate, standardise=options.standardise
         )
@@ -79,7 +79,7 @@ class ProbeStudy:
         states = self.states(split, copy)
         settings = {"weights": weights, "precision": self.options.precision, "label": backbone.cond}
         with tqdm(total=len(states), desc=name, unit="image") as bar:
-            return cached_features(
+            return load_or_make_features(
                 states, backbone, reading, self.folder / name, settings,
                 batch_size=self.options.images_per_pass, progress=bar.update,
             )  # fmt: skip

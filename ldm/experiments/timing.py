@@ -46,7 +46,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -
     add_device_arguments(parser)
 
 
-def start(options: argparse.Namespace) -> torch.device:
+def start_timing(options: argparse.Namespace) -> torch.device:
     """The device, with the threads asked for."""
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -54,7 +54,7 @@ def start(options: argparse.Namespace) -> torch.device:
     return pick_device(options.device)
 
 
-def config_of(size: str) -> DictConfig:
+def load_size_config(size: str) -> DictConfig:
     """The config of a size, from the root of the repository."""
     return load_config([str(Path(__file__).parents[2] / SIZES[size])])
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +21,13 @@ from torch.utils.data import Dataset
 from ldm.ensembles.members import Members
 from ldm.laplace import LastLayerLaplace, Refits, bootstrap
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions, new_posterior, observations
+from ldm.records import Row
 from ldm.stats import mean_interval, rank_correlation
 from ldm.uncertainty.agreement import agreement
 from ldm.uncertainty.aleatoric import data_posterior
 from ldm.uncertainty.propagation import all_directions, bayesdiff, sampled, tangents, trajectory_integral
 from ldm.uncertainty.propagation.bayesflow import bayesflow
 from ldm.util import generator
-
-Row = dict[str, Any]
-
 
 AGAIN = "as many other bootstraps"
 
@@ -97,7 +94,7 @@ def _every_direction(walks: PosteriorPipeline, labels: Sequence[int], images: Se
     return held(walks, all_directions(walks.laplace), labels, images, True).var
 
 
-METHODS = {
+BENCHMARKED_METHODS = {
     "tangents, every direction": Method(_every_direction, lambda n: 0),
     "tangents, K = 32": Method(_drawn(32, True), lambda n: n * (2 + 32)),
     "tangents, K = 8": Method(_drawn(8, True), lambda n: n * (2 + 8)),
@@ -118,7 +115,9 @@ def truth(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]
 def applicable(walks: PosteriorPipeline) -> Iterator[tuple[str, Method]]:
     """The methods that the loaded model's schedule knows."""
     flow = walks.pipeline.model.schedule.field == "velocity"
-    yield from ((name, method) for name, method in METHODS.items() if flow or not name.startswith("BayesFlow"))
+    yield from (
+        (name, method) for name, method in BENCHMARKED_METHODS.items() if flow or not name.startswith("BayesFlow")
+    )
 
 
 def fidelity(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int], draws: int = 128) -> list[Row]:
@@ -144,10 +143,12 @@ def consistency(
     exact = [float(truth(each, labels, images, draws).sum()) for each in (few, many)]
     rows = [{"method": f"truth, K = {draws}", "published": False, "ratio": exact[1] / exact[0], "over_truth": 1.0}]
     for name in methods:
-        totals = [float(METHODS[name].run(each, labels, images).sum()) for each in (few, many)]
+        totals = [float(BENCHMARKED_METHODS[name].run(each, labels, images).sum()) for each in (few, many)]
         ratio = totals[1] / totals[0]
         over = ratio / rows[0]["ratio"]
-        rows.append({"method": name, "published": METHODS[name].published, "ratio": ratio, "over_truth": over})
+        rows.append(
+            {"method": name, "published": BENCHMARKED_METHODS[name].published, "ratio": ratio, "over_truth": over}
+        )
     return rows
 
 
@@ -192,7 +193,7 @@ def calibration(
 
 
 @torch.no_grad()
-def alignment(
+def error_alignment(
     pipeline: ModelPipeline, data: Dataset, shares: Sequence[float], *, count: int = 200, probes: int | None = None
 ) -> list[Row]:
     """The aleatoric map of held-out images against their squared errors |x_0 - E[x_0 | x]|^2.

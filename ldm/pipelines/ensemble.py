@@ -195,7 +195,7 @@ class EnsemblePipeline(ModelPipeline):
         )
         x = noise.initial((len(cond), *self.model.latent_shape)) * self.model.schedule.prior_std
         base = InterleavedMembers(
-            MemberNetwork(self.model.network, self.network.members.select(bases), self.network.pieces)
+            MemberNetwork(self.model.network, self.network.members.select(bases), self.network.chunker)
         )
         return {
             "sampler": self.sampler_for(cond),

@@ -21,7 +21,7 @@ from ldm.diffusion.samplers.registry import Sampler, sampler_options
 from ldm.ensembles.heads import merge
 from ldm.ensembles.storage import verified_base
 from ldm.jobs import pick_device
-from ldm.memory import Pieces, rows_that_fit
+from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.speed import speed_up
 from ldm.pipelines.wrappers import Wrappers, make_wrappers
@@ -44,8 +44,8 @@ class ModelPipeline:
     checkpoint: Path
     options: argparse.Namespace
     device: torch.device
-    passes: Pieces
-    decoding: Pieces
+    passes: Chunker
+    decoding: Chunker
 
     def setting(self, name: str, default: Any) -> Any:
         """A value of the config's `uncertainty` section."""
@@ -228,13 +228,13 @@ def load_weights(
     model.load_state_dict(merge(model.state_dict(), content["state_dict"]))
 
 
-def make_ready(model: LatentDiffusion, options: argparse.Namespace, device: torch.device) -> tuple[Pieces, Pieces]:
+def make_ready(model: LatentDiffusion, options: argparse.Namespace, device: torch.device) -> tuple[Chunker, Chunker]:
     """Let a frozen model run as the options say; what one pass of its network, and of its decoder, may hold."""
     x = torch.zeros((1, *model.latent_shape), device=device)
     cond = torch.zeros(1, dtype=torch.long, device=device) if model.n_classes else None
     passes = options.chunk or rows_that_fit(lambda: model.network(x, x.new_zeros(1), cond), device)
     speed_up(model.model.diffusion_model, options, device)
-    return Pieces(passes), Pieces(lambda: rows_that_fit(lambda: model.decode_first_stage(x), device))
+    return Chunker(passes), Chunker(lambda: rows_that_fit(lambda: model.decode_first_stage(x), device))
 
 
 def open_model(options: argparse.Namespace) -> ModelPipeline:

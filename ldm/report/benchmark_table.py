@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ldm.experiments.variance_benchmarks import AGAIN, Row, slope
+from ldm.experiments.variance_benchmarks import AGAIN, slope
+from ldm.records import Row
 
 LOW_DATA = {"path": "gamma^2 along", "re-noised": "gamma^2 of", "tangents": "tangents"}
 

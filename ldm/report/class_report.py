@@ -17,7 +17,7 @@ from ldm.report.class_tables import (
     class_row,
     curve_rows,
     ordered_bins,
-    summarise,
+    summarise_classes,
 )
 from ldm.report.plots import Curve, curve_plot, distribution_plot, per_bin_plot
 from ldm.report.tables import markdown_table, write_csv
@@ -45,7 +45,7 @@ def write_class_report(
         The rows of the table and the summary in words.
     """
     rows = [class_row(label, result, pipeline) for label, result in results.items()]
-    found, words = summarise(rows, pipeline)
+    found, words = summarise_classes(rows, pipeline)
     comments = _comments(settings, units)
     write_csv(out / "uncertainty.csv", rows, [*comments, *words], overwrite=True)
     with atomic_write(out / "summary.json", overwrite=True) as partial:

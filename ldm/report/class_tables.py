@@ -29,7 +29,7 @@ MEANS = (
     "distance_uncertain",
     "distance_between",
 )
-KINDS = ("one-step", "multi-step")
+_STEP_KINDS = ("one-step", "multi-step")
 EXPLAINED = (
     "mi_*: one-step mutual information (nats) of the first branched step, given the shared state z_b; mean, s.d. and "
     "95 % interval (Student) over n noises, each averaged over the base members; mi_base_sd: s.d. of the class's mean "
@@ -83,7 +83,7 @@ def curve_rows(label: int, result: Result, pipeline: EnsemblePipeline) -> list[d
                 "step": step,
                 "from_t": times[step],
                 "to_t": times[step + 1],
-                "kind": KINDS[place > 0],
+                "kind": _STEP_KINDS[place > 0],
                 "mi_mean": interval.estimate,
                 "mi_sd": _finite(interval.sd),
                 "mi_low": _finite(interval.low),
@@ -145,7 +145,9 @@ def _masked_summary(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], 
     return found, words
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], pipeline: EnsemblePipeline) -> tuple[dict[str, Any], list[str]]:
+def summarise_classes(
+    rows: Sequence[Mapping[str, Any]], pipeline: EnsemblePipeline
+) -> tuple[dict[str, Any], list[str]]:
     """What the table says, as numbers and as words: how MI follows the bins, with intervals over classes; and, for
     masked classes, whether the members that did not see a class disagree more than those that did."""
     found: dict[str, Any] = {

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ldm.experiments.controls import over_runs, pooled_scores, same_class
+from ldm.records import Row
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import markdown_table, write_csv
 from ldm.stats import spearman
 from ldm.util import atomic_write
 
-Row = Mapping[str, Any]
 Tables = Mapping[str, Mapping[int, Mapping[float, Sequence[Row]]]]
 # Scores of a class beside mutual information, and the sign that makes each large where the model knows little.
 BASELINES = {"l2": 1, "member_variance": 1, "seed_variance": 1, "embedding_spread": 1, "recognised": -1, "distance": 1}

@@ -40,7 +40,7 @@ def sample_size_plot(
     """Draw each metric's mean +- standard error against the number of images, absolute and in percent of the last.
 
     Args:
-        summaries: from `ldm.evaluation.sample_sizes.summarise`.
+        summaries: from `ldm.evaluation.sample_sizes.summarise_sizes`.
         path: .png or .pdf.
         unbiased_fid: FID extrapolated to infinitely many images, a dashed line.
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ldm.diffusion.epsilon_scaling import ScaledDenoiser, noise_level
 from ldm.diffusion.schedule import Schedule
-from ldm.evaluation.exposure import StepMoments, delta, state_distance
+from ldm.evaluation.exposure import delta, state_distance
+from ldm.experiments.exposure import MomentsByName
 from ldm.report.plots import Curve, curve_plot
 
-Moments = Mapping[str, StepMoments]
 Table = list[dict[str, float]]
 
 
-def norm_table(schedule: Schedule, times: Tensor, moments: Moments, factors: Mapping[str, Tensor]) -> Table:
+def norm_table(schedule: Schedule, times: Tensor, moments: MomentsByName, factors: Mapping[str, Tensor]) -> Table:
     """A row for each step: time, -log SNR, mean norm of the network's eps in `training` and in each chain with its
     standard error, their ratio, and under a scaling lambda and the corrected norm.
 
@@ -47,7 +47,7 @@ def norm_table(schedule: Schedule, times: Tensor, moments: Moments, factors: Map
     return rows
 
 
-def state_table(schedule: Schedule, times: Tensor, moments: Moments, chains: list[str]) -> Table:
+def state_table(schedule: Schedule, times: Tensor, moments: MomentsByName, chains: list[str]) -> Table:
     """A row for each step with the time it leads to: delta_t, its floor, its excess, and the distance of x_t."""
     data, within = moments["data"].pooled(), moments["data"].within
     rows = [{"step": step, "u": u} for step, u in enumerate(times[1:].tolist())]
@@ -60,7 +60,7 @@ def state_table(schedule: Schedule, times: Tensor, moments: Moments, chains: lis
     return rows
 
 
-def factors_of(schedule: Schedule, times: Tensor, scaling) -> Tensor:
+def compute_factors(schedule: Schedule, times: Tensor, scaling) -> Tensor:
     """lambda of each step [S]; ones where the scaling is off."""
     if scaling.off:
         return torch.ones(len(times) - 1, dtype=torch.float64)

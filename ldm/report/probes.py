@@ -52,7 +52,7 @@ def heat_map(
     save_figure(figure, path, overwrite)
 
 
-def lines(
+def line_plot(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     path: str | os.PathLike,
     xlabel: str,

@@ -9,7 +9,7 @@ from ldm.images import Panel
 from ldm.pipelines import EnsemblePipeline
 
 
-def moments(count: int, wanted: int) -> list[int]:
+def spread_indices(count: int, wanted: int) -> list[int]:
     """Up to `wanted` of `count` indices, evenly spaced, first and last included."""
     if not count:
         return []
@@ -19,7 +19,7 @@ def moments(count: int, wanted: int) -> list[int]:
 def shown_steps(steps: int, at: int, columns: int) -> list[int]:
     """About `columns` of the times' steps, shared out in proportion before and after the branch at step `at`."""
     share = round(columns * at / steps)
-    return [*moments(at, share), *[at + k for k in moments(steps - at, max(2, columns - share))]]
+    return [*spread_indices(at, share), *[at + k for k in spread_indices(steps - at, max(2, columns - share))]]
 
 
 def rollout(

@@ -20,7 +20,7 @@ from ldm.report.plots import COLOURS, MARKERS, Curve
 
 # Maps and curves span at most this many decades below their maximum.
 DECADES = 4
-LEVELS = 25
+_CONTOURS = 25
 INK = "#222222"
 
 
@@ -108,7 +108,7 @@ def _draw_maps(figure: SubFigure, maps: Sequence[PlaneMap], estimate: str) -> No
     if not high > 0:
         raise ValueError(f"the maps are nowhere above 0 (their maximum is {high:g}), so they have no colour scale")
     low = max(values[values > 0].min(), high * 10.0**-DECADES)
-    levels = np.geomspace(min(low, 0.5 * high), high, LEVELS)
+    levels = np.geomspace(min(low, 0.5 * high), high, _CONTOURS)
     levels[-1] *= 1 + 1e-9  # so that rounding leaves the maximum inside
     norm = LogNorm(levels[0], levels[-1])
     grid = figure.subplots(2, len(maps), sharex=True, sharey=True, squeeze=False)

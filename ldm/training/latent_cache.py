@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.checkpoint import tensors_sha256
-from ldm.data.latents import LatentStore, describe_data, innermost, views_of, with_latents
+from ldm.data.latents import LatentStore, count_views, describe_data, innermost, with_latents
 from ldm.data.module import DataModuleFromConfig
 from ldm.jobs import shard_from_environment
 from ldm.memory import rows_that_fit
@@ -25,22 +25,22 @@ log = logging.getLogger(__name__)
 CACHED = ("train", "validation")
 
 
-def modules_of(data: pl.LightningDataModule) -> list[DataModuleFromConfig]:
+def find_cached_modules(data: pl.LightningDataModule) -> list[DataModuleFromConfig]:
     """The data modules with a latent cache: of one training, or of every member of a joint one."""
     return [module for module in getattr(data, "modules", [data]) if getattr(module, "latent_cache", None)]
 
 
-def stores_of(
+def open_stores(
     model: LatentDiffusion, config: Mapping[str, Any], data: pl.LightningDataModule, shard: tuple[int, int]
 ) -> Iterator[tuple[DataModuleFromConfig, str, LatentStore]]:
     """The store of each data set of a training."""
     params = {key: value for key, value in (config.get("params") or {}).items() if key != "ckpt_path"}  # may move
     weights = tensors_sha256(model.first_stage_model.state_dict())
     first_stage = {"target": config["target"], "params": params, "weights_sha256": weights}
-    for module in modules_of(data):
+    for module in find_cached_modules(data):
         for name in [name for name in CACHED if name in module.datasets]:
             inner = innermost(module.datasets[name])
-            views = views_of(inner, module.latent_views)
+            views = count_views(inner, module.latent_views)
             settings = {"first_stage": first_stage, "data": describe_data(inner)}
             yield module, name, LatentStore(module.latent_cache, settings, len(inner._all_labels), views, shard)
 
@@ -88,14 +88,14 @@ def prepare_latents(
     Returns:
         Whether all caches are complete.
     """
-    if not modules_of(data):
+    if not find_cached_modules(data):
         return True
     model = getattr(model, "members", [model])[0]
     if isinstance(model.first_stage_model, IdentityFirstStage):
         log.warning("data.params.latent_cache: this model has no first stage, there is nothing to encode")
         return True
     first_stage = OmegaConf.to_container(config.model.params.first_stage_config, resolve=True)
-    found = list(stores_of(model, first_stage, data, shard_from_environment()))
+    found = list(open_stores(model, first_stage, data, shard_from_environment()))
     for module, name, store in found:
         fill(store, module, name, model, device)
         if finish:

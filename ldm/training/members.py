@@ -25,7 +25,7 @@ from ldm.training.joint import JointComponents, start_members
 from ldm.training.runs import RunDirectory, new_run
 from ldm.util import atomic_write, instantiate_from_config
 
-ALL = "all"
+ALL_MEMBERS = "all"
 MADE = "members.json"
 
 
@@ -63,7 +63,7 @@ class JointDataModule(pl.LightningDataModule):
 
 def is_joint(options: argparse.Namespace) -> bool:
     """True where all components train together."""
-    return bool(options.start_from_pretrained) and options.component == ALL
+    return bool(options.start_from_pretrained) and options.component == ALL_MEMBERS
 
 
 def build_members(config: DictConfig, options: argparse.Namespace) -> JointComponents:
@@ -71,7 +71,7 @@ def build_members(config: DictConfig, options: argparse.Namespace) -> JointCompo
     return JointComponents(start_members(instantiate_from_config(config.model), options.members, options.seed))
 
 
-def build_data(config: DictConfig, options: argparse.Namespace) -> JointDataModule:
+def build_joint_data(config: DictConfig, options: argparse.Namespace) -> JointDataModule:
     """The data of every member, in the order of its own run."""
     modules = []
     for member in range(options.members):
@@ -93,7 +93,7 @@ def write_member_runs(
         config: the training's, with its section `run`.
         step: optimiser steps that were made.
     """
-    name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL)
+    name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL_MEMBERS)
     made: dict[str, str] = json.loads((run.path / MADE).read_text()) if (run.path / MADE).exists() else {}
     for number, member in enumerate(model.members):
         seed = options.seed + number

@@ -25,8 +25,8 @@ from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch
 from ldm.training.labels import check_labels
 from ldm.training.latent_cache import prepare_latents
-from ldm.training.members import ALL, build_members, is_joint, write_member_runs
-from ldm.training.members import build_data as build_joint_data
+from ldm.training.members import ALL_MEMBERS, build_members, is_joint, write_member_runs
+from ldm.training.members import build_joint_data as build_joint_data
 from ldm.training.runs import RunDirectory, find_run, new_run
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN
@@ -107,7 +107,7 @@ def build_callbacks(
     callbacks = [
         SetupCallback(run, config, lightning),
         EMACallback(),
-        SeededSteps(options.seed, member_of(options)),
+        SeededSteps(options.seed, read_member(options)),
         instantiate_from_config(pictures),
         StopAtNaN(),
         LearningRateMonitor(logging_interval="step"),
@@ -128,7 +128,7 @@ def build_callbacks(
     return callbacks
 
 
-def member_of(options: argparse.Namespace) -> int:
+def read_member(options: argparse.Namespace) -> int:
     """Number of the component, 0 for a trunk or for all of them: a part of every seed."""
     return options.component if options.start_from_pretrained and not is_joint(options) else 0
 
@@ -164,11 +164,11 @@ def make_run(options: argparse.Namespace, job: Job | None) -> RunDirectory:
         return job.joined_run(lambda: run_folders(options))
     name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
     if options.ensemble_name:
-        name += f"_{options.ensemble_name}{ALL if is_joint(options) else options.seed}"
+        name += f"_{options.ensemble_name}{ALL_MEMBERS if is_joint(options) else options.seed}"
     return new_run(options.logdir, name)
 
 
-def build_model(config: DictConfig, options: argparse.Namespace) -> pl.LightningModule:
+def prepare_model(config: DictConfig, options: argparse.Namespace) -> pl.LightningModule:
     """The model, its trunk frozen where a component is trained, its draws seeded."""
     if is_joint(options):
         return build_members(config, options)
@@ -176,17 +176,17 @@ def build_model(config: DictConfig, options: argparse.Namespace) -> pl.Lightning
     if options.start_from_pretrained:
         model.start_from_pretrained(options.component, options.seed)
     if hasattr(model, "seed_draws"):
-        model.seed_draws(options.seed, member_of(options))
+        model.seed_draws(options.seed, read_member(options))
     return model
 
 
-def build_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningDataModule:
+def prepare_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningDataModule:
     """The data in the order of this run, set up; for all components at once, in the order of each."""
     if is_joint(options):
         data = build_joint_data(config, options)
     else:
         data = instantiate_from_config(config.data)
-        data.seed, data.member = options.seed, member_of(options)
+        data.seed, data.member = options.seed, read_member(options)
     data.setup()
     return data
 
@@ -241,7 +241,7 @@ def set_up(
             setattr(options, key, value)
     start = [saved.config(), OmegaConf.create({"lightning": saved.config("lightning")})] if saved else []
     config = load_config(options.base, dotlist, options.start_from_pretrained, start, needs=("model", "data"))
-    component = member_of(options) if options.start_from_pretrained else None
+    component = read_member(options) if options.start_from_pretrained else None
     config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
     lightning = config.pop("lightning", OmegaConf.create())
     chosen = {**(lightning.get("trainer") or {}), **trainer_options}
@@ -255,8 +255,8 @@ def set_up(
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
     shared = shared_batch(config, devices.count * accumulate)
     rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
-    model = build_model(config, options)
-    data = build_data(shared, options)
+    model = prepare_model(config, options)
+    data = prepare_data(shared, options)
     check_labels(model, data)
     prepare_latents(model, config, data, devices.own)
     model.learning_rate = rate

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 
 log = logging.getLogger(__name__)
 
-PREFIX, KEY, MODE = "WANDB_", "WANDB_API_KEY", "WANDB_MODE"
+_PREFIX, KEY, MODE = "WANDB_", "WANDB_API_KEY", "WANDB_MODE"
 
 
 def read_env(path: str | Path = ".env") -> dict[str, str]:
@@ -28,14 +28,14 @@ def read_env(path: str | Path = ".env") -> dict[str, str]:
     found = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         name, given, value = line.strip().removeprefix("export ").partition("=")
-        if given and name.strip().startswith(PREFIX):
+        if given and name.strip().startswith(_PREFIX):
             found[name.strip()] = value.strip().strip("\"'")
     return found
 
 
 def settings(environment: Mapping[str, str], path: str | Path = ".env") -> dict[str, str]:
     """The WANDB_* settings in force."""
-    return {**read_env(path), **{name: value for name, value in environment.items() if name.startswith(PREFIX)}}
+    return {**read_env(path), **{name: value for name, value in environment.items() if name.startswith(_PREFIX)}}
 
 
 def wanted(chosen: Mapping[str, str]) -> bool:

@@ -7,7 +7,7 @@ they do not know: its mutual information with the weights is the epistemic uncer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.samplers import Step
+from ldm.diffusion.samplers.registry import Sampler
 from ldm.diffusion.schedule import Schedule
 from ldm.ensembles.members import MemberNetwork
-
-Sampler = Callable[..., Iterator[Step]]
 
 
 def branch_index(

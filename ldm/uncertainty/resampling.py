@@ -17,7 +17,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise
 from ldm.uncertainty.propagation import VarianceStep
 
-KINDS = ("variance", "uniform", "members")
+VARIANT_KINDS = ("variance", "uniform", "members")
 
 
 def step_at(steps: Iterator[VarianceStep], cut: int) -> VarianceStep:
@@ -45,8 +45,8 @@ def variants(at: VarianceStep, count: int, noise: Noise, kind: str = "variance",
         ValueError: for an unknown kind, or members where none were sampled.
     """
     x = at.step.x_next
-    if kind not in KINDS or count < 2:
-        raise ValueError(f"expected a kind of {KINDS} and at least 2 variants, got '{kind}' and {count}")
+    if kind not in VARIANT_KINDS or count < 2:
+        raise ValueError(f"expected a kind of {VARIANT_KINDS} and at least 2 variants, got '{kind}' and {count}")
     if kind == "members":
         if at.members is None or len(at.members) < count - 1:
             raise ValueError(

@@ -59,7 +59,7 @@ def patch_max(maps: Tensor, parts: int = 4) -> Tensor:
     return F.adaptive_avg_pool2d(flat[:, None], parts).flatten(1).amax(1)
 
 
-def pooled(maps: Tensor, window: int = 3) -> Tensor:
+def window_max(maps: Tensor, window: int = 3) -> Tensor:
     """Greatest mean of a window of `window` pixels a side, wherever it lies [B]."""
     flat = flat_map(maps)
     if min(flat.shape[1:]) < window:
@@ -154,7 +154,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "variance": variance,
     "percentile": percentile,
     "patch_max": patch_max,
-    "pooled": pooled,
+    "pooled": window_max,
 }
 # Masks that need no weights.
 MASKS: dict[str, Mask] = {"threshold": threshold_mask, "saliency": saliency_mask}

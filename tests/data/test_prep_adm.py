@@ -90,7 +90,7 @@ def test_ffhq_is_verified_file_by_file(server, tmp_path, monkeypatch):
     assert prepare_ffhq.published_address(entries["0"]["thumbnail"]) == prepare_ffhq.drive_url("X")
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(ValueError, match="not FFHQ's list"):
-        prepare_ffhq.entries_of(tmp_path / "x.json")
+        prepare_ffhq.read_entries(tmp_path / "x.json")
 
 
 def test_towers_are_exported_and_resumed(server, tmp_path, monkeypatch):
@@ -138,4 +138,4 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="pip install lmdb"):
             attempt(tmp_path)
     with pytest.raises(ValueError, match="no webp, jpg or png"):
-        prepare_lsun.suffix_of(b"GIF89a")
+        prepare_lsun.detect_suffix(b"GIF89a")

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from ldm.data.imagenet import ImageNetTrain
-from ldm.data.prepare.published import bins_of, kind_of, plan_published, published_plan, sees_of
+from ldm.data.prepare.published import (
+    parse_bins,
+    parse_dataset_name,
+    parse_seen_classes,
+    plan_published,
+    published_plan,
+)
 from ldm.data.subsets import ComponentSubset, list_file, read_subsets, subsets_file
 from scripts import make_bins
 
@@ -145,20 +151,23 @@ def test_bins_that_do_not_fit_are_refused(part, content, message):
 
 def test_masks_that_do_not_fit_are_refused(part):
     with pytest.raises(ValueError, match=r"components 0, 1, \.\.\.; got \[1, 2\]"):
-        sees_of({1: SYNSETS, 2: SYNSETS}, SYNSETS)
+        parse_seen_classes({1: SYNSETS, 2: SYNSETS}, SYNSETS)
     with pytest.raises(ValueError, match="unknown ones, such as n1"):
-        sees_of({0: ["n1"]}, SYNSETS)
+        parse_seen_classes({0: ["n1"]}, SYNSETS)
     with pytest.raises(ValueError, match="masks of 3 components, got components=4"):
         published_plan(part / "subsets_masked_classes.pkl", "masked_classes", SYNSETS, 72, components=4)
 
 
 def test_the_kind_is_in_the_name_or_must_be_said(part, tmp_path):
-    assert kind_of("a/subsets_masked_classes.pkl") == "masked_classes" and kind_of("a/subsets.pkl") is None
+    assert (
+        parse_dataset_name("a/subsets_masked_classes.pkl") == "masked_classes"
+        and parse_dataset_name("a/subsets.pkl") is None
+    )
     other = tmp_path / "subsets.pkl"
     other.write_bytes(pickle.dumps(BINS))
     with pytest.raises(ValueError, match="--dataset"):
         plan_published(other, full(part))
-    assert plan_published(other, full(part), "binned_classes").bins == bins_of(BINS, full(part).class_names)
+    assert plan_published(other, full(part), "binned_classes").bins == parse_bins(BINS, full(part).class_names)
 
 
 class Malicious:

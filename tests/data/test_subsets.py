@@ -69,7 +69,7 @@ def test_budgets_are_exact_and_nested():
 
 def test_bootstrap_keeps_class_counts_and_draws_as_often_as_theory_says():
     kept = S.binned_indices(LABELS, {0: 1, 1: 10, 2: "all", 3: "all", 4: 20}, seed=0)
-    members = [S.bootstrap(kept, LABELS, 0, component) for component in range(30)]
+    members = [S.draw_bootstrap(kept, LABELS, 0, component) for component in range(30)]
     for drawn in members:
         assert LABELS[drawn].bincount().tolist() == [1, 10, 80, 80, 20]
         assert set(drawn.tolist()) <= set(kept.tolist())

@@ -106,7 +106,7 @@ def test_bootstrap_is_the_mmd_of_the_resampled_rows_without_pairs_of_one_image()
     expected = sum(cubic_of_pair(repeated[i], repeated[j]) for i, j in pairs) / len(pairs)
     theirs = gram_within(cubic_kernel, y)
     between = gram_between(cubic_kernel, x, y, weights)
-    found = module.mmd2_of_sums(within, theirs, between, weights, 7, False)
+    found = module.combine_sums(within, theirs, between, weights, 7, False)
     rest = explicit(cubic_of_pair, y, y) + 2 * sum(cubic_of_pair(a, b) for a in y for b in y) / 49
     rest -= sum(cubic_of_pair(y[i], y[j]) for i in range(7) for j in range(7) if i != j) / 42
     cross = sum(cubic_of_pair(a, b) for a in repeated for b in y) / 56

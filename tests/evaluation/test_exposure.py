@@ -15,12 +15,12 @@ from ldm.evaluation.exposure import (
     EpsilonWatch,
     Norms,
     Residuals,
-    States,
+    StateMoments,
     StepMoments,
     delta,
     each_step,
+    observe,
     state_distance,
-    walk,
 )
 from ldm.evaluation.scaling_choice import estimated_factors, search_b
 from ldm.experiments.toy import GaussianDenoiser
@@ -84,7 +84,7 @@ def test_norms_in_training_have_a_closed_form():
     norms = Norms(watch, 20)
     x0 = MEAN + VAR.sqrt() * draws[:, 0]
     for rows in torch.arange(N).split(24):  # batches
-        walk(each_step(ddim, watch, VP, x0[rows], times, lambda index, shape, rows=rows: draws[rows, 1]), norms)
+        observe(each_step(ddim, watch, VP, x0[rows], times, lambda index, shape, rows=rows: draws[rows, 1]), norms)
     alpha, sigma = VP.alpha(times[:-1])[:, None], VP.sigma(times[:-1])[:, None]
     expected = (sigma**2 / (alpha**2 * VAR.flatten() + sigma**2)).sum(1).sqrt()
     torch.testing.assert_close(norms.moments.root_mean_square, expected)
@@ -95,23 +95,23 @@ def test_norms_in_training_have_a_closed_form():
 def test_each_evaluation_is_counted_once_and_members_count_as_images():
     schedule, times = LinearVPSchedule(), torch.linspace(1, 0.1, 6, dtype=F64)
     watch = EpsilonWatch(GaussianDenoiser(schedule, MEAN, VAR))
-    norms, states = Norms(watch, 5), States(5, SHAPE)
+    norms, states = Norms(watch, 5), StateMoments(5, SHAPE)
     x = torch.randn(3, 4, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(0))
-    last = walk(heun(watch, schedule, x, times), norms, states)
+    last = observe(heun(watch, schedule, x, times), norms, states)
     assert norms.moments.count.tolist() == norms.corrections.count.tolist() == [12] * 5
     torch.testing.assert_close(states.moments.mean[-1], last.flatten(0, 1).mean(0))
     assert watch.drain() == []
     with pytest.raises(ValueError, match="no step"):
-        walk([])
+        observe([])
 
 
 def exposure(denoiser, schedule, times, sampler=ddim):
     """delta and the distance of states, of a deterministic sampler from x_T of true data."""
     steps = len(times) - 1
     x0, x = data_and_noise(schedule, float(times[0]))
-    residuals, states = Residuals(schedule, steps, SHAPE), States(steps, SHAPE)
+    residuals, states = Residuals(schedule, steps, SHAPE), StateMoments(steps, SHAPE)
     residuals.follow(x0)
-    walk(sampler(denoiser, schedule, x, times), residuals, states)
+    observe(sampler(denoiser, schedule, x, times), residuals, states)
     assert torch.allclose(residuals.data.var[0], VAR)
     found = delta(schedule, times, residuals.moments, residuals.data.var[0])
     return found, state_distance(schedule, times, states.moments, residuals.data)
@@ -165,11 +165,11 @@ def test_estimated_factors_bring_norms_back_to_training():
     draws = whitened(seed=3).reshape(N, 2, *SHAPE)
     below = EpsilonWatch(exact)
     training = Norms(below, 10)
-    walk(each_step(ddim, below, VP, MEAN + VAR.sqrt() * draws[:, 0], times, lambda i, shape: draws[:, 1]), training)
+    observe(each_step(ddim, below, VP, MEAN + VAR.sqrt() * draws[:, 0], times, lambda i, shape: draws[:, 1]), training)
 
     def norms(scaling=None):
         record = Norms(below, 10)
-        walk(ddim(below if scaling is None else scaled(below, VP, scaling, times), VP, 1.05 * x, times), record)
+        observe(ddim(below if scaling is None else scaled(below, VP, scaling, times), VP, 1.05 * x, times), record)
         return record.moments
 
     plain = norms()
@@ -201,6 +201,6 @@ def test_search_finds_the_minimum_below_and_above_one():
 
 def test_residuals_need_their_images():
     with pytest.raises(ValueError, match="call follow"):
-        walk(ddim(GaussianDenoiser(VP, MEAN, VAR), VP, MEAN[None], make_times(VP, 2)), Residuals(VP, 2, SHAPE))
+        observe(ddim(GaussianDenoiser(VP, MEAN, VAR), VP, MEAN[None], make_times(VP, 2)), Residuals(VP, 2, SHAPE))
     with pytest.raises(ValueError, match="residuals of 3 steps on 2"):
         delta(VP, make_times(VP, 2), StepMoments(3, SHAPE), VAR)

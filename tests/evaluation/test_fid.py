@@ -8,8 +8,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ldm.evaluation.fid import extrapolated, fid, frechet_distance, square_root
 from ldm.evaluation.statistics import (
-    Moments,
-    Statistics,
+    FeatureMoments,
+    FeatureStatistics,
     blocks,
     load_statistics,
     moments,
@@ -25,7 +25,9 @@ def draw(*shape, key=0):
 
 
 def gaussian(mean, covariance):
-    return Statistics(torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(covariance, dtype=torch.float64))
+    return FeatureStatistics(
+        torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(covariance, dtype=torch.float64)
+    )
 
 
 def random_covariance(size, key, rank=None):
@@ -77,7 +79,7 @@ def test_moments_are_numpys_whatever_the_blocks_and_the_order_of_merging():
     np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.covariance, np.cov(exact.T), rtol=1e-9, atol=1e-9)
     assert found.count == 2500
-    parts = [Moments.of(features[start : start + 700].float()) for start in range(0, 2500, 700)]
+    parts = [FeatureMoments.of(features[start : start + 700].float()) for start in range(0, 2500, 700)]
     merged = parts[2].merge(parts[0]).merge(parts[3].merge(parts[1])).statistics()
     torch.testing.assert_close(merged.covariance, found.covariance, rtol=1e-9, atol=1e-9)
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ldm.evaluation.filtering import at_random, certain, comparison, counts_of, standing
+from ldm.evaluation.filtering import at_random, certain, comparison, count_kept, standing
 
 KINDS = np.array([0, 1, 1, 0, 2, 1, 0, 2, 1, 0, 2, 2])
 GROUPS = [np.flatnonzero(label == KINDS) for label in range(3)]
@@ -29,7 +29,7 @@ def test_the_rules():
 def test_random_removals_have_the_same_counts_and_every_image_the_same_chance():
     counts = (1, 3, 2)
     drawn = [at_random(counts, GROUPS, 0, number) for number in range(600)]
-    assert all(counts_of(kept, GROUPS) == counts and len(set(kept)) == 6 for kept in drawn)
+    assert all(count_kept(kept, GROUPS) == counts and len(set(kept)) == 6 for kept in drawn)
     share = np.bincount(np.concatenate(drawn), minlength=12) / 600
     expected = np.array([counts[label] / 4 for label in KINDS])
     assert np.abs(share - expected).max() < 4 * np.sqrt(0.25 / 600)

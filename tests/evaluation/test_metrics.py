@@ -17,8 +17,8 @@ from ldm.evaluation.fid import frechet_distance
 from ldm.evaluation.inception_score import inception_score, probabilities
 from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
 from ldm.evaluation.precision_recall import density_coverage, precision_recall
-from ldm.evaluation.sample_sizes import sample_sizes, summarise, without_bias
-from ldm.evaluation.statistics import BLOCK, Statistics, moments
+from ldm.evaluation.sample_sizes import sample_sizes, summarise_sizes, without_bias
+from ldm.evaluation.statistics import BLOCK, FeatureStatistics, moments
 from ldm.pipelines.images import TensorImages
 from ldm.util import generator
 
@@ -89,12 +89,12 @@ def test_statistics_alone_are_enough_for_fid_and_nothing_else(sets):
 
 def test_sample_sizes_show_the_bias_of_fid_and_none_of_kid():
     """Samples of the reference's law: FID is bias alone, which falls as 1/N; KID is 0 at every size."""
-    reference = FeatureSet(given={"pooled": Statistics(torch.zeros(6).double(), torch.eye(6).double())})
+    reference = FeatureSet(given={"pooled": FeatureStatistics(torch.zeros(6).double(), torch.eye(6).double())})
     reference = Reference(FeatureSet(pooled=draw(800, 6, key=1), given=reference.given))
     samples = FeatureSet(pooled=draw(800, 6, key=2))
     rows = sample_sizes(["fid", "kid"], reference, samples, [50, 100, 800], repeats=6)
     assert [sum(row.metric == "fid" and row.size == size for row in rows) for size in (50, 100, 800)] == [6, 6, 1]
-    found = {(s.metric, s.size): s for s in summarise(rows)}
+    found = {(s.metric, s.size): s for s in summarise_sizes(rows)}
     assert found["fid", 50].mean / found["fid", 100].mean == pytest.approx(2, rel=0.3)
     assert found["fid", 800].percent == 100 and found["fid", 50].percent > 500
     assert abs(found["kid", 50].mean) < 4 * found["kid", 50].error

@@ -8,8 +8,8 @@ import torch
 from ldm.diffusion.denoiser import Target
 from ldm.diffusion.schedule import EDMSchedule, VPSchedule, make_betas
 from ldm.diffusion.times import edm_times
-from ldm.evaluation.grid_features import cached_features, read_features
-from ldm.evaluation.taps import Backbone, Reading, activations, named_taps, pooled, resolve_taps
+from ldm.evaluation.grid_features import load_or_make_features, read_features
+from ldm.evaluation.taps import Backbone, Reading, activations, named_taps, pool_activation, resolve_taps
 from ldm.modules.ddpmpp import UNet
 from ldm.util import generator
 from tests.conftest import golden_json, golden_tensors, recipe_weights, tiny_model
@@ -125,14 +125,14 @@ def test_the_null_class_of_a_trained_trunk_changes_its_features():
 
 def test_pools():
     maps = torch.arange(32.0).reshape(1, 2, 4, 4)
-    assert torch.equal(pooled(maps), maps.mean((2, 3)))
-    assert torch.equal(pooled(maps, None), maps.flatten(1))
-    assert torch.equal(pooled(maps, 2)[0, 0], maps[0, 0, :2, :2].mean())
+    assert torch.equal(pool_activation(maps), maps.mean((2, 3)))
+    assert torch.equal(pool_activation(maps, None), maps.flatten(1))
+    assert torch.equal(pool_activation(maps, 2)[0, 0], maps[0, 0, :2, :2].mean())
     tokens = maps.flatten(2).mT  # [1, 16, 2]
-    assert torch.equal(pooled(tokens), pooled(maps))
-    assert torch.equal(pooled(tokens, 2), pooled(maps, 2))
+    assert torch.equal(pool_activation(tokens), pool_activation(maps))
+    assert torch.equal(pool_activation(tokens, 2), pool_activation(maps, 2))
     with pytest.raises(ValueError, match="no square"):
-        pooled(tokens[:, :5], 2)
+        pool_activation(tokens[:, :5], 2)
 
 
 def test_cache_is_what_memory_holds_continues_and_refuses_other_settings(tmp_path):
@@ -140,15 +140,15 @@ def test_cache_is_what_memory_holds_continues_and_refuses_other_settings(tmp_pat
     reading = Reading((11.0, 300.0), resolve_taps(trunk.network, ["mid", "model.diffusion_model.out.0"]))
     wanted = read_features(data, trunk, reading)
     seen = []
-    found = cached_features(data, trunk, reading, tmp_path, {"weights": "a"}, progress=seen.append)
-    again = cached_features(data, trunk, reading, tmp_path, {"weights": "a"}, progress=seen.append)
+    found = load_or_make_features(data, trunk, reading, tmp_path, {"weights": "a"}, progress=seen.append)
+    again = load_or_make_features(data, trunk, reading, tmp_path, {"weights": "a"}, progress=seen.append)
     assert seen == [7]
     for place in reading.places:
         assert (found.arrays[place] == wanted.arrays[place]).all()
         assert (again.arrays[place] == wanted.arrays[place]).all()
     assert found.labels.tolist() == data.labels.tolist()
     with pytest.raises(ValueError, match="other settings"):
-        cached_features(data, trunk, reading, tmp_path, {"weights": "b"})
+        load_or_make_features(data, trunk, reading, tmp_path, {"weights": "b"})
 
 
 def test_unknown_layers_are_named():

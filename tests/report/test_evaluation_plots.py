@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ldm.evaluation.sample_sizes import SizedRow, summarise
+from ldm.evaluation.sample_sizes import SizedRow, summarise_sizes
 from ldm.report import evaluation
 from ldm.report.evaluation import distortion_plot, sample_size_plot
 
@@ -22,17 +22,17 @@ def drawn(monkeypatch):
 
 
 def test_sizes_are_drawn_absolute_and_relative(tmp_path, drawn):
-    sample_size_plot(summarise(ROWS), tmp_path / "a.png", unbiased_fid=0.4)
+    sample_size_plot(summarise_sizes(ROWS), tmp_path / "a.png", unbiased_fid=0.4)
     fid, kid, relative = drawn[0].axes
     np.testing.assert_allclose(fid.lines[0].get_ydata(orig=False), [10.5, 5.5, 2.5])
     np.testing.assert_allclose(kid.lines[0].get_ydata(orig=False), [0, 0, 0])
     np.testing.assert_allclose(relative.lines[0].get_ydata(orig=False), [420, 220, 100])
     assert np.isnan(relative.lines[1].get_ydata(orig=False)).all(), "no percentage of zero"
     assert [0.4, 0.4] in [list(line.get_ydata()) for line in fid.lines]
-    sample_size_plot(summarise(ROWS), tmp_path / "b.png", unbiased_fid=0.4)
+    sample_size_plot(summarise_sizes(ROWS), tmp_path / "b.png", unbiased_fid=0.4)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with pytest.raises(FileExistsError):
-        sample_size_plot(summarise(ROWS), tmp_path / "a.png")
+        sample_size_plot(summarise_sizes(ROWS), tmp_path / "a.png")
 
 
 def test_distortions_are_drawn_in_the_order_of_their_strength(tmp_path, drawn):

@@ -11,7 +11,7 @@ from ldm.evaluation.diversity import pairwise_ssim
 from ldm.experiments.classes import Plan, measure_classes, measure_round
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.pipelines import open_ensemble
-from ldm.report.class_tables import class_row, summarise
+from ldm.report.class_tables import class_row, summarise_classes
 from ldm.stats import mean_interval
 from ldm.uncertainty.information import mutual_information
 from tests.ensembles import write_ensemble
@@ -146,7 +146,7 @@ def test_groups_of_masked_classes(masked):
     rows = {label: class_row(label, {k: v.tolist() for k, v in r.items()}, ensemble) for label, r in found.items()}
     assert rows[2]["mi_uncertain"] is None and rows[2]["uncertain"] == ""
     assert rows[0]["distance_uncertain"] is None and rows[0]["mi_uncertain"] == 0
-    numbers, words = summarise(list(rows.values()), ensemble)
+    numbers, words = summarise_classes(list(rows.values()), ensemble)
     assert numbers["compared_classes"] == 1 and "did not see" in words[0]
     ratio = rows[1]["distance_uncertain"] / rows[1]["distance_certain"]
     assert numbers["hidden_to_seen"]["estimate"] == pytest.approx(ratio)

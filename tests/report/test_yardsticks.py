@@ -30,7 +30,7 @@ def walks(words):
     parser = argparse.ArgumentParser()
     add_model_arguments(parser, steps=10)
     pipeline = open_model(parser.parse_args(words))
-    return low_data.posterior_of(pipeline, benchmark_bayesflow.data_of(pipeline, "train", 40), draws=2)
+    return low_data.fit_posterior(pipeline, benchmark_bayesflow.data_of(pipeline, "train", 40), draws=2)
 
 
 def test_directions_agree_with_many_weights_where_the_posterior_is_narrow(walks):
@@ -49,7 +49,7 @@ def test_alignment_is_the_trace_of_the_dense_covariance(walks):
     """Without clamping at work: the ratio from the whole covariance matrix and the same noises."""
     pipeline, share = walks.pipeline, 0.5
     data = benchmark_bayesflow.data_of(pipeline, "validation")
-    (row,) = benchmarks.alignment(pipeline, data, [share], count=3)
+    (row,) = benchmarks.error_alignment(pipeline, data, [share], count=3)
     positions = benchmarks.chosen_positions(len(data), 3, pipeline.options.seed)
     x0 = torch.stack([data[position]["image"] for position in positions]).permute(0, 3, 1, 2)
     cond = pipeline.labels([int(data[position]["class_label"]) for position in positions])

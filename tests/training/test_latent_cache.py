@@ -9,7 +9,7 @@ from ldm.checkpoint import save_checkpoint
 from ldm.data.augmentation import NonLeaky
 from ldm.data.base import Compose, Crop, Flip
 from ldm.data.digits import Digits
-from ldm.data.latents import LatentStore, describe_data, innermost, views_of, with_latents
+from ldm.data.latents import LatentStore, count_views, describe_data, innermost, with_latents
 from scripts import cache_latents
 from tests.conftest import tiny_model
 from tests.training.conftest import write_config
@@ -102,8 +102,8 @@ def test_views_are_the_crops_and_flips_of_the_first_epochs(tmp_path):
     data, plain = (Digits("test", image_size=16, transform=crop, seed=3) for _ in range(2))
     data.image_shape = plain.image_shape = (12, 12, 1)
     with pytest.raises(ValueError, match="latent_views=10"):
-        views_of(data, None)
-    assert views_of(data, 3) == 3 and views_of(Digits("test"), 3) == 1
+        count_views(data, None)
+    assert count_views(data, 3) == 3 and count_views(Digits("test"), 3) == 1
     latents = with_latents(data, filled(tmp_path, data, 3))
     assert data.epoch == 0, "whether it was encoded now or before makes no difference"
     for epoch in range(5):
@@ -120,7 +120,7 @@ def test_views_are_the_crops_and_flips_of_the_first_epochs(tmp_path):
 
 
 def test_shards_make_the_store_of_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm.data.latents.BLOCK", 100)
+    monkeypatch.setattr("ldm.data.latents._BLOCK", 100)
     data = Digits("test")
     whole = filled(tmp_path / "one", data, 1)
     first = filled(tmp_path / "two", data, 1, shard=(0, 2))
@@ -148,4 +148,4 @@ def test_what_is_no_data_set_of_this_project_is_refused():
 
 def test_a_transform_that_tells_the_network_what_it_did_is_refused():
     with pytest.raises(ValueError, match="augment_labels"):
-        views_of(Digits("test", transform=NonLeaky()), 2)
+        count_views(Digits("test", transform=NonLeaky()), 2)

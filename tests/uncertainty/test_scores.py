@@ -33,9 +33,9 @@ def test_patches_and_windows_find_the_greatest_mean():
     maps = torch.zeros(1, 8, 8)
     maps[0, 3, 3] = 4.0
     assert float(scores.patch_max(maps, parts=4)) == 1.0  # patches of 2 x 2
-    assert float(scores.pooled(maps, window=3)) == pytest.approx(4 / 9)
+    assert float(scores.window_max(maps, window=3)) == pytest.approx(4 / 9)
     maps[0, 3:5, 3:5] = 4.0  # across the border of four patches
-    assert (float(scores.patch_max(maps)), float(scores.pooled(maps, 2))) == (1.0, 4.0)
+    assert (float(scores.patch_max(maps)), float(scores.window_max(maps, 2))) == (1.0, 4.0)
 
 
 def test_a_mask_weighs_and_an_empty_one_leaves_the_mean():
@@ -107,7 +107,7 @@ def test_what_cannot_be_scored_is_refused():
         scores.total(torch.zeros(3))
     with pytest.raises(ValueError, match=r"not finite"):
         scores.total(torch.full((1, 2, 2), float("nan")))
-    for refused in (scores.patch_max, lambda maps: scores.pooled(maps, 4)):
+    for refused in (scores.patch_max, lambda maps: scores.window_max(maps, 4)):
         with pytest.raises(ValueError, match=r"have no"):
             refused(torch.zeros(1, 3, 3))
     for refused in (lambda: scores.feature_entropy(torch.zeros(1, 2, 3)), lambda: control_maps.seed_variance(iter, 1)):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ldm.util import atomic_write
 
-CHUNK = 1 << 20  # bytes
+_CHUNK = 1 << 20  # bytes
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 Entry = tuple[str, int, Callable[[], BinaryIO]]
 
@@ -66,7 +66,7 @@ def unpack(archive: str | Path, folder: str | Path) -> list[Path]:
                 return write_entries(list(zip_entries(content)), folder, archive.name)
         with tarfile.open(archive) as content:
             entries = list(tar_entries(content))
-            while content.fileobj.read(CHUNK):  # to the end, where gzip has its checksum
+            while content.fileobj.read(_CHUNK):  # to the end, where gzip has its checksum
                 pass
             return write_entries(entries, folder, archive.name)
     except DAMAGE as error:
@@ -82,7 +82,7 @@ def write_entries(entries: list[Entry], folder: Path, label: str) -> list[Path]:
     for target, (_, _, source) in zip(targets, tqdm(entries, desc=f"unpack {label}", unit="file"), strict=True):
         if not target.exists():
             with atomic_write(target) as partial, source() as reader, open(partial, "wb") as writer:
-                shutil.copyfileobj(reader, writer, CHUNK)
+                shutil.copyfileobj(reader, writer, _CHUNK)
     return targets
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ldm.data.prepare.pages import Page
 
-CHUNK = 1 << 20  # bytes
+_CHUNK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without any byte
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP errors of a server that is busy
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR}  # own disk
@@ -54,14 +54,14 @@ def fetch(
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"url must begin with http:// or https://, got '{url}'")
     if path.exists():
-        fault = fault_of(path, size, md5, quiet)
+        fault = find_fault(path, size, md5, quiet)
         if fault:
             raise ValueError(f"{path} is not what {url} should hold: {fault}; move it away to fetch it anew")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    complete(url, part, size, attempts, quiet, pause)
-    fault = fault_of(part, size, md5, quiet)
+    fetch_rest(url, part, size, attempts, quiet, pause)
+    fault = find_fault(part, size, md5, quiet)
     if fault:
         rejected = path.with_name(f"{path.name}.rejected")
         os.replace(part, rejected)
@@ -70,9 +70,9 @@ def fetch(
     return path
 
 
-def complete(url: str, part: Path, size: int | None, attempts: int, quiet: bool, pause: float) -> None:
+def fetch_rest(url: str, part: Path, size: int | None, attempts: int, quiet: bool, pause: float) -> None:
     """Fetch what is missing of `part`, by as many connections as it takes while they bring something; see `fetch`."""
-    most, vain = size_of(part), 0
+    most, vain = read_size(part), 0
     while vain < attempts:
         if vain:
             time.sleep(pause * 2 ** (vain - 1))
@@ -87,11 +87,11 @@ def complete(url: str, part: Path, size: int | None, attempts: int, quiet: bool,
             problem = str(getattr(error, "reason", error)) or type(error).__name__
             if isinstance(error, urllib.error.HTTPError):
                 problem = f"{error.code} {problem}"
-        vain = 0 if size_of(part) > most else vain + 1
-        most = max(most, size_of(part))
+        vain = 0 if read_size(part) > most else vain + 1
+        most = max(most, read_size(part))
     if most:
         raise ConnectionError(
-            f"{url} broke off after {size_of(part)} bytes, and {attempts} attempts brought no more ({problem}); "
+            f"{url} broke off after {read_size(part)} bytes, and {attempts} attempts brought no more ({problem}); "
             "run again to resume"
         )
     raise ConnectionError(
@@ -100,7 +100,7 @@ def complete(url: str, part: Path, size: int | None, attempts: int, quiet: bool,
     )
 
 
-def size_of(path: Path) -> int:
+def read_size(path: Path) -> int:
     """Length of a file in bytes, 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
@@ -128,7 +128,7 @@ def resume(url: str, part: Path, size: int | None = None, quiet: bool = False) -
         ValueError: before anything is written, if the reply is a web page, of another length than `size`, or too long
             for the disk.
     """
-    start = size_of(part)
+    start = read_size(part)
     try:
         reply = connect(url, start, part.with_suffix(""))
     except urllib.error.HTTPError as error:
@@ -151,7 +151,7 @@ def resume(url: str, part: Path, size: int | None = None, quiet: bool = False) -
             raise ValueError(f"{part.parent} has too little space: {total - start} bytes are still to come from {url}")
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=quiet)
         with bar, open(part, "ab" if start else "wb") as file:
-            while chunk := reply.read1(CHUNK):  # what is there, so that a connection that breaks loses none of it
+            while chunk := reply.read1(_CHUNK):  # what is there, so that a connection that breaks loses none of it
                 file.write(chunk)
                 bar.update(len(chunk))
     return total is None or part.stat().st_size == total
@@ -174,7 +174,7 @@ def connect(url: str, start: int, path: Path) -> http.client.HTTPResponse:
         if reply.headers.get_content_type() != "text/html":
             return reply
         with reply:
-            page = Page(reply.url, reply.read(CHUNK).decode(errors="replace"))
+            page = Page(reply.url, reply.read(_CHUNK).decode(errors="replace"))
         address = page.download
         if address is None:
             break
@@ -184,7 +184,7 @@ def connect(url: str, start: int, path: Path) -> http.client.HTTPResponse:
     )
 
 
-def fault_of(path: Path, size: int | None, md5: str | None, quiet: bool = False) -> str:
+def find_fault(path: Path, size: int | None, md5: str | None, quiet: bool = False) -> str:
     """Return what distinguishes a file from the published one, or nothing."""
     found = path.stat().st_size
     if size is not None and found != size:
@@ -193,7 +193,7 @@ def fault_of(path: Path, size: int | None, md5: str | None, quiet: bool = False)
         digest = hashlib.md5(usedforsecurity=False)
         bar = tqdm(total=found, unit="B", unit_scale=True, desc=f"md5 {path.name}", disable=quiet)
         with open(path, "rb") as file, bar:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 bar.update(len(chunk))
         if digest.hexdigest() != md5:

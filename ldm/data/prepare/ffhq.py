@@ -20,7 +20,7 @@ LIST_ID = "16N0RV4fHI6joBuKbQAoG34V_cQk7vxSA"
 CONNECTIONS = 16  # at a time; a file takes as long to ask for as to send
 
 
-def entries_of(listing: Path) -> list[dict[str, Any]]:
+def read_entries(listing: Path) -> list[dict[str, Any]]:
     """The thumbnails of FFHQ's list: file_path, file_url, file_size, file_md5.
 
     Raises:
@@ -43,7 +43,7 @@ def is_whole(path: Path, size: int, md5: str) -> bool:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == md5
 
 
-def prepare(folder: str | Path, listing: Path, address: Callable[[dict[str, Any]], str]) -> list[Path]:
+def fetch_thumbnails(folder: str | Path, listing: Path, address: Callable[[dict[str, Any]], str]) -> list[Path]:
     """Fetch the thumbnails that `folder` lacks, and verify all of them.
 
     Args:
@@ -53,7 +53,7 @@ def prepare(folder: str | Path, listing: Path, address: Callable[[dict[str, Any]
     Raises:
         ValueError: if a file is there with another content.
     """
-    folder, entries = Path(folder), entries_of(listing)
+    folder, entries = Path(folder), read_entries(listing)
 
     def one(entry: dict[str, Any]) -> Path:
         target = safe_path(folder, entry["file_path"])

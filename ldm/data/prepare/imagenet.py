@@ -10,7 +10,7 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from ldm.data.prepare.archives import tar_entries, unpack, write_entries
-from ldm.data.prepare.download import fault_of
+from ldm.data.prepare.download import find_fault
 from ldm.util import atomic_write
 
 TRAIN_TAR, VAL_TAR, DEVKIT = TARS = (
@@ -30,7 +30,7 @@ LOGIN = """ImageNet may be fetched only after a login, so this script does not f
 and run this command again; it verifies and unpacks them. (--url MIRROR fetches them from a mirror of yours.)"""
 
 
-def prepare(folder: str | Path, verify: bool = True) -> list[Path]:
+def unpack_imagenet(folder: str | Path, verify: bool = True) -> list[Path]:
     """Unpack the tars in `folder` into data_train and data_val there, with file lists and label files.
 
     A part whose `filelist.txt` exists is finished and is left alone; other existing files are kept.
@@ -53,7 +53,7 @@ def prepare(folder: str | Path, verify: bool = True) -> list[Path]:
     if missing:
         raise ValueError(LOGIN.format(missing=", ".join(missing), folder=folder))
     for name in TARS if verify else ():
-        fault = fault_of(folder / name, None, MD5[name])
+        fault = find_fault(folder / name, None, MD5[name])
         if fault:
             raise ValueError(f"{folder / name} is not the published file: {fault}; move it away and fetch it anew")
     unpack(folder / DEVKIT, folder / "devkit")

@@ -13,7 +13,7 @@ from ldm.util import atomic_write
 TOWER = {"tower_train": 708_264, "tower_val": 300}
 # Bytes of each archive NAME_lmdb.zip, by the records of tensorflow-datasets; LSUN publishes no checksum.
 ARCHIVES = {"tower_train": 12_010_237_081, "tower_val": 5_223_709}
-SUFFIXES = {b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
+_SUFFIXES = {b"RIFF": ".webp", b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
 
 
 def library() -> Any:
@@ -34,13 +34,13 @@ def database(folder: Path) -> Any:
     return library().open(str(folder), readonly=True, lock=False, readahead=False, max_readers=1)
 
 
-def suffix_of(content: bytes) -> str:
+def detect_suffix(content: bytes) -> str:
     """The file suffix of an encoded picture, by its first bytes.
 
     Raises:
         ValueError: for a format that LSUN does not use.
     """
-    for start, suffix in SUFFIXES.items():
+    for start, suffix in _SUFFIXES.items():
         if content.startswith(start):
             return suffix
     raise ValueError(f"a record begins with {content[:8]!r}, which is no webp, jpg or png picture")
@@ -68,7 +68,7 @@ def export(source: str | Path, folder: str | Path, expected: int | None = None) 
         with environment.begin(buffers=False) as transaction:
             for key, content in tqdm(transaction.cursor(), total=count, desc=source.name, unit="image"):
                 name = key.decode()
-                target = folder / name[-2:] / f"{name}{suffix_of(content)}"
+                target = folder / name[-2:] / f"{name}{detect_suffix(content)}"
                 if target.exists():
                     if target.stat().st_size != len(content):
                         raise ValueError(f"{target} is there with another length than the record; move it away first")

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from ldm.checkpoint import sha256
 from ldm.data.base import by_class
-from ldm.data.bins import ALL, DATASET_NAMES, MASKED, ClassSize, Subsets, binned_indices, bootstrap
+from ldm.data.bins import ALL, DATASET_NAMES, MASKED, ClassSize, Subsets, binned_indices, draw_bootstrap
 from ldm.data.plans import list_file, pickle_file, read_list, read_plan, read_subsets, subsets_file
 from ldm.data.safe_pickle import load_plain
 
@@ -29,7 +29,7 @@ ALL_IMAGES = 1300  # the bin of the published subsets that stands for all images
 COMPONENTS = 5  # members of a published binned plan without lists
 
 
-def kind_of(path: str | Path) -> str | None:
+def parse_dataset_name(path: str | Path) -> str | None:
     """Return which of DATASET_NAMES a pickle's file name says, None where it says neither."""
     return next((name for name in DATASET_NAMES if Path(path).name == pickle_file("", name).name), None)
 
@@ -50,7 +50,7 @@ def subsets_from_pickle(path: str | Path) -> dict[int, list[str]]:
     return content
 
 
-def bins_of(subsets: Mapping[int, Sequence[str]], class_names: Sequence[str]) -> dict[int, ClassSize]:
+def parse_bins(subsets: Mapping[int, Sequence[str]], class_names: Sequence[str]) -> dict[int, ClassSize]:
     """Return {class: class_size} of published bins; the bin 1300 means all images.
 
     Raises:
@@ -74,7 +74,7 @@ def bins_of(subsets: Mapping[int, Sequence[str]], class_names: Sequence[str]) ->
     return {label: class_sizes[name] for label, name in enumerate(class_names)}
 
 
-def sees_of(subsets: Mapping[int, Sequence[str]], class_names: Sequence[str]) -> dict[int, list[int]]:
+def parse_seen_classes(subsets: Mapping[int, Sequence[str]], class_names: Sequence[str]) -> dict[int, list[int]]:
     """Return {component: classes it saw} of published masks.
 
     Raises:
@@ -109,12 +109,12 @@ def published_plan(
     """
     content = subsets_from_pickle(path)
     if dataset_name == MASKED:
-        sees = sees_of(content, class_names)
+        sees = parse_seen_classes(content, class_names)
         bins: dict[int, ClassSize] = dict.fromkeys(range(len(class_names)), ALL)
         if components not in (None, len(sees)):
             raise ValueError(f"{path} holds the masks of {len(sees)} components, got components={components}")
     else:
-        bins = bins_of(content, class_names)
+        bins = parse_bins(content, class_names)
         listed = [one for one in published_lists(Path(path).parent, dataset_name) if one is not None]
         count = components or (max(listed) + 1 if listed else COMPONENTS)
         everything = list(range(len(class_names)))
@@ -139,7 +139,7 @@ def published_lists(folder: str | Path, dataset_name: str) -> dict[int | None, P
     return {one: file for one, file in files.items() if file.exists()}
 
 
-def plan_of_folder(
+def read_folder_plan(
     folder: str | Path, dataset_name: str, component: int | None, dataset: Dataset, config: Mapping[str, Any]
 ) -> Subsets | None:
     """Return the plan in a folder: the YAML of `make_bins.py`, else the published pickle's; None without both.
@@ -176,7 +176,7 @@ def plan_published(
     Raises:
         ValueError: if the pickle does not fit the data set, or the lists do not fit the pickle.
     """
-    kind = dataset_name or kind_of(path)
+    kind = dataset_name or parse_dataset_name(path)
     if kind is None:
         raise ValueError(f"the name of {path} says neither of {', '.join(DATASET_NAMES)}; say which (--dataset)")
     plan = published_plan(path, kind, dataset.class_names, len(dataset), components)
@@ -184,10 +184,10 @@ def plan_published(
     lists = {one: read_list(file, dataset) for one, file in files.items() if one is None or one < plan.components}
     check_lists(plan, lists, dataset.labels)
     record = {**plan.record, "seed": seed, "bootstrap": resample, "published_lists": list(lists)}
-    return replace(plan, record=record, positions=complete(plan, lists, dataset.labels, seed, resample))
+    return replace(plan, record=record, positions=complete_lists(plan, lists, dataset.labels, seed, resample))
 
 
-def complete(
+def complete_lists(
     plan: Subsets, lists: Mapping[int | None, Tensor], labels: Tensor, seed: int, resample: bool
 ) -> dict[int | None, Tensor]:
     """Return the lists of a plan: the given ones, and the others drawn; see `plan_published`."""
@@ -200,7 +200,7 @@ def complete(
     found: dict[int | None, Tensor] = {None: whole}
     for one, classes in plan.sees.items():
         inside = whole[torch.isin(labels[whole], torch.tensor(classes))]
-        found[one] = lists[one] if one in lists else bootstrap(inside, labels, seed, one) if resample else inside
+        found[one] = lists[one] if one in lists else draw_bootstrap(inside, labels, seed, one) if resample else inside
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.ode.runge_kutta import coordinates, field_at, straight_step, time_of, two_stage
+from ldm.diffusion.ode.runge_kutta import coordinates, field_at, find_time, straight_step, two_stage
 from ldm.diffusion.ode.tableau import TABLEAUX, Integrator, Slope
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Steps, following, intervals
@@ -15,7 +15,7 @@ def field_slope(denoiser: Denoiser, schedule: Schedule) -> Slope:
     """d y / d tau of the deterministic flow in the schedule's own variables (`coordinates`)."""
 
     def slope(y: Tensor, tau: float) -> tuple[Tensor, None]:
-        u = time_of(schedule, tau)
+        u = find_time(schedule, tau)
         return field_at(denoiser, schedule, coordinates(schedule, u)[0].to(y) * y, u), None
 
     return slope

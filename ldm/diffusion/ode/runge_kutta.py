@@ -42,7 +42,7 @@ def coordinates(schedule: Schedule, u: Tensor | float) -> tuple[Tensor, Tensor]:
     return alpha + sigma, sigma / (alpha + sigma)
 
 
-def time_of(schedule: Schedule, tau: Tensor | float) -> float:
+def find_time(schedule: Schedule, tau: Tensor | float) -> float:
     """The time at a value of the variable `tau` of `coordinates`."""
     tau = torch.as_tensor(tau, dtype=torch.float64)
     return float(schedule.time_at(tau if schedule.field == "eps" else tau / (1 - tau)))
@@ -52,7 +52,7 @@ def _between(schedule: Schedule, u: float, s: float, fraction: float) -> float:
     """The time a fraction of the way from u to s, measured in the variable in which lines are straight."""
     if fraction == 1:
         return s
-    return time_of(schedule, torch.lerp(coordinates(schedule, u)[1], coordinates(schedule, s)[1], fraction))
+    return find_time(schedule, torch.lerp(coordinates(schedule, u)[1], coordinates(schedule, s)[1], fraction))
 
 
 def two_stage(

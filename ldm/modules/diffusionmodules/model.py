@@ -53,7 +53,7 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)  # [B, C, H, W]
 
 
-class Downsample(nn.Module):
+class PaddedDownsample(nn.Module):
     """Halve the size by a convolution padded on the right and below, or by averaging."""
 
     def __init__(self, channels: int, with_conv: bool = True):
@@ -74,7 +74,7 @@ def make_attn(channels: int, attn_type: str) -> nn.Module:
     return AttnBlock(channels) if attn_type == "vanilla" else nn.Identity()
 
 
-class Middle(nn.Module):
+class FirstStageMiddle(nn.Module):
     """Residual block, attention, residual block at the smallest size."""
 
     def __init__(self, channels: int, dropout: float, attn_type: str):
@@ -154,9 +154,9 @@ class Encoder(nn.Module):
             attention = resolution // 2**index in attn_resolutions
             level = Level(widths[index], widths[index + 1], num_res_blocks, dropout, attention, attn_type)
             if index < len(ch_mult) - 1:
-                level.downsample = Downsample(widths[index + 1], resamp_with_conv)
+                level.downsample = PaddedDownsample(widths[index + 1], resamp_with_conv)
             self.down.append(level)
-        self.mid = Middle(widths[-1], dropout, attn_type)
+        self.mid = FirstStageMiddle(widths[-1], dropout, attn_type)
         self.norm_out = normalization(widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * z_channels if double_z else z_channels, 3, padding=1)
 
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
         self.tanh_out, self.give_pre_end = tanh_out, give_pre_end
         widths = [ch * mult for mult in ch_mult] + [ch * ch_mult[-1]]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], dropout, attn_type)
+        self.mid = FirstStageMiddle(widths[-1], dropout, attn_type)
         self.up = nn.ModuleList()
         for index in range(len(ch_mult)):
             attention = resolution // 2**index in attn_resolutions

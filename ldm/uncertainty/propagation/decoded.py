@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.diffusion.transition import Noise
+
 Decode = Callable[[Tensor], Tensor]
-Noise = Callable[[int, Sequence[int]], Tensor]
 
 
 @torch.no_grad()

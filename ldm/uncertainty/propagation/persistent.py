@@ -20,12 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.diffusion.denoiser import Denoiser, Network, Prediction
 from ldm.diffusion.samplers import Step
+from ldm.diffusion.samplers.registry import Sampler
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.laplace import LastLayerLaplace
 
-Sampler = Callable[..., Iterator[Step]]
 Build = Callable[[Network], Denoiser]
 
 
@@ -87,7 +87,7 @@ class TangentDenoiser:
         return Prediction(torch.cat([plain.x0[None], x0]), torch.cat([plain.eps[None], eps]), plain.var_fraction)
 
 
-def directions_of(network: nn.Module, members: Members) -> dict[str, Tensor]:
+def make_directions(network: nn.Module, members: Members) -> dict[str, Tensor]:
     """What members add to the network's own parameters {name: [K, ...]}."""
     own = dict(network.named_parameters()) | dict(network.named_buffers())
     return {name: value - own[name].detach() for name, value in members.overrides.items()}
@@ -143,7 +143,7 @@ def tangent_steps(
     **options: Any,
 ) -> Iterator[VarianceStep]:
     """The walk of `tangents`, step by step; its arguments."""
-    denoiser = TangentDenoiser(build, network, directions_of(network, members), chunk)
+    denoiser = TangentDenoiser(build, network, make_directions(network, members), chunk)
     given = options if noise is None else {**options, "noise": _for_the_first(noise)}
     start = torch.cat([x[None], x.new_zeros(len(members), *x.shape)])
     for step in sampler(denoiser, schedule, start, times, **given):
