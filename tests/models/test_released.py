@@ -140,7 +140,7 @@ def test_sizes_that_were_published_to_the_last_digit():
     assert (without.null_class, without.n_classes) == (None, 1000), "every row is a class"
 
 
-@pytest.mark.parametrize("schedule", [CIN, PUBLISHED])
+@pytest.mark.parametrize("path", [CIN, PUBLISHED])
 def test_the_released_keys_are_the_models(path):
     state = {name: tuple(value.shape) for name, value in meta_model(path).state_dict().items()}
     assert len(state) == 906
@@ -296,7 +296,7 @@ def imagenet(tmp_path):
     return tmp_path / "imagenet_data"
 
 
-@pytest.mark.parametrize("schedule", [CIN, PUBLISHED])
+@pytest.mark.parametrize("path", [CIN, PUBLISHED])
 def test_the_published_command_trains_a_component(released, imagenet, tmp_path, path):
     """DECU's README, word for word, with the sizes and places of a test."""
     _, state, words = released
