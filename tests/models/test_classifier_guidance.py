@@ -53,7 +53,7 @@ def exact_score(schedule, scale=1.0):
 
 
 @pytest.mark.parametrize(
-    ("path", "times"), [(VP, (1, 300, 999)), (FlowSchedule(), (0.25, 0.5)), (EDMSchedule(), (0.5, 8.0))]
+    ("schedule", "each_time"), [(VP, (1, 300, 999)), (FlowSchedule(), (0.25, 0.5)), (EDMSchedule(), (0.5, 8.0))]
 )
 def test_the_exact_classifier_turns_the_mixture_into_its_component(schedule, each_time):
     guided, expected = classifier_guided(mixture(schedule), exact_score(schedule)), Conditional(schedule)
