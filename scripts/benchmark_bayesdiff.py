@@ -32,7 +32,7 @@ from tqdm import tqdm
 from ldm.arguments import add_model_arguments, add_posterior_arguments
 from ldm.cli import HelpFormatter, run_script
 from ldm.image_arguments import data_config
-from ldm.laplace import LastLayerLaplace, Observation, bootstrap
+from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits
 from ldm.pipelines import PosteriorPipeline, chosen_positions, observations, open_posterior, open_walks
 from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
@@ -163,7 +163,7 @@ def refits_of(walks: PosteriorPipeline, options: argparse.Namespace):
     rows = observations(pipeline.model, data, chosen_positions(len(data), images, seed), draws=draws, seed=seed)
     rows = tqdm(rows, total=-(-images // 16), desc="refits")
     source = generator("bootstrap", options.seed)
-    return bootstrap(laplace, rows, images=images, draws=draws, count=options.bootstraps, source=source)
+    return bootstrap_refits(laplace, rows, images=images, draws=draws, count=options.bootstraps, source=source)
 
 
 def fit_seed(posterior: str, default: int) -> int:

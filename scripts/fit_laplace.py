@@ -36,9 +36,7 @@ from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.cli import HelpFormatter, run_script
 from ldm.image_arguments import data_config
 from ldm.jobs import WorkList, shard_from_environment, split_range
-from ldm.laplace import LastLayerLaplace, save_laplace
-from ldm.laplace.curvature import CURVATURES
-from ldm.laplace.tuning import TUNERS
+from ldm.laplace import CURVATURES, TUNERS, LastLayerLaplace, save_laplace
 from ldm.pipelines import ModelPipeline, chosen_positions, new_posterior, observations, open_model, open_posterior
 from ldm.records import write_record
 from ldm.util import instantiate_from_config
@@ -176,7 +174,8 @@ def fit_parts(
     if options.overwrite:
         discard_others(work.folder)
     size = len(positions) if options.published else len(data)
-    return whole.take(whole.fitted(), options.draws, options.data_size or size)
+    whole.data_size = options.data_size or size
+    return whole
 
 
 def discard_others(folder: Path) -> None:

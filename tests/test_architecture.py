@@ -35,10 +35,7 @@ EXEMPT: dict[tuple[str, str], str] = {
 
 # Public names that several modules of `ldm` may define, and names still defined twice with the reason.
 SHARED_NAMES = {"log"}
-TWICE: dict[str, str] = {
-    "HYPERPARAMETERS": "of the Laplace state and of its pipeline: one moves when both are rewritten",
-    "log_likelihood": "of a flow and of a last-layer Laplace: the second gets another name with the rewrite",
-}
+TWICE: dict[str, str] = {}
 
 # Longest prefix -> level. An import goes to a lower level, or stays in its room: the package named here.
 LEVELS = {

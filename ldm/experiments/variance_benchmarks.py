@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.ensembles.members import Members
-from ldm.laplace import LastLayerLaplace, Refits, bootstrap
+from ldm.laplace import LastLayerLaplace, Refits, bootstrap_refits
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions, new_posterior, observations
 from ldm.records import Row
 from ldm.stats import mean_interval, rank_correlation
@@ -176,7 +176,7 @@ def calibration(
     laplace.optimize_prior_precision()
     batches = observations(pipeline.model, train, draws=draws, seed=seed)
     source = generator("bootstrap", seed)
-    refits = bootstrap(laplace, batches, images=len(train), draws=draws, count=2 * count, source=source)
+    refits = bootstrap_refits(laplace, batches, images=len(train), draws=draws, count=2 * count, source=source)
     positions = chosen_positions(len(held_out), min(tests, len(held_out)), seed)
     states = list(observations(pipeline.model, held_out, positions, seed=seed + 1))
     features = torch.cat([laplace.features(state.x, state.t, state.cond) for state in states])

@@ -1,12 +1,13 @@
-"""Covariances of the last layer's parameters: predictive variance of an output and draws, in bounded memory.
+"""Covariances of a last layer's parameters, and what they say of an output, in bounded memory.
 
-Every covariance is over the K entries of one output channel's row of parameters; rows are independent of one another.
+Every covariance is over the K entries of one output channel's row of parameters, and rows are independent
+of one another. What it says of an output has a closed form without Jacobians.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,24 +16,29 @@ from ldm.laplace.layer import LastLayer
 
 
 class Covariance(Protocol):
+    """The covariance S_c of row c of the parameters, [K, K] for each of C channels."""
+
     def variance(self, layer: LastLayer, features: Tensor, chunk: int) -> Tensor:
-        """Var f_c(p) = a_p^T S_c a_p in the output's shape [B, C, H, W] (or [B, ..., C])."""
+        """Return Var f_c(p) = a_p^T S_c a_p in the output's shape, [B, C, H, W] or [B, ..., C]."""
 
     def correlate(self, noise: Tensor) -> Tensor:
-        """Draws [M, C, K] of N(0, S_c) from standard normal `noise` [M, C, K]."""
+        """Return draws [M, C, K] of N(0, S_c) made from standard normal `noise` [M, C, K]."""
 
 
 @dataclass(frozen=True)
 class DenseCovariance:
-    """S_c = root_c root_c^T: root [1, K, K] shared by all channels, or [C, K, K].
+    """S_c = root_c root_c^T, where `root` is [1, K, K'] shared by all channels, or [C, K, K'].
 
-    Source: Bayesian linear regression on patches; the GGN of a convolution under a Gaussian likelihood is I_C (x) A.
+    Source: Bayesian linear regression on patches; the GGN of a convolution under a Gaussian likelihood is
+    I_C (x) A.
     """
 
     root: Tensor
 
     def variance(self, layer: LastLayer, features: Tensor, chunk: int) -> Tensor:
-        root, pieces = self.root.to(features), []
+        """Return the variance of the output, `chunk` images at a time; see `Covariance`."""
+        root = self.root.to(features)
+        pieces = []
         for part in features.split(chunk):
             patches = layer.patches(part)  # [n, P, K]
             gamma = torch.stack([(patches @ each).square().sum(-1) for each in root], -1)  # [n, P, 1 or C]
@@ -41,31 +47,34 @@ class DenseCovariance:
         return torch.cat(pieces)
 
     def correlate(self, noise: Tensor) -> Tensor:
+        """Return draws of the parameters; see `Covariance`."""
         return torch.einsum("gkl,mgl->mgk", self.root.expand(noise.shape[1], -1, -1), noise)
 
 
 @dataclass(frozen=True)
 class DiagonalCovariance:
-    """S_c = diag(var_c), var [C, K]: the variance is one more convolution, of squared features."""
+    """S_c = diag(var_c) with `var` [C, K]: the variance is one more convolution, of squared features."""
 
     var: Tensor
 
     def variance(self, layer: LastLayer, features: Tensor, chunk: int) -> Tensor:
+        """Return the variance of the output, of all images at once; see `Covariance`."""
         shared = bool((self.var == self.var[:1]).all())
         gamma = layer.apply(self.var[:1] if shared else self.var, features.square())
         return layer.for_all_outputs(gamma) if shared else gamma
 
     def correlate(self, noise: Tensor) -> Tensor:
+        """Return draws of the parameters; see `Covariance`."""
         return self.var.sqrt() * noise
 
 
 @dataclass(frozen=True)
 class LowRankCovariance:
-    """S = (I - Q diag(shrink) Q^T) / precision, the posterior that knows only the leading r eigenvectors of the data.
+    """S = (I - Q diag(shrink) Q^T) / precision: this posterior knows only the leading r eigenvectors of the data.
 
         Var f(p) = (|a_p|^2 - sum_k shrink_k (q_k^T a_p)^2) / precision,   shrink_k = l_k / (l_k + precision)
 
-    Never below the full posterior's. `vectors` Q [K, r], `shrink` [r] in [0, 1).
+    It is never below the full posterior's. `vectors` is Q [K, r], `shrink` is [r] in [0, 1).
     """
 
     vectors: Tensor
@@ -73,6 +82,7 @@ class LowRankCovariance:
     precision: float
 
     def variance(self, layer: LastLayer, features: Tensor, chunk: int) -> Tensor:
+        """Return the variance of the output, `chunk` images at a time; see `Covariance`."""
         everywhere = torch.ones_like(self.vectors[:, 0])[None]
         filters = (self.vectors * self.shrink.sqrt()).T  # [r, K]
         pieces = []
@@ -83,27 +93,49 @@ class LowRankCovariance:
         return torch.cat(pieces)
 
     def correlate(self, noise: Tensor) -> Tensor:
+        """Return draws of the parameters; see `Covariance`."""
         inside = noise @ self.vectors  # [M, C, r]
         return (noise + (inside * ((1 - self.shrink).sqrt() - 1)) @ self.vectors.T) / self.precision**0.5
 
 
-def root_of_precision(precision: Tensor) -> Tensor:
-    """root with root root^T = precision^-1, from one Cholesky L L^T: root = L^-T; precision [K, K].
+class OutputLaw(NamedTuple):
+    """Mean and variance of a network's output, each [B, C, H, W] in its units (squared), without targets' noise."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def predict_output(layer: LastLayer, covariance: Covariance, features: Tensor, chunk: int = 4) -> OutputLaw:
+    """Return the law of the output f_p = W a_p for the layer's input `features` [B, F, H, W].
+
+        mean f_p = W_0 a_p,   Var f_c(p) = a_p^T S_c a_p
+
+    Args:
+        covariance: of the parameters, from `make_covariance(state)`.
+        chunk: images whose patches are held at once.
+    """
+    return OutputLaw(layer.output(features), covariance.variance(layer, features, chunk))
+
+
+def sample_parameters(
+    mean: Tensor,
+    covariance: Covariance,
+    count: int,
+    generator: torch.Generator,
+    antithetic: bool = False,
+) -> Tensor:
+    """Return draws [count, C, K] of N(mean, S_c) for the parameters' `mean` [C, K], float64.
+
+    With `antithetic`, they come in pairs mean + d, mean - d, whose mean is the trained weights.
 
     Raises:
-        ValueError: if the precision is not positive definite.
+        ValueError: for no draws, or an odd number of antithetic ones.
     """
-    lower, failed = torch.linalg.cholesky_ex(precision)
-    if bool(failed):
-        raise ValueError(
-            "the posterior precision is not positive definite in float64: raise prior_precision (the features are "
-            "collinear or hold values that are not finite)"
-        )
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).T
-
-
-def root_of_semidefinite(matrices: Tensor) -> Tensor:
-    """root with root root^T = matrices [C, K, K], which may be singular (fewer images than entries)."""
-    values, vectors = torch.linalg.eigh(matrices)
-    return vectors * values.clamp(min=0).sqrt()[..., None, :]
+    if count < 1 or (antithetic and count % 2):
+        raise ValueError(f"expected at least one member, an even number if antithetic, got {count}")
+    shape = (count // 2 if antithetic else count, *mean.shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(mean)
+    change = covariance.correlate(noise)
+    if antithetic:
+        change = torch.stack([change, -change], 1).flatten(0, 1)
+    return mean + change

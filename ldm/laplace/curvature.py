@@ -1,4 +1,7 @@
-"""Curvatures: from statistics and hyperparameters to a covariance, and to the spectrum that the evidence needs."""
+"""Curvatures: from a fitted state to a covariance of its parameters and to the spectrum of its data.
+
+`CURVATURES` holds them by name: what the data say of the parameters, exactly or with something left out.
+"""
 
 from __future__ import annotations
 
@@ -8,146 +11,172 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.laplace.covariance import (
-    Covariance,
-    DenseCovariance,
-    DiagonalCovariance,
-    LowRankCovariance,
-    root_of_precision,
-    root_of_semidefinite,
-)
-from ldm.laplace.statistics import Statistics
+from ldm.laplace.covariance import Covariance, DenseCovariance, DiagonalCovariance, LowRankCovariance
+from ldm.laplace.state import LaplaceState
 
 
-@dataclass(frozen=True)
-class Curvature:
-    """What the likelihood and the prior say about a row of K parameters; all matrices float64."""
+def make_covariance(state: LaplaceState) -> Covariance:
+    """Factorise the posterior covariance of a row of parameters, by the state's curvature.
 
-    statistics: Statistics
-    scale: float
-    sigma: Tensor
-    precision: float
-    temperature: float
-    bias: bool
-    rank: int
-    published_ef: bool
-
-    @property
-    def channels(self) -> int:
-        return self.statistics.cross.shape[1]
-
-    def weighted(self, sums: Tensor | None, power: int = 2) -> Tensor:
-        """scale sum_b sums[b] / (sigma_b^power temperature); sums [b, ...].
-
-        Raises:
-            ValueError: if these sums were not gathered.
-        """
-        if sums is None:
-            raise ValueError("the fit did not gather what this curvature needs: fit with it, or with fit(also=[...])")
-        return torch.tensordot(self.scale * self.sigma**-power / self.temperature, sums, 1)
-
-    def gram(self) -> Tensor:
-        """Precision [K, K] that the data add to the prior's."""
-        return self.weighted(self.statistics.gram)
-
-    def blocks(self) -> Tensor:
-        """`gram` without what couples weights and biases."""
-        gram = self.gram()
-        if self.bias:
-            gram[-1, :-1] = gram[:-1, -1] = 0
-        return gram
-
-    def fisher(self) -> Tensor:
-        """Diagonal empirical Fisher [C, K]."""
-        if self.published_ef:
-            return 2 * self.weighted(self.statistics.fisher)
-        return self.weighted(self.statistics.fisher, power=4)
-
-    def leading(self) -> tuple[Tensor, Tensor]:
-        """The largest `rank` eigenvalues [r] of `gram` and their vectors [K, r]."""
-        values, vectors = torch.linalg.eigh(self.gram())
-        return values[-self.rank :].clamp(min=0), vectors[:, -self.rank :]
-
-    def for_all(self, row: Tensor) -> Tensor:
-        """[K] as [C, K]."""
-        return row.expand(self.channels, -1)
+    Raises:
+        ValueError: if the state is not fitted, its fit did not gather what the curvature needs, or the
+            precision is not positive definite.
+    """
+    return CURVATURES[state.curvature].covariance(state)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A curvature by name: its covariance, its data spectrum [C, K], and whether it needs the two large sums."""
+def data_spectrum(state: LaplaceState) -> Tensor:
+    """Return the eigenvalues [C, K] of the precision that the data add, by the state's curvature.
 
-    covariance: Callable[[Curvature], Covariance]
-    spectrum: Callable[[Curvature], Tensor]
-    gram: bool = False
-    meat: bool = False
+    They depend on sigma_noise and the temperature, and not on the prior.
+
+    Raises:
+        ValueError: as `make_covariance`, and for the isotropic curvature, which holds no data.
+    """
+    return CURVATURES[state.curvature].spectrum(state)
 
 
-def _with_prior(matrix: Tensor, precision: float) -> Tensor:
+def data_gram(state: LaplaceState) -> Tensor:
+    """Return the precision [K, K] that the data add to the prior's."""
+    return _weigh(state, state.fitted().gram)
+
+
+def empirical_fisher(state: LaplaceState) -> Tensor:
+    """Return the diagonal empirical Fisher [C, K], as published where the state says so."""
+    fisher = state.fitted().fisher
+    return 2 * _weigh(state, fisher) if state.published_ef else _weigh(state, fisher, power=4)
+
+
+def _weigh(state: LaplaceState, sums: Tensor | None, power: int = 2) -> Tensor:
+    """Return scale sum_b sums[b] / (sigma_b^power temperature) for sums [b, ...]."""
+    if sums is None:
+        raise ValueError("the fit did not gather what this curvature needs: fit with it, or with fit(also=[...])")
+    sigma = state.sigma_noise.to(sums.device)
+    return torch.tensordot(state.scale * sigma**-power / state.temperature, sums, 1)
+
+
+def _gram_in_blocks(state: LaplaceState) -> Tensor:
+    """Return `data_gram` without what couples weights and biases."""
+    gram = data_gram(state)
+    if state.bias:
+        gram[-1, :-1] = 0
+        gram[:-1, -1] = 0
+    return gram
+
+
+def _leading(state: LaplaceState) -> tuple[Tensor, Tensor]:
+    """Return the largest `rank` eigenvalues [r] of `data_gram` and their vectors [K, r]."""
+    values, vectors = torch.linalg.eigh(data_gram(state))
+    return values[-state.rank :].clamp(min=0), vectors[:, -state.rank :]
+
+
+def _for_all(state: LaplaceState, row: Tensor) -> Tensor:
+    """Return [K] as [C, K]."""
+    return row.expand(len(state.mean), -1)
+
+
+def _add_prior(matrix: Tensor, precision: float) -> Tensor:
     return matrix + precision * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
-def _full(it: Curvature) -> DenseCovariance:
-    return DenseCovariance(root_of_precision(_with_prior(it.gram(), it.precision))[None])
+def _root_of_precision(precision: Tensor) -> Tensor:
+    """Return root with root root^T = precision^-1 [K, K], from one Cholesky L L^T: root = L^-T."""
+    lower, failed = torch.linalg.cholesky_ex(precision)
+    if bool(failed):
+        raise ValueError(
+            "the posterior precision is not positive definite in float64: raise prior_precision (the features "
+            "are collinear or hold values that are not finite)"
+        )
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, identity, upper=False).T
 
 
-def _kron(it: Curvature) -> DenseCovariance:
-    return DenseCovariance(root_of_precision(_with_prior(it.blocks(), it.precision))[None])
+def _root_of_semidefinite(matrices: Tensor) -> Tensor:
+    """Return root with root root^T = matrices [C, K, K], which may be singular (few images)."""
+    values, vectors = torch.linalg.eigh(matrices)
+    return vectors * values.clamp(min=0).sqrt()[..., None, :]
 
 
-def _diag(it: Curvature) -> DiagonalCovariance:
-    return DiagonalCovariance(it.for_all(1 / (it.weighted(it.statistics.diagonal) + it.precision)))
+def _full(state: LaplaceState) -> Covariance:
+    return DenseCovariance(_root_of_precision(_add_prior(data_gram(state), state.prior_precision))[None])
 
 
-def _ef(it: Curvature) -> DiagonalCovariance:
-    return DiagonalCovariance(1 / (it.fisher() + it.precision))
+def _kron(state: LaplaceState) -> Covariance:
+    return DenseCovariance(_root_of_precision(_add_prior(_gram_in_blocks(state), state.prior_precision))[None])
 
 
-def _isotropic(it: Curvature) -> DiagonalCovariance:
-    """1 / (precision (N / sigma^2 + 1)) for every parameter, N draws: the reproduction of BayesDiff calls it
-    "Hessian-free"."""
-    elements = it.statistics.elements
-    draws = it.weighted(it.statistics.draws * elements / elements.sum())
-    return DiagonalCovariance((1 / (it.precision * (draws + 1))).expand_as(it.statistics.cross[0]))
+def _diag(state: LaplaceState) -> Covariance:
+    data = _weigh(state, state.fitted().diagonal)
+    return DiagonalCovariance(_for_all(state, 1 / (data + state.prior_precision)))
 
 
-def _lowrank(it: Curvature) -> LowRankCovariance:
-    values, vectors = it.leading()
-    return LowRankCovariance(vectors, values / (values + it.precision), it.precision)
+def _ef(state: LaplaceState) -> Covariance:
+    return DiagonalCovariance(1 / (empirical_fisher(state) + state.prior_precision))
 
 
-def _sandwich(it: Curvature) -> DenseCovariance:
-    """P^-1 (sum_images g g^T) P^-1 with g the image's gradient and P the full precision (Huber 1967; White 1980)."""
-    meat = it.statistics.meat
+def _isotropic(state: LaplaceState) -> Covariance:
+    """Return 1 / (precision (N / sigma^2 + 1)) for every parameter, with N draws.
+
+    The reproduction of BayesDiff calls this "Hessian-free".
+    """
+    sums = state.fitted()
+    draws = _weigh(state, sums.draws * sums.elements / sums.elements.sum())
+    return DiagonalCovariance((1 / (state.prior_precision * (draws + 1))).expand_as(sums.cross[0]))
+
+
+def _lowrank(state: LaplaceState) -> Covariance:
+    values, vectors = _leading(state)
+    return LowRankCovariance(vectors, values / (values + state.prior_precision), state.prior_precision)
+
+
+def _sandwich(state: LaplaceState) -> Covariance:
+    """Return P^-1 (sum_images g g^T) P^-1 with g an image's gradient and P the full precision.
+
+    Sources: Huber 1967; White 1980.
+    """
+    meat = state.fitted().meat
     if meat is None:
         raise ValueError("the fit did not gather gradients by image: fit(also=['sandwich'])")
-    bread = root_of_precision(_with_prior(it.gram(), it.precision))
-    gradients = root_of_semidefinite(it.scale * meat) / (it.sigma**2 * it.temperature)
+    bread = _root_of_precision(_add_prior(data_gram(state), state.prior_precision))
+    sigma = state.sigma_noise.to(meat.device)
+    gradients = _root_of_semidefinite(state.scale * meat) / (sigma**2 * state.temperature)
     return DenseCovariance(bread @ (bread.T @ gradients))
 
 
-def _no_spectrum(it: Curvature) -> Tensor:
+def _full_spectrum(state: LaplaceState) -> Tensor:
+    return _for_all(state, torch.linalg.eigvalsh(data_gram(state)).clamp(min=0))
+
+
+def _kron_spectrum(state: LaplaceState) -> Tensor:
+    return _for_all(state, torch.linalg.eigvalsh(_gram_in_blocks(state)).clamp(min=0))
+
+
+def _diag_spectrum(state: LaplaceState) -> Tensor:
+    return _for_all(state, _weigh(state, state.fitted().diagonal))
+
+
+def _lowrank_spectrum(state: LaplaceState) -> Tensor:
+    return _for_all(state, _leading(state)[0])
+
+
+def _no_spectrum(state: LaplaceState) -> Tensor:
     raise ValueError("isotropic curvature holds no data, so it has no evidence: tune it by gridsearch")
 
 
-def _full_spectrum(it: Curvature) -> Tensor:
-    return it.for_all(torch.linalg.eigvalsh(it.gram()).clamp(min=0))
+@dataclass(frozen=True)
+class CurvatureRule:
+    """How a curvature makes a covariance [C, K, K] and a data spectrum [C, K] of a fitted state."""
+
+    covariance: Callable[[LaplaceState], Covariance]
+    spectrum: Callable[[LaplaceState], Tensor]
 
 
-CURVATURES = {
-    "full": Kind(_full, _full_spectrum, gram=True),
-    "diag": Kind(_diag, lambda it: it.for_all(it.weighted(it.statistics.diagonal))),
-    "kron": Kind(_kron, lambda it: it.for_all(torch.linalg.eigvalsh(it.blocks()).clamp(min=0)), gram=True),
-    "lowrank": Kind(_lowrank, lambda it: it.for_all(it.leading()[0]), gram=True),
-    "ef": Kind(_ef, lambda it: it.fisher()),
-    "isotropic": Kind(_isotropic, _no_spectrum),
-    "sandwich": Kind(_sandwich, _full_spectrum, gram=True, meat=True),
+CURVATURES: dict[str, CurvatureRule] = {
+    "full": CurvatureRule(_full, _full_spectrum),
+    "diag": CurvatureRule(_diag, _diag_spectrum),
+    "kron": CurvatureRule(_kron, _kron_spectrum),
+    "lowrank": CurvatureRule(_lowrank, _lowrank_spectrum),
+    "ef": CurvatureRule(_ef, empirical_fisher),
+    "isotropic": CurvatureRule(_isotropic, _no_spectrum),
+    "sandwich": CurvatureRule(_sandwich, _full_spectrum),
 }
-
-
-def check_curvature(name: str, levels: int) -> None:
-    """Raise a ValueError unless there is such a curvature and it can do with so many noise levels."""
-    if name not in CURVATURES:
-        raise ValueError(f"curvature must be one of {sorted(CURVATURES)}, got '{name}'")
-    if name == "sandwich" and levels > 1:
-        raise ValueError("the sandwich sums an image's gradients over all its draws: it takes no time_edges")

@@ -1,13 +1,14 @@
 """The last layer of a network as linear regression: its inputs as patches, its parameters as one matrix.
 
-A convolution (or a linear map of tokens) is f_p = W a_p with a_p the unfolded patch of features at output position p,
-followed by 1 where there is a bias.
+A convolution (or a linear map of tokens) is f_p = W a_p, where a_p is the unfolded patch of features at
+output position p, followed by 1 where the layer has a bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,59 +16,124 @@ from torch.nn import functional as F
 
 from ldm.modules.diffusionmodules.util import split_last_layer
 
-Features = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+LayerFeatures = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def split_network(network: nn.Module, name: str | None = None) -> tuple[Features, nn.Module, str]:
-    """Split `network(x, t, cond)` at its last layer: `network(x, t, cond) == layer(features(x, t, cond))`.
+class SplitNetwork(NamedTuple):
+    """A network in two pieces: `network(x, t, cond) == layer(features(x, t, cond))`.
+
+    Attributes:
+        features: takes the network's arguments and returns the input of its last layer.
+        layer: the last layer.
+        name: the layer's name, as in `network.named_modules()`.
+    """
+
+    features: LayerFeatures
+    layer: nn.Module
+    name: str
+
+
+def split_network(network: nn.Module, name: str | None = None) -> SplitNetwork:
+    """Split `network(x, t, cond)` at its last layer. Nothing in the network is changed.
+
+    Three kinds of networks are taken. One in stages (`condition`, `backbone`, `output_patterns`, as that
+    of LatentDiffusion) and one with a `backbone` and an `out` run up to the last layer only. Of any other
+    module a forward hook reads what the last layer takes, and the layer runs as well.
 
     Args:
-        network: in stages (`condition`, `trunk`, `readout` and `output_patterns`, as LatentDiffusion's network), or
-            one that `split_last_layer` takes.
-        name: the last layer, as in `network.named_modules()`; where None, the last submodule with a weight.
-
-    Returns:
-        `features`, the layer, its name.
+        network: the network.
+        name: the last layer, as in `network.named_modules()`. Where it is None, the last convolution or
+            linear layer is taken.
 
     Raises:
-        ValueError: if `name` is not the last layer.
+        ValueError: if `name` is not the last layer, or there is no convolution or linear layer.
     """
-    weighted = [key for key, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    if not hasattr(network, "output_patterns"):
-        name = weighted[-1] if name is None and weighted else str(name)
+    kinds = (nn.Conv2d, nn.Linear)
+    weighted = [key for key, module in network.named_modules() if isinstance(module, kinds)]
+    if hasattr(network, "output_patterns"):
+        return _split_stages(network, name, weighted)
+    if name is None and not weighted:
+        raise ValueError(f"{type(network).__name__} holds no convolution or linear layer: name its last layer")
+    name = weighted[-1] if name is None else name
+    if isinstance(network, nn.Sequential) or hasattr(network, "backbone"):
         features, layer = split_last_layer(network, name)
-        return features, layer, name
-    heads = {pattern.removesuffix(".*") for pattern in network.output_patterns}
+        return SplitNetwork(features, layer, name)
+    return _split_by_hook(network, name)
+
+
+def _split_stages(network: nn.Module, name: str | None, weighted: list[str]) -> SplitNetwork:
+    """Split a network that runs in stages and names its output layers by patterns."""
+    stages = cast(Any, network)
+    heads = {pattern.removesuffix(".*") for pattern in stages.output_patterns}
     candidates = [key for key in weighted if key in heads or key.rpartition(".")[0] in heads]
-    last = candidates[-1] if candidates else None
-    head = network.get_submodule(last if last in heads else last.rpartition(".")[0]) if last else None
-    before = head[:-1] if isinstance(head, nn.Sequential) else nn.Identity()
-    layer = head[-1] if isinstance(head, nn.Sequential) else head
-    if layer is None:
+    if not candidates:
         raise ValueError(
             f"{type(network).__name__} does not end in a convolution or linear layer below {sorted(heads)}"
         )
+    last = candidates[-1]
+    layer = network.get_submodule(last if last in heads else last.rpartition(".")[0])
+    before: nn.Module = nn.Identity()
+    if isinstance(layer, nn.Sequential):
+        before, layer = layer[:-1], layer[-1]
     if name not in (None, last) or layer is not network.get_submodule(last):
         raise ValueError(f"the last layer of {type(network).__name__} is '{last}', got '{name}'")
 
-    def staged(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return before(network.backbone(x, *network.condition(t, cond)))
+    def run_stages(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        return before(stages.backbone(x, *stages.condition(t, cond)))
 
-    return staged, layer, last
+    return SplitNetwork(run_stages, layer, last)
+
+
+def _split_by_hook(network: nn.Module, name: str) -> SplitNetwork:
+    """Split any module by hooks on its last layer, which are there during a call only."""
+    if name not in dict(network.named_modules()):
+        raise ValueError(f"{type(network).__name__} has no layer '{name}': give a name of `named_modules()`")
+    layer = network.get_submodule(name)
+
+    def run_and_catch(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        caught: list[tuple[Tensor, Tensor]] = []
+        handle = layer.register_forward_hook(lambda _, args, output: caught.append((args[0], output)))
+        try:
+            output = network(x, t, cond)
+        finally:
+            handle.remove()
+        if len(caught) != 1 or not _is_same(output, caught[0][1]):
+            raise ValueError(
+                f"'{name}' is not the last layer of {type(network).__name__}: it ran {len(caught)} times, or "
+                "what it gives is not the network's output; name the layer whose output the network returns"
+            )
+        return caught[0][0]
+
+    return SplitNetwork(run_and_catch, layer, name)
+
+
+def _is_same(output: Any, made: Tensor) -> bool:
+    """Whether a network's output is what its last layer made, value for value."""
+    if output is made:
+        return True
+    return isinstance(output, Tensor) and output.dtype == made.dtype and torch.equal(output, made)
 
 
 @dataclass(frozen=True)
 class LastLayer:
-    """Geometry of a Conv2d (zero padding, one group) or Linear layer on features [B, F, H, W] or [B, ..., F].
+    """The geometry of a Conv2d (zero padding, one group) or a Linear layer.
 
-    `outputs` is the number of leading output channels that are regressed: all of them, or the half of a network that
-    learns its variance besides.
+    Its features are [B, F, H, W], or [B, ..., F] of a linear layer. In the shapes below C = `outputs`,
+    P is the number of output positions, and K is `width`.
+
+    Attributes:
+        layer: the layer, whose parameters are read whenever they are asked for.
+        outputs: number of leading output channels that are regressed: all of them, or half of those of a
+            network that learns its variance as well.
+
+    Raises:
+        ValueError: for any other layer, or a number of outputs that it does not have.
     """
 
     layer: nn.Conv2d | nn.Linear
     outputs: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         layer = self.layer
         if isinstance(layer, nn.Conv2d):
             if layer.groups != 1 or layer.padding_mode != "zeros" or layer.padding == "same":
@@ -80,78 +146,96 @@ class LastLayer:
         if not 1 <= self.outputs <= len(layer.weight):
             raise ValueError(f"outputs must be 1 .. {len(layer.weight)} of this layer, got {self.outputs}")
 
+    @classmethod
+    def from_module(cls, module: nn.Module, outputs: int | None = None) -> LastLayer:
+        """The geometry of a module of a network; all its output channels are regressed where `outputs` is None."""
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            raise ValueError(f"the last layer must be Conv2d or Linear, got {type(module).__name__}")
+        return cls(module, len(module.weight) if outputs is None else outputs)
+
     @property
     def bias(self) -> bool:
+        """Whether the layer has a bias, which is then the last of the K entries."""
         return self.layer.bias is not None
 
     @property
     def width(self) -> int:
-        """K (+ 1): entries of a patch, the bias's 1 included."""
+        """K: the number of entries of a patch, the 1 that multiplies the bias included."""
         return self.layer.weight[0].numel() + self.bias
 
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels in an output of the layer."""
+        return 1 if isinstance(self.layer, nn.Conv2d) else -1
+
     def matrix(self) -> Tensor:
-        """The trained parameters of the regressed channels as float64 [C, K (+ 1)]."""
+        """The trained parameters of the regressed channels as one float64 matrix [C, K]."""
         weight = self.layer.weight.detach()[: self.outputs].flatten(1).double()
-        return torch.cat([weight, self.layer.bias.detach()[: self.outputs, None].double()], 1) if self.bias else weight
+        bias = self.layer.bias
+        if bias is None:
+            return weight
+        return torch.cat([weight, bias.detach()[: self.outputs, None].double()], 1)
 
     def overrides(self, matrices: Tensor) -> dict[str, Tensor]:
-        """Parameters of the layer from matrices [M, C, K (+ 1)]; channels that are not regressed keep theirs."""
+        """Parameters of the layer from matrices [M, C, K]; channels that are not regressed keep theirs."""
         weight = self.layer.weight.detach()
+        bias = self.layer.bias
         flat = matrices.to(weight)
-        own = flat[..., :-1] if self.bias else flat
+        own = flat if bias is None else flat[..., :-1]
         stacked = weight.expand(len(flat), *weight.shape).clone()
         stacked[:, : self.outputs] = own.reshape(len(flat), self.outputs, *weight.shape[1:])
-        if not self.bias:
+        if bias is None:
             return {"weight": stacked}
-        bias = self.layer.bias.detach().expand(len(flat), -1).clone()
-        bias[:, : self.outputs] = flat[..., -1]
-        return {"weight": stacked, "bias": bias}
+        biases = bias.detach().expand(len(flat), -1).clone()
+        biases[:, : self.outputs] = flat[..., -1]
+        return {"weight": stacked, "bias": biases}
 
     def patches(self, features: Tensor) -> Tensor:
-        """[B, P, K (+ 1)]: what each output position multiplies with the parameters."""
+        """The patches [B, P, K]: what each output position multiplies with the parameters."""
         layer = self.layer
         if isinstance(layer, nn.Conv2d):
-            padding = 0 if layer.padding == "valid" else layer.padding
-            columns = F.unfold(features, layer.kernel_size, layer.dilation, padding, layer.stride).transpose(1, 2)
+            columns = F.unfold(features, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)
+            columns = columns.transpose(1, 2)
         else:
             columns = features.reshape(len(features), -1, features.shape[-1])
         return torch.cat([columns, torch.ones_like(columns[..., :1])], -1) if self.bias else columns
 
     def by_position(self, output: Tensor) -> Tensor:
-        """An output of the layer [B, C, H, W] (or [B, ..., C]) as [B, P, C]."""
+        """An output of the layer, [B, C, H, W] or [B, ..., C], as [B, P, C]."""
         if isinstance(self.layer, nn.Conv2d):
             return output.flatten(2).transpose(1, 2)
         return output.reshape(len(output), -1, output.shape[-1])
+
+    def as_output(self, values: Tensor, features: Tensor) -> Tensor:
+        """The inverse of `by_position`: [B, P, C] in the shape that the layer gives for `features`."""
+        layer = self.layer
+        if not isinstance(layer, nn.Conv2d):
+            return values.reshape(*features.shape[:-1], values.shape[-1])
+        geometry = zip(
+            features.shape[-2:], _padding(layer), layer.dilation, layer.kernel_size, layer.stride, strict=True
+        )
+        sizes = [
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, pad, dilation, kernel, stride in geometry
+        ]
+        return values.transpose(1, 2).unflatten(2, sizes)
 
     def regressed(self, output: Tensor) -> Tensor:
         """The regressed channels of an output of the layer."""
         return output.narrow(self.channel_axis, 0, self.outputs)
 
-    @property
-    def channel_axis(self) -> int:
-        return 1 if isinstance(self.layer, nn.Conv2d) else -1
+    def output(self, features: Tensor) -> Tensor:
+        """The regressed channels of what the layer gives for `features`."""
+        return self.regressed(self.layer(features))
 
     def for_all_outputs(self, value: Tensor) -> Tensor:
-        """A value of one channel, [B, 1, H, W] (or [B, ..., 1]), for each regressed channel."""
+        """A value of one channel, [B, 1, H, W] or [B, ..., 1], for each regressed channel."""
         shape = [-1] * value.ndim
         shape[self.channel_axis] = self.outputs
         return value.expand(shape)
 
-    def as_output(self, values: Tensor, features: Tensor) -> Tensor:
-        """The inverse of `by_position`: [B, P, C] in the shape the layer gives for `features`."""
-        if not isinstance(self.layer, nn.Conv2d):
-            return values.reshape(*features.shape[:-1], values.shape[-1])
-        layer = self.layer
-        padding = (0, 0) if layer.padding == "valid" else layer.padding
-        reach = (d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-        sizes = [
-            (size + 2 * pad - far - 1) // stride + 1
-            for size, pad, far, stride in zip(features.shape[-2:], padding, reach, layer.stride, strict=True)
-        ]
-        return values.transpose(1, 2).unflatten(2, sizes)
-
     def apply(self, matrix: Tensor, features: Tensor) -> Tensor:
-        """The layer with `matrix` [C', K (+ 1)] in place of its parameters."""
+        """What the layer gives for `features` with `matrix` [C', K] in place of its parameters."""
         matrix = matrix.to(features)
         offset = matrix[:, -1] if self.bias else None
         flat = matrix[:, :-1] if self.bias else matrix
@@ -160,3 +244,8 @@ class LastLayer:
             return F.linear(features, flat, offset)
         weight = flat.reshape(len(flat), *layer.weight.shape[1:])
         return F.conv2d(features, weight, offset, layer.stride, layer.padding, layer.dilation)
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+    """The padding of a convolution in numbers; `LastLayer` takes no 'same'."""
+    return (0, 0) if isinstance(layer.padding, str) else cast("tuple[int, int]", layer.padding)

@@ -1,9 +1,7 @@
-"""Last-layer Laplace: the exact posterior of a network's last layer on its frozen features, and its evidence.
+"""Last-layer Laplace with the life cycle of laplace-torch: fit, call, sample, evidence, tuning, saving.
 
-    output_p = W a_p,   target_p ~ N(output_p, sigma_noise^2 I),   W ~ N(prior_mean, I / prior_precision)
-
-with a_p the unfolded features at position p. So this is Bayesian linear regression: the curvature of the likelihood is
-I_C (x) A, A = sum a a^T, one matrix for all output channels, and every variance has a closed form without Jacobians.
+`LastLayerLaplace` holds a network in two pieces and a `LaplaceState`; each of its methods calls one function
+of this room and takes up the state that it gives.
 
 Sources: Kou et al. 2024 (BayesDiff); Daxberger et al. 2021 (last-layer Laplace; the names of the methods).
 """
@@ -12,42 +10,71 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm.ensembles.members import Members
-from ldm.laplace.covariance import Covariance
-from ldm.laplace.curvature import CURVATURES, Curvature, check_curvature
-from ldm.laplace.hyperparameters import Hyperparameters
+from ldm.laplace.covariance import Covariance, OutputLaw, predict_output, sample_parameters
+from ldm.laplace.curvature import data_spectrum, make_covariance
+from ldm.laplace.fit import Observation, fit_state, merge_states
 from ldm.laplace.layer import LastLayer, split_network
-from ldm.laplace.state import gather, restore, state_of
-from ldm.laplace.statistics import Observation, Statistics
-from ldm.laplace.tuning import TUNERS, evidence, residual_sigma
+from ldm.laplace.state import LaplaceState, LaplaceSums
+from ldm.laplace.tune import (
+    TUNERS,
+    evidence,
+    find_precision_by_evidence,
+    find_precision_by_held_out,
+    find_residual_sigma,
+)
+
+T = TypeVar("T")
 
 
-class LastLayerLaplace(Hyperparameters):
+class _StateField(Generic[T]):
+    """An attribute that reads a field of `owner.state`; setting it replaces the state, which checks the value."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: LastLayerLaplace | None, kind: type) -> T:
+        return cast(T, self if owner is None else getattr(owner.state, self.name))
+
+    def __set__(self, owner: LastLayerLaplace, value: Any) -> None:
+        owner.state = replace(owner.state, **{self.name: value})
+
+
+class LastLayerLaplace:
     """Posterior over the last layer of `network(x, t, cond)`; the trained weights are its mean.
 
     Args:
         network: in evaluation mode; see `split_network`. Nothing in it is changed.
-        layer: name of the last layer, found where None.
-        curvature: full (exact), diag (diagonal of the exact one), kron (weights and biases apart), lowrank (leading
-            `rank` eigenvectors), ef (diagonal empirical Fisher), isotropic (no data but their number: a map of feature
-            energy), sandwich (sampling covariance of the fit, clustered by image).
-        prior_precision: of each parameter, in 1 / parameter units squared, above 0.
-        prior_mean: a number, or a matrix [C, K (+ 1)] (weights flattened, then the bias).
-        sigma_noise: standard deviation of targets around outputs, above 0; one, or one for each noise level.
-        temperature: divides the likelihood's precision (laplace-torch's convention).
-        outputs: number of leading output channels that are regressed; all where None.
-        published_ef: the empirical Fisher as published (BayesDiff): doubled, and over sigma^2 instead of sigma^4.
-        time_edges: ascending times t of the network that part noise levels, each with its own sigma_noise.
+        layer: name of the last layer, found where it is None.
+        outputs: number of leading output channels that are regressed; all where it is None.
         chunk: images whose patches are held at once.
+
+    The other arguments are fields of `LaplaceState`, which says what they mean. Each is an attribute too, and
+    can be set where a fit does not depend on it.
 
     Raises:
         ValueError: for a layer or a value that gives no posterior, with the reason.
     """
+
+    name = _StateField[str]()
+    mean = _StateField[Tensor]()
+    curvature = _StateField[str]()
+    prior_precision = _StateField[float]()
+    prior_mean = _StateField[Tensor]()
+    sigma_noise = _StateField[Tensor]()
+    temperature = _StateField[float]()
+    rank = _StateField[int]()
+    published_ef = _StateField[bool]()
+    time_edges = _StateField[tuple[float, ...]]()
+    sums = _StateField["LaplaceSums | None"]()
+    repeats = _StateField[int]()
+    data_size = _StateField[int]()
 
     def __init__(
         self,
@@ -65,24 +92,25 @@ class LastLayerLaplace(Hyperparameters):
         time_edges: Sequence[float] = (),
         chunk: int = 4,
     ):
-        check_curvature(curvature, len(time_edges) + 1)
-        if list(time_edges) != sorted(set(time_edges)):
-            raise ValueError(f"time_edges must ascend, got {list(time_edges)}")
-        self.features, module, self.name = split_network(network, layer)
-        self.layer = LastLayer(module, len(module.weight) if outputs is None else outputs)
-        self.curvature, self.rank, self.published_ef = curvature, rank, published_ef
-        self.time_edges, self.chunk = tuple(float(edge) for edge in time_edges), chunk
-        self.statistics: Statistics | None = None
-        self.repeats, self.data_size = 1, 0
-        shape = (self.layer.outputs, self.layer.width)
-        super().__init__(shape, len(self.time_edges) + 1, prior_precision, prior_mean, sigma_noise, temperature)
+        split = split_network(network, layer)
+        self.features = split.features
+        self.layer = LastLayer.from_module(split.layer, outputs)
+        self.chunk = chunk
+        self.state = LaplaceState(
+            name=split.name,
+            mean=self.layer.matrix(),
+            bias=self.layer.bias,
+            curvature=curvature,
+            prior_precision=prior_precision,
+            prior_mean=torch.as_tensor(prior_mean, dtype=torch.float64),
+            sigma_noise=torch.as_tensor(sigma_noise, dtype=torch.float64),
+            temperature=temperature,
+            rank=rank,
+            published_ef=published_ef,
+            time_edges=tuple(time_edges),
+        )
+        self._covariance: tuple[LaplaceState, Covariance] | None = None
 
-    @property
-    def mean(self) -> Tensor:
-        """The trained parameters [C, K (+ 1)], float64."""
-        return self.layer.matrix()
-
-    @torch.no_grad()
     def fit(
         self,
         batches: Iterable[Observation],
@@ -92,69 +120,74 @@ class LastLayerLaplace(Hyperparameters):
         override: bool = True,
         also: Sequence[str] = (),
     ) -> LastLayerLaplace:
-        """Gather the statistics of a stream of batches; the trunk runs once on each.
+        """Gather the sums of a stream of batches; the backbone runs once on each. Arguments as of `fit_state`.
 
         Args:
-            batches: rows of one image follow each other, `draws` to an image, none split between batches.
-            draws: R, noise draws for each image.
-            data_size: images of the training set, which those seen stand for; the number seen where None.
             override: forget what was gathered before; False adds to it.
             also: further curvatures that `with_curvature` shall be able to give.
 
         Raises:
-            ValueError: as `gather`; or if what was gathered before had other `draws`.
+            ValueError: as `fit_state`; or if what was gathered before is of other weights or `draws`.
         """
-        wanted = [CURVATURES[name] for name in (self.curvature, *also)]
-        gram, meat = any(kind.gram for kind in wanted), any(kind.meat for kind in wanted)
-        gathered = gather(self, batches, draws, gram, meat)
-        if self.statistics is not None and not override:
-            if draws != self.repeats:
-                raise ValueError(f"fitted with {self.repeats} draws an image, cannot add {draws}")
-            gathered = self.statistics + gathered
-            data_size = data_size or max(self.data_size, int(gathered.images))
-        return self.take(gathered, draws, data_size)
+        found = fit_state(
+            self.state,
+            self.features,
+            self.layer,
+            batches,
+            draws=draws,
+            data_size=data_size,
+            also=also,
+            chunk=self.chunk,
+        )
+        if self.state.sums is not None and not override:
+            found = merge_states(self.state, found)
+            found = found if data_size is None else replace(found, data_size=data_size)
+        self.state = found
+        return self
 
     def merge(self, other: LastLayerLaplace) -> LastLayerLaplace:
-        """Add another fit of the same network to other images; the larger `data_size` (or images seen) counts.
-
-        Raises:
-            ValueError: if either is not fitted, or they are fits of other networks, layers or numbers of draws.
-        """
-        if not torch.equal(self.mean.cpu(), other.mean.cpu()) or self.repeats != other.repeats:
-            raise ValueError("these are fits of other weights or of another number of draws an image")
-        both = self.fitted() + other.fitted()
-        return self.take(both, self.repeats, max(self.data_size, other.data_size, int(both.images)))
+        """Add another fit of the same network to other images; see `merge_states`."""
+        self.state = merge_states(self.state, other.state)
+        return self
 
     def with_curvature(
         self, curvature: str, rank: int | None = None, published_ef: bool | None = None
     ) -> LastLayerLaplace:
-        """The same fit seen through another curvature, which `fit(also=)` gathered for."""
-        check_curvature(curvature, len(self.sigma_noise))
+        """Return the same fit seen through another curvature, which `fit(also=)` gathered for."""
         other = copy.copy(self)
-        other.curvature, other._covariance = curvature, None
-        other.rank = self.rank if rank is None else rank
-        other.published_ef = self.published_ef if published_ef is None else published_ef
+        other.state = replace(
+            self.state,
+            curvature=curvature,
+            rank=self.rank if rank is None else rank,
+            published_ef=self.published_ef if published_ef is None else published_ef,
+        )
         return other
 
     @torch.no_grad()
     def __call__(
         self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, null: Tensor | None = None, scale: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the network's output, without the noise of targets; exact under guidance.
-
-        The output is linear in the features, so guided ones, features_null + s (features_cond - features_null), give
-        the law of the guided output: one weight matrix serves both halves (the bias's 1 stays 1).
+    ) -> OutputLaw:
+        """Return the law of the network's output, exact under guidance.
 
         Args:
-            x: the network's input [B, C, H, W]; t [B]; cond and the null condition `null` [B] or None.
+            x: the network's input [B, C, H, W].
+            t: its times [B].
+            cond: its condition [B] or None, and `null` the null condition.
             scale: guidance s; 1 is off.
-
-        Returns mean and variance, each [B, outputs, H, W], in the network's output units (squared).
         """
         return self.predict(self.guided_features(x, t, cond, null, scale))
 
     def guided_features(self, x: Tensor, t: Tensor, cond: Tensor | None, null: Tensor | None, scale: float) -> Tensor:
-        """Input of the last layer [B, F, H, W], combined as guidance combines outputs; arguments of `__call__`."""
+        """Return the input of the last layer [B, F, H, W], combined as guidance combines outputs.
+
+            features_null + s (features_cond - features_null)
+
+        The output is linear in the features, so these give the law of the guided output: one matrix of weights
+        serves both halves, and the bias's 1 stays 1. Arguments are those of a call.
+
+        Raises:
+            ValueError: if there is guidance without a condition or a null condition.
+        """
         features = self.features(x, t, cond)
         if scale == 1:
             return features
@@ -162,118 +195,78 @@ class LastLayerLaplace(Hyperparameters):
             raise ValueError(f"guidance scale {scale} needs a condition and a null condition; use scale 1")
         return torch.lerp(self.features(x, t, null), features, scale)
 
-    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the output from the last layer's input."""
-        return self.output(features), self.covariance().variance(self.layer, features, self.chunk)
-
-    def output(self, features: Tensor) -> Tensor:
-        """The regressed channels of the layer's output."""
-        return self.layer.regressed(self.layer.layer(features))
+    def predict(self, features: Tensor) -> OutputLaw:
+        """Return the law of the output from the last layer's input [B, F, H, W]."""
+        return predict_output(self.layer, self.covariance(), features, self.chunk)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, antithetic: bool = False) -> Members:
-        """Draws of the parameters as members of a posterior, keys as in the network's state dict.
+        """Return draws of the parameters as members of a posterior, with keys as in the network's state dict."""
+        matrices = sample_parameters(self.mean, self.covariance(), count, generator, antithetic)
+        return self.members(matrices)
 
-        With `antithetic`, members come in pairs mean + d, mean - d, whose mean is the network itself.
-        """
-        if count < 1 or (antithetic and count % 2):
-            raise ValueError(f"expected at least one member, an even number if antithetic, got {count}")
-        shape = (count // 2 if antithetic else count, self.layer.outputs, self.layer.width)
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(self.mean)
-        change = self.covariance().correlate(noise)
-        change = torch.stack([change, -change], 1).flatten(0, 1) if antithetic else change
-        stacked = self.layer.overrides(self.mean + change)
-        return Members({f"{self.name}.{key}": value for key, value in stacked.items()})
+    def members(self, matrices: Tensor) -> Members:
+        """Return matrices of parameters [M, C, K] as members, with keys as in the network's state dict."""
+        return Members({f"{self.name}.{key}": value for key, value in self.layer.overrides(matrices).items()})
 
     def covariance(self) -> Covariance:
-        """Posterior covariance of a row of parameters; factorised once for given hyperparameters."""
-        if self._covariance is None:
-            self._covariance = CURVATURES[self.curvature].covariance(self.posterior_curvature())
-        return self._covariance
+        """Return the posterior covariance of a row of parameters, factorised once for a state."""
+        if self._covariance is None or self._covariance[0] is not self.state:
+            self._covariance = (self.state, make_covariance(self.state))
+        return self._covariance[1]
 
-    @property
-    def scale(self) -> float:
-        """Images of the data set for each image seen."""
-        return self.data_size / float(self.fitted().images)
+    def spectrum(self) -> Tensor:
+        """Return the eigenvalues [C, K] of the precision that the data add, by this curvature."""
+        return data_spectrum(self.state)
 
     def log_marginal_likelihood(
         self, prior_precision: float | None = None, sigma_noise: float | Sequence[float] | Tensor | None = None
     ) -> float:
-        """Laplace evidence ln p(targets) in nats, of this posterior or with other hyperparameters.
-
-            ln N(targets; outputs, sigma^2) - precision |W - prior_mean|^2 / 2 - (1/2) ln det(I + data / precision)
-
-        Exact for `full` where the trained weights are the regression's optimum.
-        """
-        other = copy.copy(self)
-        if prior_precision is not None:
-            other.prior_precision = prior_precision
-        if sigma_noise is not None:
-            other.sigma_noise = sigma_noise
-        return float(evidence(other, torch.tensor([other.prior_precision], dtype=torch.float64)))
+        """Return the evidence ln p(targets) in nats, here or with other hyperparameters; see `evidence`."""
+        given: dict[str, Any] = {"prior_precision": prior_precision, "sigma_noise": sigma_noise}
+        state = replace(self.state, **{name: value for name, value in given.items() if value is not None})
+        return float(evidence(state, torch.tensor([state.prior_precision], dtype=torch.float64)))
 
     def optimize_prior_precision(self, method: str = "marglik", **options: Any) -> float:
         """Set `prior_precision` to the best by evidence (marglik) or by held-out likelihood (gridsearch).
 
-        Options: `low`, `high` (bounds); for gridsearch `batches` (held-out observations) and `steps`. See `tuning`.
+        Options are those of `find_precision_by_evidence` (`low`, `high`), or of `find_precision_by_held_out`
+        (`batches`, `low`, `high`, `steps`).
+
+        Raises:
+            ValueError: for another method, or if there is no best value.
         """
         if method not in TUNERS:
             raise ValueError(f"method must be one of {sorted(TUNERS)}, got '{method}'")
-        self.prior_precision = TUNERS[method](self, **options)
+        if method == "marglik":
+            self.prior_precision = find_precision_by_evidence(self.state, **options)
+        else:
+            self.prior_precision = find_precision_by_held_out(
+                self.state, self.features, self.layer, chunk=self.chunk, **options
+            )
         return self.prior_precision
 
     def optimize_sigma_noise(self, degrees_of_freedom: bool = False) -> Tensor:
-        """Set `sigma_noise` to its maximum likelihood from the residuals, for each noise level; see `tuning`."""
-        self.sigma_noise = residual_sigma(self, degrees_of_freedom)
+        """Set `sigma_noise` [levels] to its maximum likelihood from the residuals; see `find_residual_sigma`."""
+        self.sigma_noise = find_residual_sigma(self.state, degrees_of_freedom)
         return self.sigma_noise
 
-    def spectrum(self) -> Tensor:
-        """Eigenvalues [C, K] of the precision that the data add, by this curvature."""
-        return CURVATURES[self.curvature].spectrum(self.posterior_curvature())
+    def noise_variance(self, t: Tensor) -> Tensor:
+        """Return sigma_noise^2 at the network's times t [B], float64."""
+        return self.state.noise_variance(t)
 
-    def posterior_curvature(self) -> Curvature:
-        """Statistics and hyperparameters, as curvatures take them."""
-        return Curvature(
-            self.fitted(),
-            self.scale,
-            self.sigma_noise.to(self.mean.device),
-            self.prior_precision,
-            self.temperature,
-            self.layer.bias,
-            self.rank,
-            self.published_ef,
-        )
+    def fitted(self) -> LaplaceSums:
+        """Return what the fit gathered, of the images seen; a ValueError says if there was none."""
+        return self.state.fitted()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that `fit` and tuning found, as float64 tensors; `options` holds the rest."""
-        return state_of(self)
+        """Return everything that `fit` and tuning found, as float64 tensors; the options are not among them."""
+        return self.state.tensors()
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the state of a posterior of the same network and options.
 
         Raises:
-            ValueError: if it was fitted around other weights.
+            ValueError: if that was fitted around other weights.
         """
-        restore(self, state)
-
-    def noise_variance(self, t: Tensor) -> Tensor:
-        """sigma_noise^2 at the network's times t [B], float64."""
-        return self.sigma_noise.to(t.device).square()[self.level(t)]
-
-    def level(self, t: Tensor) -> Tensor:
-        """Noise level of each time t [B]."""
-        edges = torch.tensor(self.time_edges, dtype=torch.float64, device=t.device)
-        return torch.bucketize(t.double(), edges)
-
-    def fitted(self) -> Statistics:
-        """What `fit` gathered, of the images seen."""
-        if self.statistics is None:
-            raise ValueError("this posterior is not fitted: call fit(batches) or load it")
-        return self.statistics
-
-    def take(self, statistics: Statistics, draws: int, data_size: int | None) -> LastLayerLaplace:
-        """Use these statistics of images with `draws` draws each, standing for `data_size` images."""
-        self.statistics, self.repeats = statistics, draws
-        self.data_size = int(statistics.images) if data_size is None else data_size
-        self._covariance = None
-        return self
+        self.state = self.state.with_tensors(tensors)

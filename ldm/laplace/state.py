@@ -1,75 +1,238 @@
-"""What a last-layer posterior learns from data: gathered from a stream, or taken from a saved state."""
+"""What a last-layer posterior is made of: sums over data, hyperparameters, and the weights it lies around.
+
+All are frozen values. A changed hyperparameter is `dataclasses.replace(state, prior_precision=2.0)`, which
+shares the sums and is checked as the first state was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.laplace.curvature import check_curvature
-from ldm.laplace.statistics import Observation, Statistics
+# Curvature -> the large sums that it needs.
+CURVATURE_SUMS: dict[str, frozenset[str]] = {
+    "full": frozenset({"gram"}),
+    "diag": frozenset(),
+    "kron": frozenset({"gram"}),
+    "lowrank": frozenset({"gram"}),
+    "ef": frozenset(),
+    "isotropic": frozenset(),
+    "sandwich": frozenset({"gram", "meat"}),
+}
+_SAVED = ("mean", "repeats", "data_size", "prior_precision", "prior_mean", "sigma_noise", "temperature")
+_PREFIX = "statistics."  # of the sums' names on disk
 
-if TYPE_CHECKING:
-    from ldm.laplace.posterior import LastLayerLaplace
 
-HYPERPARAMETERS = ("prior_precision", "prior_mean", "sigma_noise", "temperature")
+@dataclass(frozen=True, eq=False)
+class LaplaceSums:
+    """Sums over draws n and positions p of patches a and residuals r = target - output, per noise level.
+
+    All are float64. b is the number of noise levels, C that of regressed channels, K that of patch entries.
+
+    Attributes:
+        gram: sum a a^T [b, K, K], or None where no curvature needs it.
+        diagonal: the diagonal of `gram` [b, K].
+        cross: sum r a^T [b, C, K], the gradient of the log-likelihood times sigma^2.
+        fisher: sum_n (sum_p r a)^2 [b, C, K], the diagonal empirical Fisher of a unit likelihood, a draw
+            being one datum.
+        squares: sum r^2 [b].
+        elements: the number of regressed values [b].
+        meat: sum_images g g^T [C, K, K], where g is the sum of r a over an image's draws and positions;
+            None where no curvature needs it.
+        draws: the number of draws [].
+        images: the number of images [].
+    """
+
+    gram: Tensor | None
+    diagonal: Tensor
+    cross: Tensor
+    fisher: Tensor
+    squares: Tensor
+    elements: Tensor
+    meat: Tensor | None
+    draws: Tensor
+    images: Tensor
+
+    def __add__(self, other: LaplaceSums) -> LaplaceSums:
+        """Return the sums over both sets of images.
+
+        Raises:
+            ValueError: if they are of other layers or levels, or one lacks a matrix that the other has.
+        """
+        sums: dict[str, Any] = {}
+        for each in fields(self):
+            mine = getattr(self, each.name)
+            theirs = getattr(other, each.name)
+            here, there = (None if value is None else tuple(value.shape) for value in (mine, theirs))
+            if here != there:
+                raise ValueError(f"cannot merge statistics: '{each.name}' is {here} here and {there} there")
+            sums[each.name] = None if mine is None else mine + theirs.to(mine.device)
+        return LaplaceSums(**sums)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums that are there, by name."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-@torch.no_grad()
-def gather(laplace: LastLayerLaplace, batches: Iterable[Observation], draws: int, gram: bool, meat: bool) -> Statistics:
-    """Statistics of a stream of batches, `draws` rows to an image; arguments of `Statistics.zeros`.
+@dataclass(frozen=True, eq=False)
+class LaplaceState:
+    """The posterior N(mean, (data + prior_precision I)^-1) of a last layer's parameters, before any factorisation.
+
+    C is the number of regressed channels and K that of a patch's entries. Numbers are taken for `prior_mean`
+    and `sigma_noise` too, and become tensors. Two states are equal only if they are the same object.
+
+    Attributes:
+        name: the layer's name in the network.
+        mean: the trained parameters [C, K], float64: weights flattened, then the bias.
+        bias: whether the last of the K entries is the bias.
+        curvature: full (exact), diag (its diagonal), kron (weights and biases apart), lowrank (the leading
+            `rank` eigenvectors), ef (diagonal empirical Fisher), isotropic (no data but their number: a map
+            of feature energy), sandwich (sampling covariance of the fit, clustered by image).
+        prior_precision: of each parameter, in 1 / parameter units squared, above 0.
+        prior_mean: a number [] or a matrix [C, K], float64.
+        sigma_noise: standard deviation of targets around outputs [levels], above 0, float64. One number
+            counts for every level.
+        temperature: divides the precision of the likelihood (the convention of laplace-torch).
+        rank: number of eigenvectors of `lowrank`.
+        published_ef: take the empirical Fisher as published (BayesDiff): doubled, and over sigma^2 instead
+            of sigma^4.
+        time_edges: ascending times of the network between the noise levels; levels = len(time_edges) + 1.
+        sums: what `fit_state` gathered, None before.
+        repeats: R, noise draws of each image.
+        data_size: images of the data set that the images seen stand for.
 
     Raises:
-        ValueError: if there is no batch, one holds a part of an image, targets have another shape than outputs, or
-            `meat` is asked for beside several noise levels.
+        ValueError: for values that give no posterior, with the reason.
     """
-    layer = laplace.layer
-    if meat:
-        check_curvature("sandwich", len(laplace.time_edges) + 1)
-    sums = Statistics.zeros(
-        layer.outputs, layer.width, len(laplace.time_edges) + 1, layer.layer.weight.device, gram=gram, meat=meat
-    )
-    for batch in batches:
-        if len(batch.x) % draws:
-            raise ValueError(f"a batch of {len(batch.x)} rows holds a part of an image of {draws} draws")
-        features = laplace.features(batch.x, batch.t, batch.cond)
-        output = laplace.output(features)
-        if output.shape != batch.target.shape:
-            raise ValueError(f"targets are {list(batch.target.shape)}, the outputs {list(output.shape)}")
-        residual = layer.by_position(batch.target.double() - output.double())
-        sums.add(layer, features, residual, laplace.level(batch.t), draws, laplace.chunk)
-    if not bool(sums.images):
-        raise ValueError("no batch to fit to: the iterable is empty (a generator gives its batches once)")
-    return sums
+
+    name: str
+    mean: Tensor
+    bias: bool
+    curvature: str = "full"
+    prior_precision: float = 1.0
+    prior_mean: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    sigma_noise: Tensor = field(default_factory=lambda: torch.tensor(1.0))
+    temperature: float = 1.0
+    rank: int = 128
+    published_ef: bool = False
+    time_edges: tuple[float, ...] = ()
+    sums: LaplaceSums | None = None
+    repeats: int = 1
+    data_size: int = 0
+
+    def __post_init__(self) -> None:
+        edges = tuple(float(edge) for edge in self.time_edges)
+        if list(edges) != sorted(set(edges)):
+            raise ValueError(f"time_edges must ascend, got {list(self.time_edges)}")
+        check_curvature(self.curvature, len(edges) + 1)
+        checked = {
+            "time_edges": edges,
+            "prior_precision": _check_positive(
+                "prior_precision", self.prior_precision, "the posterior of what no data inform is improper"
+            ),
+            "prior_mean": _check_prior_mean(self.prior_mean, self.mean.shape),
+            "sigma_noise": _check_sigma(self.sigma_noise, len(edges) + 1),
+            "temperature": _check_positive(
+                "temperature", self.temperature, "1 / temperature multiplies the likelihood"
+            ),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def fitted(self) -> LaplaceSums:
+        """Return what the fit gathered.
+
+        Raises:
+            ValueError: if there was no fit.
+        """
+        if self.sums is None:
+            raise ValueError("this posterior is not fitted: call fit(batches) or load it")
+        return self.sums
+
+    @property
+    def scale(self) -> float:
+        """Images of the data set for each image seen."""
+        return self.data_size / float(self.fitted().images)
+
+    def level(self, t: Tensor) -> Tensor:
+        """Return the noise level of each of the network's times t [B]."""
+        edges = torch.tensor(self.time_edges, dtype=torch.float64, device=t.device)
+        return torch.bucketize(t.double(), edges)
+
+    def noise_variance(self, t: Tensor) -> Tensor:
+        """Return sigma_noise^2 at the network's times t [B], float64."""
+        return self.sigma_noise.to(t.device).square()[self.level(t)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that a fit and its tuning found, as float64 tensors by name.
+
+        Raises:
+            ValueError: if there was no fit.
+        """
+        sums = {f"{_PREFIX}{name}": value for name, value in self.fitted().tensors().items()}
+        numbers = {name: torch.as_tensor(getattr(self, name), dtype=torch.float64) for name in _SAVED}
+        return numbers | sums
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> LaplaceState:
+        """Return this state with what `tensors()` of another state of the same weights and options gave.
+
+        Raises:
+            ValueError: if that was fitted around other weights.
+        """
+        mean = tensors["mean"].to(self.mean)
+        if mean.shape != self.mean.shape or not torch.equal(mean, self.mean):
+            raise ValueError(f"this posterior was fitted around other weights of '{self.name}': load its own network")
+        sums: dict[str, Any] = dict.fromkeys((each.name for each in fields(LaplaceSums)), None)
+        for name in sums:
+            if _PREFIX + name in tensors:
+                sums[name] = tensors[_PREFIX + name].to(mean.device)
+        return replace(
+            self,
+            sums=LaplaceSums(**sums),
+            repeats=int(tensors["repeats"]),
+            data_size=int(tensors["data_size"]),
+            prior_precision=float(tensors["prior_precision"]),
+            prior_mean=tensors["prior_mean"],
+            sigma_noise=tensors["sigma_noise"],
+            temperature=float(tensors["temperature"]),
+        )
 
 
-def options_of(laplace: LastLayerLaplace) -> dict[str, Any]:
-    """The constructor's arguments that are no tensors."""
-    names = ("curvature", "rank", "published_ef", "chunk")
-    own = {name: getattr(laplace, name) for name in names}
-    return {"layer": laplace.name, "outputs": laplace.layer.outputs, "time_edges": list(laplace.time_edges), **own}
+def check_curvature(name: str, levels: int) -> None:
+    """Raise a ValueError unless there is such a curvature and it can do with so many noise levels."""
+    if name not in CURVATURE_SUMS:
+        raise ValueError(f"curvature must be one of {sorted(CURVATURE_SUMS)}, got '{name}'")
+    if name == "sandwich" and levels > 1:
+        raise ValueError("the sandwich sums an image's gradients over all its draws: it takes no time_edges")
 
 
-def state_of(laplace: LastLayerLaplace) -> dict[str, Tensor]:
-    """Everything that `fit` and tuning found, as float64 tensors by name."""
-    numbers = {name: getattr(laplace, name) for name in ("mean", "repeats", "data_size", *HYPERPARAMETERS)}
-    state = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-    return state | {f"statistics.{name}": value for name, value in laplace.fitted().tensors().items()}
+def _check_positive(name: str, value: float, reason: str) -> float:
+    """Return the value as a float, if it is finite and above 0."""
+    number = float(value)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be finite and above 0, got {number:g}: {reason}")
+    return number
 
 
-def restore(laplace: LastLayerLaplace, state: Mapping[str, Tensor]) -> None:
-    """Give `laplace` the state of a posterior of the same network and options.
+def _check_sigma(value: Any, levels: int) -> Tensor:
+    """Return sigma_noise for each level [levels], float64."""
+    values = torch.as_tensor(value, dtype=torch.float64).detach().cpu().flatten()
+    if len(values) not in (1, levels):
+        raise ValueError(f"sigma_noise must be one number or one for each of {levels} levels, got {len(values)}")
+    for each in values.tolist():
+        _check_positive("sigma_noise", each, "1 / sigma_noise^2 multiplies the data, and would be infinite")
+    return values.expand(levels).clone()
 
-    Raises:
-        ValueError: if that was fitted around other weights.
-    """
-    mean = state["mean"].to(laplace.mean)
-    if mean.shape != laplace.mean.shape or not torch.equal(mean, laplace.mean):
-        raise ValueError(f"this posterior was fitted around other weights of '{laplace.name}': load its own network")
-    for name in HYPERPARAMETERS:
-        setattr(laplace, name, state[name])
-    tensors = {name: state.get(f"statistics.{name}") for name in Statistics.names()}
-    moved = {name: None if value is None else value.to(mean.device) for name, value in tensors.items()}
-    laplace.take(Statistics(**moved), int(state["repeats"]), int(state["data_size"]))
+
+def _check_prior_mean(value: Any, shape: torch.Size) -> Tensor:
+    """Return the prior's mean, [] or [C, K], float64."""
+    mean = torch.as_tensor(value, dtype=torch.float64).detach()
+    if mean.ndim and mean.shape != shape:
+        raise ValueError(f"prior_mean must be a number or {list(shape)}, got {list(mean.shape)}")
+    return mean

@@ -11,16 +11,22 @@ from torch import nn
 
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.laplace.posterior import LastLayerLaplace
-from ldm.laplace.state import options_of
 from ldm.util import atomic_write
 
-FORMAT = 1
+_FORMAT = 1
 
 
 def save_laplace(
-    laplace: LastLayerLaplace, folder: str | Path, record: Mapping[str, Any] | None = None, overwrite: bool = False
+    laplace: LastLayerLaplace,
+    folder: str | Path,
+    record: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write a fitted posterior; `record` says where it comes from (checkpoint and its sha256, data, seed).
+    """Write a fitted posterior and return its folder.
+
+    Args:
+        record: says where it comes from: checkpoint and its sha256, data, seed.
+        overwrite: replace a posterior that lies there.
 
     Raises:
         FileExistsError: if there is one and `overwrite` is False.
@@ -29,8 +35,19 @@ def save_laplace(
     folder = Path(folder)
     if (folder / "laplace.yaml").exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a posterior; choose another folder, or ask for it to be overwritten")
-    save_tensors(laplace.state_dict(), folder / "laplace.safetensors", {"format": str(FORMAT)}, overwrite=True)
-    spec = {"format": FORMAT, **options_of(laplace), "record": dict(record or {})}
+    tensors = laplace.state_dict()
+    save_tensors(tensors, folder / "laplace.safetensors", {"format": str(_FORMAT)}, overwrite=True)
+    spec = {
+        "format": _FORMAT,
+        "layer": laplace.name,
+        "outputs": laplace.layer.outputs,
+        "time_edges": list(laplace.time_edges),
+        "curvature": laplace.curvature,
+        "rank": laplace.rank,
+        "published_ef": laplace.published_ef,
+        "chunk": laplace.chunk,
+        "record": dict(record or {}),
+    }
     with atomic_write(folder / "laplace.yaml", overwrite=True) as partial:
         partial.write_text(yaml.safe_dump(spec, sort_keys=False))
     return folder
@@ -46,8 +63,8 @@ def load_laplace(folder: str | Path, network: nn.Module) -> LastLayerLaplace:
     if not file.is_file():
         raise ValueError(f"{folder} holds no laplace.yaml; fit a posterior and save it there")
     spec = yaml.safe_load(file.read_text())
-    if spec.pop("format", None) != FORMAT:
-        raise ValueError(f"{file} is not of format {FORMAT}")
+    if spec.pop("format", None) != _FORMAT:
+        raise ValueError(f"{file} is not of format {_FORMAT}")
     spec.pop("record", None)
     laplace = LastLayerLaplace(network, **spec)
     laplace.load_state_dict(load_state_dict(file.with_name("laplace.safetensors")))

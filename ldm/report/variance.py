@@ -132,7 +132,7 @@ def _control_map(
 
     def walk(seed: int):
         noise = ImageNoise(derive_seed("seeds", pipeline.options.seed, seed), tuple(images), device=pipeline.device)
-        return sampler(denoiser, pipeline.model.schedule, middle.x, pipeline.grid, noise=noise, start=middle.index)
+        return sampler(denoiser, pipeline.model.schedule, middle.x, pipeline.times, noise=noise, start=middle.index)
 
     return total(control_maps.seed_variance(walk, measures.seeds))
 

@@ -7,7 +7,7 @@ import torch
 from ldm.laplace import LastLayerLaplace
 from ldm.uncertainty import control_maps as control_maps
 from ldm.uncertainty import scores
-from tests.uncertainty.laplace_cases import make_batch, make_network
+from tests.laplace.laplace_cases import make_batch, make_network
 
 MAPS = torch.rand(3, 2, 8, 12, generator=torch.Generator().manual_seed(0))
 

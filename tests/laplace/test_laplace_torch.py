@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.uncertainty.laplace_cases import fitted, make_batch, make_network
+from ldm.laplace import empirical_fisher
+from tests.laplace.laplace_cases import fitted, make_batch, make_network
 
 library = pytest.importorskip("laplace", reason="laplace-torch is not installed: see the extra `laplace` in pyproject")
 curvature = pytest.importorskip("laplace.curvature")
@@ -59,7 +60,7 @@ def test_the_published_fisher_is_backpacks():
     laplace, batch, _ = case("ef")
     laplace.published_ef = True
     other = theirs(laplace, batch, "diag", "BackPackEF")
-    ours = laplace.posterior_curvature().fisher() * SIGMA**2  # [C, K (+ 1)]
+    ours = empirical_fisher(laplace.state) * SIGMA**2  # [C, K (+ 1)]
     flat = torch.cat([ours[:, :-1].flatten(), ours[:, -1]])
     torch.testing.assert_close(flat, other.H, **CLOSE)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm.laplace import LastLayerLaplace, bootstrap
-from tests.uncertainty.laplace_cases import LAYERS, fitted, make_batch, make_network
+from ldm.laplace import LastLayerLaplace, bootstrap_refits
+from tests.laplace.laplace_cases import LAYERS, fitted, make_batch, make_network
 
 PRIOR, SIGMA, DRAWS, IMAGES = 0.8, 0.6, 2, 9
 
@@ -27,7 +27,9 @@ def test_refits_are_weighted_ridge_regressions(kind):
     batch = make_batch(network, DRAWS * IMAGES)
     laplace = LastLayerLaplace(network, "out.1", prior_precision=PRIOR, sigma_noise=SIGMA)
     parts = [type(batch)(*[part[rows] for part in batch]) for rows in (slice(0, 8), slice(8, None))]
-    refits = bootstrap(laplace, parts, images=IMAGES, draws=DRAWS, count=3, source=torch.Generator().manual_seed(4))
+    refits = bootstrap_refits(
+        laplace, parts, images=IMAGES, draws=DRAWS, count=3, source=torch.Generator().manual_seed(4)
+    )
     drawn = torch.randint(IMAGES, (3, IMAGES), generator=torch.Generator().manual_seed(4))
     for chosen, matrix in zip(drawn, refits.matrices, strict=True):
         expected = ridge(laplace, batch, chosen.bincount(minlength=IMAGES).double())
@@ -50,7 +52,7 @@ def test_the_spread_of_many_refits_is_the_sandwich():
         network.out[1].weight.copy_(optimum.reshape(network.out[1].weight.shape))
     sandwich = fitted(network, batch, "sandwich", draws=2, prior_precision=1e-6, sigma_noise=SIGMA)
     source = torch.Generator().manual_seed(0)
-    refits = bootstrap(sandwich, [batch], images=300, draws=2, count=400, source=source)
+    refits = bootstrap_refits(sandwich, [batch], images=300, draws=2, count=400, source=source)
     new = make_batch(network, 5, seed=2)
     ratio = refits.variance(sandwich.features(*new[:3]).detach()) / sandwich(*new[:3])[1]
     assert float((ratio.mean() - 1).abs()) < 0.1  # relative error sqrt(2 / 400) = 0.07 a value, and 1 / images
@@ -68,6 +70,6 @@ def test_errors_say_what_is_wrong():
     source = torch.Generator()
     for images, message in ((1, "more images"), (3, "the batches hold 2")):
         with pytest.raises(ValueError, match=message):
-            bootstrap(laplace, [batch], images=images, draws=2, source=source)
+            bootstrap_refits(laplace, [batch], images=images, draws=2, source=source)
     with pytest.raises(ValueError, match="at least two"):
-        bootstrap(laplace, [batch], images=2, draws=2, count=1, source=source)
+        bootstrap_refits(laplace, [batch], images=2, draws=2, count=1, source=source)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from ldm.laplace import LastLayerLaplace, cached_features, hessian_free_covariance
-from tests.uncertainty.laplace_cases import LAYERS, fitted, jacobian, make_batch, make_network, precision
+from ldm.laplace import LastLayerLaplace, cache_layer_inputs, data_gram, hessian_free_covariance
+from tests.laplace.laplace_cases import LAYERS, fitted, jacobian, make_batch, make_network, precision
 
 PRIOR, SIGMA = 1.3, 0.7
 
@@ -15,7 +15,7 @@ def setting(kind="convolution"):
     batch, new = make_batch(network, 6), make_batch(network, 2, seed=2)
     laplace = fitted(network, batch, prior_precision=PRIOR, sigma_noise=SIGMA)
     with torch.no_grad():
-        return network, batch, new, laplace, cached_features(laplace, [batch]), laplace.features(*new[:3])
+        return network, batch, new, laplace, cache_layer_inputs(laplace, [batch]), laplace.features(*new[:3])
 
 
 def pixel(shape, position):
@@ -56,7 +56,7 @@ def test_the_published_algorithm_arrives_there():
         prior = PRIOR / 2 * (own["out.1.weight"] - start).square().sum()
         return -misfit - prior + strength * functional_call(network, own, new[:3])[0].flatten()[position]
 
-    largest = float(laplace.posterior_curvature().gram().norm()) + PRIOR
+    largest = float(data_gram(laplace.state).norm()) + PRIOR
     for _ in range(4000):
         (gradient,) = torch.autograd.grad(objective(), [own["out.1.weight"]])
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_data_sizes_and_noise_levels_count():
     laplace = LastLayerLaplace(network, "out.1", **options).fit([batch], draws=2, data_size=30)
     features = laplace.features(*new[:3]).detach()
     mean, var = laplace(*new[:3])
-    data, one = cached_features(laplace, [batch]), pixel(mean.shape[1:], 7)
+    data, one = cache_layer_inputs(laplace, [batch]), pixel(mean.shape[1:], 7)
     found = hessian_free_covariance(laplace, data, features, one)
     torch.testing.assert_close(found[0].flatten(1)[:, 7], var.flatten(1)[:, 7], rtol=1e-9, atol=0)
     torch.testing.assert_close(hessian_free_covariance(laplace, data, features, one, data_size=30), found)

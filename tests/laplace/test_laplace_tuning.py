@@ -7,8 +7,8 @@ import torch
 import yaml
 from torch.distributions import MultivariateNormal
 
-from ldm.laplace import LastLayerLaplace, load_laplace, save_laplace, tuning
-from tests.uncertainty.laplace_cases import fitted, jacobian, make_batch, make_network
+from ldm.laplace import LastLayerLaplace, load_laplace, save_laplace, tune
+from tests.laplace.laplace_cases import fitted, jacobian, make_batch, make_network
 
 SIGMA, PRIOR = 0.6, 1.7
 
@@ -85,7 +85,7 @@ def test_gridsearch_takes_the_best_held_out_density(monkeypatch, caplog):
         scores.append((float(density.sum()), precision))
     assert found == pytest.approx(max(scores)[1])
     assert 1e-3 < found < 1e3, "the best must lie inside, or nothing is tested"
-    monkeypatch.setattr(tuning, "HELD", 1)  # each batch a block of its own
+    monkeypatch.setattr(tune, "_HELD", 1)  # each batch a block of its own
     one_by_one = halves(held_out)
     assert found == laplace.optimize_prior_precision("gridsearch", batches=one_by_one, low=1e-3, high=1e3, steps=7)
     assert not caplog.text

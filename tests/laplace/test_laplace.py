@@ -14,7 +14,7 @@ from ldm.ensembles.members import MemberNetwork
 from ldm.laplace import LastLayerLaplace, Observation
 from ldm.laplace.layer import split_network
 from tests.conftest import tiny_model
-from tests.uncertainty.laplace_cases import (
+from tests.laplace.laplace_cases import (
     LAYERS,
     dense_variance,
     fitted,
@@ -142,7 +142,7 @@ def test_sandwich_is_the_spread_of_refits_on_other_images():
     laplace = LastLayerLaplace(network, curvature="sandwich", prior_precision=1e-6).fit(batches, draws=4, also=["full"])
     optima = []
     for part in range(0, 80, 4):  # twenty data sets, refitted in closed form from their sums
-        own = LastLayerLaplace(network, prior_precision=1e-6).fit(batches[part : part + 4], draws=4).statistics
+        own = LastLayerLaplace(network, prior_precision=1e-6).fit(batches[part : part + 4], draws=4).fitted()
         optima.append(torch.linalg.solve(own.gram[0], own.cross[0].T))
     spread = torch.stack(optima).var(0).mean() / 20  # mean variance of a parameter, with 20 times the data
     full = laplace.with_curvature("full")
