@@ -279,6 +279,27 @@ def copies(files):
     return [where for where in places.values() if len(where) > 1]
 
 
+def circles(files):
+    """Modules of `ldm` that import themselves by way of others; imports in functions and for types count too."""
+    modules = {file.module for file in files if file.path.startswith("ldm/")}
+    arrows = {module: set() for module in modules}
+    for file in files:
+        for _, name in imports(file) if file.module in modules else ():
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            if name not in ("", "ldm", file.module):
+                arrows[file.module].add(name)
+    found = []
+    for module in modules:
+        reached, ahead = set(), set(arrows[module])
+        while ahead:
+            reached |= ahead
+            ahead = {name for each in ahead for name in arrows[each]} - reached
+        if module in reached:
+            found.append(module)
+    return sorted(found)
+
+
 RULES = {name.removeprefix("rule_"): rule for name, rule in list(globals().items()) if name.startswith("rule_")}
 TREE = [
     source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
@@ -407,6 +428,18 @@ def test_no_public_name_is_defined_twice():
     assert clashes.keys() == TWICE.keys(), "\n" + "\n".join(
         f"{name}: {' '.join(where)}" for name, where in clashes.items()
     )
+
+
+def test_circles_are_found_where_they_hide():
+    hidden = "if TYPE_CHECKING:\n    from ldm.a import f"
+    late = "def g():\n    import ldm.b"
+    files = [source("ldm/a.py", late), source("ldm/b.py", hidden), source("ldm/c.py", "from ldm import a")]
+    assert circles(files) == ["ldm.a", "ldm.b"]
+    assert not circles([files[1], files[2], source("ldm/a.py", "import torch")])
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert not circles(TREE)
 
 
 def test_texts_name_no_machine():
