@@ -1,5 +1,6 @@
 # Sourced by quickstart.sh and test.sh: an environment with everything the project needs.
-# Uses the active virtual environment, else makes .venv; installs only when requirements changed. $1: an extra ("dev").
+# Uses the active virtual environment, else makes .venv; installs only when requirements changed. $1: extras ("dev,lsun"); with
+# "dev" among them, also what tests compare with.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,6 +27,19 @@ if [ ! -f "$stamp" ]; then
     python -m pip install --quiet --disable-pip-version-check -r requirements.txt ${extra:+-e ".[$extra]"}
     # The package asks for torchvision, which breaks beside a CPU build of torch and is not needed for its quantiser.
     python -m pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504==0.0.6
+    case ",$extra," in *,dev,*)
+        # The names of the extra `laplace`, which declare torchvision too and do not need it.
+        python -m pip install --quiet --disable-pip-version-check --no-deps \
+            -r <(sed -n '/^laplace = \[/,/^\]/s/^ *"\(.*\)",$/\1/p' pyproject.toml)
+        # In a folder apart, for tests alone: see tests/comparisons.py.
+        apart="$(python -c 'import sys; print(sys.prefix)')/comparisons"
+        python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$apart" \
+            'torch-fidelity>=0.3' 'transformers>=4.40'
+        python -m pip install --quiet --disable-pip-version-check -r <(PYTHONPATH=$apart python -c '
+from importlib.metadata import requires
+print(*(name for name in requires("transformers") if "extra ==" not in name), sep="\n")')
+        ;;
+    esac
     touch "$stamp"
     echo "installed in $((SECONDS - began)) s, $(du -sh "$VIRTUAL_ENV" | cut -f1)"
 fi

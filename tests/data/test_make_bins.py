@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
+from io import BytesIO
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,7 +16,6 @@ from ldm.data.module import DataModuleFromConfig
 from ldm.data.subsets import ComponentSubset, list_file, read_subsets
 from ldm.util import instantiate_from_config
 from scripts import make_bins
-from tests.conftest import data_folder
 
 NAMES = [f"n{number:08d}" for number in range(4)]
 COUNT = 5  # images a class
@@ -28,12 +30,15 @@ def pictures(folder, names, pattern="{name}/{name}_{index}.JPEG"):
             Image.new("RGB", (8, 8), (10 * number + index,) * 3).save(path, "png")
 
 
+def write_idx(root, images, labels):
+    """MNIST's two training files."""
+    for kind, values in {"images": images, "labels": labels}.items():
+        header = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
+        (root / f"train-{kind}-idx{values.ndim}-ubyte").write_bytes(header + values.tobytes())
+
+
 def idx(root):
-    labels, axes = np.repeat(np.arange(10, dtype=np.uint8), COUNT), {"images": 3, "labels": 1}
-    arrays = {"images": np.zeros((50, 8, 8), np.uint8), "labels": labels}
-    for kind, values in arrays.items():
-        header = bytes([0, 0, 8, axes[kind]]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
-        (root / f"train-{kind}-idx{axes[kind]}-ubyte").write_bytes(header + values.tobytes())
+    write_idx(root, np.zeros((50, 8, 8), np.uint8), np.repeat(np.arange(10, dtype=np.uint8), COUNT))
     return "ldm.data.idx.MNIST", {"root": str(root), "image_size": 8}
 
 
@@ -160,6 +165,26 @@ def test_words_that_change_a_config_need_one(capsys):
     assert "--convert takes published ones" in capsys.readouterr().err
 
 
+def omniglot_in_small(root):
+    """As many characters and drawings as Omniglot's two small parts hold, 50 characters in both, all drawn alike."""
+    drawing = BytesIO()
+    Image.new("1", (105, 105), 1).save(drawing, "png")
+    for part, characters in (("small1", range(136)), ("small2", range(86, 242))):
+        with zipfile.ZipFile(root / f"images_background_{part}.zip", "w") as archive:
+            for character, index in product(characters, range(20)):
+                name = f"images_background_{part}/Greek/character{character:03d}/{index:02d}.png"
+                archive.writestr(name, drawing.getvalue())
+
+
+def mnist_in_small(root):
+    """1100 black digits of each class."""
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 1100)
+    write_idx(root, np.zeros((len(labels), 28, 28), np.uint8), labels)
+
+
+STAND_INS = {"omniglot": omniglot_in_small, "mnist": mnist_in_small}
+
+
 @pytest.mark.parametrize(
     ("name", "counts", "class_sizes", "size"),
     [
@@ -168,7 +193,9 @@ def test_words_that_change_a_config_need_one(capsys):
     ],
 )
 def test_the_configs_of_ensembles(name, counts, class_sizes, size, tmp_path):
-    root = data_folder(name)
+    root = tmp_path / name
+    root.mkdir()
+    STAND_INS[name](root)
     base = f"configs/latent-diffusion/{name}.yaml"
     make_bins.main(
         ["--base", base, "--classes_per_bin", *counts, "--out", str(tmp_path), f"paths.data_root={root}"],

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torchmetrics.functional.image import lpips
 
 from ldm.checkpoint import load_into, save_checkpoint
 from ldm.evaluation.diversity import load_lpips, pairwise_lpips, pairwise_ssim, ssim, ssim_window
 from ldm.modules.losses import LPIPS
 from ldm.util import generator
+from tests.comparisons import vgg16_layers
 
 
 def draw(*shape, key=0):
@@ -80,11 +82,10 @@ def test_windows_fit_small_images():
         ssim(draw(1, 1, 8, 8), draw(2, 1, 8, 8))
 
 
-def test_lpips_agrees_with_torchmetrics():
-    pytest.importorskip("torchvision", exc_type=ImportError)
-    from torchmetrics.functional.image.lpips import _LPIPS
-
-    network, other, source = LPIPS().eval(), _LPIPS(net="vgg", pnet_rand=True).eval(), generator("lpips vgg")
+def test_lpips_agrees_with_torchmetrics(monkeypatch):
+    """Its layers of VGG16 come from torchvision, which need not be there."""
+    monkeypatch.setattr(lpips, "_get_tv_model_features", vgg16_layers)
+    network, other, source = LPIPS().eval(), lpips._LPIPS(net="vgg", pnet_rand=True).eval(), generator("lpips vgg")
     with torch.no_grad():
         for value in other.net.parameters():
             value.copy_(torch.randn(value.shape, generator=source) * (2 / max(value[0].numel(), 1000)) ** 0.5)

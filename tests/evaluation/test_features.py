@@ -13,6 +13,7 @@ from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.fid import fid
 from ldm.evaluation.statistics import moments
 from ldm.util import generator
+from tests.comparisons import hide, package
 
 
 def images(count=6, channels=1, side=8, key=0):
@@ -90,30 +91,28 @@ def test_digest_sees_every_parameter():
     assert tensors_sha256(a.state_dict()) != tensors_sha256(b.state_dict())
 
 
-def installed(name):
-    try:
-        __import__(name)
-    except (ImportError, RuntimeError):
-        return False
-    return True
-
-
-@pytest.mark.skipif(installed("torch_fidelity"), reason="torch-fidelity is installed")
-def test_inception_names_its_extra_where_it_is_missing():
+def test_inception_names_its_extra_where_it_is_missing(monkeypatch):
+    hide(monkeypatch, "torch_fidelity")
     with pytest.raises(ValueError, match=r"pip install '\.\[metrics\]'"):
         make_extractor("inception")
 
 
-@pytest.mark.skipif(installed("transformers"), reason="transformers is installed")
-def test_clip_names_its_extra_where_it_is_missing():
+def test_clip_names_its_extra_where_it_is_missing(monkeypatch):
+    hide(monkeypatch, "transformers")
     with pytest.raises(ValueError, match=r"pip install '\.\[clip\]'"):
         make_extractor("clip")
 
 
 @pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory):
+def inception():
+    with package("torch_fidelity.feature_extractor_inceptionv3", imports_torchvision=True) as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def inception_weights(inception, tmp_path_factory):
     """Random weights of torch-fidelity's network, saved as its own are."""
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", exc_type=ImportError)
+    module = inception
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     blank = module.FeatureExtractorInceptionV3.__new__(module.FeatureExtractorInceptionV3)
     source, state = generator("inception"), {}
@@ -146,9 +145,9 @@ def test_inception_without_weights_says_where_they_belong(inception_weights, mon
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("inception")
 def test_published_inception_gives_the_documented_distance():
     """torchmetrics documents 0.0312 +- 0.0025 for noise of these ranges, by subsets of 50 of 100 images."""
-    pytest.importorskip("torch_fidelity", exc_type=ImportError)
     if not (pretrained.hub_folder() / pretrained.INCEPTION_FILE).is_file():
         pytest.skip(f"the published weights are not in {pretrained.hub_folder()}")
     extractor, source = make_extractor("inception"), generator("documented noise")
@@ -168,10 +167,13 @@ def _no_network(*_, **__):
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     """A tiny CLIP with random weights, saved as a published one is."""
-    transformers = pytest.importorskip("transformers")
+    with package("transformers") as transformers:
+        yield clip_saved(transformers, tmp_path_factory.mktemp("clip"))
+
+
+def clip_saved(transformers, folder):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=16, projection_dim=12)
-    folder = tmp_path_factory.mktemp("clip")
     transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
     return folder
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from ldm.training.wandb import read_env, settings, wandb_logger, wanted
+from tests.comparisons import hide
 from tests.training.runs import only_run, run_main
 
 
@@ -48,8 +49,8 @@ def test_without_a_key_a_run_has_tensorboard_alone(config, tmp_path):
     assert any((only_run(tmp_path) / "tensorboard").iterdir()) and not (only_run(tmp_path) / "wandb").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_without_the_package_training_goes_on_and_says_so(monkeypatch, caplog, tmp_path):
+    hide(monkeypatch, "wandb")
     monkeypatch.setenv("WANDB_API_KEY", "abc")
     assert wandb_logger(tmp_path, "decu", {}, "run") is None
     assert 'pip install "decu[wandb]"' in caplog.text
