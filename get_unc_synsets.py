@@ -57,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--distance", choices=sorted(measures.DISTANCES), default="wasserstein", help=distance)
     scale = "sum over dimensions (as published), mean, or a factor on the sum"
     add("--distance_scale", type=scale_of, default="sum", help=scale)
-    of = "between the states after the step, as published, or the clean data it foresees, whatever the step's length"
+    of = "between the states after the step, as published, or the predicted x0, whatever the step's length"
     add("--distance_of", choices=sorted(OBJECTS), help=f"{of} (config's uncertainty.distance_of, else state)")
     add("--curve", "--steps_curve", action="store_true", help="mutual information of every step: walks to the end")
     add("--diversity", action="store_true", help="structural similarity of the members' pictures: walks to the end")

@@ -132,14 +132,14 @@ def draw(options: argparse.Namespace) -> list[dict[str, Any]]:
     write = {"overwrite": True}
     bar = tqdm(total=2 * len(kinds) + 3, desc="figures", unit="part")
     every = list(range(options.n))
-    walked = []
+    trajectories = []
     for kind, walks in pipeline.items():
         labels = walks.pipeline.in_turn(range(options.n))
-        walked.append(flow_plots.walked(walks, kind, options.method, labels, every))
-        flow_plots.interleaved(walked[-1], out / f"grid_{kind}.png", **write)
+        trajectories.append(flow_plots.sample_trajectory(walks, kind, options.method, labels, every))
+        flow_plots.interleaved(trajectories[-1], out / f"grid_{kind}.png", **write)
         bar.update()
-    flow_plots.curves_by_class(walked, out / "by_class.png", **write)
-    flow_plots.curves_by_pixel(walked, out / "by_pixel.png", **write)
+    flow_plots.curves_by_class(trajectories, out / "by_class.png", **write)
+    flow_plots.curves_by_pixel(trajectories, out / "by_pixel.png", **write)
     flow, images = pipeline["flow"], list(range(options.shown))
     pictures, maps = maps_of(flow, images)
     flow_plots.maps_by_method(pictures, maps, out / "methods.png", **write)

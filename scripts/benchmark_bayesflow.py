@@ -9,7 +9,7 @@ Examples:
   Y2 consistency   total variance at the second of --grids steps over that at the first, over the truth's ratio
   Y3 calibration   predictive variances against bootstraps of the last layer over images
   Y4 low_data       samples of low_data classes found, minus the same score of a model that saw all data: trains
-                   {models} small models a seed (two classes with 8 images each) and a control, with --starved_base
+                   {models} small models a seed (two classes with 8 images each) and a control, with --low_data_base
   Y6 alignment     the closed-form aleatoric map against squared errors on held-out images
   Y8 scaling       epistemic variance against the number of images, slope in logarithms
   Y9 cost          evaluations and seconds an image of every method
@@ -50,7 +50,7 @@ KEPT = 8  # images of a low_data class
 PARTS = ("fidelity", "consistency", "calibration", "low_data", "alignment", "scaling", "cost")
 NAME = "low_data"
 CONFIGS = ("configs/flow-matching/digits.yaml", "configs/flow-matching/digits-small.yaml")
-STARVED_SCORES = ("gamma^2 along the path", "tangents, K = 8", "BayesFlow as published, S = 100")
+LOW_DATA_SCORES = ("gamma^2 along the path", "tangents, K = 8", "BayesFlow as published, S = 100")
 SHARES = (0.1, 0.3, 0.5, 0.7)
 __doc__ = __doc__.format(models=len(ROTATIONS))
 
@@ -70,7 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--tests", type=int, default=200, help="held-out images of calibration and alignment")
     add("--probes", type=int, help="of the aleatoric map, for large images (default: its exact diagonal)")
     add(
-        "--starved_base",
+        "--low_data_base",
         nargs="+",
         default=[str(ROOT / name) for name in CONFIGS],
         help="configs of the low_data models",
@@ -118,7 +118,7 @@ def cost(walks: PosteriorPipeline, labels: list[int], images: list[int]) -> list
     return rows
 
 
-def starved_run(options: argparse.Namespace, rotation: int | None, seed: int) -> Path:
+def low_data_run(options: argparse.Namespace, rotation: int | None, seed: int) -> Path:
     """The run of a low_data model (or the control), trained if it is not there; a stopped training continues."""
     import main as training
     from scripts import make_bins
@@ -135,14 +135,14 @@ def starved_run(options: argparse.Namespace, rotation: int | None, seed: int) ->
     if rotation is not None:
         bins, key = folder / f"bins_{rotation}", "data.params.train"
         if not (bins / "subsets_binned_classes.yaml").exists():
-            asked = ["--base", options.starved_base[0], "--rotation", rotation, "--components", 1, "--out", bins]
+            asked = ["--base", options.low_data_base[0], "--rotation", rotation, "--components", 1, "--out", bins]
             make_bins.main([*map(str, asked), "--classes_per_bin", f"{KEPT}:2", "all:8"])
-        data = load_config(options.starved_base).data.params.train
+        data = load_config(options.low_data_base).data.params.train
         words = [f"{key}.target=ldm.data.subsets.ComponentSubset", f"{key}.params.folder={bins}"]
         words += [f"{key}.params.dataset.target={data.target}"]
         words += [f"{key}.params.dataset.params.{name}={value}" for name, value in data.get("params", {}).items()]
     named = ["--name", NAME, "--logdir", str(logs), "--seed", str(seed), "--scale_lr", "False"]
-    return training.main(["--base", *options.starved_base, *device, *named, *words])
+    return training.main(["--base", *options.low_data_base, *device, *named, *words])
 
 
 def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -152,33 +152,33 @@ def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[
     return read_csv(path)
 
 
-def starved_work(options: argparse.Namespace) -> WorkList:
+def low_data_work(options: argparse.Namespace) -> WorkList:
     """The scores of every low_data model and control, beside their runs, under what they depend on."""
     names = ("draws", "per_class", "sampler", "ddim_steps", "spacing", "scale", "seed")
-    config = OmegaConf.to_container(load_config(options.starved_base), resolve=True)
-    settings = {"config": config, **{name: getattr(options, name) for name in names}, "scores": STARVED_SCORES}
+    config = OmegaConf.to_container(load_config(options.low_data_base), resolve=True)
+    settings = {"config": config, **{name: getattr(options, name) for name in names}, "scores": LOW_DATA_SCORES}
     return WorkList(Path(options.out) / NAME, settings)
 
 
-def starved_scores(options: argparse.Namespace, rotation: int | None, seed: int) -> list[dict[str, Any]]:
+def low_data_scores(options: argparse.Namespace, rotation: int | None, seed: int) -> list[dict[str, Any]]:
     """The scores of the samples of a low_data model (or the control), see `score_rows`."""
-    run = starved_run(options, rotation, seed)
+    run = low_data_run(options, rotation, seed)
     pipeline = open_model(argparse.Namespace(**{**vars(options), "run": str(run)}))
     train = data_of(pipeline, "train")
     labels = [label for label in range(pipeline.n_classes) for _ in range(options.per_class)]
     walks = low_data.fit_posterior(pipeline, train, options.draws)
     few = [] if rotation is None else [label for label, class_size in train.bins.items() if class_size == KEPT]
-    return low_data.score_rows(low_data.sample_scores(walks, train, labels, STARVED_SCORES), labels, few)
+    return low_data.score_rows(low_data.sample_scores(walks, train, labels, LOW_DATA_SCORES), labels, few)
 
 
-def starved_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+def low_data_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     """See `detection_rows`, for every rotation and seed; a model that was scored is not scored again."""
-    work, rows = starved_work(options), []
+    work, rows = low_data_work(options), []
 
     def scores(rotation: int | None, seed: int) -> list[dict[str, Any]]:
         key = f"scores_{'control' if rotation is None else rotation}_{seed}"
         if work.pending([key]):
-            work.save(key, {"rows": starved_scores(options, rotation, seed)})
+            work.save(key, {"rows": low_data_scores(options, rotation, seed)})
         return work.load(key)["rows"]
 
     for seed in options.seeds:
@@ -215,7 +215,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         "calibration": lambda: benchmarks.calibration(
             walks().pipeline, data("train"), data("validation"), count=options.bootstraps, **own
         ),
-        "low_data": lambda: starved_rows(options),
+        "low_data": lambda: low_data_rows(options),
         "alignment": lambda: benchmarks.error_alignment(
             walks().pipeline, data("validation"), SHARES, count=options.tests, probes=options.probes
         ),
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(options.out)
     tables = measure(options)
     if "low_data" in tables:
-        tables["starved_summary"] = low_data.summary(tables["low_data"])
+        tables["low_data_summary"] = low_data.summary(tables["low_data"])
     lines = ["# Benchmarks", "", markdown_table(overview(tables)), ""]
     for name, rows in tables.items():
         lines += [f"## {name}", "", markdown_table(rows), ""]

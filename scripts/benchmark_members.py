@@ -100,7 +100,7 @@ def walks(
         network = MemberNetwork(own.network, members)
 
         def together() -> Any:
-            steps = list(ddim(own.denoiser(labels, options.scale, network), own.path, x, times))
+            steps = list(ddim(own.denoiser(labels, options.scale, network), own.schedule, x, times))
             return steps[-1].x_next, steps[0]
 
         return together

@@ -43,7 +43,7 @@ from ldm.data.subsets import (
     list_file,
     plan_binned,
     plan_masked,
-    read_component,
+    read_member_subset,
     read_subsets,
     sample_keys,
     subsets_file,
@@ -157,7 +157,7 @@ def some(classes: Sequence[int]) -> str:
 def rows(subsets: Subsets, lists: dict[int | None, Tensor], labels: Tensor) -> list[list[str]]:
     """Return the table: of each bin its classes, images without bootstrap, per member, and distinct per member."""
     members = [one for one in lists if one is not None]
-    table = [["bin", "classes", "images", "per component", "distinct per component", "class ids"]]
+    table = [["bin", "classes", "images", "per member", "distinct per member", "class ids"]]
     for class_size in sorted(set(subsets.bins.values()), key=class_size_order):
         classes = [label for label, value in subsets.bins.items() if value == class_size]
         in_bin = torch.zeros(len(subsets.class_names), dtype=torch.bool)
@@ -172,15 +172,15 @@ def rows(subsets: Subsets, lists: dict[int | None, Tensor], labels: Tensor) -> l
 def show(folder: str, subsets: Subsets, lists: dict[int | None, Tensor], labels: Tensor) -> None:
     """Print a plan as a table."""
     facts = ", ".join(f"{name} {value}" for name, value in subsets.record.items() if name != "dataset")
-    print(f"{subsets_file(folder, subsets.dataset_name)}: {subsets.components} components, {facts}")
+    print(f"{subsets_file(folder, subsets.dataset_name)}: {subsets.members} members, {facts}")
     table = rows(subsets, lists, labels)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if subsets.dataset_name != BINNED:
-        for component, classes in subsets.sees.items():
+        for member, classes in subsets.sees.items():
             hidden = [label for label in range(len(subsets.class_names)) if label not in set(classes)]
-            print(f"  component {component} sees {len(classes)} classes; hidden: {some(hidden) or 'none'}")
+            print(f"  member {member} sees {len(classes)} classes; hidden: {some(hidden) or 'none'}")
 
 
 def show_folder(folder: str) -> None:
@@ -193,8 +193,9 @@ def show_folder(folder: str) -> None:
         if "dataset" not in subsets.record:
             raise ValueError(f"{subsets_file(folder, name)} does not name its data set, so its lists cannot be counted")
         dataset = instantiate_from_config(subsets.record["dataset"])
-        members = [None, *range(subsets.components)]
-        show(folder, subsets, {one: read_component(folder, name, one, dataset)[1] for one in members}, dataset.labels)
+        members = [None, *range(subsets.members)]
+        positions = {one: read_member_subset(folder, name, one, dataset)[1] for one in members}
+        show(folder, subsets, positions, dataset.labels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -220,7 +221,7 @@ def plan_of(options: argparse.Namespace, dataset: Any) -> Subsets:
     common = {"seed": options.seed, "resample": not options.no_bootstrap}
     if options.convert:
         return plan_published(options.convert, dataset, options.dataset, options.components, **common)
-    common["components"] = options.components or 5
+    common["members"] = options.components or 5
     if options.dataset == MASKED:
         hidden_from = 2 if options.hidden_from is None else options.hidden_from
         return plan_masked(dataset.labels, dataset.class_names, hidden_from, **common)

@@ -74,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--weights", help="the extractor's weights")
     add("--features_params", nargs="+", default=[], metavar="A=B", help="keywords of the extractor")
     add("--control_maps", nargs="*", default=[], choices=CONTROL_MAPS, help="score maps that know no posterior as well")
-    add("--seeds", type=int, default=8, help="noises of the look-alike seeds")
+    add("--seeds", type=int, default=8, help="noises of the control map seeds")
     add("--percentile", type=float, default=95.0, help="of the score percentile")
     add("--patches", type=int, default=4, help="patches a side of the score patch_max")
     add("--rank_by", default="sum", help="score of ranked.png")

@@ -41,10 +41,10 @@ class Exact(LatentDiffusion):
 
     def denoiser(self, cond=None, scale=1.0, network=None):
         mean = torch.full(self.latent_shape, 0.2)
-        exact = GaussianDenoiser(self.path, mean, torch.full(self.latent_shape, 0.25))
+        exact = GaussianDenoiser(self.schedule, mean, torch.full(self.latent_shape, 0.25))
 
         def longer(x, u):
-            alpha, sigma = self.path.coefficients(u, x)
+            alpha, sigma = self.schedule.coefficients(u, x)
             eps = self.factor * exact(x, u).eps
             return Prediction((x - sigma * eps) / alpha, eps)
 

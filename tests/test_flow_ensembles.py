@@ -26,7 +26,7 @@ def table(ensemble, out, words):
     return {row["class"]: row for row in read_csv(folder / "uncertainty.csv")}
 
 
-def test_foreseen_data_do_not_depend_on_the_length_of_the_step(ensemble, tmp_path):
+def test_predicted_x0_do_not_depend_on_the_length_of_the_step(ensemble, tmp_path):
     """From pure noise x_0_hat = x - v: the same for 2 and for 8 steps; states lie apart by the length of the step."""
     found = {}
     for of in ("x0", "state"):
@@ -38,7 +38,7 @@ def test_foreseen_data_do_not_depend_on_the_length_of_the_step(ensemble, tmp_pat
         assert few == pytest.approx(many, rel=1e-4) and few > 0
         few, many = (found["state", steps][label]["mean_pairwise_distance"] for steps in (2, 8))
         assert few == pytest.approx(16 * many, rel=1e-3)
-        # One step of length 1/2: half of the way to the foreseen data.
+        # One step of length 1/2: half of the way to the predicted x0.
         assert few == pytest.approx(found["x0", 2][label]["mean_pairwise_distance"] / 4, rel=1e-4)
         assert 0 <= found["x0", 2][label]["mi_mean"] <= math.log(3)
 
@@ -50,7 +50,7 @@ def test_divergences_need_the_noise_of_ddim(ensemble, tmp_path):
     assert 0 < row["mi_mean"] <= math.log(3)
     with pytest.raises(ValueError, match="needs every variance above 0"):
         table(ensemble, tmp_path / "zero", "--distance kl --steps 4 --branch_at 0.5")
-    with pytest.raises(ValueError, match="which foreseen data have not"):
+    with pytest.raises(ValueError, match="which predicted x0 have not"):
         table(ensemble, tmp_path / "both", "--distance kl --distance_of x0")
 
 

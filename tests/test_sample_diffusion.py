@@ -26,7 +26,7 @@ class ExactGaussian(LatentDiffusion):
 
     def denoiser(self, cond=None, scale=1.0, network=None):
         mean = torch.full(self.latent_shape, 0.3)
-        return GaussianDenoiser(self.path, mean, torch.full(self.latent_shape, 0.25))
+        return GaussianDenoiser(self.schedule, mean, torch.full(self.latent_shape, 0.25))
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     np.testing.assert_allclose([float(row["sum"]) for row in rows], found["map"].sum((1, 2)), rtol=1e-5)
     left = found["map"][:, :, :3].mean((1, 2))
     np.testing.assert_allclose([float(row["segmentation_model"]) for row in rows], left, rtol=1e-5)
-    names = {"lookalike_energy", "lookalike_edges", "lookalike_differences", "lookalike_seeds"}
+    names = {"control_map_energy", "control_map_edges", "control_map_differences", "control_map_seeds"}
     assert names <= set(rows[0]) and ("feature_entropy" in rows[0]) == bool(more)
     assert {"maps.png", "steps.png", "ranked.png", "record.json"} <= {file.name for file in out.iterdir()}
     if method == "persistent":

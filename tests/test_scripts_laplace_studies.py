@@ -68,7 +68,7 @@ def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     for name in ("sum", "random_1"):
         stayed = [int(line) % 10 for line in (out / "kept" / f"{name}.txt").read_text().split()]
         assert sorted(stayed) == sorted([*range(10)] * 2)  # two of the three images of each class
-    names = ["sum", "percentile", "lookalike_edges"]
+    names = ["sum", "percentile", "control_map_edges"]
     more = ["--rule", "sigma", "--per_class", "--metrics", "fid", "--scores", *names, "--out", str(tmp_path / "sigma")]
     found = {row["removed by"]: row for row in filter_by_uncertainty.main([*shared, *more])}
     features, reference = (

@@ -35,12 +35,12 @@ def test_writes_picture_table_and_record(written):
 def test_table_holds_the_truth_of_its_states(written):
     options = toy_uncertainty.get_parser().parse_args([*SMALL, "--out", "unused"])
     toy = toy_uncertainty.open_toy(options)
-    assert toy.grid[toy.at] == 200
-    step = ddim_transition(toy.path, 200.0, 100.0, 1.0)
+    assert toy.times[toy.at] == 200
+    step = ddim_transition(toy.schedule, 200.0, 100.0, 1.0)
     for row in read_csv(written / "toy.csv"):
         belief = toy.prior.posterior(toy_uncertainty.points_of(toy, row["class"], row["observations"])[1])
         state = as_states(torch.tensor([[row["z1"], row["z2"]]], dtype=torch.float64))
-        assert row["truth"] == pytest.approx(step_information(belief, toy.path, step, state).item(), rel=1e-9)
+        assert row["truth"] == pytest.approx(step_information(belief, toy.schedule, step, state).item(), rel=1e-9)
         assert 0 < row["bhattacharyya"] < row["kl"] < math.log(4)
 
 
@@ -65,7 +65,7 @@ def test_the_same_command_writes_the_same_numbers_and_replaces_nothing(written, 
         ("--eta 0", "KL needs noise"),
         ("--members 1", "cannot disagree"),
         ("--unc_branch 9", "clean data without noise"),
-        ("--unc_branch 10", "not on a grid"),
+        ("--unc_branch 10", "is not among the"),
         ("--map_class 3", "--map_class"),
         ("--states 0", "at least 1"),
     ],

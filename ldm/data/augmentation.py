@@ -1,4 +1,4 @@
-"""Non-leaky augmentation: geometric changes that a network is told of, so that it does not generate them.
+"""Non-leaky augmentation: geometric changes that a network is conditioned on, so that it does not generate them.
 
 Source: Karras et al. 2022 (arXiv 2206.00364, appendix F.2); Karras et al. 2020 (arXiv 2006.06676) for the idea.
 """

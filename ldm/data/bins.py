@@ -1,7 +1,7 @@
 """Which images each member of an ensemble sees: class_sizes per class, classes hidden from members, bootstraps.
 
 `plan_binned` and `plan_masked` draw a plan; `ldm.data.subsets` keeps plans on disk and trains on them.
-All draws come from generators named by (seed, class, component): nothing depends on the order of the calls.
+All draws come from generators named by (seed, class, member): nothing depends on the order of the calls.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class Subsets:
         dataset_name: "binned_classes" or "masked_classes".
         class_names: names of the data set's classes.
         images: number of images of the full data set.
-        components: number of members.
+        members: how many members there are.
         bins: {class: class_size}; every class at "all" in a masked plan.
-        sees: {component: its classes}; every class in a binned plan.
+        sees: {member: its classes}; every class in a binned plan.
         record: how it was drawn (seed, rotation, bootstrap, ...) and from which data set, as kept on disk.
-        positions: {component: positions in the full data set}, None standing for the subset without bootstrap;
+        positions: {member: positions in the full data set}, None standing for the subset without bootstrap;
             empty for a plan read from disk.
     """
 
     dataset_name: str
     class_names: list[str]
     images: int
-    components: int
+    members: int
     bins: dict[int, ClassSize]
     sees: dict[int, list[int]]
     record: dict[str, Any] = field(default_factory=dict)
     positions: dict[int | None, Tensor] = field(default_factory=dict)
 
     def seen_by(self, label: int) -> list[int]:
-        """Return the components that see class `label`."""
-        return [component for component, classes in self.sees.items() if label in classes]
+        """Return the members that see class `label`."""
+        return [member for member, classes in self.sees.items() if label in classes]
 
 
 def class_size_order(class_size: ClassSize) -> float:
@@ -121,52 +121,50 @@ def binned_indices(labels: Tensor, class_sizes: Mapping[int, ClassSize], seed: i
     chosen = []
     places, none = by_class(labels), torch.zeros(0, dtype=torch.int64)
     for label in sorted(class_sizes):
-        members = places.get(label, none)
-        wanted = len(members) if class_sizes[label] == ALL else int(class_sizes[label])
-        if not 0 < wanted <= len(members):
+        images = places.get(label, none)
+        wanted = len(images) if class_sizes[label] == ALL else int(class_sizes[label])
+        if not 0 < wanted <= len(images):
             raise ValueError(
-                f"class {label} has {len(members)} images, its class_size is {class_sizes[label]}: "
+                f"class {label} has {len(images)} images, its class_size is {class_sizes[label]}: "
                 "choose a smaller class_size, or 'all' for a class that has images"
             )
-        order = torch.randperm(len(members), generator=generator("images", seed, label))
-        chosen.append(members[order[:wanted]])
+        order = torch.randperm(len(images), generator=generator("images", seed, label))
+        chosen.append(images[order[:wanted]])
     return torch.cat([none, *chosen])
 
 
-def draw_bootstrap(indices: Tensor, labels: Tensor, seed: int, component: int) -> Tensor:
+def draw_bootstrap(indices: Tensor, labels: Tensor, seed: int, member: int) -> Tensor:
     """Draw from `indices` with replacement within each class, so that every class keeps its number of images.
 
     Args:
         indices: positions to draw from, [K].
         labels: class of each image of the full data set, [N].
-        seed: seed of the draw, with `component` and the class.
-        component: the member.
+        seed: seed of the draw, with `member` and the class.
+        member: number of the member.
     """
     drawn = indices.clone()
     for label, places in by_class(labels[indices]).items():
-        source = generator("bootstrap", seed, component, label)
+        source = generator("bootstrap", seed, member, label)
         drawn[places] = indices[places[torch.randint(len(places), (len(places),), generator=source)]]
     return drawn
 
 
-def assign_masks(n_classes: int, components: int, hidden_from: int, seed: int) -> dict[int, list[int]]:
-    """Return {component: classes it sees}: each class is hidden from `hidden_from` members, drawn at random.
+def assign_masks(n_classes: int, members: int, hidden_from: int, seed: int) -> dict[int, list[int]]:
+    """Return {member: classes it sees}: each class is hidden from `hidden_from` members, drawn at random.
 
     Balanced: the numbers of classes hidden from two members differ by at most one.
 
     Raises:
-        ValueError: unless 1 <= hidden_from < components.
+        ValueError: unless 1 <= hidden_from < members.
     """
-    if not 1 <= hidden_from < components:
-        raise ValueError(
-            f"hidden_from must lie between 1 and {components - 1} for {components} components, got {hidden_from}"
-        )
+    if not 1 <= hidden_from < members:
+        raise ValueError(f"hidden_from must lie between 1 and {members - 1} for {members} members, got {hidden_from}")
     source = generator("masks", seed)
-    hidden: dict[int, set[int]] = {component: set() for component in range(components)}
+    hidden: dict[int, set[int]] = {member: set() for member in range(members)}
     for label in torch.randperm(n_classes, generator=source).tolist():
-        order = torch.randperm(components, generator=source).tolist()
-        for component in sorted(order, key=lambda one: len(hidden[one]))[:hidden_from]:
-            hidden[component].add(label)
+        order = torch.randperm(members, generator=source).tolist()
+        for member in sorted(order, key=lambda one: len(hidden[one]))[:hidden_from]:
+            hidden[member].add(label)
     return {one: sorted(set(range(n_classes)) - missing) for one, missing in hidden.items()}
 
 
@@ -174,7 +172,7 @@ def plan_binned(
     labels: Tensor,
     class_names: Sequence[str],
     classes_per_bin: Mapping[ClassSize, int] | None = None,
-    components: int = 5,
+    members: int = 5,
     seed: int = 0,
     rotation: int = 0,
     resample: bool = True,
@@ -183,15 +181,15 @@ def plan_binned(
     counts = dict(classes_per_bin or default_classes_per_bin(len(class_names)))
     bins = assign_bins(len(class_names), counts, seed, rotation)
     kept = binned_indices(labels, bins, seed)
-    lists = {one: draw_bootstrap(kept, labels, seed, one) if resample else kept for one in range(components)}
+    lists = {one: draw_bootstrap(kept, labels, seed, one) if resample else kept for one in range(members)}
     everything = list(range(len(class_names)))
     return Subsets(
         dataset_name=BINNED,
         class_names=list(class_names),
         images=len(labels),
-        components=components,
+        members=members,
         bins=bins,
-        sees=dict.fromkeys(range(components), everything),
+        sees=dict.fromkeys(range(members), everything),
         record={"seed": seed, "rotation": rotation, "bootstrap": resample},
         positions={None: kept, **lists},
     )
@@ -201,13 +199,13 @@ def plan_masked(
     labels: Tensor,
     class_names: Sequence[str],
     hidden_from: int,
-    components: int = 5,
+    members: int = 5,
     seed: int = 0,
     resample: bool = True,
 ) -> Subsets:
-    """Plan masked classes: each member sees all images of the classes of `assign_masks`, bootstrapped unless told."""
+    """Plan masked classes: each member sees the images of its classes (`assign_masks`), with `resample` a bootstrap."""
     bins: dict[int, ClassSize] = dict.fromkeys(range(len(class_names)), ALL)
-    sees = assign_masks(len(class_names), components, hidden_from, seed)
+    sees = assign_masks(len(class_names), members, hidden_from, seed)
     lists: dict[int | None, Tensor] = {None: binned_indices(labels, bins, seed)}
     for one, classes in sees.items():
         kept = binned_indices(labels, dict.fromkeys(classes, ALL), seed)
@@ -216,7 +214,7 @@ def plan_masked(
         dataset_name=MASKED,
         class_names=list(class_names),
         images=len(labels),
-        components=components,
+        members=members,
         bins=bins,
         sees=sees,
         record={"seed": seed, "hidden_from": hidden_from, "bootstrap": resample},

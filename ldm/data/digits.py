@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.data.base import LabelledImages, Transform, check_choice, split_positions, with_channels
 from ldm.data.bins import ClassSize, Subsets
-from ldm.data.plans import read_component
+from ldm.data.plans import read_member_subset
 
 _SIDE = 8  # pixels
 _BRIGHTEST = 16  # the brightest of the 17 grey levels 0..16
@@ -74,7 +74,7 @@ class Digits(LabelledImages):
         self.bins: dict[int, ClassSize] = {}
         if subset is not None:
             config = {"target": "ldm.data.digits.Digits", "params": {"split": split, "test_fraction": test_fraction}}
-            self.subsets, positions = read_component(subset, dataset_name, component, self, config)
+            self.subsets, positions = read_member_subset(subset, dataset_name, component, self, config)
             self.bins = self.subsets.bins
             self.select(positions)
 

@@ -57,7 +57,7 @@ def find_idx(root: Path, prefix: str, kind: str, data_name: str = "mnist") -> Pa
     """Return the idx file of a split, plain before gzipped, with the published name or the one with a dot.
 
     Args:
-        data_name: the data set, for what is told where it is not there.
+        data_name: the data set, for the message where it is missing.
 
     Raises:
         ValueError: if the folder has none.

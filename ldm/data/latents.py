@@ -68,10 +68,11 @@ def count_views(data: LabelledImages, asked: int | None) -> int:
     """
     if asked is not None and asked < 1:
         raise ValueError(f"data.params.latent_views must be at least 1, got {asked}")
-    if told := sorted(set(data.item(0)) - {"image"} - set(data.describe(0))):
+    if labels := sorted(set(data.item(0)) - {"image"} - set(data.describe(0))):
         raise ValueError(
-            f"the latent cache keeps images, and this transform also gives {', '.join(told)}, which the network would "
-            "not be told: leave out data.params.latent_cache, or use a transform that changes the image alone"
+            f"the latent cache keeps images, and this transform also gives {', '.join(labels)}, which the network "
+            "would not be conditioned on: leave out data.params.latent_cache, or use a transform that changes the "
+            "image alone"
         )
     if not is_random(data):
         return 1

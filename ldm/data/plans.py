@@ -32,11 +32,11 @@ def subsets_file(folder: str | Path, dataset_name: str) -> Path:
     return Path(folder) / f"subsets_{dataset_name}.yaml"
 
 
-def list_file(folder: str | Path, dataset_name: str, component: int | None = None) -> Path:
+def list_file(folder: str | Path, dataset_name: str, member: int | None = None) -> Path:
     """Path of the list of samples of a member, or of the subset without bootstrap."""
     check_choice("dataset_name", dataset_name, DATASET_NAMES)
-    member = "" if component is None else f"comp{component}_"
-    return Path(folder) / f"filelist_{member}{dataset_name}.txt"
+    prefix = "" if member is None else f"comp{member}_"
+    return Path(folder) / f"filelist_{prefix}{dataset_name}.txt"
 
 
 def pickle_file(folder: str | Path, dataset_name: str) -> Path:
@@ -73,9 +73,9 @@ def write_subsets(
         ValueError: if a file exists with other content and `overwrite` is off; then nothing is written.
     """
     contents = {
-        list_file(folder, subsets.dataset_name, component): "".join(f"{keys[one]}\n" for one in positions.tolist())
-        for component, positions in subsets.positions.items()
-        if list_file(folder, subsets.dataset_name, component) not in keep
+        list_file(folder, subsets.dataset_name, member): "".join(f"{keys[one]}\n" for one in positions.tolist())
+        for member, positions in subsets.positions.items()
+        if list_file(folder, subsets.dataset_name, member) not in keep
     }
     contents[subsets_file(folder, subsets.dataset_name)] = to_yaml(subsets, dataset)
     changed = [path for path, text in contents.items() if path.exists() and path.read_text() != text]
@@ -95,7 +95,7 @@ def to_yaml(subsets: Subsets, dataset: Mapping[str, Any] | None) -> str:
     content: dict[str, Any] = {"format": _FORMAT, "dataset_name": subsets.dataset_name}
     if dataset is not None:
         content["dataset"] = {"target": dataset["target"], "params": dict(dataset.get("params") or {})}
-    content |= {"images": subsets.images, "components": subsets.components, **subsets.record}
+    content |= {"images": subsets.images, "components": subsets.members, **subsets.record}
     class_sizes = sorted(set(subsets.bins.values()), key=class_size_order)
     content["bins"] = {
         one: [label for label, class_size in subsets.bins.items() if class_size == one] for one in class_sizes
@@ -119,24 +119,24 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} must be a mapping with format: {_FORMAT}, got {found}; write it anew with make_bins.py"
+            f"{path} must be a mapping with format: {_FORMAT}, got {found}; write it again with make_bins.py"
         )
     absent = {"dataset_name", "images", "components", "bins", "class_names"} - set(content)
     if absent:
-        raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; write it anew with make_bins.py")
+        raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; write it again with make_bins.py")
     del content["format"]
     names = content.pop("class_names")
-    components = content.pop("components")
+    members = content.pop("components")
     bins = {label: class_size for class_size, classes in content.pop("bins").items() for label in classes}
     if sorted(bins) != list(range(len(names))):
-        raise ValueError(f"{path}: the bins must name each of the classes 0..{len(names) - 1} once; write it anew")
+        raise ValueError(f"{path}: the bins must name each of the classes 0..{len(names) - 1} once; write it again")
     return Subsets(
         dataset_name=content.pop("dataset_name"),
         class_names=names,
         images=content.pop("images"),
-        components=components,
+        members=members,
         bins=dict(sorted(bins.items())),
-        sees=content.pop("sees", {one: list(range(len(names))) for one in range(components)}),
+        sees=content.pop("sees", {one: list(range(len(names))) for one in range(members)}),
         record=content,
     )
 
@@ -144,7 +144,7 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
 def make_bins_command(
     folder: str | Path,
     dataset_name: str = BINNED,
-    component: int | None = None,
+    member: int | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the shell command that makes the missing files of `folder` for the data set of `config`."""
@@ -156,7 +156,7 @@ def make_bins_command(
         given = [f"{name}={value}" for name, value in (config.get("params") or {}).items() if value is not None]
         words += ["--params", *given] if given else []
     words += ["--out", str(folder)]
-    count = ["--components", str(max(5, (component or 0) + 1))]
+    count = ["--components", str(max(5, (member or 0) + 1))]
     published = pickle_file(folder, dataset_name)
     if published.exists():
         return shlex.join([*words, "--convert", str(published), *(count if dataset_name == BINNED else [])])
@@ -186,10 +186,10 @@ def read_list(path: Path, dataset: Dataset) -> Tensor:
     return torch.tensor([place[line] for line in lines], dtype=torch.int64)
 
 
-def read_component(
+def read_member_subset(
     folder: str | Path,
     dataset_name: str,
-    component: int | None,
+    member: int | None,
     dataset: Dataset,
     config: Mapping[str, Any] | None = None,
 ) -> tuple[Subsets, Tensor]:
@@ -198,17 +198,17 @@ def read_component(
     Args:
         folder: folder that `scripts/make_bins.py` wrote.
         dataset_name: "binned_classes" or "masked_classes".
-        component: the member; None for the subset without bootstrap.
+        member: its number; None for the subset without bootstrap.
         dataset: the full data set.
         config: its `target`/`params`, for the command named in an error.
 
     Raises:
         ValueError: if a file is missing (with the command that makes it), or was made for other data.
     """
-    subsets = read_plan(folder, dataset_name, component, dataset, config)
-    listed = list_file(folder, dataset_name, component)
+    subsets = read_plan(folder, dataset_name, member, dataset, config)
+    listed = list_file(folder, dataset_name, member)
     if not listed.exists():
-        command = make_bins_command(folder, dataset_name, component, config)
+        command = make_bins_command(folder, dataset_name, member, config)
         raise ValueError(f"{listed} does not exist; make it with\n  {command} --seed {subsets.record.get('seed', 0)}")
     return subsets, read_list(listed, dataset)
 
@@ -216,20 +216,20 @@ def read_component(
 def read_plan(
     folder: str | Path,
     dataset_name: str,
-    component: int | None,
+    member: int | None,
     dataset: Dataset,
     config: Mapping[str, Any] | None = None,
 ) -> Subsets:
     """Return the plan in `folder`, once it is known to be of this data set and to have this member.
 
-    Arguments and errors are those of `read_component`.
+    Arguments and errors are those of `read_member_subset`.
     """
-    command = make_bins_command(folder, dataset_name, component, config)
+    command = make_bins_command(folder, dataset_name, member, config)
     if not subsets_file(folder, dataset_name).exists():
         raise ValueError(f"{subsets_file(folder, dataset_name)} does not exist; make it with\n  {command}")
     subsets = read_subsets(folder, dataset_name)
-    if component is not None and not 0 <= component < subsets.components:
-        raise ValueError(f"component must lie in 0..{subsets.components - 1}, the members of {folder}, got {component}")
+    if member is not None and not 0 <= member < subsets.members:
+        raise ValueError(f"component must lie in 0..{subsets.members - 1}, the members of {folder}, got {member}")
     if (subsets.images, subsets.class_names) != (len(dataset), list(dataset.class_names)):
         raise ValueError(
             f"{folder} was made for {subsets.images} images of {len(subsets.class_names)} classes, got a data set of "

@@ -31,8 +31,8 @@ from ldm.data.plans import (
     list_file,
     make_bins_command,
     pickle_file,
-    read_component,
     read_list,
+    read_member_subset,
     read_plan,
     read_subsets,
     sample_keys,
@@ -60,8 +60,8 @@ __all__ = [
     "pickle_file",
     "plan_binned",
     "plan_masked",
-    "read_component",
     "read_list",
+    "read_member_subset",
     "read_plan",
     "read_subsets",
     "sample_keys",
@@ -85,7 +85,7 @@ class ComponentSubset(Dataset):
         subsets: the whole plan.
 
     Raises:
-        ValueError: see `read_component`.
+        ValueError: see `read_member_subset`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ComponentSubset(Dataset):
     ):
         config = dataset if isinstance(dataset, Mapping) else None
         self.dataset = instantiate_from_config(dataset) if config is not None else dataset
-        self.subsets, self.positions = read_component(folder, dataset_name, component, self.dataset, config)
+        self.subsets, self.positions = read_member_subset(folder, dataset_name, component, self.dataset, config)
         self.component = component
         self.bins = self.subsets.bins
         self.labels = self.dataset.labels[self.positions]

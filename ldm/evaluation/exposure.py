@@ -1,11 +1,11 @@
 """Exposure bias: how far sampling strays from what the network saw in training (Ning et al. 2024, arXiv 2308.15321).
 
-Everything here walks a sampler's generator, in one pass, with memory that does not grow with the number of images:
+Everything here observes the steps of a sampler, in one pass, with memory that does not grow with the number of images:
 
     watch = EpsilonWatch(denoiser)
     norms = Norms(watch, steps)
-    walk(ddim(scaled(watch, ..), schedule, x, times), norms)                      # consecutive sampling
-    walk(each_step(ddim, watch, schedule, x0, times, noise), norms_in_training)   # every step from a true x_u
+    observe(ddim(scaled(watch, ..), schedule, x, times), norms)                      # consecutive sampling
+    observe(each_step(ddim, watch, schedule, x0, times, noise), norms_in_training)   # every step from a true x_u
 
 Observers hold `StepMoments`, which add up over batches and merge over processes.
 """
@@ -131,7 +131,7 @@ class EpsilonWatch:
 class Norms:
     """Epsilon L2 norms of each step: `moments` of its first evaluation, `corrections` of all later ones (Heun's).
 
-    `latest` are the norms [..., B] of the first evaluations of the latest walk, by step.
+    `latest` are the norms [..., B] of the first evaluations of the latest trajectory, by step.
     """
 
     watch: EpsilonWatch
@@ -182,7 +182,7 @@ class Residuals:
 
     def __call__(self, step: Step) -> None:
         if self.x0 is None:
-            raise ValueError("call follow(x0) with the images that x_T came from, before walking the sampler")
+            raise ValueError("call follow(x0) with the images that x_T came from, before observing the sampler")
         self.moments.add(step.index, step.x_next - step.transition.alpha.to(step.x_next) * self.x0)
 
 
@@ -239,7 +239,7 @@ def delta(schedule: Schedule, times: Tensor, residuals: StepMoments, data_var: T
 
     Args:
         times: [S + 1]; residuals: of `Residuals`, [S, C, H, W]; data_var: variance [C, H, W] of the clean images; of a
-            model that is told each x_0's class, the variance within classes (`StepMoments.within`).
+            model that is conditioned on each x_0's class, the variance within classes (`StepMoments.within`).
     """
     each_time = times[1:]
     if len(residuals.count) != len(each_time):

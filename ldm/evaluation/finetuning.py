@@ -80,7 +80,7 @@ def tune(
 ) -> float:
     """Train the encoder and its head on some rows of the states, and return the test accuracy.
 
-    Every step reads its images anew, augmented as their epoch is, and draws noise from (seed, epoch, image).
+    Every step reads its images again, augmented as their epoch is, and draws noise from (seed, epoch, image).
 
     Raises:
         ValueError: if the loss is not finite.

@@ -46,8 +46,8 @@ class BackboneClassifier(nn.Module):
 
     Args:
         tap: {tap: submodule}, one of them.
-        levels: times u of the schedule; the head is told the number of the nearest, from 1.
-        pool: see `pooled`.
+        levels: times u of the schedule; the head is conditioned on the number of the nearest one, counted from 1.
+        pool: see `pool_activation`.
     """
 
     def __init__(self, backbone: Backbone, tap: dict[str, str], levels: Tensor, head: NoiseHead, pool: int | None = 1):
@@ -63,18 +63,25 @@ class BackboneClassifier(nn.Module):
 
 
 class NetworkClassifier(nn.Module):
-    """A network of noisy images, told t / T on a table of betas and ln(sigma / alpha) elsewhere, or `told(u)`."""
+    """A network of noisy images that is conditioned on their noise level.
 
-    def __init__(self, network: nn.Module, schedule: Schedule, told: Callable[[Tensor], Tensor] | None = None):
+    Args:
+        time_input: u [B] -> what the network takes as its time; by default t / T where the schedule is a table of
+            betas, and ln(sigma / alpha) elsewhere.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, time_input: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        self.network, self.schedule, self.told = network, schedule, told or self._told
+        self.network = network
+        self.schedule = schedule
+        self.time_input = time_input or self._noise_level
 
-    def _told(self, u: Tensor) -> Tensor:
+    def _noise_level(self, u: Tensor) -> Tensor:
         return u / self.schedule.end if isinstance(self.schedule, VPSchedule) else self.schedule.ratio(u).log()
 
     def forward(self, x0: Tensor, eps: Tensor, u: Tensor) -> Tensor:
         """Logits [B, K] of clean states and noise [B, C, H, W] at times u [B]."""
-        return self.network(self.schedule.noised(x0, eps, u), self.told(u).to(x0))
+        return self.network(self.schedule.noised(x0, eps, u), self.time_input(u).to(x0))
 
 
 @dataclass(frozen=True)

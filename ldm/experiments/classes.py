@@ -1,4 +1,4 @@
-"""Measure an ensemble class by class: walk, quantities, step curve, diversity, until the interval is narrow enough."""
+"""Measure an ensemble class by class: quantities, step curve, diversity, until the interval is narrow enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm.uncertainty.quantities import Estimator, group_quantities, quantities, 
 # Kept samples have their noises on this axis; everything else on the last.
 LATENTS, MEMBER_DISTANCES, NOISE_AXIS = "latents", "distances", 1
 
-# States after a step lie apart with the step's length; the data that it foresees do not: so a flow's few long steps and
+# States after a step lie apart with the step's length; the predicted x0 do not: so a flow's few long steps and
 # a diffusion's many short ones compare, and the number of steps does not matter.
 OBJECTS: dict[str, Callable[[Step], Gaussian]] = {
     "state": lambda step: step.distribution,
@@ -37,7 +37,7 @@ class Plan:
         n: noises of a class; with `width`, noises of one round.
         width: add rounds until the 95 % interval of the class's mean is at most this wide (nats) ...
         most: ... or this many noises were used.
-        curve, diversity: walk to the end, for the mutual information of every step, for the similarity of the pictures.
+        curve, diversity: sample to the end, for the mutual information of every step or the similarity of the pictures.
         lpips: with `diversity`, the network of their learned perceptual distance as well.
         keep: keep latents and distances.
         of: what the members' distances are between, one of `OBJECTS`.
@@ -58,7 +58,7 @@ class Plan:
             raise ValueError(f"distances are between one of {sorted(OBJECTS)}, got '{self.of}'")
         if self.of != "state" and self.estimator.distance != "wasserstein":
             raise ValueError(
-                f"the distance {self.estimator.distance} needs variances, which foreseen data have not: take the "
+                f"the distance {self.estimator.distance} needs variances, which predicted x0 have not: take the "
                 "states (distance_of state), or the distance wasserstein"
             )
         if self.n < 1 or (self.width is not None and (self.width <= 0 or self.n < 2 or self.most < self.n)):

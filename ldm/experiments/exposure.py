@@ -32,8 +32,8 @@ class Chains:
 
     Moments by name: `training`; `NAME` for the norms of the network's own eps in a chain (guidance without a classifier
     included, scaling not); `NAME/longer`, by how much they exceed training's, image by image; `NAME/states` and
-    `NAME/residuals`; `data` for the clean images, by class where the model is told it; `.../later` for norms of a
-    solver's later evaluations.
+    `NAME/residuals`; `data` for the clean images, by class where the model is conditioned on it; `.../later` for
+    norms of a solver's later evaluations.
     """
 
     pipeline: ModelPipeline
@@ -74,7 +74,7 @@ class Chains:
         return found
 
     def _data(self, x0: Tensor, labels: Tensor | None) -> StepMoments:
-        """Moments of the clean images, a step for each class where the model is told the class."""
+        """Moments of the clean images, a step for each class where the model is conditioned on it."""
         by_class = labels is not None and self.pipeline.n_classes * x0[0].numel() <= LARGEST_BY_CLASS
         moments = StepMoments(self.pipeline.n_classes if by_class else 1, x0.shape[1:], x0.device)
         for label in labels.unique().tolist() if by_class else [0]:

@@ -30,9 +30,9 @@ def fit_posterior(pipeline: ModelPipeline, train: Dataset, draws: int = 4) -> Po
 
 
 @torch.no_grad()
-def renoised_variance(walks: PosteriorPipeline, x0: Tensor, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-    """Sum of the field's variances [B, C, H, W] at latents x0, noised anew to each of `NOISE_SHARES`."""
-    denoiser, schedule, noise = walks.predictive(labels), walks.pipeline.model.schedule, walks.noise(images)
+def renoised_variance(posterior: PosteriorPipeline, x0: Tensor, labels: Sequence[int], images: Sequence[int]) -> Tensor:
+    """Sum of the field's variances [B, C, H, W] at latents x0, noised again to each of `NOISE_SHARES`."""
+    denoiser, schedule, noise = posterior.predictive(labels), posterior.pipeline.model.schedule, posterior.noise(images)
     for number, share in enumerate(NOISE_SHARES):
         u = float(schedule.time_at(share / (1 - share)))
         denoiser(schedule.noised(x0, noise(number, x0.shape), u), u)
@@ -41,7 +41,7 @@ def renoised_variance(walks: PosteriorPipeline, x0: Tensor, labels: Sequence[int
 
 @torch.no_grad()
 def sample_scores(
-    walks: PosteriorPipeline, train: Dataset, labels: Sequence[int], scores: Sequence[str]
+    posterior: PosteriorPipeline, train: Dataset, labels: Sequence[int], scores: Sequence[str]
 ) -> dict[str, Tensor]:
     """Scores [N] of each sample, by name.
 
@@ -49,11 +49,11 @@ def sample_scores(
     distance to the nearest training image.
     """
     images = list(range(len(labels)))
-    maps = {name: BENCHMARKED_METHODS[name].run(walks, labels, images) for name in scores}
-    x0 = walks.pipeline.sample(labels, images)
-    maps[RENOISED] = renoised_variance(walks, x0, labels, images)
+    maps = {name: BENCHMARKED_METHODS[name].run(posterior, labels, images) for name in scores}
+    x0 = posterior.pipeline.sample(labels, images)
+    maps[RENOISED] = renoised_variance(posterior, x0, labels, images)
     found = {name: value.flatten(1).sum(1).double().cpu() for name, value in maps.items()}
-    pictures = walks.pipeline.decode(x0).permute(0, 2, 3, 1)
+    pictures = posterior.pipeline.decode(x0).permute(0, 2, 3, 1)
     real = np.stack([train[index]["image"].numpy() for index in range(len(train))])
     return {**found, NEIGHBOUR: torch.as_tensor(nearest_distances(pictures, real))}
 

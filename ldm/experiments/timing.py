@@ -86,7 +86,7 @@ def random_members(model: LatentDiffusion, heads: list[str], count: int, seed: i
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was told."""
+    """Wait until a device has finished what it was asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,6 +1,6 @@
 """Benchmarks of variances along a flow (or a diffusion): each against a truth found another way, as table rows.
 
-fidelity       maps of every method against many sampled weights, held for the walk
+fidelity       maps of every method against many sampled weights, held for the trajectory
 consistency    does the total depend on the number of steps more than the truth's does?
 calibration    predictive variances against refits of the last layer to bootstraps over images
 alignment      the closed-form aleatoric map against actual squared errors on held-out images
@@ -34,64 +34,71 @@ AGAIN = "as many other bootstraps"
 
 @dataclass(frozen=True)
 class Method:
-    """A way to a variance map: `run(walks, labels, images) -> [B, c, h, w]`, its evaluations an image for n steps, and
-    whether it is the published one."""
+    """A way to a variance map.
+
+    Attributes:
+        run: (posterior, labels, images) -> variances [B, c, h, w].
+        evaluations: evaluations of the network for one image and n steps.
+        published: whether it is the published method.
+    """
 
     run: Callable[[PosteriorPipeline, Sequence[int], Sequence[int]], Tensor]
     evaluations: Callable[[int], int]
     published: bool = False
 
 
-def at_steps(walks: PosteriorPipeline, steps: int) -> PosteriorPipeline:
+def at_steps(posterior: PosteriorPipeline, steps: int) -> PosteriorPipeline:
     """The same model and posterior with another number of steps."""
-    options = argparse.Namespace(**{**vars(walks.pipeline.options), "ddim_steps": steps})
-    return replace(walks, pipeline=replace(walks.pipeline, options=options))
+    options = argparse.Namespace(**{**vars(posterior.pipeline.options), "ddim_steps": steps})
+    return replace(posterior, pipeline=replace(posterior.pipeline, options=options))
 
 
-def held(walks: PosteriorPipeline, members: Members, labels: Sequence[int], images: Sequence[int], derivative: bool):
+def held(
+    posterior: PosteriorPipeline, members: Members, labels: Sequence[int], images: Sequence[int], derivative: bool
+):
     """`sampled` or `tangents` with given members along the pipeline sampler."""
-    pipeline, model = walks.pipeline, walks.pipeline.model
-    where = (model.network, members, model.schedule, walks.initial(images), pipeline.times)
-    chunk = max(1, walks.chunk // len(images)) if derivative else walks.chunk
-    walk = tangents if derivative else sampled
-    return walk(pipeline.sampler, walks.build(labels), *where, chunk=chunk, noise=walks.noise(images))
+    pipeline, model = posterior.pipeline, posterior.pipeline.model
+    where = (model.network, members, model.schedule, posterior.initial(images), pipeline.times)
+    chunk = max(1, posterior.chunk // len(images)) if derivative else posterior.chunk
+    propagate = tangents if derivative else sampled
+    return propagate(pipeline.sampler, posterior.build(labels), *where, chunk=chunk, noise=posterior.noise(images))
 
 
 def _drawn(count: int, derivative: bool) -> Callable[..., Tensor]:
-    def run(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-        members = walks.laplace.sample(count, generator("method", walks.pipeline.options.seed, count))
-        return held(walks, members, labels, images, derivative).var
+    def run(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
+        members = posterior.laplace.sample(count, generator("method", posterior.pipeline.options.seed, count))
+        return held(posterior, members, labels, images, derivative).var
 
     return run
 
 
 def _recursion(particles: int, form: str) -> Callable[..., Tensor]:
-    def run(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-        denoiser, source = walks.predictive(labels), generator("particles", walks.pipeline.options.seed)
-        *_, last = bayesdiff(walks.plain(labels, images), denoiser, particles=particles, source=source, form=form)
+    def run(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
+        denoiser, source = posterior.predictive(labels), generator("particles", posterior.pipeline.options.seed)
+        *_, last = bayesdiff(posterior.plain(labels, images), denoiser, particles=particles, source=source, form=form)
         return last.var
 
     return run
 
 
 def _bayesflow(particles: int, frozen: bool) -> Callable[..., Tensor]:
-    def run(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-        source = generator("particles", walks.pipeline.options.seed)
-        start = (walks.predictive(labels), walks.initial(images), walks.pipeline.times)
+    def run(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
+        source = generator("particles", posterior.pipeline.options.seed)
+        start = (posterior.predictive(labels), posterior.initial(images), posterior.pipeline.times)
         *_, last = bayesflow(*start, particles=particles, source=source, frozen_time=frozen)
         return last.var
 
     return run
 
 
-def _path(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-    denoiser, pipeline = walks.predictive(labels), walks.pipeline
-    where = (pipeline.model.schedule, walks.initial(images), pipeline.times)
-    return trajectory_integral(pipeline.sampler(denoiser, *where, noise=walks.noise(images)), denoiser)
+def _path(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
+    denoiser, pipeline = posterior.predictive(labels), posterior.pipeline
+    where = (pipeline.model.schedule, posterior.initial(images), pipeline.times)
+    return trajectory_integral(pipeline.sampler(denoiser, *where, noise=posterior.noise(images)), denoiser)
 
 
-def _every_direction(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-    return held(walks, all_directions(walks.laplace), labels, images, True).var
+def _every_direction(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
+    return held(posterior, all_directions(posterior.laplace), labels, images, True).var
 
 
 BENCHMARKED_METHODS = {
@@ -106,32 +113,32 @@ BENCHMARKED_METHODS = {
 }
 
 
-def truth(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int], count: int) -> Tensor:
+def truth(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int], count: int) -> Tensor:
     """Variance over `count` sampled weights, drawn apart from those of the methods."""
-    members = walks.laplace.sample(count, generator("truth", walks.pipeline.options.seed))
-    return held(walks, members, labels, images, False).var
+    members = posterior.laplace.sample(count, generator("truth", posterior.pipeline.options.seed))
+    return held(posterior, members, labels, images, False).var
 
 
-def applicable(walks: PosteriorPipeline) -> Iterator[tuple[str, Method]]:
+def applicable(posterior: PosteriorPipeline) -> Iterator[tuple[str, Method]]:
     """The methods that the loaded model's schedule knows."""
-    flow = walks.pipeline.model.schedule.field == "velocity"
+    flow = posterior.pipeline.model.schedule.field == "velocity"
     yield from (
         (name, method) for name, method in BENCHMARKED_METHODS.items() if flow or not name.startswith("BayesFlow")
     )
 
 
-def fidelity(walks: PosteriorPipeline, labels: Sequence[int], images: Sequence[int], draws: int = 128) -> list[Row]:
+def fidelity(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int], draws: int = 128) -> list[Row]:
     """Maps of every method against the truth of `draws` weights; see `Agreement` for the columns."""
-    exact = truth(walks, labels, images, draws)
+    exact = truth(posterior, labels, images, draws)
     rows = []
-    for name, method in applicable(walks):
-        found = method.run(walks, labels, images)
+    for name, method in applicable(posterior):
+        found = method.run(posterior, labels, images)
         rows.append({"method": name, "published": method.published, **agreement(found, exact).row()})
     return rows
 
 
 def consistency(
-    walks: PosteriorPipeline,
+    posterior: PosteriorPipeline,
     labels: Sequence[int],
     images: Sequence[int],
     steps: tuple[int, int] = (10, 40),
@@ -139,7 +146,7 @@ def consistency(
     methods: Sequence[str] = ("tangents, K = 32", "BayesFlow as published, S = 100"),
 ) -> list[Row]:
     """Total variance with many steps over that with few, and that ratio over the truth's (1 is consistent)."""
-    few, many = (at_steps(walks, count) for count in steps)
+    few, many = (at_steps(posterior, count) for count in steps)
     exact = [float(truth(each, labels, images, draws).sum()) for each in (few, many)]
     rows = [{"method": f"truth, K = {draws}", "published": False, "ratio": exact[1] / exact[0], "over_truth": 1.0}]
     for name in methods:

@@ -88,7 +88,7 @@ OVERVIEWS: dict[str, Callable[[Sequence[Row]], list[Row]]] = {
     "fidelity": _fidelity,
     "consistency": _consistency,
     "calibration": _calibration,
-    "starved_summary": _low_data,
+    "low_data_summary": _low_data,
     "alignment": _alignment,
     "scaling": _scaling,
     "cost": _cost,

@@ -135,7 +135,7 @@ def write_branch_report(
         curve_plot(
             curves,
             files[-1],
-            "t at which the members part",
+            "t at which the members branch",
             label,
             title=title,
             invert_x=True,

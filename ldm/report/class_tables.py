@@ -34,7 +34,7 @@ EXPLAINED = (
     "mi_*: one-step mutual information (nats) of the first branched step, given the shared state z_b; mean, s.d. and "
     "95 % interval (Student) over n noises, each averaged over the base members; mi_base_sd: s.d. of the class's mean "
     "over base members",
-    "multistep_*: the same of the last step, between chains that have parted before",
+    "multistep_*: the same of the last step, between chains that have branched before",
     "ssim: structural similarity between members' pictures, mean over pairs and noises (lower: more diverse); "
     "lpips: their learned perceptual distance (higher: more diverse)",
     "*_certain, *_uncertain: among the members that saw the class, that did not; a group of one gives 0 nats",

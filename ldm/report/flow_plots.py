@@ -21,9 +21,15 @@ from ldm.pipelines import PosteriorPipeline
 
 
 @dataclass(frozen=True)
-class Walked:
-    """A walk with its variances: noise shares [S + 1] from 1 on, states and variances [S + 1, B, c, h, w] in common
-    units, pictures of the last states [B, C, H, W], labels [B]."""
+class VarianceTrajectory:
+    """A sampling trajectory with its variances.
+
+    Attributes:
+        shares: noise shares [S + 1], from 1 on.
+        states, variances: [S + 1, B, c, h, w], in units that all schedules share.
+        pictures: the last states, decoded [B, C, H, W].
+        labels: the classes [B].
+    """
 
     name: str
     shares: Tensor
@@ -39,19 +45,19 @@ class Walked:
 
 
 @torch.no_grad()
-def walked(
-    walks: PosteriorPipeline, name: str, method: str, labels: Sequence[int] | None, images: Sequence[int]
-) -> Walked:
-    """Walk once by one of `ldm.pipelines.METHODS`, keeping every step; without classes all images are of class 0."""
-    path, times = walks.pipeline.model.schedule, walks.pipeline.times
+def sample_trajectory(
+    posterior: PosteriorPipeline, name: str, method: str, labels: Sequence[int] | None, images: Sequence[int]
+) -> VarianceTrajectory:
+    """Sample once by one of `ldm.pipelines.METHODS` and keep every step; without classes all images are of class 0."""
+    path, times = posterior.pipeline.model.schedule, posterior.pipeline.times
     scale = (path.alpha(times) + path.sigma(times)).float()
-    steps = list(walks.steps(method, labels, images))
+    steps = list(posterior.steps(method, labels, images))
     states = torch.stack([steps[0].step.x, *(each.step.x_next for each in steps)]).cpu()
     variances = torch.stack([torch.zeros_like(steps[0].var), *(each.var for each in steps)]).cpu()
     by_time = scale.reshape(-1, 1, 1, 1, 1)
     shares = path.sigma(times) / (path.alpha(times) + path.sigma(times))
-    pictures = walks.pipeline.decode(steps[-1].step.x_next)
-    return Walked(
+    pictures = posterior.pipeline.decode(steps[-1].step.x_next)
+    return VarianceTrajectory(
         name,
         shares,
         states / by_time,
@@ -61,25 +67,29 @@ def walked(
     )
 
 
-def curves_by_class(walks: Sequence[Walked], path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Mean variance of an element over the walk, a line a class, a panel a model, one vertical scale."""
-    figure, panels = _panels(len(walks))
-    for axes, walk in zip(panels, walks, strict=True):
-        labels = np.asarray(walk.labels)
-        for label in sorted(set(walk.labels)):
-            axes.plot(walk.shares, walk.totals[:, labels == label].mean(1), label=str(label), linewidth=1.2)
-        _share_axis(axes, f"{walk.name}, {len(walk.shares) - 1} steps")
+def curves_by_class(
+    trajectories: Sequence[VarianceTrajectory], path: str | os.PathLike, overwrite: bool = False
+) -> None:
+    """Mean variance of an element over the trajectory, a line a class, a panel a model, one vertical scale."""
+    figure, panels = _panels(len(trajectories))
+    for axes, trajectory in zip(panels, trajectories, strict=True):
+        labels = np.asarray(trajectory.labels)
+        for label in sorted(set(trajectory.labels)):
+            axes.plot(trajectory.shares, trajectory.totals[:, labels == label].mean(1), label=str(label), linewidth=1.2)
+        _share_axis(axes, f"{trajectory.name}, {len(trajectory.shares) - 1} steps")
     panels[0].set_ylabel("variance of an element", fontsize=8)
     panels[-1].legend(title="class", fontsize=6, title_fontsize=7, ncols=2)
     save_figure(figure, path, overwrite)
 
 
-def curves_by_pixel(walks: Sequence[Walked], path: str | os.PathLike, image: int = 0, overwrite: bool = False) -> None:
-    """Variance of single elements of one image over the walk: the greatest, the median, the least, and their mean."""
-    figure, panels = _panels(len(walks))
-    for axes, walk in zip(panels, walks, strict=True):
-        elements = walk.variances[:, image].flatten(1)  # [S + 1, D]
-        order, width = elements[-1].argsort(), walk.variances.shape[-1]
+def curves_by_pixel(
+    trajectories: Sequence[VarianceTrajectory], path: str | os.PathLike, image: int = 0, overwrite: bool = False
+) -> None:
+    """Variance of single elements of an image over the trajectory: the greatest, the median, the least, their mean."""
+    figure, panels = _panels(len(trajectories))
+    for axes, trajectory in zip(panels, trajectories, strict=True):
+        elements = trajectory.variances[:, image].flatten(1)  # [S + 1, D]
+        order, width = elements[-1].argsort(), trajectory.variances.shape[-1]
         for place, name in (
             (-1, "greatest"),
             (-len(order) // 4, "upper quarter"),
@@ -87,48 +97,50 @@ def curves_by_pixel(walks: Sequence[Walked], path: str | os.PathLike, image: int
             (0, "least"),
         ):
             element = int(order[place])
-            where = f"({element // width % walk.variances.shape[-2]}, {element % width})"
-            axes.plot(walk.shares, elements[:, element], label=f"{name} {where}", linewidth=1.2)
-        axes.plot(walk.shares, elements.mean(1), label="mean", color="black", linestyle=":", linewidth=1.2)
+            where = f"({element // width % trajectory.variances.shape[-2]}, {element % width})"
+            axes.plot(trajectory.shares, elements[:, element], label=f"{name} {where}", linewidth=1.2)
+        axes.plot(trajectory.shares, elements.mean(1), label="mean", color="black", linestyle=":", linewidth=1.2)
         axes.legend(fontsize=6)
-        _share_axis(axes, f"{walk.name}, class {walk.labels[image]}")
+        _share_axis(axes, f"{trajectory.name}, class {trajectory.labels[image]}")
     panels[0].set_ylabel("variance of an element", fontsize=8)
     save_figure(figure, path, overwrite)
 
 
 def interleaved(
-    walk: Walked, path: str | os.PathLike, count: int = 5, columns: int = 11, overwrite: bool = False
+    trajectory: VarianceTrajectory, path: str | os.PathLike, count: int = 5, columns: int = 11, overwrite: bool = False
 ) -> None:
     """States and, below each, their variance maps, from noise to image; all maps on one colour scale."""
-    chosen = np.unique(np.linspace(0, len(walk.shares) - 1, min(columns, len(walk.shares))).round().astype(int))
-    count = min(count, len(walk.labels))
-    maps = walk.variances[:, :count].mean(2)
+    chosen = np.unique(
+        np.linspace(0, len(trajectory.shares) - 1, min(columns, len(trajectory.shares))).round().astype(int)
+    )
+    count = min(count, len(trajectory.labels))
+    maps = trajectory.variances[:, :count].mean(2)
     high = float(maps[chosen].max()) or 1.0
     figure = Figure(figsize=(0.8 * len(chosen) + 0.9, 1.6 * count + 0.3), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     times = figure.subplots(2 * count, len(chosen), squeeze=False)
     for column, step in enumerate(chosen):
-        times[0, column].set_title(f"{float(walk.shares[step]):.2f}", fontsize=7)
+        times[0, column].set_title(f"{float(trajectory.shares[step]):.2f}", fontsize=7)
         for row in range(count):
             above, below = times[2 * row, column], times[2 * row + 1, column]
-            above.imshow(_picture(walk, step, row), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            above.imshow(_picture(trajectory, step, row), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             drawn = below.imshow(maps[step, row], cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
     for axes in times.flat:
         axes.set_axis_off()
     bar = figure.colorbar(drawn, ax=list(times.flat), aspect=30, pad=0.01)
     bar.set_label("variance", fontsize=7)
     bar.ax.tick_params(labelsize=6)
-    figure.suptitle(f"{walk.name}: states and variances by noise share", fontsize=8)
+    figure.suptitle(f"{trajectory.name}: states and variances by noise share", fontsize=8)
     save_figure(figure, path, overwrite)
 
 
-def _picture(walk: Walked, step: int, row: int) -> np.ndarray:
+def _picture(trajectory: VarianceTrajectory, step: int, row: int) -> np.ndarray:
     """The last state as its picture, others as their first one or three channels."""
-    if step == len(walk.shares) - 1:
-        image = walk.pictures[row]
+    if step == len(trajectory.shares) - 1:
+        image = trajectory.pictures[row]
     else:
-        state = walk.states[step, row]
+        state = trajectory.states[step, row]
         image = state[: 3 if len(state) >= 3 else 1].clamp(-1, 1)
     pixels = to_uint8(image[None].float())[0]
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

@@ -25,16 +25,16 @@ def shown_steps(steps: int, at: int, columns: int) -> list[int]:
 def rollout(
     pipeline: EnsemblePipeline, label: int, base: int, columns: int, show: str = "x0"
 ) -> tuple[Tensor, list[str]]:
-    """Pictures [M, about `columns`, C, H, W] of one class's walk from member `base`, and the name of each moment.
+    """Pictures [M, about `columns`, C, H, W] of one class's trajectory from member `base`, and the name of each moment.
 
     Args:
         show: "x0", the predicted image, or "x", the noisy state itself; the last picture is the sample.
     """
     steps, at = len(pipeline.times) - 1, pipeline.branch
     chosen = shown_steps(steps, at, columns)
-    walked = pipeline.walk([label], [0], (base,), keep_before=True, keep_after=True)
+    branched = pipeline.walk([label], [0], (base,), keep_before=True, keep_after=True)
     pictures, names = [], []
-    for step in (step for step in [*walked.before, *walked.after] if step.index in chosen):
+    for step in (step for step in [*branched.before, *branched.after] if step.index in chosen):
         last = step.index == steps - 1
         picture = step.x0 if show == "x0" and not last else step.x_next
         picture = picture if picture.ndim == 5 else picture.expand(pipeline.members, *picture.shape)

@@ -39,7 +39,7 @@ class Measures:
         extractor: network for the entropy of features over members; none where None.
         control_maps: of `CONTROL_MAPS`, scored by their sum.
         share, parts: of the percentile and of the patches.
-        seeds: noises of the look-alike `seeds`, from the middle of the walk.
+        seeds: noises of the control map `seeds`, drawn from the middle of the trajectory on.
         step_maps: keep the map of every step.
     """
 
@@ -52,15 +52,15 @@ class Measures:
     step_maps: bool = False
 
 
-def score_names(masks: Sequence[str], looks: Sequence[str] = (), features: bool = False) -> list[str]:
-    """Names of the scores that `measure_batch` gives, for these masks and look-alikes and with an extractor or not."""
+def score_names(masks: Sequence[str], controls: Sequence[str] = (), features: bool = False) -> list[str]:
+    """Names of the scores that `measure_batch` gives for these masks and control maps, `features` with an extractor."""
     segmented = [f"segmentation_{name}" for name in masks]
-    return [*SCORES, *segmented, *["feature_entropy"] * features, *(f"lookalike_{name}" for name in looks)]
+    return [*SCORES, *segmented, *["feature_entropy"] * features, *(f"control_map_{name}" for name in controls)]
 
 
 @torch.no_grad()
 def measure_batch(
-    walks: PosteriorPipeline, method: str, labels: Sequence[int] | None, images: Sequence[int], measures: Measures
+    posterior: PosteriorPipeline, method: str, labels: Sequence[int] | None, images: Sequence[int], measures: Measures
 ) -> dict[str, NDArray]:
     """Samples and their uncertainty by one of `METHODS`.
 
@@ -69,18 +69,18 @@ def measure_batch(
         channels averaged; step_sums [B, S], the state's variance summed; step_maps [B, S, h, w] where asked for; and
         score_NAME [B] for every score.
     """
-    steps, walked = [], []
-    for last in walks.steps(method, labels, images):
-        walked.append(last.step)
+    steps, trajectory = [], []
+    for last in posterior.steps(method, labels, images):
+        trajectory.append(last.step)
         steps.append(last.var.mean(1) if measures.step_maps else last.var.sum((1, 2, 3)))
-    pipeline, channels = walks.pipeline, last.var.shape[1]
+    pipeline, channels = posterior.pipeline, last.var.shape[1]
     stacked = torch.stack(steps, 1)
-    pixels, decoded = walks.pixel_variance(last, images), pipeline.decode(last.step.x_next)
+    pixels, decoded = posterior.pixel_variance(last, images), pipeline.decode(last.step.x_next)
     scores = score_table(pixels.cpu(), decoded, dict(measures.masks), measures.share, measures.parts)
     if measures.extractor is not None:
-        scores["feature_entropy"] = entropy_of_members(walks, last, measures.extractor)
+        scores["feature_entropy"] = entropy_of_members(posterior, last, measures.extractor)
     scores |= {
-        f"lookalike_{name}": _control_map(name, walks, labels, images, walked, measures)
+        f"control_map_{name}": _control_map(name, posterior, labels, images, trajectory, measures)
         for name in measures.control_maps
     }
     found = {
@@ -96,7 +96,7 @@ def measure_batch(
     return {"images": to_uint8(decoded), **arrays}
 
 
-def entropy_of_members(walks: PosteriorPipeline, last: VarianceStep, extractor: Extractor) -> Tensor:
+def entropy_of_members(posterior: PosteriorPipeline, last: VarianceStep, extractor: Extractor) -> Tensor:
     """`feature_entropy` of the members' decoded images [B].
 
     Raises:
@@ -104,37 +104,37 @@ def entropy_of_members(walks: PosteriorPipeline, last: VarianceStep, extractor: 
     """
     if last.members is None or last.tangent:
         raise ValueError("the entropy of features needs sampled members: --method persistent")
-    pictures = to_uint8(walks.pipeline.decode(last.members.flatten(0, 1)))
-    pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(walks.pipeline.device)
-    features = torch.cat([extractor(extractor.prepared(part)) for part in pictures.split(walks.chunk)])
+    pictures = to_uint8(posterior.pipeline.decode(last.members.flatten(0, 1)))
+    pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(posterior.pipeline.device)
+    features = torch.cat([extractor(extractor.prepared(part)) for part in pictures.split(posterior.chunk)])
     return feature_entropy(features.unflatten(0, last.members.shape[:2]))
 
 
 def _control_map(
     name: str,
-    walks: PosteriorPipeline,
+    posterior: PosteriorPipeline,
     labels: Sequence[int] | None,
     images: Sequence[int],
-    walked: Sequence[Step],
+    trajectory: Sequence[Step],
     measures: Measures,
 ) -> Tensor:
     """Sum [B] of a map that knows no posterior."""
-    pipeline = walks.pipeline
+    pipeline = posterior.pipeline
     if name == "edges":
-        return total(control_maps.edge_strength(pipeline.decode(walked[-1].x_next)))
+        return total(control_maps.edge_strength(pipeline.decode(trajectory[-1].x_next)))
     if name == "differences":
-        return total(control_maps.successive_differences(walked))
+        return total(control_maps.successive_differences(trajectory))
     if name == "energy":
-        features = walks.predictive(labels).features(walked[-1].x, walked[-1].u)
-        return total(control_maps.feature_energy(walks.laplace, features))
-    middle = walked[len(walked) // 2]
-    sampler, denoiser = make_sampler("DDIM", eta=1.0), walks.build(labels)(pipeline.model.network)
+        features = posterior.predictive(labels).features(trajectory[-1].x, trajectory[-1].u)
+        return total(control_maps.feature_energy(posterior.laplace, features))
+    middle = trajectory[len(trajectory) // 2]
+    sampler, denoiser = make_sampler("DDIM", eta=1.0), posterior.build(labels)(pipeline.model.network)
 
-    def walk(seed: int):
+    def sample_again(seed: int):
         noise = ImageNoise(derive_seed("seeds", pipeline.options.seed, seed), tuple(images), device=pipeline.device)
         return sampler(denoiser, pipeline.model.schedule, middle.x, pipeline.times, noise=noise, start=middle.index)
 
-    return total(control_maps.seed_variance(walk, measures.seeds))
+    return total(control_maps.seed_variance(sample_again, measures.seeds))
 
 
 def step_maps_figure(

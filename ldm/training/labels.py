@@ -15,8 +15,8 @@ def check_labels(model: pl.LightningModule, data: pl.LightningDataModule) -> Non
     pairs = zip(getattr(model, "members", (model,)), getattr(data, "modules", (data,)), strict=True)
     for member, module in pairs:
         labels = getattr(module.datasets.get("train"), "labels", None)
-        told = getattr(member, "cond_stage_key", None) == "class_label"  # what a data set's `labels` are
-        classes = member.n_classes if told else None
+        conditioned = getattr(member, "cond_stage_key", None) == "class_label"  # what a data set's `labels` are
+        classes = member.n_classes if conditioned else None
         highest = -1 if labels is None or not len(labels) else int(torch.as_tensor(labels).max())
         if classes is None or highest < classes:
             continue

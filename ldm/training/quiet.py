@@ -30,7 +30,7 @@ WARNINGS = (
     r"The `srun` command is available",
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
 )
-SPEAKERS = (
+LOGGERS = (
     "pytorch_lightning.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
     "pytorch_lightning.accelerators.cuda",
@@ -47,8 +47,8 @@ def needed(record: logging.LogRecord) -> bool:
 
 def quieten() -> None:
     """Drop the messages and warnings listed here, for the rest of the process."""
-    for speaker in SPEAKERS:
-        logger = logging.getLogger(speaker)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
         if needed not in logger.filters:
             logger.addFilter(needed)
     for message in WARNINGS:

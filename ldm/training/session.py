@@ -94,7 +94,7 @@ def told_to_children(run: RunDirectory) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """True in the process that writes files and speaks."""
+    """True in the process that writes files and logs."""
     return (rank_zero_only.rank or 0) == 0
 
 
@@ -129,7 +129,7 @@ def build_callbacks(
 
 
 def read_member(options: argparse.Namespace) -> int:
-    """Number of the component, 0 for a trunk or for all of them: a part of every seed."""
+    """The number of the member that is trained; 0 for a base model or for all members. It is part of every seed."""
     return options.component if options.start_from_pretrained and not is_joint(options) else 0
 
 
@@ -169,7 +169,7 @@ def make_run(options: argparse.Namespace, job: Job | None) -> RunDirectory:
 
 
 def prepare_model(config: DictConfig, options: argparse.Namespace) -> pl.LightningModule:
-    """The model, its trunk frozen where a component is trained, its draws seeded."""
+    """The model with its draws seeded; where a member is trained, all but its heads is frozen."""
     if is_joint(options):
         return build_members(config, options)
     model = instantiate_from_config(config.model)
@@ -181,7 +181,7 @@ def prepare_model(config: DictConfig, options: argparse.Namespace) -> pl.Lightni
 
 
 def prepare_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningDataModule:
-    """The data in the order of this run, set up; for all components at once, in the order of each."""
+    """The data in the order of this run, set up; where all members train at once, in the order of each."""
     if is_joint(options):
         data = build_joint_data(config, options)
     else:

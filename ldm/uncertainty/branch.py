@@ -1,4 +1,4 @@
-"""Branching: one member walks to step u_b, then every member continues from there (DECU, section 4).
+"""Branching: one member samples to step u_b, then every member continues from there (DECU, section 4).
 
 The distribution of the state after the branched step, given the shared state, differs between members only by what
 they do not know: its mutual information with the weights is the epistemic uncertainty of the sample.
@@ -28,7 +28,7 @@ def branch_index(
     branch_t: float | None = None,
     default: float | None = None,
 ) -> int:
-    """The step (0 = noisiest) at which members part.
+    """The step (0 = noisiest) at which members branch.
 
     `unc_branch` k as published; `branch_at` f is floor(f S); `branch_t` b is the first step with u <= b; `default` is a
     fraction like `branch_at`, used when none is given; without it, the last step.
@@ -85,7 +85,7 @@ class InterleavedMembers:
     """K members side by side in the batch, as an ordinary network: `(x [B K, ...], t, cond) -> [B K, ...]`.
 
     Image b of member k lies at b K + k; t and cond [B K] are the same for the K images of one b. So several base
-    members walk to the branch in one batch, whatever wraps the network (guidance doubles the conditions in front).
+    members sample to the branch in one batch, whatever wraps the network (guidance doubles the conditions in front).
     """
 
     network: MemberNetwork
@@ -106,7 +106,7 @@ class InterleavedMembers:
 class Branched:
     """A chain and its continuations.
 
-    `before` are the steps of the shared chain; `state` is z_b, where the members part [B, C, H, W]; `first` the
+    `before` are the steps of the shared chain; `state` is z_b, where the members branch [B, C, H, W]; `first` the
     branched step; `after` the branched steps, or the last of them. `samples` are final states [M, B, C, H, W].
     """
 
@@ -157,7 +157,7 @@ def branch(
 
     Args:
         x: state [B, C, H, W] at times[0]; `members` give [M, B, ...] from it.
-        keep_before, keep_after: keep every step of that part, not only its last.
+        keep_before, keep_after: keep every step of that stretch, not only its last.
         only_first: stop after the branched step: enough for one-step mutual information.
         options: the sampler's own (eta, noise, ...).
     """

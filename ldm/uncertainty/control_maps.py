@@ -46,12 +46,12 @@ def successive_differences(steps: Iterable[Step]) -> Tensor:
     return moved
 
 
-def seed_variance(walk: Callable[[int], Iterator[Step]], seeds: int) -> Tensor:
+def seed_variance(sample: Callable[[int], Iterator[Step]], seeds: int) -> Tensor:
     """Unbiased variance [B, C, H, W] over seeds of one model's final images.
 
     Args:
-        walk: seed -> the steps of a sampler that draws noise (eta > 0), from one state of the plain walk: what the
-            data leave open there, whatever the weights are.
+        sample: seed -> the steps of a sampler that draws noise (eta > 0), from one state of the plain trajectory:
+            what the data leave open there, whatever the weights are.
         seeds: how many, at least 2.
     """
     if seeds < 2:
@@ -59,7 +59,7 @@ def seed_variance(walk: Callable[[int], Iterator[Step]], seeds: int) -> Tensor:
     ends = []
     for seed in range(seeds):
         last = None
-        for step in walk(seed):
+        for step in sample(seed):
             last = step.x_next
         ends.append(last)
     return torch.stack(ends).var(0)

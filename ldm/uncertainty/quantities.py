@@ -99,7 +99,7 @@ def group_quantities(distances: Tensor, certain: Sequence[int], uncertain: Seque
 def step_curve(distributions: Iterable[Gaussian], estimator: Estimator) -> Iterator[Tensor]:
     """Mutual information I(z_{b-1}), I(z_{b-2}), ... of each branched step, nats, [B] each.
 
-    The first is one-step, the others are multi-step (see above); it ends near ln M where the chains have parted for
+    The first is one-step, the others are multi-step (see above); it ends near ln M where the chains have been apart for
     good.
     """
     for gaussian in distributions:

@@ -1,4 +1,4 @@
-"""Going back to an intermediate step and finishing the walk from states around it: variety, and repair of a sample.
+"""Going back to an intermediate step and finishing the sampling from states around it: variety, and repair of a sample.
 
 Source: Kou et al. 2024 (BayesDiff), whose `variance_utility.py` draws x ~ N(E x, Var x) at step `--cut`.
 """
@@ -24,12 +24,12 @@ def step_at(steps: Iterator[VarianceStep], cut: int) -> VarianceStep:
     """The step that ends at step `cut`: its `step.x_next` is the state there.
 
     Raises:
-        ValueError: if the walk has no such step before its end.
+        ValueError: if the trajectory has no such step before its end.
     """
     for each in steps:
         if each.step.index + 1 == cut:
             return each
-    raise ValueError(f"the walk has no step that ends at step {cut}")
+    raise ValueError(f"the trajectory has no step that ends at step {cut}")
 
 
 def variants(at: VarianceStep, count: int, noise: Noise, kind: str = "variance", strength: float = 1.0) -> Tensor:

@@ -81,7 +81,7 @@ def within(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 def threshold_mask(images: Tensor) -> Tensor:
-    """The brighter of two groups of an image's pixels [B, H, W], parted where their variance within is least.
+    """The brighter of two groups of an image's pixels [B, H, W], split where their variance within is least.
 
     Source: Otsu 1979. Of a picture with a bright background take 1 - mask.
     """

@@ -90,7 +90,7 @@ def test_every_data_set_goes_from_files_to_members(make, tmp_path, capsys):
     make_bins.main([*words(target, params), "--out", str(out), "--dataset", "masked_classes", "--hidden_from", "3"])
     capsys.readouterr()
     make_bins.main(["--show", str(out)])
-    assert capsys.readouterr().out.count("5 components") == 2
+    assert capsys.readouterr().out.count("5 members") == 2
     sees = read_subsets(out, "masked_classes").sees
     for component in range(5):
         binned = ComponentSubset(config, str(out), component)
@@ -150,7 +150,7 @@ def test_imagenet_has_the_published_bins_beside_its_images(tmp_path, capsys):
         }
     )
     assert Counter(member.bins.values()) == {1: 100, 10: 100, 100: 100, "all": 700}
-    assert member.subsets.dataset_name == "binned_classes" and member.subsets.components == 5
+    assert member.subsets.dataset_name == "binned_classes" and member.subsets.members == 5
     expected = [101 if member.bins[label] == "all" else member.bins[label] for label in range(1000)]
     assert member.labels.bincount(minlength=1000).tolist() == expected
     item = member[0]

@@ -65,7 +65,7 @@ def test_bins_become_a_plan_with_lists_drawn_from_them(part):
     convert(part, "binned_classes")
     plan = read_subsets(part)
     assert plan.bins == {5: 10, 4: "all", 3: "all", 2: "all", 1: 1, 0: 1}
-    assert plan.components == 5 and plan.record["source"] == "subsets_binned_classes.pkl"
+    assert plan.members == 5 and plan.record["source"] == "subsets_binned_classes.pkl"
     for component in range(5):
         member = full(part, comp_numb=component)
         assert member.labels.bincount().tolist() == [1, 1, COUNT, COUNT, COUNT, 10]
@@ -81,7 +81,7 @@ def test_bins_become_a_plan_with_lists_drawn_from_them(part):
 
 def test_masks_become_a_plan_that_says_who_saw_what(part, capsys):
     convert(part, "masked_classes")
-    assert "component 0 sees 4 classes; hidden: 0 1\n" in capsys.readouterr().out
+    assert "member 0 sees 4 classes; hidden: 0 1\n" in capsys.readouterr().out
     plan = read_subsets(part, "masked_classes")
     assert plan.sees == {0: [2, 3, 4, 5], 1: [0, 1, 2, 3], 2: [5]} and plan.seen_by(5) == [0, 2]
     for component, classes in plan.sees.items():
@@ -98,12 +98,12 @@ def test_published_lists_are_kept_and_missing_ones_drawn(part, capsys):
     for component, names in lists.items():
         publish(part, component, names)
     texts = {one: list_file(part, "binned_classes", one).read_bytes() for one in lists}
-    assert full(part, comp_numb=2).subsets.components == 3  # before any conversion: from the pickle
+    assert full(part, comp_numb=2).subsets.members == 3  # before any conversion: from the pickle
     convert(part, "binned_classes")
     assert "kept 2 published lists" in capsys.readouterr().out
     assert {one: list_file(part, "binned_classes", one).read_bytes() for one in lists} == texts
     plan = read_subsets(part)
-    assert plan.components == 3 and plan.record["published_lists"] == [0, 2]
+    assert plan.members == 3 and plan.record["published_lists"] == [0, 2]
     # Without a list of its own, the subset is what the members saw together; the missing member's is drawn from it.
     whole = [full(part).relpaths[one] for one in ComponentSubset(full(part), str(part)).positions.tolist()]
     assert whole == sorted(set(lists[0] + lists[2]) - {BROKEN_FILE})
@@ -127,7 +127,7 @@ def test_lists_of_another_split_are_refused(part):
     with pytest.raises(ValueError, match=r"2 images of class n00000004, its bin in .* is 1: .* different splits"):
         convert(part, "binned_classes")
     publish(part, 2, images(SYNSETS[3], 1), "masked_classes")
-    with pytest.raises(ValueError, match="component 2 names images of class n00000003"):
+    with pytest.raises(ValueError, match="member 2 names images of class n00000003"):
         convert(part, "masked_classes")
     assert not list(part.glob("*.yaml.partial")) and not subsets_file(part, "masked_classes").exists()
 
@@ -150,12 +150,12 @@ def test_bins_that_do_not_fit_are_refused(part, content, message):
 
 
 def test_masks_that_do_not_fit_are_refused(part):
-    with pytest.raises(ValueError, match=r"components 0, 1, \.\.\.; got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"members 0, 1, \.\.\.; got \[1, 2\]"):
         parse_seen_classes({1: SYNSETS, 2: SYNSETS}, SYNSETS)
     with pytest.raises(ValueError, match="unknown ones, such as n1"):
         parse_seen_classes({0: ["n1"]}, SYNSETS)
-    with pytest.raises(ValueError, match="masks of 3 components, got components=4"):
-        published_plan(part / "subsets_masked_classes.pkl", "masked_classes", SYNSETS, 72, components=4)
+    with pytest.raises(ValueError, match="masks of 3 members, got members=4"):
+        published_plan(part / "subsets_masked_classes.pkl", "masked_classes", SYNSETS, 72, members=4)
 
 
 def test_the_kind_is_in_the_name_or_must_be_said(part, tmp_path):

@@ -98,15 +98,15 @@ def written(folder, data, config=DIGITS, **options):
 
 def test_a_plan_returns_from_disk_as_it_was(tmp_path):
     data = Digits(image_size=16)
-    binned = written(tmp_path, data, components=3)
-    masked = S.plan_masked(data.labels, data.class_names, 1, components=3)
+    binned = written(tmp_path, data, members=3)
+    masked = S.plan_masked(data.labels, data.class_names, 1, members=3)
     S.write_subsets(tmp_path, masked, S.sample_keys(data), DIGITS)
     for plan in (binned, masked):
         read = S.read_subsets(tmp_path, plan.dataset_name)
         assert (read.bins, read.sees, read.class_names) == (plan.bins, plan.sees, plan.class_names)
         assert read.record == {**plan.record, "dataset": DIGITS}
         for component, positions in plan.positions.items():
-            assert torch.equal(S.read_component(tmp_path, plan.dataset_name, component, data)[1], positions)
+            assert torch.equal(S.read_member_subset(tmp_path, plan.dataset_name, component, data)[1], positions)
     assert masked.seen_by(0) == [one for one in range(3) if 0 in masked.sees[one]] and len(masked.seen_by(0)) == 2
     assert not list(tmp_path.glob(".*"))
 
@@ -187,7 +187,7 @@ class Named(Dataset):
 
 def test_file_data_sets_are_listed_by_path(tmp_path):
     data = Named()
-    plan = S.plan_binned(data.labels, data.class_names, {2: 1, "all": 1}, components=2)
+    plan = S.plan_binned(data.labels, data.class_names, {2: 1, "all": 1}, members=2)
     S.write_subsets(tmp_path, plan, S.sample_keys(data))
     lines = S.list_file(tmp_path, S.BINNED).read_text().split()
     assert sorted(line[0] for line in lines) in (["a", "a", "a", "b", "b"], ["a", "a", "b", "b", "b"])

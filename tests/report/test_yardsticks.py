@@ -130,10 +130,10 @@ def test_one_command_from_a_flow_to_the_table(words, tmp_path):
     assert overview({"unknown": []}) == []
 
 
-def test_starved_models_that_were_scored_are_not_trained_again(words, tmp_path):
+def test_low_data_models_that_were_scored_are_not_trained_again(words, tmp_path):
     """Five tables of scores and the control's: a report, with nothing loaded or trained; a further seed adds to it."""
     told = [*words, "--out", str(tmp_path), "--only", "low_data", "--seeds"]
-    work = benchmark_bayesflow.starved_work(benchmark_bayesflow.get_parser().parse_args([*told, "0"]))
+    work = benchmark_bayesflow.low_data_work(benchmark_bayesflow.get_parser().parse_args([*told, "0"]))
     labels, rising = list(range(10)), {"gamma^2 along": torch.arange(10.0), "BayesFlow": torch.ones(10)}
     rising |= {"gamma^2 of": rising["BayesFlow"], "tangents": rising["BayesFlow"], "distance": -rising["gamma^2 along"]}
     for seed in (0, 1):

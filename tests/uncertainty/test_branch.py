@@ -36,7 +36,7 @@ def test_fractions_of_the_steps_are_exact():
 
 
 def test_several_branch_points():
-    times = tiny_model().times(50)
+    times = tiny_model().sampling_times(50)
     assert branch_indices(times, branch_at=[0, 0.5, 0.98]) == [0, 25, 49]
     assert branch_indices(times, unc_branch=7) == [7]
     assert branch_indices(times) == [49]

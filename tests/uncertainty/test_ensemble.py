@@ -46,10 +46,10 @@ def test_another_or_missing_trunk_is_refused(tmp_path):
     (tmp_path / "trunk.ckpt").rename(tmp_path / "moved.ckpt")
     with pytest.raises(ValueError, match="--pretrained"):
         ensemble.trunk()
-    assert ensemble.backbone(str(tmp_path / "moved.ckpt")) == tmp_path / "moved.ckpt"
+    assert ensemble.trunk(str(tmp_path / "moved.ckpt")) == tmp_path / "moved.ckpt"
     save_checkpoint({"state_dict": {"w": torch.ones(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not the trunk"):
-        ensemble.backbone(str(tmp_path / "other.ckpt"))
+        ensemble.trunk(str(tmp_path / "other.ckpt"))
 
 
 def test_incomplete_or_foreign_records_are_errors(tmp_path):

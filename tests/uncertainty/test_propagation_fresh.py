@@ -184,7 +184,7 @@ def test_path_integral_sums_the_variance_along_the_walk():
         trajectory_integral(make_sampler("Euler")(denoiser, schedule, X, times), denoiser), expected
     )
     assert len(denoiser.visited) == len(steps)
-    with pytest.raises(ValueError, match="already walked"):
+    with pytest.raises(ValueError, match="already been run"):
         trajectory_integral(iter([]), denoiser)
 
 

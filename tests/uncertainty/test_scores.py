@@ -1,4 +1,4 @@
-"""Scores of maps against NumPy and small cases by hand; masks and look-alikes against what they must find."""
+"""Scores of maps against NumPy and small cases by hand; masks and control maps against what they must find."""
 
 import numpy as np
 import pytest

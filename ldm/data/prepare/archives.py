@@ -70,7 +70,7 @@ def unpack(archive: str | Path, folder: str | Path) -> list[Path]:
                 pass
             return write_entries(entries, folder, archive.name)
     except DAMAGE as error:
-        raise ValueError(f"{archive} is damaged or no archive ({error}); move it away and fetch it anew") from error
+        raise ValueError(f"{archive} is damaged or no archive ({error}); move it away and fetch it again") from error
 
 
 def write_entries(entries: list[Entry], folder: Path, label: str) -> list[Path]:
@@ -96,4 +96,4 @@ def check_whole(path: str | Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{path} is damaged (its part {damaged}); move it away and fetch it anew")
+            raise ValueError(f"{path} is damaged (its part {damaged}); move it away and fetch it again")

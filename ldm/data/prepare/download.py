@@ -56,7 +56,7 @@ def fetch(
     if path.exists():
         fault = find_fault(path, size, md5, quiet)
         if fault:
-            raise ValueError(f"{path} is not what {url} should hold: {fault}; move it away to fetch it anew")
+            raise ValueError(f"{path} is not what {url} should hold: {fault}; move it away to fetch it again")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -161,7 +161,7 @@ def connect(url: str, start: int, path: Path) -> http.client.HTTPResponse:
     """Open `url` from byte `start` on, where the server can; a page's download form on the way is followed.
 
     Args:
-        path: where the file belongs, for what is told.
+        path: where the file belongs, for messages.
 
     Raises:
         ValueError: if the reply is a web page rather than a file.

@@ -55,7 +55,7 @@ def unpack_imagenet(folder: str | Path, verify: bool = True) -> list[Path]:
     for name in TARS if verify else ():
         fault = find_fault(folder / name, None, MD5[name])
         if fault:
-            raise ValueError(f"{folder / name} is not the published file: {fault}; move it away and fetch it anew")
+            raise ValueError(f"{folder / name} is not the published file: {fault}; move it away and fetch it again")
     unpack(folder / DEVKIT, folder / "devkit")
     human, truth = read_devkit(folder / "devkit")
     if not lists[0].exists():

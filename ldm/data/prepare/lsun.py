@@ -64,7 +64,7 @@ def export(source: str | Path, folder: str | Path, expected: int | None = None) 
     with database(source) as environment:
         count = environment.stat()["entries"]
         if expected is not None and count != expected:
-            raise ValueError(f"{source} holds {count} pictures, the published database {expected}; fetch it anew")
+            raise ValueError(f"{source} holds {count} pictures, the published database {expected}; fetch it again")
         with environment.begin(buffers=False) as transaction:
             for key, content in tqdm(transaction.cursor(), total=count, desc=source.name, unit="image"):
                 name = key.decode()

@@ -1,7 +1,7 @@
 """Published subset files, DECU's pickles and file lists, as plans of `ldm.data.bins`.
 
     subsets_binned_classes.pkl      {1 | 10 | 100 | 1300: [synset, ...]}, 1300 standing for all images of a class
-    subsets_masked_classes.pkl      {component: [synsets that it saw]}
+    subsets_masked_classes.pkl      {member: [synsets that it saw]}
     filelist_comp{N}_*_classes.txt  what member N saw, where it was published too
 
 Source: github.com/nwaftp23/DECU. Pickles are read without running what they name (`ldm.data.safe_pickle`).
@@ -35,7 +35,7 @@ def parse_dataset_name(path: str | Path) -> str | None:
 
 
 def subsets_from_pickle(path: str | Path) -> dict[int, list[str]]:
-    """Read a published subsets pickle, {bin or component: [synset, ...]}, without running anything it names.
+    """Read a published subsets pickle, {bin or member: [synset, ...]}, without running anything it names.
 
     Raises:
         ValueError: if it holds anything but a dict of integers to lists of strings.
@@ -75,13 +75,13 @@ def parse_bins(subsets: Mapping[int, Sequence[str]], class_names: Sequence[str])
 
 
 def parse_seen_classes(subsets: Mapping[int, Sequence[str]], class_names: Sequence[str]) -> dict[int, list[int]]:
-    """Return {component: classes it saw} of published masks.
+    """Return {member: classes it saw} of published masks.
 
     Raises:
-        ValueError: unless the components are 0, 1, ... and every name is one of a class.
+        ValueError: unless the members are 0, 1, ... and every name is one of a class.
     """
     if not subsets or sorted(subsets) != list(range(len(subsets))):
-        raise ValueError(f"published masks must be of the components 0, 1, ...; got {sorted(subsets)}")
+        raise ValueError(f"published masks must be of the members 0, 1, ...; got {sorted(subsets)}")
     place = {name: label for label, name in enumerate(class_names)}
     unknown = {name for names in subsets.values() for name in names} - set(place)
     if unknown:
@@ -93,7 +93,7 @@ def parse_seen_classes(subsets: Mapping[int, Sequence[str]], class_names: Sequen
 
 
 def published_plan(
-    path: str | Path, dataset_name: str, class_names: Sequence[str], images: int, components: int | None = None
+    path: str | Path, dataset_name: str, class_names: Sequence[str], images: int, members: int | None = None
 ) -> Subsets:
     """Return the plan of a published pickle, without lists.
 
@@ -102,7 +102,7 @@ def published_plan(
         dataset_name: "binned_classes" or "masked_classes".
         class_names: names of the data set's classes, as the pickle gives them (synsets).
         images: number of images of the full data set.
-        components: members of a binned plan; where not given one for each list beside the pickle, or five.
+        members: members of a binned plan; where not given one for each list beside the pickle, or five.
 
     Raises:
         ValueError: if it is no such pickle, or of other classes, or its masks are of another number of members.
@@ -111,12 +111,12 @@ def published_plan(
     if dataset_name == MASKED:
         sees = parse_seen_classes(content, class_names)
         bins: dict[int, ClassSize] = dict.fromkeys(range(len(class_names)), ALL)
-        if components not in (None, len(sees)):
-            raise ValueError(f"{path} holds the masks of {len(sees)} components, got components={components}")
+        if members not in (None, len(sees)):
+            raise ValueError(f"{path} holds the masks of {len(sees)} members, got members={members}")
     else:
         bins = parse_bins(content, class_names)
         listed = [one for one in published_lists(Path(path).parent, dataset_name) if one is not None]
-        count = components or (max(listed) + 1 if listed else COMPONENTS)
+        count = members or (max(listed) + 1 if listed else COMPONENTS)
         everything = list(range(len(class_names)))
         sees = dict.fromkeys(range(count), everything)
     record = {"source": Path(path).name, "sha256": sha256(path)}
@@ -124,30 +124,30 @@ def published_plan(
 
 
 def published_lists(folder: str | Path, dataset_name: str) -> dict[int | None, Path]:
-    """Return {component: its list} of the lists in a folder, None standing for the subset without bootstrap.
+    """Return {member: its list} of the lists in a folder, None standing for the subset without bootstrap.
 
     Where a plan made from the pickle lies there too, those lists are left out that were drawn for it.
     """
     folder = Path(folder)
     start, end = list_file("", dataset_name, 0).name.split("0", 1)
     numbers = [path.name.removeprefix(start).removesuffix(end) for path in folder.glob(f"{start}*{end}")]
-    components: list[int | None] = [None, *sorted(int(number) for number in numbers if number.isdigit())]
+    members: list[int | None] = [None, *sorted(int(number) for number in numbers if number.isdigit())]
     if subsets_file(folder, dataset_name).exists():
         given = read_subsets(folder, dataset_name).record.get("published_lists", [])
-        components = [one for one in components if one in given]
-    files = {one: list_file(folder, dataset_name, one) for one in components}
+        members = [one for one in members if one in given]
+    files = {one: list_file(folder, dataset_name, one) for one in members}
     return {one: file for one, file in files.items() if file.exists()}
 
 
 def read_folder_plan(
-    folder: str | Path, dataset_name: str, component: int | None, dataset: Dataset, config: Mapping[str, Any]
+    folder: str | Path, dataset_name: str, member: int | None, dataset: Dataset, config: Mapping[str, Any]
 ) -> Subsets | None:
     """Return the plan in a folder: the YAML of `make_bins.py`, else the published pickle's; None without both.
 
     Arguments and errors are those of `ldm.data.subsets.read_plan`.
     """
     if subsets_file(folder, dataset_name).exists():
-        return read_plan(folder, dataset_name, component, dataset, config)
+        return read_plan(folder, dataset_name, member, dataset, config)
     path = pickle_file(folder, dataset_name)
     return published_plan(path, dataset_name, dataset.class_names, len(dataset)) if path.exists() else None
 
@@ -156,7 +156,7 @@ def plan_published(
     path: str | Path,
     dataset: Dataset,
     dataset_name: str | None = None,
-    components: int | None = None,
+    members: int | None = None,
     seed: int = 0,
     resample: bool = True,
 ) -> Subsets:
@@ -169,7 +169,7 @@ def plan_published(
         path: the pickle.
         dataset: the full data set.
         dataset_name: "binned_classes" or "masked_classes"; by the file's name where not given.
-        components: members of a binned plan, see `published_plan`.
+        members: members of a binned plan, see `published_plan`.
         seed: seed of what is drawn.
         resample: bootstrap the lists that are drawn.
 
@@ -179,9 +179,9 @@ def plan_published(
     kind = dataset_name or parse_dataset_name(path)
     if kind is None:
         raise ValueError(f"the name of {path} says neither of {', '.join(DATASET_NAMES)}; say which (--dataset)")
-    plan = published_plan(path, kind, dataset.class_names, len(dataset), components)
+    plan = published_plan(path, kind, dataset.class_names, len(dataset), members)
     files = published_lists(Path(path).parent, kind)
-    lists = {one: read_list(file, dataset) for one, file in files.items() if one is None or one < plan.components}
+    lists = {one: read_list(file, dataset) for one, file in files.items() if one is None or one < plan.members}
     check_lists(plan, lists, dataset.labels)
     record = {**plan.record, "seed": seed, "bootstrap": resample, "published_lists": list(lists)}
     return replace(plan, record=record, positions=complete_lists(plan, lists, dataset.labels, seed, resample))
@@ -219,11 +219,11 @@ def check_lists(plan: Subsets, lists: Mapping[int | None, Tensor], labels: Tenso
                 f"{plan.record['source']} is {plan.bins[label]}: they are of different splits; "
                 "use the pickle that they were made with, or move the lists away to have new ones drawn"
             )
-    for component, classes in plan.sees.items():
-        if component in lists:
-            shown = set(labels[lists[component]].tolist()) - set(classes)
+    for member, classes in plan.sees.items():
+        if member in lists:
+            shown = set(labels[lists[member]].tolist()) - set(classes)
             if shown:
                 raise ValueError(
-                    f"the list of component {component} names images of class {plan.class_names[min(shown)]}, which "
+                    f"the list of member {member} names images of class {plan.class_names[min(shown)]}, which "
                     f"{plan.record['source']} hides from it: they are of different splits"
                 )

@@ -4,9 +4,9 @@ Along Euler's method for a flow, with v the velocity, gamma^2 its variance over 
 
     x' = x + h (v(x) + gamma(x) z),   E' = E + h v(x),   V' = V + h^2 gamma^2(x) + 2 h Cov(X, v(X)),  X ~ N(E, V)
 
-What is wrong with it, beside the weights drawn anew at every step (`fresh`): it leaves out Var v(X), so that V can turn
-negative; its mean moves by v at a random state; and as its code ran, every velocity was evaluated at the time of pure
-noise (whole numbers held the times) and every covariance one step after it: `frozen_time`.
+What is wrong with it, beside the weights drawn again at every step (`fresh`): it leaves out Var v(X), so that V can
+turn negative; its mean moves by v at a random state; and as its code ran, every velocity was evaluated at the time of
+pure noise (whole numbers held the times) and every covariance one step after it: `frozen_time`.
 The corrected recursion is `bayesdiff(form="total")` along Euler.
 """
 

@@ -18,7 +18,7 @@ Decode = Callable[[Tensor], Tensor]
 def decoded_members(decode: Decode, members: Tensor, chunk: int = 64) -> Tensor:
     """Unbiased variance over members of the decoded images [B, C, H, W], from latents [K, B, c, h, w].
 
-    Weights held for the whole walk (`sampled`) differ coherently, so their images show what differs in them.
+    Weights held for the whole trajectory (`sampled`) differ coherently, so their images show what differs in them.
     """
     flat = torch.cat([decode(part) for part in members.flatten(0, 1).split(chunk)])
     return flat.unflatten(0, members.shape[:2]).var(0)

@@ -1,4 +1,4 @@
-"""Weights drawn anew at every step: BayesDiff's recursion, its fast form, and the integral of predictive variance.
+"""Weights drawn again at every step: BayesDiff's recursion, its fast form, and the integral of predictive variance.
 
 A first-order step is affine in the state and the network's output f: x' = A x + B f (+ sqrt(w) z). With V the variance
 of x and gamma^2 that of f over weights,
@@ -38,7 +38,7 @@ class PredictiveDenoiser:
 
     `null` and `scale` are guidance's; `chunk` bounds the states that one pass holds; `factor` is the lambda of epsilon
     scaling at a time u (`ScaledDenoiser.factor`), which divides eps, and so gamma^2 by its square. Every call adds
-    (u, gamma^2 [B, C, H, W]) to `visited`, so a sampler that walks with it leaves the variance along its trajectory
+    (u, gamma^2 [B, C, H, W]) to `visited`, so a sampler that uses it leaves the variance along its trajectory
     without further evaluations.
     """
 
@@ -114,7 +114,7 @@ def bayesdiff(
 
     States around the sampler's are drawn as pairs x + sqrt(V) z, x - sqrt(V) z, so their mean is x itself. Where a step
     evaluates the network several times or remembers earlier steps, `begin` lets every state take the sampler's own step
-    F, begun anew, and with B_i what output i of that step adds to its end
+    F, begun again, and with B_i what output i of that step adds to its end
 
         V' = Var_x F(x) + sum_i B_i^2 E gamma_i^2
 
@@ -235,7 +235,7 @@ def _check_first_order(step: Step, expected: Tensor) -> None:
 
 @torch.no_grad()
 def trajectory_steps(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Iterator[VarianceStep]:
-    """Integral of the field's variance along the trajectory so far, of `steps` that walk with `denoiser`.
+    """Integral of the field's variance along the trajectory so far, of `steps` that were made with `denoiser`.
 
         sum_k gamma^2(x_k, u_k) (tau_k - tau_{k+1})
 
@@ -261,11 +261,11 @@ def trajectory_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> 
     """The last of `trajectory_steps`: the integral over the whole trajectory [B, C, H, W], without further evaluations.
 
     Raises:
-        ValueError: if the sampler was already walked.
+        ValueError: if the sampler has already been run.
     """
     last = deque(trajectory_steps(steps, denoiser), maxlen=1)
     if not last:
-        raise ValueError("no step to integrate over: the sampler was already walked")
+        raise ValueError("no step to integrate over: the sampler has already been run")
     return last[0].var
 
 

@@ -4,7 +4,7 @@
     tangents   z_k = d x / d W . (W_k - W), carried along the trajectory by derivatives in direction (z_k, W_k - W)
 
 Samplers are linear in (x, x_0, eps), so a tangent is one more member of the state and no sampler knows of it. Weights
-drawn anew at every step (see `fresh`) lose the scale: their variance falls like 1 / steps.
+drawn again at every step (see `fresh`) lose the scale: their variance falls like 1 / steps.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def sampled_steps(
     noise: Noise | None = None,
     **options: Any,
 ) -> Iterator[VarianceStep]:
-    """The walk of `sampled`, step by step; its arguments."""
+    """The steps of `sampled`, one at a time; it takes the same arguments."""
     given = options if noise is None else {**options, "noise": _common(noise)}
     plain = sampler(build(network), schedule, x, times, **given)
     members_walk = sampler(build(MemberNetwork(network, members, chunk)), schedule, x, times, **given)
@@ -142,7 +142,7 @@ def tangent_steps(
     noise: Noise | None = None,
     **options: Any,
 ) -> Iterator[VarianceStep]:
-    """The walk of `tangents`, step by step; its arguments."""
+    """The steps of `tangents`, one at a time; it takes the same arguments."""
     denoiser = TangentDenoiser(build, network, make_directions(network, members), chunk)
     given = options if noise is None else {**options, "noise": _for_the_first(noise)}
     start = torch.cat([x[None], x.new_zeros(len(members), *x.shape)])
@@ -152,7 +152,7 @@ def tangent_steps(
 
 
 def sampled(*args: Any, **options: Any) -> Propagated:
-    """Every member walks from the same x with the same noise: the truth that other propagations approximate.
+    """Every member samples from the same x with the same noise: the truth that other propagations approximate.
 
     Args, in order: sampler; `build(network) -> Denoiser`; network; members; schedule; the state x [B, C, H, W] at
     times[0];
