@@ -35,7 +35,7 @@ TWIN = "configs/flow-matching/diffusion-twin.yaml"
 
 
 # %% Train: a flow is a path, a target and times, all three in the config
-# model.params.path_config    FlowSchedule: x = (1 - u) x_0 + u eps, u = 0 data .. 1 noise
+# model.params.schedule_config    FlowSchedule: x = (1 - u) x_0 + u eps, u = 0 data .. 1 noise
 # model.params.parameterization: velocity    the network regresses eps - x_0
 # model.params.times_config   UniformTimes; LogNormalNoise(0, 1) is a normal logit, (-1.2, 1.2) flow_matching's skewed
 # The twin is the same network, data and optimiser on a table of betas: one more config on top.

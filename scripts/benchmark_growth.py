@@ -60,9 +60,8 @@ def measure(
     network = MemberNetwork(model.network, members, chunker)
 
     def walk() -> torch.Tensor:
-        return run(
-            ddim(model.denoiser(labels, options.scale, network), model.schedule, x, model.sampling_times(case["steps"]))
-        )
+        denoiser = model.denoiser(labels, options.scale, network)
+        return run(ddim(denoiser, model.schedule, x, model.sampling_times(case["steps"])))
 
     timed = timing.in_turn({"walk": walk}, device, options.repeats)["walk"]
     return timed, timing.operations(walk), timing.memory(walk, device)

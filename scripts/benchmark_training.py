@@ -30,7 +30,7 @@ from ldm.data.module import KeyedBatches, ResumableLoader
 from ldm.experiments import timing
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.speed import PRECISIONS
-from ldm.training.joint import JointComponents, start_members
+from ldm.training.joint import JointMembers, start_members
 from ldm.util import generator
 
 Batch = dict[str, Tensor]
@@ -103,7 +103,7 @@ class Sides:
     def __init__(self, options: argparse.Namespace, members: list[LatentDiffusion], device: torch.device):
         self.members, self.samples = members, range(options.batch_size)
         self.images, self.latents = batches_of(options, members)
-        self.joint = JointComponents(members)
+        self.joint = JointMembers(members)
         self.together = joined(self.latents)
         heads = [[value for value in member.parameters() if value.requires_grad] for member in members]
         self.optimisers = [torch.optim.AdamW(own, lr=LEARNING_RATE, weight_decay=0.0) for own in heads]

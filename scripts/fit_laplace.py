@@ -108,7 +108,7 @@ def time_edges(pipeline: ModelPipeline, bins: int) -> list[float]:
     """The network's times that part training into `bins` equally likely noise levels."""
     model = pipeline.model
     shares = torch.arange(1, bins, dtype=torch.float64) / bins
-    t = model.drawn_times(shares if model.times is not None else (shares * model.num_timesteps).long())
+    t = model.drawn_times(shares if model.num_timesteps is None else (shares * model.num_timesteps).long())
     x = torch.zeros(len(shares), *model.latent_shape, device=pipeline.device)
     return sorted(model.network_input(x, t.to(pipeline.device))[1].double().tolist()) if len(shares) else []
 

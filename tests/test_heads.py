@@ -27,7 +27,7 @@ def test_freeze_split_merge():
     heads, trunk = split(module.state_dict(), ["head.*"])
     assert sorted(heads) == sorted(trained)
     assert merge({**trunk, **heads}, {"head.bias": torch.tensor([9.0])})["head.bias"].item() == 9
-    with pytest.raises(ValueError, match="not in the trunk"):
+    with pytest.raises(ValueError, match="not in the base model"):
         merge(trunk, {"other": torch.zeros(1)})
     with pytest.raises(ValueError, match="shape"):
         merge({**trunk, **heads}, {"head.bias": torch.zeros(2)})

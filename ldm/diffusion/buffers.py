@@ -11,7 +11,7 @@ from ldm.diffusion.schedule import VPSchedule
 def schedule_buffers(schedule: VPSchedule, v_posterior: float = 0.0) -> dict[str, Tensor]:
     """The 12 float32 tables [T] that checkpoints hold, from the float64 schedule (Ho et al. 2020, eq. 4 and 7)."""
     betas, abar = schedule.betas, torch.cumprod(1 - schedule.betas, 0)
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    previous = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
     variance = (1 - v_posterior) * betas * (1 - previous) / (1 - abar) + v_posterior * betas
     tables = {
         "betas": betas,

@@ -11,8 +11,10 @@ Sampling uses it as `ancestral(.., variance="learned_range")`, on any times.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,9 +62,31 @@ class LearnedVariance:
         x0, _ = target.solve(output, schedule.noised(x_start, noise, u), *schedule.per_image(u))
         return schedule.end * bound_terms(schedule, x_start, x0, v, t)
 
-    def loss_of(self, simple: Tensor, bound: Tensor) -> Tensor:
-        """The loss of the parts, each of any one shape."""
+    def combine(self, simple: Tensor, bound: Tensor) -> Tensor:
+        """Return the loss that the two parts, of the same shape, make."""
         return simple + self.weight * bound if self.loss == "hybrid" else bound
+
+
+def make_learned_variance(config: str | Mapping[str, Any] | None) -> LearnedVariance | None:
+    """Read a config's `learned_variance`: the name of a loss, the arguments of `LearnedVariance`, or None."""
+    if config is None:
+        return None
+    return LearnedVariance(loss=config) if isinstance(config, str) else LearnedVariance(**config)
+
+
+def check_out_channels(network: object, channels: int, learned: LearnedVariance | None) -> None:
+    """Make sure that a network has 2 C output channels where it learns a variance, and C where it does not.
+
+    Raises:
+        ValueError: if it has the one where the other is needed; other numbers are not judged.
+    """
+    expected = channels * (1 if learned is None else 2)
+    found = getattr(network, "out_channels", None)
+    if found != expected and found in (channels, 2 * channels):
+        raise ValueError(
+            f"learned_variance: {'null' if learned is None else learned.loss} needs a network with out_channels: "
+            f"{expected} for {channels} channels, got {found}; {2 * channels} go with learned_variance: hybrid"
+        )
 
 
 @lru_cache(maxsize=8)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.learned_variance import LearnedVariance
+from ldm.diffusion.process import NoiseProcess, TableProcess
 from ldm.diffusion.schedule import VPSchedule
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
@@ -41,3 +46,162 @@ def elbo_weights(schedule: VPSchedule, parameterization: str, posterior_variance
     else:
         raise ValueError(f"no published bound weights for parameterization '{parameterization}'")
     return torch.cat([weights[1:2], weights[1:]]) if len(weights) > 1 else weights
+
+
+@dataclass(frozen=True)
+class ImageLosses:
+    """The loss of each image and the parts that it is made of, each [B]; a part that a loss does not have is None.
+
+    Args:
+        total: what is minimised.
+        simple: the mean error of what the network regresses.
+        gamma: simple / exp(logvar) + logvar, where the logarithm of the loss's variance is learned.
+        bound: the variational bound, or latent-diffusion's weighted error in its place.
+    """
+
+    total: Tensor
+    simple: Tensor
+    gamma: Tensor | None = None
+    bound: Tensor | None = None
+
+    def weighted(self, weights: Tensor) -> ImageLosses:
+        """Return all parts times weights [B] of the images."""
+        return replace(self, **{name: weights * value for name, value in vars(self).items() if value is not None})
+
+    def batch_means(self, prefix: str) -> dict[str, Tensor]:
+        """Return the means [] over the batch without gradients, under the names that are logged below `prefix`."""
+        parts = {"loss_simple": self.simple, "loss_gamma": self.gamma, "loss_vlb": self.bound, "loss": self.total}
+        return {f"{prefix}/{name}": value.mean().detach() for name, value in parts.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """weight * mean error of what a network regresses, of each image.
+
+    Args:
+        process: the noising.
+        target: what the network regresses.
+        error: l1 or l2, see `elementwise_error`.
+        weight: of the mean error (latent-diffusion: `l_simple_weight`).
+    """
+
+    process: NoiseProcess
+    target: Target
+    error: str = "l2"
+    weight: float = 1.0
+
+    def __call__(
+        self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+    ) -> ImageLosses:
+        """Compare the network's output with its target, image by image.
+
+        Args:
+            output: of the network [B, C, H, W], or [B, 2 C, H, W] where it learns a variance.
+            x_start: clean states [B, C, H, W].
+            t: times [B], see `NoiseProcess`.
+            noise: that of the target, like x_start.
+            input_noise: what the network's input was noised with, where that is another.
+        """
+        simple = self.mean_error(output, x_start, t, noise)
+        return ImageLosses(self.weight * simple, simple)
+
+    def mean_error(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return the mean over channels and pixels of the error of an output [B, C, H, W]: [B]."""
+        target = self.target.of(x_start, noise, *self.process.levels(t, x_start))
+        return elementwise_error(output, target, self.error).mean(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableLoss(DiffusionLoss):
+    """latent-diffusion's loss on a table of betas: weight (simple / exp(logvar) + logvar) + bound_weight bound.
+
+    Args:
+        logvar: logarithm of the loss's variance at each entry [T].
+        bound_weights: weight of the error in the bound at each entry [T], see `elbo_weights`.
+        bound_weight: of the bound (latent-diffusion: `original_elbo_weight`).
+        learns_logvar: whether `logvar` trains, so that its part is reported.
+    """
+
+    logvar: Tensor
+    bound_weights: Tensor
+    bound_weight: float = 0.0
+    learns_logvar: bool = False
+
+    def __call__(
+        self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+    ) -> ImageLosses:
+        simple = self.mean_error(output, x_start, t, noise)
+        logvar = self.logvar[t]
+        gamma = simple / logvar.exp() + logvar
+        bound = self.bound_weights[t] * simple
+        total = self.weight * gamma + self.bound_weight * bound
+        return ImageLosses(total, simple, gamma if self.learns_logvar else None, bound)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedVarianceLoss(DiffusionLoss):
+    """The loss of a network that learns the variance of ancestral steps as well (Nichol and Dhariwal 2021).
+
+    Args:
+        process: the noising, at the entries of a table.
+        variance: how the bound enters the loss.
+    """
+
+    process: TableProcess
+    variance: LearnedVariance
+
+    def __call__(
+        self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+    ) -> ImageLosses:
+        output, v = output.chunk(2, dim=1)
+        simple = self.mean_error(output, x_start, t, noise)
+        seen = noise if input_noise is None else input_noise
+        bound = self.variance.bound(self.process.schedule, self.target, output, v, x_start, t, seen)
+        return ImageLosses(self.variance.combine(simple, bound), simple, bound=bound)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What a config says of a loss.
+
+    Args:
+        error: l1 or l2, see `elementwise_error`.
+        weight: of the mean error (latent-diffusion: `l_simple_weight`).
+        bound_weight: of the bound on a table of betas (latent-diffusion: `original_elbo_weight`).
+        learns_logvar: whether the logarithm of the loss's variance at each entry of a table trains.
+        variance: how the bound trains a learned variance; None: the variance is not learned.
+    """
+
+    error: str = "l2"
+    weight: float = 1.0
+    bound_weight: float = 0.0
+    learns_logvar: bool = False
+    variance: LearnedVariance | None = None
+
+    def build(
+        self, process: NoiseProcess, target: Target, logvar: Tensor | None, bound_weights: Tensor | None
+    ) -> DiffusionLoss:
+        """Make the loss of a noise process.
+
+        Args:
+            process: the noising.
+            target: what the network regresses.
+            logvar: logarithm of the loss's variance at each entry of a table [T]; None on a continuous schedule.
+            bound_weights: weight of the bound at each entry [T], likewise.
+        """
+        if isinstance(process, TableProcess) and self.variance is not None:
+            return LearnedVarianceLoss(
+                process=process, target=target, error=self.error, weight=self.weight, variance=self.variance
+            )
+        if logvar is None or bound_weights is None:
+            return DiffusionLoss(process, target, self.error, self.weight)
+        return TableLoss(
+            process,
+            target,
+            self.error,
+            self.weight,
+            logvar=logvar,
+            bound_weights=bound_weights,
+            bound_weight=self.bound_weight,
+            learns_logvar=self.learns_logvar,
+        )

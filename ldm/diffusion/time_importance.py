@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+SCHEDULE_SAMPLERS = ("uniform", "loss-second-moment")
+
 
 class LossSecondMoments(nn.Module):
     """Times of a table drawn with p_t proportional to sqrt(E[L_t^2]), over the last losses of each time (eq. 18).
@@ -17,6 +19,9 @@ class LossSecondMoments(nn.Module):
         history: losses kept of each time (guided-diffusion: 10).
         uniform: guided-diffusion: 0.001.
     """
+
+    losses: Tensor
+    counts: Tensor
 
     def __init__(self, timesteps: int, history: int = 10, uniform: float = 1e-3):
         super().__init__()
@@ -64,3 +69,21 @@ class LossSecondMoments(nn.Module):
         kept = torch.cat([kept, kept.new_zeros(1)]).scatter(0, slots, losses.to(kept)[order])
         self.losses.copy_(kept[:-1].view_as(self.losses))
         self.counts.copy_(total.clamp(max=history))
+
+
+def make_importance(schedule_sampler: str, timesteps: int | None) -> LossSecondMoments | None:
+    """Make the law of training times that a config's `schedule_sampler` names; None for the uniform one.
+
+    Raises:
+        ValueError: for an unknown name, or for another law than the uniform one on a continuous schedule.
+    """
+    if schedule_sampler not in SCHEDULE_SAMPLERS:
+        raise ValueError(f"schedule_sampler must be one of {SCHEDULE_SAMPLERS}, got '{schedule_sampler}'")
+    if schedule_sampler == "uniform":
+        return None
+    if timesteps is None:
+        raise ValueError(
+            f"schedule_sampler: {schedule_sampler} is one of those that belong to a table of betas: leave it out (a "
+            "continuous schedule has times_config), or leave out schedule_config"
+        )
+    return LossSecondMoments(timesteps)

@@ -1,4 +1,4 @@
-"""Heads: the named parts of a model that train per ensemble member while the trunk stays frozen.
+"""Heads: the named parts of a model that each ensemble member trains, while all else stays as it was.
 
 A head is a tuple of state-dict patterns (`fnmatch` wildcards). A model names its own through `head_patterns`
 (`{"class_embedding": ("cond_stage_model.embedding.*",), ...}`); any list of patterns does as well.
@@ -6,9 +6,10 @@ A head is a tuple of state-dict patterns (`fnmatch` wildcards). A model names it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,59 @@ from torch import Tensor, nn
 INITIALISATIONS = ("pretrained", "perturbed", "random", "anchored")
 NULL_CLASSES = ("shared", "trained", "random")
 ROW_RATES = ("none", "equal")
+# Parameters of an embedder of labels: {name: the axis that counts the classes}.
+TABLE_AXES = {"embedding.weight": 0, "lora_A": 1}
+# Keys of a member's record in checkpoints where they differ from the names of its fields.
+ON_DISK = {"base_path": "trunk_path", "base_sha256": "trunk_sha256"}
+
+
+class HasNamedParameters(Protocol):
+    """Parameters by name, as every `nn.Module` has them."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield each parameter with its name."""
+
+
+@dataclass(frozen=True)
+class ClassTables:
+    """Which parameters of a model hold something for each class.
+
+    Args:
+        axes: {parameter name: the axis that counts the classes}.
+        low_rank: names of low-rank factors A and B and of the table that they correct; None: there are none.
+        null_class: the row of classifier-free guidance's null class; None: there is none.
+        label_dropout: share of the labels that training replaces by the null class.
+    """
+
+    axes: Mapping[str, int] = field(default_factory=dict)
+    low_rank: tuple[str, str, str] | None = None
+    null_class: int | None = None
+    label_dropout: float = 0.0
+
+    @classmethod
+    def from_embedder(
+        cls, embedder: nn.Module | None, prefix: str, null_class: int | None, label_dropout: float
+    ) -> ClassTables:
+        """Find the table of an embedder of labels, and its low-rank factors, where it has them.
+
+        Args:
+            embedder: with parameters `embedding.weight`, `lora_A` and `lora_B`, or some of them.
+            prefix: what their names begin with in the model.
+            null_class: of the model.
+            label_dropout: of its training.
+        """
+        own = {} if embedder is None else dict(embedder.named_parameters())
+        axes = {f"{prefix}{name}": axis for name, axis in TABLE_AXES.items() if name in own}
+        factors = (f"{prefix}lora_A", f"{prefix}lora_B", f"{prefix}embedding.weight")
+        return cls(axes, factors if "lora_A" in own else None, null_class, label_dropout)
 
 
 def resolve_patterns(heads: str | Sequence[str], named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Turn head names and patterns into patterns: `["output", "model.x.*"]` -> `("model...out.*", "model.x.*")`."""
+    """Turn head names and patterns into patterns: `["output", "model.x.*"]` -> `("model...out.*", "model.x.*")`.
+
+    Raises:
+        ValueError: for a name that the model does not have.
+    """
     heads = [heads] if isinstance(heads, str) else list(heads)
     patterns: list[str] = []
     for head in heads:
@@ -33,7 +83,7 @@ def resolve_patterns(heads: str | Sequence[str], named: Mapping[str, Sequence[st
 
 
 def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Names that fit any of the patterns, in their order.
+    """Return the names that fit any of the patterns, in their order.
 
     Raises:
         ValueError: if a pattern fits no name.
@@ -47,7 +97,7 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def freeze_all_but(module: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+def freeze_all_but(module: HasNamedParameters, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
     """Let only the heads' parameters train; return them by name."""
     parameters = dict(module.named_parameters())
     chosen = set(select(parameters, patterns))
@@ -57,26 +107,26 @@ def freeze_all_but(module: nn.Module, patterns: Sequence[str]) -> dict[str, nn.P
 
 
 def split(state: Mapping[str, Tensor], patterns: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state dict into (heads, trunk)."""
+    """Split a state dict into (heads, all else)."""
     chosen = set(select(state, patterns))
     heads = {name: value for name, value in state.items() if name in chosen}
     return heads, {name: value for name, value in state.items() if name not in chosen}
 
 
-def merge(trunk: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the heads' tensors in place of the trunk's.
+def merge(base: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of a base model with a member's heads in place of its own.
 
     Raises:
-        ValueError: if a head has a name or shape that the trunk does not know.
+        ValueError: if a head has a name or shape that the base model does not know.
     """
     for name, value in heads.items():
-        if name not in trunk:
+        if name not in base:
             raise ValueError(
-                f"head '{name}' is not in the trunk it should be merged into: was it trained on another model?"
+                f"head '{name}' is not in the base model it should be merged into: was it trained on another model?"
             )
-        if trunk[name].shape != value.shape:
-            raise ValueError(f"head '{name}' has shape {tuple(value.shape)}, the trunk {tuple(trunk[name].shape)}")
-    return {**trunk, **heads}
+        if base[name].shape != value.shape:
+            raise ValueError(f"head '{name}' has shape {tuple(value.shape)}, the base model {tuple(base[name].shape)}")
+    return {**base, **heads}
 
 
 def row_deviations(tensor: Tensor) -> Tensor:
@@ -110,7 +160,8 @@ def initialise(
     if how not in INITIALISATIONS:
         raise ValueError(f"head initialisation must be one of {INITIALISATIONS}, got '{how}'")
     for name, tensor in parameters.items():
-        kept = None if rows is None or name not in rows else tensor[rows[name]].clone()
+        row = None if rows is None else rows.get(name)
+        kept = None if row is None else tensor[row].clone()
         draw = torch.randn(tensor.shape, generator=generator).to(tensor)
         if how in ("perturbed", "anchored"):
             tensor.add_(noise * row_deviations(tensor) * draw)
@@ -120,8 +171,8 @@ def initialise(
                 tensor.copy_(draw if table else draw / tensor[0].numel() ** 0.5)
             else:
                 tensor.fill_(float(name.endswith("weight")))
-        if kept is not None:
-            tensor[rows[name]] = kept
+        if row is not None and kept is not None:
+            tensor[row] = kept
 
 
 @torch.no_grad()
@@ -157,18 +208,32 @@ def initialise_low_rank(
 
 
 @dataclass(frozen=True)
-class Component:
-    """Which ensemble member a run trains, from which trunk, how its heads start, and what rule trains their rows.
+class MemberRecord:
+    """Which ensemble member a run trains, on which base checkpoint, how its heads start, and how their rows train.
 
-    `null_class` is "shared" (the pretrained row, one for all members, never trained), "trained" (each member's own, by
-    label dropout), or "random" (each member's own start, never trained: as published). `anchor` is the precision of an
-    anchored member's pull to its start. `row_rates` is "none" (AdamW) or "equal" (`RowAdam`), up to `row_cap`.
+    Args:
+        index: number of the member.
+        seed: of its draws.
+        base_path: the base checkpoint.
+        base_sha256: SHA-256 of that file.
+        heads: names or patterns, as they were asked for.
+        patterns: state-dict patterns of the heads.
+        init: one of `INITIALISATIONS`.
+        noise: standard deviation of a perturbed start, in row standard deviations.
+        null_class: "shared" (the pretrained row, one for all members, never trained), "trained" (each member's own, by
+            label dropout), or "random" (each member's own start, never trained: as published).
+        anchor: precision of an anchored member's pull to its start; None for any other.
+        row_rates: "none" (AdamW) or "equal" (`RowAdam`).
+        row_cap: the largest multiple of the learning rate of "equal".
+
+    Raises:
+        ValueError: for a value that is not one of these, or values that do not go together.
     """
 
     index: int
     seed: int
-    trunk_path: str
-    trunk_sha256: str
+    base_path: str
+    base_sha256: str
     heads: tuple[str, ...]
     patterns: tuple[str, ...]
     init: str = "perturbed"
@@ -178,7 +243,7 @@ class Component:
     row_rates: str = "none"
     row_cap: float = 2000.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (("null_class", NULL_CLASSES), ("init", INITIALISATIONS), ("row_rates", ROW_RATES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"heads.{name} must be one of {known}, got '{getattr(self, name)}'")
@@ -190,5 +255,6 @@ class Component:
             raise ValueError(f"heads.row_cap is the largest multiple of the learning rate, at least 1: {self.row_cap}")
 
     def as_dict(self) -> dict[str, object]:
-        """Plain containers, for checkpoints and YAML."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Return plain containers for checkpoints and YAML, under the keys that these have on disk."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {ON_DISK.get(name, name): value for name, value in values.items()}

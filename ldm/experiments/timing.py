@@ -79,7 +79,7 @@ def random_members(model: LatentDiffusion, heads: list[str], count: int, seed: i
     for member in range(count):
         own = {name: state[name].clone() for name in names}
         initialise(own, "perturbed", generator(seed, member), 0.5)
-        for name in [name for name in names if name in model.tables]:
+        for name in [name for name in names if name in model.class_tables.axes]:
             own[name][model.null_class] = state[name][model.null_class]
         members.append(own)
     return Members.stack(members)

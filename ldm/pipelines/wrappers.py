@@ -17,7 +17,7 @@ from ldm.diffusion.denoiser import Denoiser, clipped
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, load_scaling, published_scaling, scaled
 from ldm.diffusion.samplers import SAMPLERS, ancestral
 from ldm.models.autoencoder import IdentityFirstStage
-from ldm.models.diffusion.classifier import NoisyClassifier
+from ldm.models.diffusion.classifier import NoisyClassifier, load_classifier_weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
@@ -144,12 +144,11 @@ def load_guiding_classifier(
         raise ValueError("guidance by a classifier needs both --classifier_config and --classifier_ckpt")
     spec = load_config([options.classifier_config]).model
     found = instantiate_from_config(spec)
-    if not isinstance(found, NoisyClassifier):
-        found = NoisyClassifier.around(found)
-    elif not found.knows(model.schedule):
+    network = found.classifier if isinstance(found, NoisyClassifier) else found
+    if isinstance(found, NoisyClassifier) and not found.knows(model.schedule):
         raise ValueError(f"{options.classifier_config} is a classifier for other noise levels than the model's")
-    found.init_from_ckpt(options.classifier_ckpt)
-    module = found.classifier.to(device).eval().requires_grad_(False)
+    load_classifier_weights(network, options.classifier_ckpt)
+    module = network.to(device).eval().requires_grad_(False)
     shape = (1, model.channels, model.image_size, model.image_size)
     with torch.no_grad():
         n_classes = module(torch.zeros(shape, device=device), torch.zeros(1, device=device)).shape[-1]

@@ -1,4 +1,4 @@
-"""All components of an ensemble in one training: one frozen trunk, one network pass a step, M heads, M optimisers.
+"""All members of an ensemble in one training: one frozen base model, one network pass a step, M heads, M optimisers.
 
 Member m follows the order, times, noises and label dropout of its own run (`--seed S+m --component m`): its losses and
 weights are those of that run, to rounding. (Dropout in the network draws one mask for all, so there they differ.)
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.diffusion.noise import TrainingDraws
-from ldm.ensembles.heads import resolve_patterns, select
+from ldm.ensembles.heads import MemberRecord, resolve_patterns, select
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.members import MemberTraining
 from ldm.models.diffusion.optimisation import TrainingSet, evaluation_positions, positions
 from ldm.util import instantiate_from_config
 
 
 def share_base(model: LatentDiffusion, own: Sequence[str]) -> LatentDiffusion:
-    """A copy of a model that has parameters `own` for itself and all other tensors in common with it."""
+    """Copy a model that has parameters `own` for itself and all other tensors in common with it."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
 
 
 def start_members(model: LatentDiffusion, members: int, seed: int) -> list[LatentDiffusion]:
-    """Components 0 .. members - 1 of seeds seed, seed + 1, ..., on the trunk that the model names, which they share."""
+    """Start members 0 .. members - 1 of seeds seed, seed + 1, ..., which share the model's base checkpoint."""
     names = dict(model.named_parameters())
     heads = select(names, resolve_patterns(model.head_options.get("names", "class_embedding"), model.head_patterns))
     started = [share_base(model, heads) for _ in range(members)]
@@ -40,7 +41,7 @@ def start_members(model: LatentDiffusion, members: int, seed: int) -> list[Laten
     return started
 
 
-class Together(torch.optim.Optimizer):
+class JointOptimizer(torch.optim.Optimizer):
     """Optimisers of separate parameters, stepped as one."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
@@ -67,10 +68,10 @@ class Together(torch.optim.Optimizer):
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
-class JointComponents(pl.LightningModule):
+class JointMembers(pl.LightningModule):
     """Trains the heads of `members` (see `start_members`) on batches [M B, ...] of `JointDataModule`.
 
-    Its state dict is `{member}.{name}` for every head: the trunk belongs to none of the members and is never saved.
+    Its state dict is `{member}.{name}` for every head: the base weights belong to no member and are never saved.
     """
 
     use_ema = False
@@ -79,7 +80,7 @@ class JointComponents(pl.LightningModule):
         super().__init__()
         self._members = tuple(members)
         if members[0].time_importance is not None:
-            raise ValueError("members train together at uniform times: set schedule_sampler: uniform for components")
+            raise ValueError("members train together at uniform times: set schedule_sampler: uniform for members")
         self.monitor = members[0].monitor
         self.learning_rate: float | None = None
         self.heads = [
@@ -90,36 +91,47 @@ class JointComponents(pl.LightningModule):
         self._values = nn.ParameterList(flat.values())
 
     @property
+    def records(self) -> list[MemberRecord]:
+        """What checkpoints and runs say of each member."""
+        return [training.record for training in self._trainings]
+
+    @property
+    def _trainings(self) -> list[MemberTraining]:
+        """What each member holds for its training."""
+        return [model.member for model in self._members if model.member is not None]
+
+    @property
     def members(self) -> tuple[LatentDiffusion, ...]:
-        """The members as models of their own, with the trunk in common."""
+        """The members as models of their own, with the base weights in common."""
         return self._members
 
     def setup(self, stage: str) -> None:
-        """Tell each member of its training data."""
+        """Hand each member what its rules ask of its training data."""
         modules = getattr(self.trainer.datamodule, "modules", ())
         accumulated = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        for member, module in zip(self._members, modules, strict=True):
+        for training, module in zip(self._trainings, modules, strict=True):
             data = module.dataset("train")
-            member.training_set = TrainingSet(len(data), module.batch_size * accumulated, getattr(data, "labels", None))
+            batch = module.batch_size * accumulated
+            training.training_set = TrainingSet(len(data), batch, getattr(data, "labels", None))
 
     def on_fit_start(self) -> None:
-        """The trunk is no part of this module: move it along."""
+        """Move the base weights, which are no part of this module, to its device."""
         for member in self._members:
             member.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         values = [value.detach() for value in self._values]
         checkpoint["state_dict"] = dict(zip(self._names, values, strict=True))
-        checkpoint["components"] = [member.component.as_dict() for member in self._members]
+        checkpoint["components"] = [record.as_dict() for record in self.records]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("components")
-        if saved is None or [one["trunk_sha256"] for one in saved] != [
-            member.component.trunk_sha256 for member in self._members
-        ]:
+        bases = [record.base_sha256 for record in self.records]
+        if saved is None or [one["trunk_sha256"] for one in saved] != bases:
             raise ValueError(
-                f"this checkpoint holds {'no' if saved is None else len(saved)} components on another trunk or of "
-                f"another number than {len(self._members)}: resume with the --component all, members and trunk it had"
+                f"this checkpoint holds {'no' if saved is None else len(saved)} members on another base checkpoint or "
+                f"of another number than {len(bases)}: resume with the --component all, members and base checkpoint "
+                "that it had"
             )
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {f"_values.{place}": state[name] for place, name in enumerate(self._names)}
@@ -146,7 +158,8 @@ class JointComponents(pl.LightningModule):
         drawn = [one(step, samples, x.shape[2:], first.drawn_timesteps) for one in draws]
         t, noise, uniform = (torch.stack(values).to(x.device) for values in zip(*drawn, strict=True))
         t = first.drawn_times(t)
-        labels = [member.labels_of(part, own) for member, part, own in zip(self._members, parts, uniform, strict=True)]
+        given = zip(self._members, parts, uniform, strict=True)
+        labels = [member.read_labels(part, own) for member, part, own in given]
         seen = [first.input_noise(one, step, samples, own) for one, own in zip(draws, noise, strict=True)]
         inputs = [first.network_input(first.q_sample(*each), each[1]) for each in zip(x, t, seen, strict=True)]
         noisy, times = (torch.stack(values) for values in zip(*inputs, strict=True))
@@ -154,7 +167,7 @@ class JointComponents(pl.LightningModule):
         network = MemberNetwork(first.network, stacked)
         output = network(noisy, times, None if labels[0] is None else torch.stack(labels))  # [M, B, c, h, w]
         return [
-            member.regularised(*member.losses_of(output[m], x[m], t[m], noise[m], seen[m]))
+            member.add_penalty(*member.compute_loss(output[m], x[m], t[m], noise[m], seen[m]))
             for m, member in enumerate(self._members)
         ]
 
@@ -199,7 +212,8 @@ class JointComponents(pl.LightningModule):
             member.learning_rate = self.learning_rate
             made = member.configure_optimizers()
             optimizers.append(made[0][0] if isinstance(made, tuple) else made)
-        together, schedule = Together(optimizers), self._members[0].scheduler_config
+        together = JointOptimizer(optimizers)
+        schedule = self._members[0].scheduler_config
         if schedule is None:
             return together
         factor = instantiate_from_config(schedule).schedule

@@ -21,7 +21,7 @@ from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import DataModuleFromConfig
 from ldm.records import write_record
 from ldm.training.config import point_data
-from ldm.training.joint import JointComponents, start_members
+from ldm.training.joint import JointMembers, start_members
 from ldm.training.runs import RunDirectory, new_run
 from ldm.util import atomic_write, instantiate_from_config
 
@@ -62,13 +62,13 @@ class JointDataModule(pl.LightningDataModule):
 
 
 def is_joint(options: argparse.Namespace) -> bool:
-    """True where all components train together."""
+    """Whether all members train together."""
     return bool(options.start_from_pretrained) and options.component == ALL_MEMBERS
 
 
-def build_members(config: DictConfig, options: argparse.Namespace) -> JointComponents:
-    """The members' heads on one trunk, member m with the draws of seed `options.seed` + m."""
-    return JointComponents(start_members(instantiate_from_config(config.model), options.members, options.seed))
+def build_members(config: DictConfig, options: argparse.Namespace) -> JointMembers:
+    """Start the members' heads on one base checkpoint, member m with the draws of seed `options.seed` + m."""
+    return JointMembers(start_members(instantiate_from_config(config.model), options.members, options.seed))
 
 
 def build_joint_data(config: DictConfig, options: argparse.Namespace) -> JointDataModule:
@@ -82,7 +82,7 @@ def build_joint_data(config: DictConfig, options: argparse.Namespace) -> JointDa
 
 
 def write_member_runs(
-    run: RunDirectory, model: JointComponents, config: DictConfig, options: argparse.Namespace, step: int
+    run: RunDirectory, model: JointMembers, config: DictConfig, options: argparse.Namespace, step: int
 ) -> list[Path]:
     """Give every member of a finished training a run directory beside the training's own; once.
 
@@ -95,7 +95,7 @@ def write_member_runs(
     """
     name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL_MEMBERS)
     made: dict[str, str] = json.loads((run.path / MADE).read_text()) if (run.path / MADE).exists() else {}
-    for number, member in enumerate(model.members):
+    for number in range(len(model.members)):
         seed = options.seed + number
         own = RunDirectory(run.path.parent / made[str(number)]) if str(number) in made else None
         if own is None or not own.path.is_dir():
@@ -108,7 +108,7 @@ def write_member_runs(
         own.write_config(pointed, "project")
         content: dict[str, Any] = {
             "state_dict": {head: value.detach().cpu().clone() for head, value in model.heads[number].items()},
-            "component": member.component.as_dict(),
+            "component": model.records[number].as_dict(),
             "global_step": step,
         }
         save_checkpoint(content, own.checkpoints / "last.ckpt", overwrite=True)

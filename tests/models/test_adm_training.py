@@ -130,7 +130,7 @@ def test_training_by_loss_keeps_its_history_and_its_expected_loss():
     assert again.eval().drawn_timesteps == 4, "validation stays uniform"
     x0, eps, cond = batch_of(model, 4)
     t = torch.arange(4)
-    plain = model.image_losses(model.apply_model(model.q_sample(x0, t, eps), t, cond), x0, t, eps)["loss"]
+    plain = model.loss(model.apply_model(model.q_sample(x0, t, eps), t, cond), x0, t, eps).total
     found, _ = model.p_losses(x0, cond, t, eps)
     torch.testing.assert_close(found, (plain * (1 / (4 * uneven)).to(plain)).mean())
 

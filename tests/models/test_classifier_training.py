@@ -68,6 +68,14 @@ def test_clean_images_have_a_time_that_the_network_can_be_told(name, time):
     assert bool(loss.isfinite())
 
 
+def test_it_has_no_part_of_a_diffusion_model_but_the_noising():
+    """The 12 buffers of the table are its own, as checkpoints have them; target, channels and averages are not."""
+    model = classifier()
+    absent = ("target", "channels", "parameterization", "v_posterior", "original_elbo_weight", "time_importance")
+    assert not [name for name in absent if hasattr(model, name)]
+    assert sum(not name.startswith("classifier.") for name in model.state_dict()) == 12
+
+
 def test_it_knows_the_path_it_was_trained_on():
     model = classifier()
     assert model.knows(VPSchedule(make_betas("cosine", 1000)))

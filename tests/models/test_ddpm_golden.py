@@ -101,7 +101,7 @@ def test_step_from_images(model, io):
     batch = {"image": io["step/image_bhwc"], "class_label": io["step/labels"]}
     z = model.get_input(batch, "image")
     assert_close(z, io["step/z"], NETWORK)
-    cond = model.condition_of(batch, torch.ones(len(z)))
+    cond = model.embed_condition(batch, torch.ones(len(z)))
     loss, _ = model.p_losses(z, cond, io["step/t"], noise=io["step/noise"])
     assert_close(loss, io["step/loss"], NETWORK)
     draws = lambda step, samples, shape, timesteps: (io["step/t"], io["step/noise"], torch.ones(len(z)))  # noqa: E731
@@ -136,7 +136,7 @@ def test_half_precision_leaves_the_draws_alone(io):
     with torch.autocast("cpu", torch.bfloat16):
         z = trained.get_input(batch, "image")
         t, noise, uniform = trained.draws(3, range(len(z)), z.shape[1:], trained.num_timesteps)
-        loss, _ = trained.p_losses(z, trained.condition_of(batch, uniform), t, noise)
+        loss, _ = trained.p_losses(z, trained.embed_condition(batch, uniform), t, noise)
         assert torch.equal(trained.shared_step(batch, trained.draws, 3, range(len(z)))[0], loss)
     assert z.dtype == noise.dtype == torch.float32
 

@@ -71,8 +71,8 @@ def test_hybrid_leaves_the_mean_alone(name):
         found = torch.autograd.grad(bound.sum(), (away, v), allow_unused=True)
         assert (found[0] is not None) == trained and bool((found[1] < 0).all()), "a wrong mean asks for more variance"
     simple = torch.tensor(2.0)
-    assert LearnedVariance("hybrid", 0.1).loss_of(simple, torch.tensor(5.0)) == 2.5
-    assert LearnedVariance("vlb").loss_of(simple, torch.tensor(5.0)) == 5
+    assert LearnedVariance("hybrid", 0.1).combine(simple, torch.tensor(5.0)) == 2.5
+    assert LearnedVariance("vlb").combine(simple, torch.tensor(5.0)) == 5
 
 
 def test_wrong_names_are_refused():

@@ -6,7 +6,10 @@ import pytest
 import torch
 from scipy import stats
 
+from ldm.diffusion.denoiser import Target
+from ldm.diffusion.losses import LossSettings
 from ldm.diffusion.noise import ImageNoise, TrainingDraws
+from ldm.diffusion.process import BetaSchedule, TableProcess
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule
 from ldm.diffusion.training_times import LogNormalNoise, UniformTimes
 from tests.conftest import tiny_model
@@ -104,7 +107,7 @@ def test_draws_of_a_continuous_path_belong_to_their_sample():
     ],
 )
 def test_what_does_not_act_is_refused(params):
-    with pytest.raises(ValueError, match="path"):
+    with pytest.raises(ValueError, match="schedule"):
         tiny_model(**params)
 
 
@@ -112,3 +115,51 @@ def test_a_continuous_path_has_no_tables():
     assert not any(
         name in tiny_model(path_config=FLOW, parameterization="velocity").state_dict() for name in ("betas",)
     )
+
+
+def test_a_continuous_schedule_goes_by_two_names():
+    """`path_config` is the former name of `schedule_config`; both at once are refused."""
+    new, former = (tiny_model(**{name: EDM}, parameterization="edm") for name in ("schedule_config", "path_config"))
+    assert new.schedule == former.schedule and new.num_timesteps is former.num_timesteps is None
+    with pytest.raises(ValueError, match="two names of one key"):
+        tiny_model(schedule_config=EDM, path_config=EDM, parameterization="edm")
+
+
+def test_arguments_of_released_configs_that_change_nothing_are_accepted_and_no_others():
+    plain = tiny_model()
+    ignored = tiny_model(log_every_t=200, use_positional_encodings=True, cond_stage_forward="embed")
+    assert ignored.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(ValueError, match="log_every"):
+        tiny_model(log_every=200)
+
+
+def test_a_table_goes_with_its_module():
+    """The process is a view of the module's buffers: in their precision, and of another table where one is taken."""
+    model = tiny_model()
+    x0, eps = batch_of(model, t := torch.tensor([0, 500, 999]))
+    single = model.q_sample(x0, t, eps)
+    assert model.double().q_sample(x0, t, eps).dtype == torch.float64
+    torch.testing.assert_close(model.process.alphas.square(), model.alphas_cumprod.double())
+    torch.testing.assert_close(model.q_sample(x0, t, eps).float(), single)
+    model.register_schedule(beta_schedule="cosine", timesteps=10)
+    assert model.num_timesteps == len(model.process.alphas) == len(model.lvlb_weights) == 10
+    torch.testing.assert_close(model.process.alphas.double(), model.schedule.alpha(torch.arange(1.0, 11)))
+
+
+def test_the_loss_of_a_table_is_latent_diffusions():
+    """l_simple / exp(logvar) + logvar and the weighted bound, of each image, with no module around."""
+    schedule = BetaSchedule(timesteps=4).build()
+    levels = (schedule.alpha(torch.arange(1.0, 5)), schedule.sigma(torch.arange(1.0, 5)))
+    process, source = TableProcess(schedule, *levels), torch.Generator().manual_seed(0)
+    output, x0, eps = torch.randn(3, 2, 1, 4, 4, generator=source, dtype=torch.float64)
+    logvar, weights, t = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1.0, 2, 3, 4]), torch.tensor([3, 1])
+    settings = LossSettings("l1", 0.5, 0.25, learns_logvar=True)
+    found = settings.build(process, Target("x0"), logvar, weights)(output, x0, t, eps)
+    simple = (output - x0).abs().mean((1, 2, 3))
+    gamma = simple / logvar[t].exp() + logvar[t]
+    torch.testing.assert_close(found.simple, simple)
+    torch.testing.assert_close(found.gamma, gamma)
+    torch.testing.assert_close(found.total, 0.5 * gamma + 0.25 * weights[t] * simple)
+    means = found.weighted(torch.tensor([1.0, 3.0])).batch_means("train")
+    torch.testing.assert_close(means["train/loss_simple"], (simple[0] + 3 * simple[1]) / 2)
+    assert sorted(means) == [f"train/{name}" for name in ("loss", "loss_gamma", "loss_simple", "loss_vlb")]

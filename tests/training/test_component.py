@@ -98,7 +98,7 @@ def test_resume_needs_the_same_trunk(tmp_path):
     model.on_load_checkpoint(again)
     assert again["state_dict"].keys() == model.state_dict().keys()
     other = {**saved, "component": {**saved["component"], "trunk_sha256": "0" * 64}}
-    with pytest.raises(ValueError, match="use the trunk it was trained on"):
+    with pytest.raises(ValueError, match="use the base checkpoint it was trained on"):
         model.on_load_checkpoint(other)
     with pytest.raises(ValueError, match="--start_from_pretrained"):
         tiny_model().on_load_checkpoint(saved)

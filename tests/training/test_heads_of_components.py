@@ -28,7 +28,7 @@ def start(tmp_path, component=0, seed=0, lora=None, embedder=(), weight_decay=0.
     model = instantiate_from_config(config_of(tmp_path, lora, dict(embedder), heads=heads, weight_decay=weight_decay))
     model.start_from_pretrained(component, seed)
     model.seed_draws(seed, component)
-    model.training_set = TrainingSet(len(LABELS), 8, LABELS)
+    model.member.training_set = TrainingSet(len(LABELS), 8, LABELS)
     model.learning_rate = 1e-2
     return model
 
@@ -168,6 +168,18 @@ def test_an_anchored_member_starts_perturbed_and_is_pulled_back(tmp_path):
     assert moved[1] < 0.5 * moved[0]
 
 
+def test_a_member_adds_nothing_to_a_checkpoint(tmp_path):
+    """What a member holds, its anchor too, is no part of the state dict; its record keeps its keys on disk."""
+    model = start(tmp_path, init="anchored", row_rates="equal")
+    assert model.member.anchor is not None and model.state_dict().keys() == tiny_model().state_dict().keys()
+    saved = {"state_dict": dict(model.state_dict())}
+    model.on_save_checkpoint(saved)
+    assert list(saved["component"]) == [
+        "index", "seed", "trunk_path", "trunk_sha256", "heads", "patterns", "init", "noise", "null_class", "anchor",
+        "row_rates", "row_cap",
+    ]  # fmt: skip
+
+
 def test_rows_by_rule_are_the_data_sets(tmp_path):
     model = start(tmp_path, names=["lora", "class_embedding"], row_rates="equal", row_cap=3.0)
     optimizer = model.configure_optimizers()
@@ -208,10 +220,10 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="tables of classes"):
         start(tmp_path, names=["output"], row_rates="equal").configure_optimizers()
     lone = start(tmp_path, row_rates="equal")
-    lone.training_set = None
-    with pytest.raises(ValueError, match=r"set model\.training_set"):
+    lone.member.training_set = None
+    with pytest.raises(ValueError, match=r"set model\.member\.training_set"):
         lone.configure_optimizers()
-    lone.training_set = TrainingSet(40, 8)
+    lone.member.training_set = TrainingSet(40, 8)
     with pytest.raises(ValueError, match="labels"):
         lone.configure_optimizers()
 

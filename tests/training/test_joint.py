@@ -13,9 +13,8 @@ from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.data.base import LabelledImages
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import KeyedBatches
-from ldm.models.diffusion.components import row_rules
 from ldm.models.diffusion.optimisation import TrainingSet
-from ldm.training.joint import JointComponents, Together, start_members
+from ldm.training.joint import JointMembers, JointOptimizer, start_members
 from ldm.util import instantiate_from_config
 from tests.conftest import tiny_config, tiny_model
 from tests.training.conftest import write_config
@@ -153,7 +152,7 @@ def test_members_share_the_trunk_and_clip_alone(tmp_path):
     first, second = (dict(member.named_parameters()) for member in members)
     for name in first:
         assert (first[name] is second[name]) == (name != "cond_stage_model.embedding.weight")
-    joint = JointComponents(members)
+    joint = JointMembers(members)
     for value, size in zip(joint.parameters(), (100.0, 0.001), strict=True):
         value.grad = torch.full_like(value, size)
     joint.configure_gradient_clipping(None, 1.0, "norm")
@@ -168,11 +167,11 @@ def test_rules_of_rows_do_not_mind_where_the_table_is(tmp_path):
     heads = {"init": "anchored", "row_rates": "equal"}
     model = instantiate_from_config(tiny_config(pretrained_path=str(tmp_path / "trunk.ckpt"), heads=heads))
     (member,) = start_members(model, 1, 0)
-    member.training_set = TrainingSet(100, 8, [place % 10 for place in range(100)])
-    (expected,) = row_rules(member).values()
+    member.member.training_set = TrainingSet(100, 8, [place % 10 for place in range(100)])
+    (expected,) = member.member.row_rules(member).values()
     embedding = member.cond_stage_model.embedding
     embedding.weight = torch.nn.Parameter(embedding.weight.detach().to("meta"))
-    (rule,) = row_rules(member).values()
+    (rule,) = member.member.row_rules(member).values()
     assert torch.equal(rule.pull, expected.pull) and bool(rule.pull[:-1].all())
     assert rule.beside(embedding.weight).pull.device.type == "meta"
 
@@ -181,13 +180,13 @@ def test_together_steps_every_optimiser():
     """Two optimisers stepped as one equal the two, and their state goes through a state dict."""
     values = [torch.nn.Parameter(torch.tensor([1.0])) for _ in range(4)]
     apart = [torch.optim.AdamW([value], lr=0.1) for value in values[:2]]
-    together = Together([torch.optim.AdamW([value], lr=0.1) for value in values[2:]])
+    together = JointOptimizer([torch.optim.AdamW([value], lr=0.1) for value in values[2:]])
     for _ in range(3):
         for number, value in enumerate(values):
             value.grad = torch.tensor([1.0 + number % 2])
         for optimiser in (*apart, together):
             optimiser.step()
     assert torch.equal(values[0], values[2]) and torch.equal(values[1], values[3])
-    again = Together([torch.optim.AdamW([value], lr=0.1) for value in values[2:]])
+    again = JointOptimizer([torch.optim.AdamW([value], lr=0.1) for value in values[2:]])
     again.load_state_dict(together.state_dict())
     assert float(again.optimizers[1].state[values[3]]["step"]) == 3

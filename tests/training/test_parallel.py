@@ -143,4 +143,4 @@ def test_an_error_is_one_line(config, tmp_path):
     run, code, printed = call(config, tmp_path, "none", *words)
     assert (run, code) == (None, 1)
     (line,) = printed.splitlines()
-    assert line.startswith("error: no trunk at nowhere/trunk.ckpt")
+    assert line.startswith("error: no base checkpoint at nowhere/trunk.ckpt")

@@ -76,7 +76,7 @@ def test_failing_before_the_first_step_leaves_nothing(config, tmp_path, capsys):
     missing = ["--start_from_pretrained", "model.params.pretrained_path=nowhere/trunk.ckpt"]
     bins = ["data.params.train.params.subset=nowhere/bins", "data.params.train.params.component=0"]
     for words, message in (
-        (missing, "no trunk at nowhere"),
+        (missing, "no base checkpoint at nowhere"),
         (bins, "nowhere/bins"),
         (["--max_steps", "x"], "max_steps"),
     ):

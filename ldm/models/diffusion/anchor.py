@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ldm.models.protocols import HasParameters
+
 
 class Anchor(nn.Module):
     """Penalty that makes a member a draw of the posterior: the anchored loss of Pearce et al. 2020 (arXiv 1810.05546).
@@ -22,7 +24,8 @@ class Anchor(nn.Module):
     Args:
         anchors: {parameter name: value}.
         deviations: {parameter name: s}, broadcasting to the value; infinite where nothing pulls.
-        strength, entries: see above; entries is D.
+        strength: the precision multiplier, see above.
+        entries: D, the entries of one image.
 
     Raises:
         ValueError: if the prior of a parameter has no width.
@@ -30,7 +33,8 @@ class Anchor(nn.Module):
 
     def __init__(self, anchors: Mapping[str, Tensor], deviations: Mapping[str, Tensor], strength: float, entries: int):
         super().__init__()
-        self.names, self.strength = tuple(anchors), strength / entries
+        self.names = tuple(anchors)
+        self.strength = strength / entries
         for number, name in enumerate(self.names):
             if not bool((deviations[name] > 0).all()):
                 raise ValueError(
@@ -41,22 +45,23 @@ class Anchor(nn.Module):
             self.register_buffer(f"precision{number}", deviations[name].detach() ** -2.0, persistent=False)
 
     def centre(self, name: str) -> Tensor:
-        """The anchor of a parameter."""
+        """Return the anchor of a parameter."""
         return self.get_buffer(f"centre{self.names.index(name)}")
 
     def precision(self, name: str) -> Tensor:
-        """1 / s^2, broadcasting to the parameter."""
+        """Return 1 / s^2 of a parameter, broadcasting to it."""
         return self.get_buffer(f"precision{self.names.index(name)}")
 
     def pull(self, name: str, images: int) -> Tensor:
-        """The penalty's gradient is pull * (theta - anchor); broadcasts to the parameter."""
+        """Return the factor of the penalty's gradient, pull * (theta - anchor), broadcasting to the parameter."""
         return self.strength / images * self.precision(name)
 
-    def penalty(self, module: nn.Module, images: int, leave_out: Iterable[str] = ()) -> Tensor:
-        """The penalty [] of a module's parameters, those of `leave_out` taken as constants (no gradient)."""
-        total, constants = torch.zeros((), device=self.centre(self.names[0]).device), frozenset(leave_out)
+    def penalty(self, module: HasParameters, images: int, leave_out: Iterable[str] = ()) -> Tensor:
+        """Return the penalty [] of a module's parameters, those of `leave_out` taken as constants (no gradient)."""
+        total = torch.zeros((), device=self.centre(self.names[0]).device)
+        constants = frozenset(leave_out)
         for name in self.names:
-            value = module.get_parameter(name)
-            value = value.detach() if name in constants else value
+            parameter = module.get_parameter(name)
+            value = parameter.detach() if name in constants else parameter
             total = total + (self.precision(name) * (value - self.centre(name)).square()).sum()
         return self.strength / (2 * images) * total

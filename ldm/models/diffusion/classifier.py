@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,33 +12,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoint import load_into, load_state_dict
-from ldm.diffusion.denoiser import Target
 from ldm.diffusion.network import is_bare
 from ldm.diffusion.noise import TrainingDraws
-from ldm.diffusion.schedule import Schedule
-from ldm.models.diffusion.optimisation import evaluation_positions, log_step, optimiser, positions
-from ldm.models.diffusion.process import NoiseProcess
+from ldm.diffusion.process import BetaSchedule, NoiseProcess
+from ldm.diffusion.schedule import Schedule, VPSchedule
+from ldm.models.diffusion.optimisation import evaluation_positions, log_step, make_optimiser, positions
+from ldm.models.diffusion.process import build_schedule, choose_config, register_tables, view_process
 from ldm.util import instantiate_from_config
 
 PREFIX = "classifier."
 TOP = (1, 5)
 
 
-class NoisyClassifier(NoiseProcess, pl.LightningModule):
+def load_classifier_weights(network: nn.Module, file: str) -> None:
+    """Load a classifier strictly, from a run's checkpoint or from guided-diffusion's file of the network alone.
+
+    Raises:
+        ValueError: if tensors are missing, unknown or of another shape.
+    """
+    state = load_state_dict(file)
+    if not is_bare(state):
+        state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    load_into(network, state)
+
+
+class NoisyClassifier(pl.LightningModule):
     """`classifier(x_t, t) -> logits` under cross-entropy at random times of a diffusion model's schedule.
 
     Args:
         classifier_config: the network, called with (x [B, C, H, W], time [B]): `EncoderUNetModel`.
-        timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas, unit_time, path_config, times_config:
-            the noising, as those of the diffusion model that will be guided (see `DDPM`).
-        image_key, label_key: names in a batch of images [B, H, W, C] in [-1, 1] and labels [B].
-        noised: False shows clean images only (a published option), told the time of the table's first entry; on a
-            continuous schedule that of clean data, or of sigma_min where the network takes the logarithm of the noise.
+        timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas, unit_time, schedule_config,
+            path_config, times_config: the noising, as in the diffusion model that is guided (see `DiffusionModel`).
+        image_key: name in a batch of the images [B, H, W, C] in [-1, 1].
+        label_key: name in a batch of the labels [B].
+        noised: False shows clean images only (a published option), conditioned on the time of the table's first
+            entry; on a continuous schedule on that of clean data, or of sigma_min where the network takes the
+            logarithm of the noise.
         weight_decay, scheduler_config, monitor, ckpt_path: as in `DDPM`.
     """
-
-    use_ema = False
-    channels = 0
 
     def __init__(
         self,
@@ -49,6 +61,7 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
         cosine_s: float = 8e-3,
         given_betas: Sequence[float] | None = None,
         unit_time: bool = False,
+        schedule_config: Mapping[str, Any] | None = None,
         path_config: Mapping[str, Any] | None = None,
         times_config: Mapping[str, Any] | None = None,
         image_key: str = "image",
@@ -60,32 +73,36 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
         ckpt_path: str | None = None,
     ):
         super().__init__()
-        self.target, self.parameterization = Target("eps"), "eps"
-        self.v_posterior = self.original_elbo_weight = 0.0
-        self.image_key, self.label_key, self.noised = image_key, label_key, noised
-        self.weight_decay, self.scheduler_config, self.monitor = weight_decay, scheduler_config, monitor
+        self.image_key = image_key
+        self.label_key = label_key
+        self.noised = noised
+        self.weight_decay = weight_decay
+        self.scheduler_config = scheduler_config
+        self.monitor = monitor
         self.learning_rate: float | None = None
         self.seed_draws(0)
         self.classifier = instantiate_from_config(classifier_config)
-        tables = (given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
-        self.register_process(path_config, times_config, tables)
-        self.time_importance = None
+        betas = BetaSchedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
+        config = choose_config(schedule_config, path_config)
+        self.schedule, self.training_times = build_schedule(config, times_config, betas)
+        if isinstance(self.schedule, VPSchedule):
+            register_tables(self, self.schedule)
         if ckpt_path:
             self.init_from_ckpt(ckpt_path)
 
-    @classmethod
-    def around(cls, network: nn.Module) -> NoisyClassifier:
-        """A network that was built already, on a schedule of no account."""
-        made = cls({"target": "torch.nn.Identity"})
-        made.classifier = network
-        return made
+    def seed_draws(self, seed: int, member: int = 0) -> None:
+        """Choose the streams of times and noises."""
+        self.draws = TrainingDraws(seed, member)
+        self.validation_draws = replace(self.draws, purpose="validation")
 
-    def init_from_ckpt(self, schedule: str) -> None:
-        """Load the network strictly, from a run's checkpoint or from guided-diffusion's file of the network alone."""
-        state = load_state_dict(schedule)
-        if not is_bare(state):
-            state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-        load_into(self.classifier, state)
+    def init_from_ckpt(self, path: str) -> None:
+        """Load the network, see `load_classifier_weights`."""
+        load_classifier_weights(self.classifier, path)
+
+    @property
+    def process(self) -> NoiseProcess:
+        """The noising, on the device and in the precision that the buffers have now."""
+        return view_process(self, self.schedule, self.training_times)
 
     def knows(self, schedule: Schedule) -> bool:
         """Whether the noise levels and network times of a schedule are those of training."""
@@ -98,24 +115,29 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
         )
 
     def encode_first_stage(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] as they are: such a classifier has no first stage."""
+        """Return images [B, C, H, W] as they are: such a classifier has no first stage."""
         return images
 
     def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
-        """The same."""
+        """Return the same, unscaled."""
         return encoded
 
-    def noisy(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):
-        """What the network sees: (c_in x_t [B, C, H, W], its time [B]) at the draws that belong to (step, samples)."""
+    def noisy(
+        self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the network sees, (x_t [B, C, H, W], its time [B]), at the draws of (step, samples)."""
+        process = self.process
         x = batch[self.image_key].movedim(-1, 1).float()
-        t, noise, _ = draws(step, samples, x.shape[1:], self.drawn_timesteps)
-        t, noise = self.drawn_times(t).to(x.device), noise.to(x)
+        t, noise, _ = draws(step, samples, x.shape[1:], process.timesteps)
+        t, noise = process.training_times(t).to(x.device), noise.to(x)
         if not self.noised:
-            return self.network_input(x, torch.full_like(t, 0 if self.times is None else self.schedule.cleanest))
-        return self.network_input(self.q_sample(x, t, noise), t)
+            return x, process.network_time(torch.full_like(t, process.cleanest), x)
+        return process.q_sample(x, t, noise), process.network_time(t, x)
 
-    def forward(self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]):
-        """Cross-entropy in nats [], and it with the share of images whose label is among the first 1 and 5."""
+    def forward(
+        self, batch: Mapping[str, Any], draws: TrainingDraws, step: int, samples: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the cross-entropy in nats [], and it with the shares of labels that are among the first 1 and 5."""
         logits, labels = self.classifier(*self.noisy(batch, draws, step, samples)), batch[self.label_key]
         loss = F.cross_entropy(logits, labels)
         prefix = "train" if self.training else "val"
@@ -140,10 +162,10 @@ class NoisyClassifier(NoiseProcess, pl.LightningModule):
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The images of a batch, and noised as the network sees them."""
+        """Return the images of a batch, and noised as the network sees them."""
         noised, _ = self.noisy(batch, self.validation_draws, 0, range(len(batch[self.image_key])))
         return {"inputs": batch[self.image_key].movedim(-1, 1).float(), "noised": noised}
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with the configured warm-up rule per step."""
-        return optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config)
+        """Make an AdamW, with the configured warm-up rule per step."""
+        return make_optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config)

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, clipped, guided
 from ldm.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.diffusion.noise import ImageNoise
-from ldm.diffusion.samplers import Step, ddim, make_times, run
+from ldm.diffusion.samplers import Step, ddim, run
+from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
-from ldm.models.diffusion.base import DDPM
+from ldm.models.diffusion.training import DDPM
+from ldm.models.protocols import ConditionEmbedder
 from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
+
+
+def build_embedder(config: Mapping[str, Any] | str, first_stage: nn.Module, trains: bool) -> nn.Module | None:
+    """Build what embeds conditions, None for an unconditional model; "__is_first_stage__" names the first stage.
+
+    An embedder that does not train is frozen and in evaluation mode.
+    """
+    if config == "__is_first_stage__":
+        return first_stage
+    embedder = instantiate_from_config(config)
+    return embedder if embedder is None or trains else embedder.eval().requires_grad_(False)
 
 
 class LatentDiffusion(DDPM):
     """Diffusion of z = scale_factor * encode(image), conditioned through `cond_stage_config`.
 
     Attribute names fix the checkpoint: `model.diffusion_model`, `first_stage_model`, `cond_stage_model`, `model_ema`
-    and the 12 schedule buffers. `clip_denoised` (of models of pixels) clamps x_0 to [-1, 1] in sampling. Keyword
-    arguments beyond these are DDPM's.
+    and the 12 schedule buffers.
+
+    Args:
+        first_stage_config: the first stage; one without a target leaves images as they are.
+        cond_stage_config: the embedder of conditions, "__is_first_stage__" or "__is_unconditional__".
+        num_timesteps_cond: only 1, no noise on the condition, is supported.
+        cond_stage_key: name of the condition in a batch.
+        cond_stage_trainable: whether the embedder trains.
+        concat_mode: where there is no `conditioning_key`, whether it is concat or crossattn.
+        scale_factor: of the latents; with `scale_by_std` it is measured on the first batch of a training.
+        guidance_scale: of logged samples.
+        ddpm: further arguments of `DDPM`; those that are named here but not described are its as well.
     """
+
+    first_stage_model: Any
+    cond_stage_model: nn.Module | None
+    scale_factor: float | Tensor
 
     def __init__(
         self,
@@ -35,73 +62,67 @@ class LatentDiffusion(DDPM):
         cond_stage_key: str = "image",
         cond_stage_trainable: bool = False,
         concat_mode: bool = True,
-        cond_stage_forward: str | None = None,
         conditioning_key: str | None = None,
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         guidance_scale: float = 1.0,
         clip_denoised: bool = False,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        load_only_unet: bool = False,
         **ddpm: Any,
     ):
         if num_timesteps_cond not in (None, 1):
             raise ValueError(f"num_timesteps_cond must be 1 (no noise on the condition), got {num_timesteps_cond}")
-        unconditional = cond_stage_config == "__is_unconditional__"
-        if conditioning_key is None and not unconditional:
+        if cond_stage_config == "__is_unconditional__":
+            conditioning_key = None
+        elif conditioning_key is None:
             conditioning_key = "concat" if concat_mode else "crossattn"
-        conditioning_key = None if unconditional else conditioning_key
         super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **ddpm)
-        self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
-        self.cond_stage_forward, self.guidance_scale, self.scale_by_std = (
-            cond_stage_forward,
-            guidance_scale,
-            scale_by_std,
-        )
+        self.cond_stage_key = cond_stage_key
+        self.cond_stage_trainable = cond_stage_trainable
+        self.guidance_scale = guidance_scale
+        self.scale_by_std = scale_by_std
         if scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
             self.scale_factor = scale_factor
         self.first_stage_model = (instantiate_from_config(first_stage_config) or IdentityFirstStage()).eval()
         self.first_stage_model.requires_grad_(False)
-        self.cond_stage_model = self._condition_stage(cond_stage_config)
-        self._load_pending()
-
-    def _condition_stage(self, config: Mapping[str, Any] | str) -> torch.nn.Module | None:
-        if config == "__is_first_stage__":
-            return self.first_stage_model
-        stage = instantiate_from_config(config)
-        if stage is not None and not self.cond_stage_trainable:
-            stage = stage.eval().requires_grad_(False)
-        return stage
+        self.cond_stage_model = build_embedder(cond_stage_config, self.first_stage_model, cond_stage_trainable)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Training mode for all but the frozen stages."""
         super().train(mode)
         if hasattr(self, "first_stage_model"):
             self.first_stage_model.eval()
-        if not self.cond_stage_trainable and getattr(self, "cond_stage_model", None) is not None:
-            self.cond_stage_model.eval()
+        stage = getattr(self, "cond_stage_model", None)
+        if stage is not None and not self.cond_stage_trainable:
+            stage.eval()
         return self
 
     # Stages
 
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Any:
-        """What the first stage's encoder gives for images [B, C, H, W] in [-1, 1]: a latent, or a distribution."""
+        """Encode images [B, C, H, W] in [-1, 1]: into a latent, or a distribution, as the first stage has it."""
         return self.first_stage_model.encode(x)
 
     def get_first_stage_encoding(self, encoder_posterior: Any, generator: torch.Generator | None = None) -> Tensor:
-        """Scaled latent [B, c, h, w]; a distribution gives its mode, or a sample where a generator is passed."""
+        """Return the scaled latent [B, c, h, w]; of a distribution its mode, or with a generator a sample."""
         return self.scale_factor * self.before_scaling(encoder_posterior, generator)
 
     @staticmethod
     def before_scaling(encoder_posterior: Any, generator: torch.Generator | None = None) -> Tensor:
-        """The same without the scale."""
+        """Return the same without the scale."""
         if isinstance(encoder_posterior, Tensor):
             return encoder_posterior
         return encoder_posterior.mode() if generator is None else encoder_posterior.sample(generator)
 
     def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
-        """Images [B, C, H, W] of scaled latents [B, c, h, w]; with `predict_cids`, z are codebook indices [B, h, w]."""
+        """Decode scaled latents [B, c, h, w], or with `predict_cids` indices [B, h, w], to images [B, C, H, W]."""
         if predict_cids:
             z = self.first_stage_model.quantize.get_codebook_entry(z, (*z.shape, self.first_stage_model.embed_dim))
         z = z / self.scale_factor
@@ -109,17 +130,22 @@ class LatentDiffusion(DDPM):
             return self.first_stage_model.decode(z, force_not_quantize=True)
         return self.first_stage_model.decode(z)
 
-    def get_learned_conditioning(self, c: Any) -> Tensor:
-        """Embed a condition: labels [B], or the mapping that holds them under `cond_stage_key`."""
+    @property
+    def embedder(self) -> ConditionEmbedder:
+        """What embeds conditions; an unconditional model raises a ValueError."""
         if self.cond_stage_model is None:
             raise ValueError("this model is unconditional; it takes no condition")
+        return cast(ConditionEmbedder, self.cond_stage_model)
+
+    def get_learned_conditioning(self, c: Any) -> Tensor:
+        """Embed a condition: labels [B], or the mapping that holds them under `cond_stage_key`."""
         if not isinstance(c, Mapping):
-            return self.cond_stage_model.embed(c)
-        return self.cond_stage_model({self.cond_stage_key: c[self.cond_stage_key]}, self.cond_stage_key)
+            return self.embedder.embed(c)
+        return self.embedder({self.cond_stage_key: c[self.cond_stage_key]}, self.cond_stage_key)
 
     @torch.no_grad()
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """Scaled latents [B, c, h, w] of batch[k], which are encoded already where the batch says `encoded`.
+        """Return the scaled latents [B, c, h, w] of batch[k], which are encoded where the batch says `encoded`.
 
         Under autocast the encoder computes in half precision; what noise is added to, and the noise, do not.
         """
@@ -128,7 +154,7 @@ class LatentDiffusion(DDPM):
 
     @torch.no_grad()
     def encoded(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A batch with latents [B, h, w, c] before scaling in place of its images, for those that see it twice."""
+        """Return a batch with latents [B, h, w, c] before scaling in place of its images, to encode them once."""
         if "encoded" in batch or isinstance(self.first_stage_model, IdentityFirstStage):
             return batch
         z = self.before_scaling(self.encode_first_stage(super().get_input(batch, self.first_stage_key)))
@@ -137,21 +163,22 @@ class LatentDiffusion(DDPM):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         super().validation_step(self.encoded(batch) if self.use_ema else batch, batch_idx)
 
-    def labels_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
-        """Labels [B] of a batch after label dropout, which `uniform` [B] decides; None for unconditional models."""
+    def read_labels(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+        """Read the labels [B] of a batch after label dropout, which `uniform` [B] decides; None if unconditional."""
         if self.cond_stage_model is None:
             return None
         optional = getattr(self.cond_stage_model, "optional", False)
         labels = batch.get(self.cond_stage_key) if optional else batch[self.cond_stage_key]
-        return self.cond_stage_model.drop_labels(labels, uniform) if self.training and self.label_dropout else labels
+        return self.embedder.drop_labels(labels, uniform) if self.training and self.label_dropout else labels
 
-    def condition_of(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
-        labels = self.labels_of(batch, uniform)
-        return labels if labels is None or self.model.conditioning_key == "adm" else self.cond_stage_model.embed(labels)
+    def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+        labels = self.read_labels(batch, uniform)
+        return labels if labels is None or self.model.conditioning_key == "adm" else self.embedder.embed(labels)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """With `scale_by_std`, the first batch of a fresh run sets scale_factor = 1 / standard deviation."""
-        if self.scale_by_std and self.component is None and self.global_step == 0 and batch_idx == 0:
+        fresh = self.member is None and self.global_step == 0 and batch_idx == 0
+        if fresh and isinstance(self.scale_factor, Tensor):
             if float(self.scale_factor) != 1:
                 raise ValueError(
                     f"scale_by_std measures the scale; it cannot start from scale_factor {self.scale_factor}"
@@ -176,21 +203,19 @@ class LatentDiffusion(DDPM):
     @property
     def label_dropout(self) -> float:
         """Share of the labels that training replaces by the null class."""
-        drops = self.component is None or self.component.null_class == "trained"
+        drops = self.member is None or self.member.record.null_class == "trained"
         return getattr(self.cond_stage_model, "ucg_rate", 0.0) if drops else 0.0
 
     @property
-    def tables(self) -> Mapping[str, int]:
-        """Parameters that hold something for each class: {name: the axis that counts the classes}."""
+    def class_tables(self) -> ClassTables:
+        """The embedder's table, and its low-rank factors where it has them."""
         stage = {} if self.cond_stage_model is None else dict(self.cond_stage_model.named_parameters())
-        axes = {"embedding.weight": 0, "lora_A": 1}
-        return {f"cond_stage_model.{name}": axis for name, axis in axes.items() if name in stage}
-
-    @property
-    def low_rank(self) -> tuple[str, str, str] | None:
-        """Names of the embedder's low-rank factors A and B and of the table they correct, where it has them."""
-        names = ("lora_A", "lora_B", "embedding.weight")
-        return tuple(f"cond_stage_model.{name}" for name in names) if hasattr(self.cond_stage_model, "lora_A") else None
+        table, a, b = (f"cond_stage_model.{name}" for name in ("embedding.weight", "lora_A", "lora_B"))
+        axes = {
+            name: axis for name, axis in {table: 0, a: 1}.items() if name.removeprefix("cond_stage_model.") in stage
+        }
+        low_rank = (a, b, table) if hasattr(self.cond_stage_model, "lora_A") else None
+        return ClassTables(axes, low_rank, self.null_class, self.label_dropout)
 
     # The model as a denoiser
 
@@ -198,12 +223,8 @@ class LatentDiffusion(DDPM):
     def network(self) -> ConditionedNetwork:
         return ConditionedNetwork(self.model, self.cond_stage_model)
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return (self.channels, self.image_size, self.image_size)
-
     def denoiser(self, cond: Tensor | None = None, scale: float = 1.0, network: Network | None = None) -> Denoiser:
-        """Denoiser for class labels [B] under guidance `scale`; `network` replaces ours (members of a posterior).
+        """Make a denoiser for class labels [B] under guidance `scale`; `network` replaces ours (that of members).
 
         Raises:
             ValueError: if guidance is asked for and there is no null class.
@@ -218,10 +239,6 @@ class LatentDiffusion(DDPM):
         learned = self.learned_variance is not None
         return guided(NetworkDenoiser(network, self.schedule, self.target, cond, learned_range=learned), null, scale)
 
-    def sampling_times(self, steps: int | str, spacing: str = "auto") -> Tensor:
-        """Times of a sampler, see `ldm.diffusion.times.vp_times`."""
-        return make_times(self.schedule, steps, spacing)
-
     @torch.no_grad()
     def sample(
         self,
@@ -232,10 +249,9 @@ class LatentDiffusion(DDPM):
         sampler: Callable[..., Iterator[Step]] = ddim,
         **options: Any,
     ) -> Tensor:
-        """Latents [B, c, h, w] for labels [B] (None: unconditional), one for each image that `noise` names.
+        """Sample latents [B, c, h, w] for labels [B] (None: unconditional), one for each image that `noise` names.
 
-        Args:
-            times: see `times`; scale: guidance; sampler: one of `SAMPLERS`, with its options (eta, ...).
+        `times` are those of `sampling_times`, `scale` is guidance's, `sampler` is one of `SAMPLERS` with its options.
         """
         x = noise.initial((len(noise.images), *self.latent_shape)) * self.schedule.prior_std
         denoiser = self.denoiser(cond, scale)
@@ -246,9 +262,9 @@ class LatentDiffusion(DDPM):
     def log_images(
         self, batch: Mapping[str, Any], N: int | None = None, ddim_steps: int = 50, ddim_eta: float = 0, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Images in [-1, 1] for a logger: the first N inputs (all), reconstructions, samples of the same classes.
+        """Make images in [-1, 1] for a logger: the first N inputs (all), reconstructions, samples of their classes.
 
-        Args: ddim_steps: of the samples, as many as a table of betas has entries at most.
+        The samples take `ddim_steps` steps, or as many as a table of betas has entries, if these are fewer.
         """
         batch = {name: value[:N] for name, value in batch.items() if isinstance(value, Tensor)}
         z = self.get_input(batch, self.first_stage_key)

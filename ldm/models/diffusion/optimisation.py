@@ -1,4 +1,4 @@
-"""What a DDPM's training needs beside its loss: the optimiser, its data in numbers, averages over devices, a trunk."""
+"""What training needs beside a loss: the optimiser, the data in numbers, averages over devices, a base checkpoint."""
 
 from __future__ import annotations
 
@@ -31,28 +31,24 @@ class TrainingSet:
     labels: Tensor | Sequence[int] | None = None
 
     @classmethod
-    def of(cls, model: pl.LightningModule) -> TrainingSet:
-        """From the data module of a model's trainer: `datasets["train"]`, that data set's `labels`, `batch_size`.
+    def from_trainer(cls, trainer: pl.Trainer | None) -> TrainingSet:
+        """Read the data module of a trainer: `datasets["train"]`, that data set's `labels`, `batch_size`.
 
         Raises:
             ValueError: if there is no such data module.
         """
-        try:
-            trainer = model.trainer
-        except RuntimeError:  # no trainer yet
-            trainer = None
         module = getattr(trainer, "datamodule", None)
         data = getattr(module, "datasets", {}).get("train")
-        if data is None:
+        if trainer is None or module is None or data is None:
             raise ValueError(
                 "heads.init: anchored and heads.row_rates: equal need the training data: fit with a data module that "
-                "has datasets['train'] (DataModuleFromConfig), or set model.training_set"
+                "has datasets['train'] (DataModuleFromConfig), or set model.member.training_set"
             )
         batch = module.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         return cls(len(data), batch, getattr(data, "labels", None))
 
     def counts(self, classes: int) -> Tensor:
-        """Images of each class [classes].
+        """Count the images of each class [classes].
 
         Raises:
             ValueError: if the data have no labels.
@@ -60,21 +56,34 @@ class TrainingSet:
         if self.labels is None:
             raise ValueError(
                 "heads.row_rates: equal needs the training images' labels: a data set with `labels` [N] (wrap: true "
-                "hides them), or model.training_set"
+                "hides them), or model.member.training_set"
             )
         return torch.bincount(torch.as_tensor(self.labels, dtype=torch.int64, device="cpu"), minlength=classes)
 
 
-def optimiser(
+def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
+    """Return the trainer that a module belongs to, None before there is one."""
+    try:
+        return module.trainer
+    except RuntimeError:
+        return None
+
+
+def make_optimiser(
     parameters: Iterable[nn.Parameter],
     rate: float | None,
     decay: float,
     schedule: Mapping[str, Any] | None,
     rules: Mapping[nn.Parameter, RowRule] | None = None,
 ) -> Any:
-    """AdamW over the parameters that require gradients, its rate times `schedule.schedule(step)` where there is one.
+    """Make an AdamW over the parameters that require gradients, in the form that Lightning takes.
 
-    Tables with a rule are trained by row (`RowAdam`).
+    Args:
+        parameters: of the model.
+        rate: learning rate.
+        decay: weight decay.
+        schedule: config of an object whose `schedule(step)` multiplies the rate; None leaves the rate as it is.
+        rules: of tables that are trained by row (`RowAdam`).
 
     Raises:
         ValueError: if there is no rate.
@@ -82,6 +91,7 @@ def optimiser(
     if rate is None:
         raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    adamw: torch.optim.AdamW
     if rules:
         adamw = RowAdam(trained, rules, rate, decay)
     else:
@@ -93,13 +103,13 @@ def optimiser(
 
 
 def positions(trainer: pl.Trainer, size: int, part: int = 0) -> range:
-    """Positions in the global batch of a process's `size` images, in accumulated part `part` of a step."""
+    """Return the positions in the global batch of a process's `size` images, in accumulated part `part` of a step."""
     first = (part * trainer.world_size + trainer.global_rank) * size
     return range(first, first + size)
 
 
 def evaluation_positions(trainer: pl.Trainer, size: int) -> range:
-    """Positions in the global batch of a process's `size` images of an evaluation: every world_size-th."""
+    """Return the positions in the global batch of a process's `size` images of an evaluation: every world_size-th."""
     return range(trainer.global_rank, trainer.global_rank + trainer.world_size * size, trainer.world_size)
 
 
@@ -112,15 +122,15 @@ def log_step(module: pl.LightningModule, parts: Mapping[str, Tensor]) -> None:
 
 
 def mean_over_devices(trainer: pl.Trainer, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers that a loss consists of, averaged over the processes of a data-parallel training in one reduction."""
+    """Average the numbers that a loss consists of over the processes of a data-parallel training, in one reduction."""
     if trainer.world_size == 1:
         return dict(parts)
     means = trainer.strategy.reduce(torch.stack(list(parts.values())), reduce_op="mean")
     return dict(zip(parts, means.unbind(), strict=True))
 
 
-def from_all_devices(*values: Tensor) -> list[Tensor]:
-    """Each vector [B] joined over the processes of a data-parallel training, [devices B]."""
+def gather_from_devices(*values: Tensor) -> list[Tensor]:
+    """Join each vector [B] over the processes of a data-parallel training: [devices B]."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return list(values)
     joined = []
@@ -131,17 +141,18 @@ def from_all_devices(*values: Tensor) -> list[Tensor]:
     return joined
 
 
-def require_base(path: str | None) -> None:
-    """Check that there is a trunk to start a component from.
+def check_base(path: str | None) -> str:
+    """Return the path of the base checkpoint to start a member from.
 
     Raises:
         ValueError: saying where one comes from, if no path is given.
         FileNotFoundError: the same, if nothing is there.
     """
     if not path:
-        raise ValueError("--start_from_pretrained needs model.params.pretrained_path: the trunk's checkpoint")
+        raise ValueError("--start_from_pretrained needs model.params.pretrained_path: the base checkpoint")
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no trunk at {path} (model.params.pretrained_path): train it with main.py and write it with "
+            f"no base checkpoint at {path} (model.params.pretrained_path): train it with main.py and write it with "
             "scripts/export_trunk.py, or download it with prep_data.sh"
         )
+    return path

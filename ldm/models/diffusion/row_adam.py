@@ -22,8 +22,8 @@ class RowRule:
     Args:
         axis: of the table, along which the rows are counted.
         rates: multiples of the learning rate [K].
-        centre, pull: where given, `pull * (table - centre)` joins a row's gradient whenever the row is visited; both
-            broadcast to the table.
+        centre: what the rows are pulled to, broadcasting to the table; None: nothing pulls.
+        pull: where there is a centre, `pull * (table - centre)` joins a row's gradient whenever the row is visited.
     """
 
     axis: int
@@ -32,9 +32,16 @@ class RowRule:
     pull: Tensor | None = None
 
     def beside(self, table: Tensor) -> RowRule:
-        """The rule on the device of its table, in the table's type."""
-        values = {"rates": self.rates, "centre": self.centre, "pull": self.pull}
-        return replace(self, **{name: None if value is None else value.to(table) for name, value in values.items()})
+        """Return the rule on the device of its table, in the table's type."""
+        centre = None if self.centre is None else self.centre.to(table)
+        pull = None if self.pull is None else self.pull.to(table)
+        return replace(self, rates=self.rates.to(table), centre=centre, pull=pull)
+
+    def pulled(self, gradient: Tensor, table: Tensor) -> Tensor:
+        """Add the pull to the gradient of a table; both [K, ...] with the classes along `axis`."""
+        if self.centre is None or self.pull is None:
+            return gradient
+        return gradient + self.pull * (table - self.centre)
 
 
 class RowAdam(torch.optim.AdamW):
@@ -75,21 +82,26 @@ class RowAdam(torch.optim.AdamW):
                 if table in gradients:
                     table.grad = gradients[table]
                     self.rules[table] = self.rules[table].beside(table)
-                    self._step_rows(table, self.rules[table], group)
+                    self._step_rows(table, gradients[table], self.rules[table], group)
         return loss
 
-    def _step_rows(self, table: nn.Parameter, rule: RowRule, group: Mapping[str, Any]) -> None:
-        gradient, state, axis = table.grad, self.state[table], rule.axis
+    def _step_rows(self, table: nn.Parameter, gradient: Tensor, rule: RowRule, group: Mapping[str, Any]) -> None:
+        """Update the rows of a table that a gradient visits."""
+        state = self.state[table]
+        axis = rule.axis
         shape = [-1 if dimension == axis else 1 for dimension in range(table.ndim)]
         visited = gradient.movedim(axis, 0).flatten(1).ne(0).any(1)  # [K]
         if not state:
             state["step"] = torch.zeros(len(visited), dtype=torch.int64, device=table.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
-        if rule.centre is not None:
-            gradient = gradient + rule.pull * (table - rule.centre)
+            state["exp_avg"] = torch.zeros_like(table)
+            state["exp_avg_sq"] = torch.zeros_like(table)
+        gradient = rule.pulled(gradient, table)
         state["step"] = state["step"].to(table.device) + visited
-        counts, seen = state["step"].clamp(min=1).double(), visited.reshape(shape)
-        (beta1, beta2), mean, square = group["betas"], state["exp_avg"], state["exp_avg_sq"]
+        counts = state["step"].clamp(min=1).double()
+        seen = visited.reshape(shape)
+        beta1, beta2 = group["betas"]
+        mean = state["exp_avg"]
+        square = state["exp_avg_sq"]
         mean.copy_(torch.where(seen, beta1 * mean + (1 - beta1) * gradient, mean))
         square.copy_(torch.where(seen, beta2 * square + (1 - beta2) * gradient.square(), square))
         first, second = ((1 - beta**counts).to(table).reshape(shape) for beta in (beta1, beta2))
@@ -99,37 +111,40 @@ class RowAdam(torch.optim.AdamW):
 
 
 def visit_probability(counts: Tensor, images: int, batch: int, dropped: float = 0.0) -> Tensor:
-    """Probability that a batch holds an image of a class whose label is not dropped.
+    """Return the probability that a batch holds an image of a class whose label is not dropped.
 
         1 - sum_k C(n, k) C(N - n, G - k) / C(N, G) q^k
 
     Args:
-        counts: images of each class n [K]; images: N of the data set.
+        counts: images of each class n [K].
+        images: N of the data set.
         batch: G that one step sees, drawn without replacement (all of them where G > N).
         dropped: probability q of dropping a label.
 
     Returns:
         float64 [K]; 0 for classes without images.
     """
-    batch, n = min(batch, images), counts.double()[:, None]  # [K, 1]
+    batch = min(batch, images)
+    n = counts.double()[:, None]  # [K, 1]
     most = min(batch, int(counts.max())) if dropped else 0
     k = torch.arange(most + 1, dtype=torch.float64, device=counts.device)
     possible = (k <= n) & (batch - k <= images - n)
-    whole, part = torch.tensor(float(images), dtype=torch.float64), torch.tensor(float(batch), dtype=torch.float64)
+    whole = torch.tensor(float(images), dtype=torch.float64)
+    part = torch.tensor(float(batch), dtype=torch.float64)
     log = _log_choose(n, k) + _log_choose(images - n, batch - k) - _log_choose(whole, part)
     absent = torch.where(possible, log.exp() * float(dropped) ** k, 0.0).sum(1)
     return torch.where(counts > 0, 1 - absent, 0.0).clamp(0, 1)
 
 
 def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    """ln C(n, k), float64; where k lies outside 0 .. n the value means nothing."""
+    """Return ln C(n, k) in float64; where k lies outside 0 .. n the value means nothing."""
     n, k = torch.broadcast_tensors(n, k)
     inside = k.clamp(min=0).minimum(n)
     return torch.lgamma(n + 1) - torch.lgamma(inside + 1) - torch.lgamma(n - inside + 1)
 
 
 def equal_rates(probability: Tensor, cap: float) -> Tensor:
-    """Multiples of the learning rate [K] under which all rows with data move equally far: min(cap, p_max / p).
+    """Return multiples of the learning rate [K] under which all rows with data move equally far: min(cap, p_max / p).
 
     A row is visited p T times in T steps, so it moves by at most lr p T rate = lr p_max T: as far as the row of most
     visits at rate 1. Rows without data (p = 0) get 1, and are never visited.
