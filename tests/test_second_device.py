@@ -71,7 +71,7 @@ def test_trainings_have_the_losses_of_the_cpu(run, tmp_path):
     OmegaConf.save(content, tmp_path / "tiny.yaml")
     base = ["--base", tmp_path / "tiny.yaml", "-t", "--gpus", "0,", "--scale_lr", "False", "--log_every_n_steps", "1"]
     base += ["--precision", "64-true"]
-    trunk = [*base, "--max_steps", "4", "--val_check_interval", "2", "--limit_val_batches", "1", "--name", "trunk"]
+    trunk = [*base, "--max_steps", "4", "--val_check_interval", "2", "--limit_val_batches", "1", "--name", "backbone"]
     trunk += ["lightning.callbacks.image_logger.params={batch_frequency: 2, max_images: 2}"]
     members = [*base, "--max_steps", "3", "--start_from_pretrained", "--component", "all", "--members", "2"]
     members += ["--ensemble_name", "anchored", f"model.params.pretrained_path={tmp_path / 'model.ckpt'}"]
