@@ -23,7 +23,7 @@ class Interval:
     Attributes:
         estimate: the statistic of all values.
         low, high: the ends; NaN where no interval was asked for, or where there is one value only.
-        n: how many independent values the estimate stands on; 0 where the caller knows.
+        n: how many independent values the estimate stands on; 0 where nobody counted.
         sd: standard deviation of the values, where the statistic is their mean; else NaN.
         resamples: how many bootstrap resamples gave a value; 0 where the interval is no bootstrap.
     """
@@ -77,7 +77,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap of `statistic(*arrays)`, resampling the first axis of all arrays jointly (Efron 1979).
 
-    `scipy.stats.bootstrap` has no strata and keeps resamples that give NaN; hence the own loop.
+    `scipy.stats.bootstrap` knows no strata, lets one NaN spoil the interval, and draws from NumPy's generator, which
+    would change every number made with this function before: so the resampling is our own.
 
     Args:
         statistic: function of the resampled arrays. Resamples where it is NaN (one class only) are left out.

@@ -7,7 +7,7 @@
     LinearAlphaSchedule    LinearVPScheduler           1 - u           sqrt(1 - (1 - u)^2)
     LinearVPSchedule       VPScheduler                 (alpha does not reach 0)
 
-Samplers do not depend on which of them a network was trained on: they walk along straight lines of
+Samplers do not depend on which of them a network was trained on: they move along straight lines of
 (x / (alpha + sigma), sigma / (alpha + sigma)), which all schedules share.
 
 Source: Lipman et al. 2024 (arXiv 2412.06264).

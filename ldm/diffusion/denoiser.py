@@ -210,7 +210,8 @@ def clipped(denoiser: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoi
 class TranslatedDenoiser:
     """A denoiser of schedule `own` on another `schedule`: states with equal sigma / alpha differ only by their scale.
 
-    So EDM's times and solver walk a VP network, and a VP times walks an EDM network; x_0 and eps are the same.
+    So a VP network can be sampled with EDM's times and solver, and an EDM network at VP times; x_0 and eps
+    are the same.
     """
 
     denoiser: Denoiser

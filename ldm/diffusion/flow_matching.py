@@ -94,7 +94,7 @@ def _shifted(u: Tensor, shift: float) -> Tensor:
 class ODESolver:
     """d x / d t = velocity_model(x, t) from noise (t = 0) to data (t = 1), with the methods of flow_matching's class.
 
-    For uncertainty along the way take `from_flow_matching(model)`, a denoiser for everything here that walks one.
+    For uncertainty along the trajectory take `from_flow_matching(model)`: a denoiser for everything here that samples.
     """
 
     def __init__(self, velocity_model: VelocityModel):
@@ -124,17 +124,19 @@ class ODESolver:
             model_extras: further arguments of the velocity model, a label for example.
 
         Raises:
-            ValueError: for an unknown method, or times that cannot be walked.
+            ValueError: for an unknown method, or times that cannot be integrated over.
         """
 
         def slope(x: Tensor, t: float) -> tuple[Tensor, None]:
             return self.velocity_model(x, torch.tensor(t).to(x).expand(len(x)), **model_extras), None
 
-        walk, x, states = Integrator(slope, tableau(method), rtol, atol), x_init, [x_init]
+        integrator = Integrator(slope, tableau(method), rtol, atol)
+        x = x_init
+        states = [x_init]
         with torch.set_grad_enabled(enable_grad):
-            for piece in _pieces(time_grid, None if walk.tableau.error else step_size):
+            for piece in _pieces(time_grid, None if integrator.tableau.error else step_size):
                 for start, stop in itertools.pairwise(piece):
-                    x, _ = walk.across(x, start, stop)
+                    x, _ = integrator.across(x, start, stop)
                 states.append(x)
         return torch.stack(states) if return_intermediates else x
 

@@ -59,7 +59,7 @@ def log_likelihood(
     log_prior: Callable[[Tensor], Tensor] | None = None,
     chunk: int | None = None,
 ) -> Likelihood:
-    """Log density in nats of states x [B, C, H, W] at the times' last time, walked back to its first.
+    """Log density in nats of states x [B, C, H, W] at the times' last time, integrated back to their first.
 
     Args:
         times: descending times as samplers take them. A network that does not know clean data (an eps model) needs one

@@ -32,7 +32,7 @@ class Schedule(ABC):
 
     @property
     def cleanest(self) -> float:
-        """The least u whose time a network can be told: above 0 where it is the logarithm of the noise."""
+        """The least u that a network can be conditioned on: above 0 where its time is the logarithm of the noise."""
         return 0.0
 
     @abstractmethod

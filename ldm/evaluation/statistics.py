@@ -120,7 +120,7 @@ def resample_weights(count: int, resamples: int, *keys: int | str) -> Tensor:
 
 
 def percentile_interval(value: float, resampled: Tensor, level: float = 0.95) -> Interval:
-    """`value` with the percentile interval of its bootstrap values [R]; those that are NaN are left out."""
+    """`value` with the percentile interval of its bootstrap values [R]; values that are NaN are left out."""
     resampled = resampled[~resampled.isnan()].double()
     if not len(resampled):
         return Interval(value)

@@ -75,7 +75,7 @@ class LitEma(nn.Module):
 
     @torch.no_grad()
     def reset(self, model: nn.Module) -> None:
-        """Start the averages anew from the model's weights."""
+        """Start the averages again from the model's weights."""
         for shadow, parameter in self._pairs(model):
             shadow.copy_(parameter)
         self.num_updates.fill_(min(int(self.num_updates), 0))

@@ -1,6 +1,6 @@
 """Explicit Runge-Kutta methods by their tableau, in fixed steps or with an error estimate, for d y / d tau = f(y, tau).
 
-`Integrator` walks any interval, forwards or backwards, with an optional integral beside the state (a likelihood's
+`Integrator` crosses any interval, forwards or backwards, with an optional integral beside the state (a likelihood's
 divergence). The samplers' own fixed-step methods (`runge_kutta`) know besides where a network may not be asked.
 """
 

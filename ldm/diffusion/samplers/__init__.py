@@ -1,4 +1,4 @@
-"""Samplers: grids of times, transitions between them, and the solvers that walk them."""
+"""Samplers: times, the transitions between them, and the solvers that step along them."""
 
 from ldm.diffusion.ode.adaptive import dopri5
 from ldm.diffusion.ode.runge_kutta import heun, midpoint, rk4

@@ -1,6 +1,7 @@
 """Samplers: generators of `Step`, functions of (denoiser, schedule, x, times); here those with one evaluation a step.
 
-A sampler neither parses, prints, plots nor measures: whoever wants intermediates, branches or norms walks it.
+A sampler neither parses, prints, plots nor measures: whoever wants intermediates, branches or norms
+iterates over its steps.
 `start` begins at step k with empty history: branching is a new generator. A caller may `send` a state in place
 of `step.x_next` (inpainting); iterating as usual changes nothing.
 """

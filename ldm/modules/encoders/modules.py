@@ -108,7 +108,7 @@ class ClassEmbedder(nn.Module):
 
 
 class AugmentationLabels(nn.Module):
-    """The condition of a network that is told how its images were augmented: labels [B, A] as they are.
+    """The condition of a network that knows how its images were augmented: labels [B, A] as they are.
 
     Batches without them, and sampling, have none, which stands for zeros: images that were left alone.
 
