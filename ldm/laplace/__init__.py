@@ -1,9 +1,10 @@
 """Laplace posterior of a network's last layer, in closed form.
 
-`LastLayerLaplace` is the posterior of a network, with the names of laplace-torch. Below it are values and
-functions: a `LaplaceState` is fitted (`fit_state`, `merge_states`), factorised (`make_covariance`), asked
-(`predict_output`, `sample_parameters`, `evidence`) and tuned (`find_precision_by_evidence`,
-`find_precision_by_held_out`, `find_residual_sigma`, taken up by `dataclasses.replace`).
+`LastLayerLaplace` is the posterior of a network, with the names of laplace-torch. Below it are
+values and functions: a `LaplaceState` is fitted (`fit_state`, `merge_states`), factorised
+(`make_covariance`), asked (`predict_output`, `sample_parameters`, `evidence`) and tuned
+(`find_precision_by_evidence`, `find_precision_by_held_out`, `find_residual_sigma`, taken up by
+`dataclasses.replace`).
 
     split = split_network(network)
     layer = LastLayer.from_module(split.layer)

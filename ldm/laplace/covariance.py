@@ -1,7 +1,7 @@
 """Covariances of a last layer's parameters, and what they say of an output, in bounded memory.
 
-Every covariance is over the K entries of one output channel's row of parameters, and rows are independent
-of one another. What it says of an output has a closed form without Jacobians.
+Every covariance is over the K entries of one output channel's row of parameters, and rows are
+independent of one another. What it says of an output has a closed form without Jacobians.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Covariance(Protocol):
 class DenseCovariance:
     """S_c = root_c root_c^T, where `root` is [1, K, K'] shared by all channels, or [C, K, K'].
 
-    Source: Bayesian linear regression on patches; the GGN of a convolution under a Gaussian likelihood is
-    I_C (x) A.
+    Source: Bayesian linear regression on patches; the GGN of a convolution under a Gaussian
+    likelihood is I_C (x) A.
     """
 
     root: Tensor
@@ -70,9 +70,11 @@ class DiagonalCovariance:
 
 @dataclass(frozen=True)
 class LowRankCovariance:
-    """S = (I - Q diag(shrink) Q^T) / precision: this posterior knows only the leading r eigenvectors of the data.
+    """The posterior that knows only the leading r eigenvectors of the data.
 
-        Var f(p) = (|a_p|^2 - sum_k shrink_k (q_k^T a_p)^2) / precision,   shrink_k = l_k / (l_k + precision)
+        S = (I - Q diag(shrink) Q^T) / precision
+        Var f(p) = (|a_p|^2 - sum_k shrink_k (q_k^T a_p)^2) / precision
+        shrink_k = l_k / (l_k + precision)
 
     It is never below the full posterior's. `vectors` is Q [K, r], `shrink` is [r] in [0, 1).
     """
@@ -99,7 +101,10 @@ class LowRankCovariance:
 
 
 class OutputLaw(NamedTuple):
-    """Mean and variance of a network's output, each [B, C, H, W] in its units (squared), without targets' noise."""
+    """What a posterior says of a network's output, without the noise of targets.
+
+    `mean` [B, C, H, W] is in the output's units, `variance` [B, C, H, W] in their square.
+    """
 
     mean: Tensor
     variance: Tensor

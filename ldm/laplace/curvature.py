@@ -1,6 +1,7 @@
 """Curvatures: from a fitted state to a covariance of its parameters and to the spectrum of its data.
 
-`CURVATURES` holds them by name: what the data say of the parameters, exactly or with something left out.
+`CURVATURES` holds them by name: what the data say of the parameters, exactly or with something
+left out.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ def make_covariance(state: LaplaceState) -> Covariance:
     """Factorise the posterior covariance of a row of parameters, by the state's curvature.
 
     Raises:
-        ValueError: if the state is not fitted, its fit did not gather what the curvature needs, or the
-            precision is not positive definite.
+        ValueError: if the state is not fitted, its fit did not gather what the curvature needs,
+            or the precision is not positive definite.
     """
     return CURVATURES[state.curvature].covariance(state)
 

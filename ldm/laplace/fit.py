@@ -2,9 +2,10 @@
 
     output_p = W a_p,   target_p ~ N(output_p, sigma_noise^2 I),   W ~ N(prior_mean, I / prior_precision)
 
-with a_p the patch of features at position p. This is Bayesian linear regression, so what the data say is a
-few sums over them: the curvature of the likelihood is I_C (x) A with A = sum a a^T, one matrix for all
-output channels. Sources: Kou et al. 2024 (BayesDiff); Daxberger et al. 2021 (last-layer Laplace).
+with a_p the patch of features at position p. This is Bayesian linear regression, so what the
+data say is a few sums over them: the curvature of the likelihood is I_C (x) A with
+A = sum a a^T, one matrix for all output channels.
+Sources: Kou et al. 2024 (BayesDiff); Daxberger et al. 2021 (last-layer Laplace).
 """
 
 from __future__ import annotations
@@ -54,15 +55,16 @@ def fit_state(
         state: names the curvature and the noise levels; its own sums are left out.
         features: gives the layer's input; it runs once on each batch.
         layer: the last layer.
-        batches: rows of one image follow each other, `draws` to an image, none split between batches.
+        batches: rows of one image follow each other, `draws` to an image, none split between
+            batches.
         draws: R, noise draws of each image.
         data_size: images of the data set that those seen stand for; where None, the number seen.
         also: further curvatures that the sums shall serve.
         chunk: images whose patches are held at once.
 
     Raises:
-        ValueError: if there is no batch, one holds a part of an image, targets have another shape than
-            outputs, or the sandwich is asked for beside several noise levels.
+        ValueError: if there is no batch, one holds a part of an image, targets have another
+            shape than outputs, or the sandwich is asked for beside several noise levels.
     """
     levels = len(state.time_edges) + 1
     for curvature in also:
@@ -90,7 +92,8 @@ def merge_states(first: LaplaceState, second: LaplaceState) -> LaplaceState:
     The larger of the two data sizes and of the number of images seen counts.
 
     Raises:
-        ValueError: if either is not fitted, or they are fits of other networks, layers or numbers of draws.
+        ValueError: if either is not fitted, or they are fits of other networks, layers or
+            numbers of draws.
     """
     if not torch.equal(first.mean.cpu(), second.mean.cpu()) or first.repeats != second.repeats:
         raise ValueError("these are fits of other weights or of another number of draws an image")

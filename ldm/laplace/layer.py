@@ -1,7 +1,7 @@
 """The last layer of a network as linear regression: its inputs as patches, its parameters as one matrix.
 
-A convolution (or a linear map of tokens) is f_p = W a_p, where a_p is the unfolded patch of features at
-output position p, followed by 1 where the layer has a bias.
+A convolution (or a linear map of tokens) is f_p = W a_p, where a_p is the unfolded patch of
+features at output position p, followed by 1 where the layer has a bias.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ class SplitNetwork(NamedTuple):
 def split_network(network: nn.Module, name: str | None = None) -> SplitNetwork:
     """Split `network(x, t, cond)` at its last layer. Nothing in the network is changed.
 
-    Three kinds of networks are taken. One in stages (`condition`, `backbone`, `output_patterns`, as that
-    of LatentDiffusion) and one with a `backbone` and an `out` run up to the last layer only. Of any other
-    module a forward hook reads what the last layer takes, and the layer runs as well.
+    Three kinds of networks are taken. One in stages (`condition`, `backbone`, `output_patterns`,
+    as that of LatentDiffusion) and one with a `backbone` and an `out` run up to the last layer
+    only. Of any other module a forward hook reads what the last layer takes, and the layer runs
+    as well.
 
     Args:
         network: the network.
-        name: the last layer, as in `network.named_modules()`. Where it is None, the last convolution or
-            linear layer is taken.
+        name: the last layer, as in `network.named_modules()`. Where it is None, the last
+            convolution or linear layer is taken.
 
     Raises:
         ValueError: if `name` is not the last layer, or there is no convolution or linear layer.
@@ -118,13 +119,13 @@ def _is_same(output: Any, made: Tensor) -> bool:
 class LastLayer:
     """The geometry of a Conv2d (zero padding, one group) or a Linear layer.
 
-    Its features are [B, F, H, W], or [B, ..., F] of a linear layer. In the shapes below C = `outputs`,
-    P is the number of output positions, and K is `width`.
+    Its features are [B, F, H, W], or [B, ..., F] of a linear layer. In the shapes below C =
+    `outputs`, P is the number of output positions, and K is `width`.
 
     Attributes:
         layer: the layer, whose parameters are read whenever they are asked for.
-        outputs: number of leading output channels that are regressed: all of them, or half of those of a
-            network that learns its variance as well.
+        outputs: number of leading output channels that are regressed: all of them, or half of
+            those of a network that learns its variance as well.
 
     Raises:
         ValueError: for any other layer, or a number of outputs that it does not have.
@@ -148,7 +149,7 @@ class LastLayer:
 
     @classmethod
     def from_module(cls, module: nn.Module, outputs: int | None = None) -> LastLayer:
-        """The geometry of a module of a network; all its output channels are regressed where `outputs` is None."""
+        """Return a module's geometry; all its output channels are regressed where `outputs` is None."""
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
             raise ValueError(f"the last layer must be Conv2d or Linear, got {type(module).__name__}")
         return cls(module, len(module.weight) if outputs is None else outputs)

@@ -1,9 +1,10 @@
 """Last-layer Laplace with the life cycle of laplace-torch: fit, call, sample, evidence, tuning, saving.
 
-`LastLayerLaplace` holds a network in two pieces and a `LaplaceState`; each of its methods calls one function
-of this room and takes up the state that it gives.
+`LastLayerLaplace` holds a network in two pieces and a `LaplaceState`; each of its methods calls
+one function of this room and takes up the state that it gives.
 
-Sources: Kou et al. 2024 (BayesDiff); Daxberger et al. 2021 (last-layer Laplace; the names of the methods).
+Sources: Kou et al. 2024 (BayesDiff); Daxberger et al. 2021 (last-layer Laplace; the names of the
+methods).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 
 class _StateField(Generic[T]):
-    """An attribute that reads a field of `owner.state`; setting it replaces the state, which checks the value."""
+    """An attribute that reads a field of `owner.state`, and replaces the state when it is set."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -55,8 +56,8 @@ class LastLayerLaplace:
         outputs: number of leading output channels that are regressed; all where it is None.
         chunk: images whose patches are held at once.
 
-    The other arguments are fields of `LaplaceState`, which says what they mean. Each is an attribute too, and
-    can be set where a fit does not depend on it.
+    The other arguments are fields of `LaplaceState`, which says what they mean. Each is an
+    attribute too; setting one replaces the state, which checks it.
 
     Raises:
         ValueError: for a layer or a value that gives no posterior, with the reason.
@@ -120,14 +121,15 @@ class LastLayerLaplace:
         override: bool = True,
         also: Sequence[str] = (),
     ) -> LastLayerLaplace:
-        """Gather the sums of a stream of batches; the backbone runs once on each. Arguments as of `fit_state`.
+        """Gather the sums of a stream of batches; other arguments are those of `fit_state`.
 
         Args:
             override: forget what was gathered before; False adds to it.
             also: further curvatures that `with_curvature` shall be able to give.
 
         Raises:
-            ValueError: as `fit_state`; or if what was gathered before is of other weights or `draws`.
+            ValueError: as `fit_state`; or if what was gathered before is of other weights or
+                `draws`.
         """
         found = fit_state(
             self.state,
@@ -165,7 +167,13 @@ class LastLayerLaplace:
 
     @torch.no_grad()
     def __call__(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, null: Tensor | None = None, scale: float = 1.0
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        *,
+        null: Tensor | None = None,
+        scale: float = 1.0,
     ) -> OutputLaw:
         """Return the law of the network's output, exact under guidance.
 
@@ -177,13 +185,21 @@ class LastLayerLaplace:
         """
         return self.predict(self.guided_features(x, t, cond, null, scale))
 
-    def guided_features(self, x: Tensor, t: Tensor, cond: Tensor | None, null: Tensor | None, scale: float) -> Tensor:
+    def guided_features(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor | None,
+        null: Tensor | None,
+        scale: float,
+    ) -> Tensor:
         """Return the input of the last layer [B, F, H, W], combined as guidance combines outputs.
 
             features_null + s (features_cond - features_null)
 
-        The output is linear in the features, so these give the law of the guided output: one matrix of weights
-        serves both halves, and the bias's 1 stays 1. Arguments are those of a call.
+        The output is linear in the features, so these give the law of the guided output: one
+        matrix of weights serves both halves, and the bias's 1 stays 1. Arguments are those of a
+        call.
 
         Raises:
             ValueError: if there is guidance without a condition or a null condition.
@@ -201,13 +217,14 @@ class LastLayerLaplace:
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, antithetic: bool = False) -> Members:
-        """Return draws of the parameters as members of a posterior, with keys as in the network's state dict."""
+        """Return draws of the parameters as members, with keys as in the network's state dict."""
         matrices = sample_parameters(self.mean, self.covariance(), count, generator, antithetic)
         return self.members(matrices)
 
     def members(self, matrices: Tensor) -> Members:
-        """Return matrices of parameters [M, C, K] as members, with keys as in the network's state dict."""
-        return Members({f"{self.name}.{key}": value for key, value in self.layer.overrides(matrices).items()})
+        """Return parameters [M, C, K] as members, with keys as in the network's state dict."""
+        stacked = self.layer.overrides(matrices)
+        return Members({f"{self.name}.{key}": value for key, value in stacked.items()})
 
     def covariance(self) -> Covariance:
         """Return the posterior covariance of a row of parameters, factorised once for a state."""
@@ -220,9 +237,11 @@ class LastLayerLaplace:
         return data_spectrum(self.state)
 
     def log_marginal_likelihood(
-        self, prior_precision: float | None = None, sigma_noise: float | Sequence[float] | Tensor | None = None
+        self,
+        prior_precision: float | None = None,
+        sigma_noise: float | Sequence[float] | Tensor | None = None,
     ) -> float:
-        """Return the evidence ln p(targets) in nats, here or with other hyperparameters; see `evidence`."""
+        """Return the evidence in nats, here or with other hyperparameters; see `evidence`."""
         given: dict[str, Any] = {"prior_precision": prior_precision, "sigma_noise": sigma_noise}
         state = replace(self.state, **{name: value for name, value in given.items() if value is not None})
         return float(evidence(state, torch.tensor([state.prior_precision], dtype=torch.float64)))
@@ -230,8 +249,8 @@ class LastLayerLaplace:
     def optimize_prior_precision(self, method: str = "marglik", **options: Any) -> float:
         """Set `prior_precision` to the best by evidence (marglik) or by held-out likelihood (gridsearch).
 
-        Options are those of `find_precision_by_evidence` (`low`, `high`), or of `find_precision_by_held_out`
-        (`batches`, `low`, `high`, `steps`).
+        Options are those of `find_precision_by_evidence` (`low`, `high`), or of
+        `find_precision_by_held_out` (`batches`, `low`, `high`, `steps`).
 
         Raises:
             ValueError: for another method, or if there is no best value.
@@ -247,20 +266,16 @@ class LastLayerLaplace:
         return self.prior_precision
 
     def optimize_sigma_noise(self, degrees_of_freedom: bool = False) -> Tensor:
-        """Set `sigma_noise` [levels] to its maximum likelihood from the residuals; see `find_residual_sigma`."""
+        """Set `sigma_noise` [levels] to that of the residuals; see `find_residual_sigma`."""
         self.sigma_noise = find_residual_sigma(self.state, degrees_of_freedom)
         return self.sigma_noise
-
-    def noise_variance(self, t: Tensor) -> Tensor:
-        """Return sigma_noise^2 at the network's times t [B], float64."""
-        return self.state.noise_variance(t)
 
     def fitted(self) -> LaplaceSums:
         """Return what the fit gathered, of the images seen; a ValueError says if there was none."""
         return self.state.fitted()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return everything that `fit` and tuning found, as float64 tensors; the options are not among them."""
+        """Return what `fit` and tuning found, as float64 tensors, without the options."""
         return self.state.tensors()
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,15 +1,16 @@
 """Variances found by refitting the last layer, against which those of a posterior are held.
 
-`bootstrap_refits` refits to draws of the images: the sampling variance of the fit. Each refit is the
-regression's own optimum, one solve with the sums of its images:
+`bootstrap_refits` refits to draws of the images: the sampling variance of the fit. Each refit is
+the regression's own optimum, one solve with the sums of its images:
 
-    (sum_i w_i A_i / sigma^2 + precision I) (W - W_0) = sum_i w_i g_i / sigma^2 + precision (prior_mean - W_0)
+    (sum_i w_i A_i / sigma^2 + precision I) (W - W_0)
+        = sum_i w_i g_i / sigma^2 + precision (prior_mean - W_0)
 
-with W_0 the trained parameters, A_i = sum a a^T and g_i = sum r a^T over the draws and positions of image i,
-and w_i how often a bootstrap drew it.
+with W_0 the trained parameters, A_i = sum a a^T and g_i = sum r a^T over the draws and positions
+of image i, and w_i how often a bootstrap drew it.
 
-`hessian_free_covariance` refits while rewarding one output for moving: the variance of the posterior itself,
-without a Hessian that is formed, factorised or stored.
+`hessian_free_covariance` refits while rewarding one output for moving: the variance of the
+posterior itself, without a Hessian that is formed, factorised or stored.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Refits:
     matrices: Tensor
 
     def variance(self, features: Tensor) -> Tensor:
-        """Return the unbiased variance over refits of the output at the last layer's input, in the output's shape."""
+        """Return the unbiased variance [B, C, H, W] over refits of the output at the layer's input."""
         away = (self.matrices - self.matrices.mean(0)) / (len(self.matrices) - 1) ** 0.5
         covariance = DenseCovariance(away.permute(1, 2, 0))
         return covariance.variance(self.laplace.layer, features, self.laplace.chunk)
@@ -57,10 +58,10 @@ def bootstrap_refits(
     count: int = 60,
     source: torch.Generator,
 ) -> Refits:
-    """Refit the last layer to `count` draws with replacement of all `images`, an image with all its noise draws.
+    """Refit the last layer to bootstraps: draws with replacement of all `images`.
 
-    The sums of an image and of every bootstrap are K x K matrices, so this is for last layers of up to about
-    a thousand entries.
+    An image is drawn with all its noise draws. The sums of an image and of every bootstrap
+    are K x K matrices, so this is for last layers of up to about a thousand entries.
 
     Args:
         laplace: gives sigma_noise, prior and temperature; its own fit is not needed.
@@ -83,7 +84,7 @@ def bootstrap_refits(
     for batch in batches:
         features = laplace.features(batch.x, batch.t, batch.cond)
         residual = layer.by_position(batch.target.double() - layer.output(features).double())
-        noise = (laplace.noise_variance(batch.t) * laplace.temperature).sqrt()[:, None, None]
+        noise = (laplace.state.noise_variance(batch.t) * laplace.temperature).sqrt()[:, None, None]
         for rows in torch.arange(len(features), device=features.device).split(draws * _IMAGES_AT_ONCE):
             patches = _by_image(layer.patches(features[rows]).double() / noise[rows], draws)  # [I, R P, K]
             errors = _by_image(residual[rows] / noise[rows], draws)  # [I, R P, C]
@@ -108,7 +109,7 @@ def _by_image(rows: Tensor, draws: int) -> Tensor:
 
 
 class LayerInputs(NamedTuple):
-    """What a fit of the last layer takes of a batch: `features`, the layer's input, and `noise`, its variance [B]."""
+    """What a fit takes of a batch: the layer's input, and the variance of its noise [B]."""
 
     features: Tensor
     noise: Tensor
@@ -116,11 +117,11 @@ class LayerInputs(NamedTuple):
 
 @torch.no_grad()
 def cache_layer_inputs(laplace: LastLayerLaplace, batches: Iterable[Observation]) -> list[LayerInputs]:
-    """Return the last layer's input and the noise's variance of every batch, so that the backbone runs once."""
+    """Return what a fit takes of every batch, so that the backbone runs once."""
     return [
         LayerInputs(
             laplace.features(batch.x, batch.t, batch.cond),
-            laplace.noise_variance(batch.t) * laplace.temperature,
+            laplace.state.noise_variance(batch.t) * laplace.temperature,
         )
         for batch in batches
     ]
@@ -138,27 +139,31 @@ def hessian_free_covariance(
     steps: int = 1000,
     tolerance: float = 1e-10,
 ) -> Tensor:
-    """Return Cov(output, g) of every output with Q scalars g = <functional, output> of its image, by fine-tuning.
+    """Return the covariance of every output with Q scalars of its image, by fine-tuning.
 
-        W(strength) = argmax log posterior(W) + strength g(W),     Var g = (g(W(strength)) - g(W_0)) / strength
+        g = <functional, output>
+        W(strength) = argmax log posterior(W) + strength g(W)
+        Var g = (g(W(strength)) - g(W_0)) / strength
 
-    For a last layer with a Gaussian likelihood the objective is quadratic, so this is the Laplace variance for
-    every strength, not only in the limit of a small one. The data's targets are replaced by the network's own
-    outputs: residuals have no part in this likelihood's curvature, and W_0 is the optimum. The fit climbs along
-    conjugate directions, each step one pass over the data; it needs at most as many as the data have different
-    directions.
+    For a last layer with a Gaussian likelihood the objective is quadratic, so this is the
+    Laplace variance for every strength, not only in the limit of a small one. The data's targets
+    are replaced by the network's own outputs: residuals have no part in this likelihood's
+    curvature, and W_0 is the optimum. The fit climbs along conjugate directions, each step one
+    pass over the data; it needs at most as many as the data have different directions.
 
-    With a functional that is 1 at one pixel the value at that pixel is its variance; with one of all ones it is
-    each pixel's covariance with the sum (the amortised form of the paper's second version, which is no variance
-    of the pixel). The reproduction of BayesDiff gives the name "Hessian-free" to `isotropic`, which is
-    something else. Source: McInerney and Kallus 2024 (Hessian-Free Laplace in Bayesian Deep Learning), section 3.
+    With a functional that is 1 at one pixel the value at that pixel is its variance; with one of
+    all ones it is each pixel's covariance with the sum (the amortised form of the paper's second
+    version, which is no variance of the pixel). The reproduction of BayesDiff gives the name
+    "Hessian-free" to `isotropic`, which is something else. Source: McInerney and Kallus 2024
+    (Hessian-Free Laplace in Bayesian Deep Learning), section 3.
 
     Args:
         laplace: prior, layer and noise; its fit is used for `scale` alone, if it has one.
         data: from `cache_layer_inputs`, iterated at every step.
         features: the last layer's input [B, F, H, W] of the images that are asked about.
         functionals: [Q, C, H, W], the same for every image.
-        data_size: images of the data set for those in `data`; the posterior's scale where it is None.
+        data_size: images of the data set for those in `data`; the posterior's scale where it is
+            None.
         strength: the reward's weight, above 0.
         steps: at most so many.
         tolerance: relative size of the gradient at which a fit has converged.
@@ -183,7 +188,12 @@ def hessian_free_covariance(
     return torch.stack([layer.as_output(each, features) for each in moved])
 
 
-def _find_slope(laplace: LastLayerLaplace, data: Iterable[LayerInputs], scale: float, change: Tensor) -> Tensor:
+def _find_slope(
+    laplace: LastLayerLaplace,
+    data: Iterable[LayerInputs],
+    scale: float,
+    change: Tensor,
+) -> Tensor:
     """Return minus the log posterior's gradient at W_0 + change [Q, B, C, K]."""
     total = laplace.prior_precision * change
     for inputs, noise in data:
@@ -195,7 +205,10 @@ def _find_slope(laplace: LastLayerLaplace, data: Iterable[LayerInputs], scale: f
 
 
 def _climb(slope: Callable[[Tensor], Tensor], reward: Tensor, steps: int, tolerance: float) -> Tensor:
-    """Return where slope(change) = reward, by conjugate directions; each leading index its own problem [..., C, K]."""
+    """Return where slope(change) = reward [..., C, K], by conjugate directions.
+
+    Each leading index is a problem of its own.
+    """
     change = torch.zeros_like(reward)
     residual = reward.clone()
     direction = residual.clone()
@@ -205,7 +218,8 @@ def _climb(slope: Callable[[Tensor], Tensor], reward: Tensor, steps: int, tolera
         if bool((size <= goal).all()):
             return change
         ahead = slope(direction)
-        length = torch.where(size > goal, size / _dot(direction, ahead).clamp(min=1e-300), torch.zeros_like(size))
+        slope_along = _dot(direction, ahead).clamp(min=1e-300)
+        length = torch.where(size > goal, size / slope_along, torch.zeros_like(size))
         change = change + length * direction
         residual = residual - length * ahead
         before = size

@@ -1,7 +1,7 @@
 """What a last-layer posterior is made of: sums over data, hyperparameters, and the weights it lies around.
 
-All are frozen values. A changed hyperparameter is `dataclasses.replace(state, prior_precision=2.0)`, which
-shares the sums and is checked as the first state was.
+All are frozen values. A changed hyperparameter is `dataclasses.replace(state,
+prior_precision=2.0)`, which shares the sums and is checked as the first state was.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ _PREFIX = "statistics."  # of the sums' names on disk
 
 @dataclass(frozen=True, eq=False)
 class LaplaceSums:
-    """Sums over draws n and positions p of patches a and residuals r = target - output, per noise level.
+    """Sums over draws n and positions p of patches a and residuals r, per noise level.
 
-    All are float64. b is the number of noise levels, C that of regressed channels, K that of patch entries.
+    A residual is target - output. All are float64. b is the number of noise levels, C that of
+    regressed channels, K that of patch entries.
 
     Attributes:
         gram: sum a a^T [b, K, K], or None where no curvature needs it.
         diagonal: the diagonal of `gram` [b, K].
         cross: sum r a^T [b, C, K], the gradient of the log-likelihood times sigma^2.
-        fisher: sum_n (sum_p r a)^2 [b, C, K], the diagonal empirical Fisher of a unit likelihood, a draw
-            being one datum.
+        fisher: sum_n (sum_p r a)^2 [b, C, K], the diagonal empirical Fisher of a unit
+            likelihood, a draw being one datum.
         squares: sum r^2 [b].
         elements: the number of regressed values [b].
-        meat: sum_images g g^T [C, K, K], where g is the sum of r a over an image's draws and positions;
-            None where no curvature needs it.
+        meat: sum_images g g^T [C, K, K], where g is the sum of r a over an image's draws and
+            positions; None where no curvature needs it.
         draws: the number of draws [].
         images: the number of images [].
     """
@@ -62,7 +63,8 @@ class LaplaceSums:
         """Return the sums over both sets of images.
 
         Raises:
-            ValueError: if they are of other layers or levels, or one lacks a matrix that the other has.
+            ValueError: if they are of other layers or levels, or one lacks a matrix that the
+                other has.
         """
         sums: dict[str, Any] = {}
         for each in fields(self):
@@ -82,27 +84,32 @@ class LaplaceSums:
 
 @dataclass(frozen=True, eq=False)
 class LaplaceState:
-    """The posterior N(mean, (data + prior_precision I)^-1) of a last layer's parameters, before any factorisation.
+    """The posterior of a last layer's parameters, before any factorisation.
 
-    C is the number of regressed channels and K that of a patch's entries. Numbers are taken for `prior_mean`
-    and `sigma_noise` too, and become tensors. Two states are equal only if they are the same object.
+        N(mean, (data + prior_precision I)^-1)
+
+    C is the number of regressed channels and K that of a patch's entries. Numbers are taken for
+    `prior_mean` and `sigma_noise` too, and become tensors. Two states are equal only if they are
+    the same object.
 
     Attributes:
         name: the layer's name in the network.
         mean: the trained parameters [C, K], float64: weights flattened, then the bias.
         bias: whether the last of the K entries is the bias.
-        curvature: full (exact), diag (its diagonal), kron (weights and biases apart), lowrank (the leading
-            `rank` eigenvectors), ef (diagonal empirical Fisher), isotropic (no data but their number: a map
-            of feature energy), sandwich (sampling covariance of the fit, clustered by image).
+        curvature: full (exact), diag (its diagonal), kron (weights and biases apart), lowrank
+            (the leading `rank` eigenvectors), ef (diagonal empirical Fisher), isotropic (no data
+            but their number: a map of feature energy), sandwich (sampling covariance of the fit,
+            clustered by image).
         prior_precision: of each parameter, in 1 / parameter units squared, above 0.
         prior_mean: a number [] or a matrix [C, K], float64.
-        sigma_noise: standard deviation of targets around outputs [levels], above 0, float64. One number
-            counts for every level.
+        sigma_noise: standard deviation of targets around outputs [levels], above 0, float64. One
+            number counts for every level.
         temperature: divides the precision of the likelihood (the convention of laplace-torch).
         rank: number of eigenvectors of `lowrank`.
-        published_ef: take the empirical Fisher as published (BayesDiff): doubled, and over sigma^2 instead
-            of sigma^4.
-        time_edges: ascending times of the network between the noise levels; levels = len(time_edges) + 1.
+        published_ef: take the empirical Fisher as published (BayesDiff): doubled, and over
+            sigma^2 instead of sigma^4.
+        time_edges: ascending times of the network between the noise levels; levels =
+            len(time_edges) + 1.
         sums: what `fit_state` gathered, None before.
         repeats: R, noise draws of each image.
         data_size: images of the data set that the images seen stand for.
@@ -131,6 +138,12 @@ class LaplaceState:
         if list(edges) != sorted(set(edges)):
             raise ValueError(f"time_edges must ascend, got {list(self.time_edges)}")
         check_curvature(self.curvature, len(edges) + 1)
+        shape = (len(edges) + 1, *self.mean.shape)
+        if self.sums is not None and self.sums.cross.shape != shape:
+            raise ValueError(
+                f"the sums are over (levels, C, K) = {tuple(self.sums.cross.shape)}, this state's are {shape}: "
+                "fit again with other time_edges or another layer"
+            )
         checked = {
             "time_edges": edges,
             "prior_precision": _check_positive(
@@ -176,7 +189,8 @@ class LaplaceState:
             ValueError: if there was no fit.
         """
         sums = {f"{_PREFIX}{name}": value for name, value in self.fitted().tensors().items()}
-        numbers = {name: torch.as_tensor(getattr(self, name), dtype=torch.float64) for name in _SAVED}
+        found = {name: getattr(self, name) for name in _SAVED}
+        numbers = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found.items()}
         return numbers | sums
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> LaplaceState:

@@ -1,4 +1,7 @@
-"""A fitted posterior on disk: `laplace.safetensors` (sums, mean, hyperparameters) and `laplace.yaml` (what it is)."""
+"""A fitted posterior on disk.
+
+`laplace.safetensors` holds sums, mean and hyperparameters, `laplace.yaml` says what it is.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Evidence of a last-layer posterior, and the hyperparameters that are best by it or by held-out data.
 
-Each function returns a number or tensor; `dataclasses.replace(state, prior_precision=...)` takes it up.
+Each function returns a number or tensor; `dataclasses.replace(state, prior_precision=...)` takes
+it up.
 """
 
 from __future__ import annotations
@@ -83,12 +84,12 @@ def find_precision_by_held_out(
     steps: int = 21,
     chunk: int = 4,
 ) -> float:
-    """Return the prior precision on a logarithmic grid of the greatest held-out likelihood, a value at a time.
+    """Return the prior precision of the greatest held-out likelihood, on a logarithmic grid.
 
         mean over values of ln N(target; output, variance + sigma^2)
 
-    The trained weights stay the mean, so this asks which predictive variance fits the errors on new images.
-    One covariance is held at a time, beside a bounded number of features.
+    The trained weights stay the mean, so this asks which predictive variance fits the errors on
+    new images. One covariance is held at a time, beside a bounded number of features.
 
     Args:
         features: gives the input of `layer`, the last one.
@@ -150,8 +151,8 @@ def _gather_blocks(
 def find_residual_sigma(state: LaplaceState, degrees_of_freedom: bool = False) -> Tensor:
     """Return the standard deviation of the residuals [levels], the maximum likelihood of sigma_noise.
 
-    With `degrees_of_freedom` the parameters that the data determine, sum_k l_k / (l_k + precision), leave
-    the count, in equal parts for each value (MacKay 1992, eq. 4.10).
+    With `degrees_of_freedom` the parameters that the data determine, sum_k l_k / (l_k +
+    precision), leave the count, in equal parts for each value (MacKay 1992, eq. 4.10).
 
     Raises:
         ValueError: if the state is not fitted, or a noise level saw no data.

@@ -202,7 +202,7 @@ def test_noise_levels_weigh_their_own_data():
     assert 0 < level.sum() < 6
     rows = jacobian(network, *batch[:3]) / sigmas[level][:, None, None, None]
     check(laplace, new, precision(rows, 1.0, PRIOR).inverse())
-    assert laplace.noise_variance(batch.t).tolist() == sigmas[level].square().tolist()
+    assert laplace.state.noise_variance(batch.t).tolist() == sigmas[level].square().tolist()
     with pytest.raises(ValueError, match="time_edges"):
         laplace.with_curvature("sandwich")
     with pytest.raises(ValueError, match="time_edges"):

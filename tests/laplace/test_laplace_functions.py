@@ -83,7 +83,9 @@ def test_states_are_values():
     with pytest.raises(ValueError, match="curvature must be one of"):
         replace(state, curvature="dense")
     with pytest.raises(ValueError, match="one for each of 2 levels"):
-        replace(state, time_edges=(500.0,), sigma_noise=[1.0, 2.0, 3.0])
+        replace(empty, time_edges=(500.0,), sigma_noise=[1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="fit again with other time_edges"):
+        replace(state, time_edges=(500.0,))
     with pytest.raises(ValueError, match="not fitted"):
         make_covariance(empty)
 
