@@ -38,7 +38,7 @@ from ldm.experiments import variance_benchmarks as benchmarks
 from ldm.jobs import WorkList
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions, open_model
 from ldm.records import write_record
-from ldm.report.benchmark_table import overview
+from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.training.config import load_config
 from ldm.training.runs import runs_named
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> Path:
     tables = measure(options)
     if "low_data" in tables:
         tables["low_data_summary"] = low_data.summary(tables["low_data"])
-    lines = ["# Benchmarks", "", markdown_table(overview(tables)), ""]
+    lines = ["# Benchmarks", "", markdown_table(benchmark_overview(tables)), ""]
     for name, rows in tables.items():
         lines += [f"## {name}", "", markdown_table(rows), ""]
     with atomic_write(out / "report.md", overwrite=True) as partial:

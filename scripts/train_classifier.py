@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.classifier import (
     Architecture,
+    ClassifierTraining,
     SmallClassifier,
-    Training,
     accuracy,
     record_path,
     save_classifier,
@@ -51,19 +51,19 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def training_of(section: dict, options: argparse.Namespace) -> tuple[Training, dict]:
+def training_of(section: dict, options: argparse.Namespace) -> tuple[ClassifierTraining, dict]:
     """How to train, and the architecture's own sizes, from the config's section and the options.
 
     Raises:
         ValueError: for a key that is neither.
     """
-    known = {field.name for field in fields(Training)}
+    known = {field.name for field in fields(ClassifierTraining)}
     sizes = {key: section[key] for key in section if key not in known}
     if unknown := set(sizes) - {"width", "num_features"}:
         raise ValueError(
             f"unknown keys {sorted(unknown)} in the section classifier; known: {sorted(known)}, width, num_features"
         )
-    training = Training(**{key: value for key, value in section.items() if key in known})
+    training = ClassifierTraining(**{key: value for key, value in section.items() if key in known})
     given = {name: getattr(options, name) for name in known if getattr(options, name, None) is not None}
     return replace(training, **given), sizes
 

@@ -84,7 +84,7 @@ def signed(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Training:
+class ClassifierTraining:
     """How the classifier is trained: AdamW under a one-cycle rate (Smith & Topin 2017, arXiv 1708.07120)."""
 
     epochs: int = 3
@@ -108,7 +108,7 @@ def train_classifier(
     model: SmallClassifier,
     images: Tensor,
     labels: Tensor,
-    training: Training,
+    training: ClassifierTraining,
     seed: int,
     progress: Progress | None = None,
     device: str | torch.device = "cpu",

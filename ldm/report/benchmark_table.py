@@ -12,7 +12,7 @@ from ldm.records import Row
 LOW_DATA = {"path": "gamma^2 along", "re-noised": "gamma^2 of", "tangents": "tangents"}
 
 
-def overview(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
+def benchmark_overview(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
     """One row a benchmark: the published method's figure, ours, and what is asked for."""
     return [row for name, rows in tables.items() if name in OVERVIEWS for row in OVERVIEWS[name](rows)]
 

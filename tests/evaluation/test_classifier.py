@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from ldm.data.digits import Digits
 from ldm.evaluation.classifier import (
     Architecture,
+    ClassifierTraining,
     SmallClassifier,
-    Training,
     accuracy,
     load_classifier,
     save_classifier,
@@ -32,7 +32,7 @@ def test_it_learns_digits_and_seeds_fix_the_result():
     states = []
     for seed in (0, 0, 1):
         model = SmallClassifier(Architecture(1, 8, 10, width=8, num_features=32), seed)
-        train_classifier(model, images[:500], labels[:500], Training(epochs=5, batch_size=50), seed)
+        train_classifier(model, images[:500], labels[:500], ClassifierTraining(epochs=5, batch_size=50), seed)
         states.append(model.state_dict())
     assert accuracy(model, *digits("test")) > 0.85
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -75,7 +75,7 @@ def test_shifts_move_pixels_by_whole_steps():
 def test_what_does_not_fit_is_refused():
     images, labels = digits(count=20)
     with pytest.raises(ValueError, match="expected images"):
-        train_classifier(SmallClassifier(Architecture(3, 8, 10)), images, labels, Training(), 0)
+        train_classifier(SmallClassifier(Architecture(3, 8, 10)), images, labels, ClassifierTraining(), 0)
 
 
 def test_script_writes_weights_and_record(tmp_path):

@@ -10,7 +10,7 @@ from ldm.arguments import add_model_arguments
 from ldm.experiments import low_data as low_data
 from ldm.experiments import variance_benchmarks as benchmarks
 from ldm.pipelines import open_model
-from ldm.report.benchmark_table import overview
+from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import read_csv
 from ldm.uncertainty.aleatoric import data_covariance
 from scripts import benchmark_bayesflow, benchmark_tangents
@@ -42,7 +42,7 @@ def test_directions_agree_with_many_weights_where_the_posterior_is_narrow(walks)
     assert found["error"] < rows["tangents, K = 8"]["error"]
     fresh = rows["fresh weights, total variance, S = 10"]
     assert fresh["total"] < 0.8, "weights drawn anew lose the scale: about 1 / steps of it"
-    assert [line["benchmark"][:2] for line in overview({"fidelity": table})] == ["Y1"] * 3
+    assert [line["benchmark"][:2] for line in benchmark_overview({"fidelity": table})] == ["Y1"] * 3
 
 
 def test_alignment_is_the_trace_of_the_dense_covariance(walks):
@@ -127,7 +127,7 @@ def test_one_command_from_a_flow_to_the_table(words, tmp_path):
     benchmark_bayesflow.main(told)
     assert kept == {part: (tmp_path / f"{part}.csv").stat().st_mtime_ns for part in parts}
     assert (tmp_path / "report.md").read_text() == report
-    assert overview({"unknown": []}) == []
+    assert benchmark_overview({"unknown": []}) == []
 
 
 def test_low_data_models_that_were_scored_are_not_trained_again(words, tmp_path):

@@ -18,7 +18,7 @@ from ldm.util import atomic_write
 
 _CHUNK = 1 << 20  # bytes
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
-Entry = tuple[str, int, Callable[[], BinaryIO]]
+ArchiveEntry = tuple[str, int, Callable[[], BinaryIO]]
 
 
 def safe_path(folder: Path, name: str) -> Path:
@@ -33,7 +33,7 @@ def safe_path(folder: Path, name: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def tar_entries(archive: tarfile.TarFile) -> Iterator[Entry]:
+def tar_entries(archive: tarfile.TarFile) -> Iterator[ArchiveEntry]:
     """Yield the files of a tar as (name, size in bytes, open), in their order; links and devices raise ValueError."""
     for member in archive:
         if member.isfile():
@@ -42,7 +42,7 @@ def tar_entries(archive: tarfile.TarFile) -> Iterator[Entry]:
             raise ValueError(f"refusing to unpack '{member.name}' of {archive.name}: it is no plain file")
 
 
-def zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
+def zip_entries(archive: zipfile.ZipFile) -> Iterator[ArchiveEntry]:
     """Yield the files of a zip like `tar_entries`."""
     for member in archive.infolist():
         if not member.is_dir():
@@ -73,7 +73,7 @@ def unpack(archive: str | Path, folder: str | Path) -> list[Path]:
         raise ValueError(f"{archive} is damaged or no archive ({error}); move it away and fetch it again") from error
 
 
-def write_entries(entries: list[Entry], folder: Path, label: str) -> list[Path]:
+def write_entries(entries: list[ArchiveEntry], folder: Path, label: str) -> list[Path]:
     """Write an archive's files, each whole or not at all; see `unpack`."""
     targets = [safe_path(folder, name) for name, _, _ in entries]
     for target, (_, size, _) in zip(targets, entries, strict=True):
