@@ -155,6 +155,7 @@ class GuidedDenoiser:
     scale: float
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        assert self.denoiser.cond is not None, "guided() makes sure of a condition"
         both = replace(self.denoiser, cond=torch.cat([self.null, self.denoiser.cond]))
         if not getattr(self.denoiser.network, "shares_x", False):
             u = torch.as_tensor(u)

@@ -256,11 +256,11 @@ def load_scaling(path: str | os.PathLike) -> EpsilonScaling:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no schedule of epsilon scaling at {path}")
-    content = OmegaConf.to_container(OmegaConf.load(path))
+    content = OmegaConf.to_container(OmegaConf.load(Path(path)))
     if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
         raise ValueError(f"{path} is no schedule of epsilon scaling: expected 'format: {_FORMAT}', b, k, ..")
     try:
-        return scaling_from(content)
+        return scaling_from({str(key): value for key, value in content.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

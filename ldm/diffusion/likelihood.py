@@ -77,13 +77,13 @@ def log_likelihood(
     """
     if (probes is None) != (generator is None):
         raise ValueError("probes and generator go together: Hutchinson's estimate draws signs, the exact one none")
-    signs = None if probes is None else rademacher(probes, x, generator)
+    signs = None if probes is None or generator is None else rademacher(probes, x, generator)
     integrator = Integrator(
         _with_divergence(field_slope(denoiser, schedule), signs, chunk), tableau(method), rtol, atol
     )
-    times = times.flip(0).tolist()
-    taus = [float(coordinates(schedule, u)[1]) for u in times]
-    first, last = (coordinates(schedule, u)[0] for u in (times[0], times[-1]))
+    ascending = times.flip(0).tolist()
+    taus = [float(coordinates(schedule, u)[1]) for u in ascending]
+    first, last = (coordinates(schedule, u)[0] for u in (ascending[0], ascending[-1]))
     y, total = x / first.to(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for start, stop in itertools.pairwise(taus):
         y, gained = integrator.across(y, start, stop)

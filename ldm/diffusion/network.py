@@ -8,7 +8,7 @@ readout(features)  -> output        per-member heads at the output
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,21 @@ class DiffusionWrapper(nn.Module):
         if key in ("crossattn", "hybrid"):
             return self.diffusion_model(x, t, context=torch.cat(c_crossattn or [], 1))
         if key == "adm":
-            return self.diffusion_model(x, t, y=(c_crossattn or [None])[0])
+            return self.diffusion_model(x, t, y=c_crossattn[0] if c_crossattn else None)
         return self.diffusion_model(x, t)
+
+
+class ConditionEmbedder(Protocol):
+    """What is asked of the module that embeds conditions."""
+
+    def __call__(self, batch: Mapping[str, Any], key: str) -> Tensor:
+        """Embed batch[key]."""
+
+    def embed(self, labels: Tensor | None) -> Tensor:
+        """Embed labels [B] to a context [B, L, D]."""
+
+    def drop_labels(self, labels: Tensor | None, uniform: Tensor) -> Tensor | None:
+        """Replace labels [B] by the null class where `uniform` [B] says so."""
 
 
 class ConditionedNetwork(nn.Module):
@@ -110,7 +123,8 @@ class ConditionedNetwork(nn.Module):
         embedding = self.model.diffusion_model.condition(t, cond if key == "adm" else None)
         context = None
         if key == "crossattn":
-            context = cond if self.cond_stage_model is None else self.cond_stage_model.embed(cond)
+            embedder = cast("ConditionEmbedder | None", self.cond_stage_model)
+            context = cond if embedder is None else embedder.embed(cond)
         return embedding, context
 
     def backbone(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:

@@ -101,7 +101,7 @@ class TableProcess(NoiseProcess):
 
     @property
     def timesteps(self) -> int | None:
-        return len(self.schedule.betas)
+        return self.schedule.end
 
     @property
     def cleanest(self) -> float:

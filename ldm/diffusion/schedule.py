@@ -116,6 +116,8 @@ class VPSchedule(Schedule):
     time is u - 1 (LDM, ADM), or u / T with `unit_time` (DDAE).
     """
 
+    end: int
+
     def __init__(self, betas: Tensor, unit_time: bool = False):
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or not bool(((betas >= 0) & (betas < 1)).all()):
@@ -202,7 +204,7 @@ class EDMSchedule(Schedule):
     sigma_max: float = 80.0
 
     @property
-    def end(self) -> float:
+    def end(self) -> float:  # type: ignore[override]  # derived from sigma_max here, a value of its own elsewhere
         return self.sigma_max
 
     @property
@@ -240,7 +242,7 @@ class VESchedule(EDMSchedule):
     sigma_max: float = 100.0
 
     @property
-    def end(self) -> float:
+    def end(self) -> float:  # type: ignore[override]  # derived from sigma_max here, a value of its own elsewhere
         return self.sigma_max**2
 
     def sigma(self, u: Tensor | float) -> Tensor:

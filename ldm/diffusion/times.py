@@ -66,12 +66,12 @@ def respaced_times(schedule: VPSchedule, respacing: str) -> Tensor:
     end = schedule.end
     if respacing.startswith("ddim"):
         wanted = int(respacing[4:])
-        stride = next((i for i in range(1, end) if len(range(0, end, i)) == wanted), None)
-        if stride is None:
+        whole = next((i for i in range(1, end) if len(range(0, end, i)) == wanted), None)
+        if whole is None:
             raise ValueError(
                 f"no whole stride takes exactly {wanted} of {end} times; use '{wanted}' instead of '{respacing}'"
             )
-        kept = list(range(0, end, stride))
+        kept = list(range(0, end, whole))
     else:
         counts = [int(part) for part in respacing.split(",")]
         kept, first = [], 0
@@ -104,7 +104,7 @@ def uniform_times(schedule: Schedule, steps: int) -> Tensor:
 
 
 def make_times(schedule: Schedule, steps: int | str, spacing: str = "auto") -> Tensor:
-    """The times that fits a schedule: `vp_times`, `edm_times` or `uniform_times`."""
+    """Make the times that fit a schedule: `vp_times`, `edm_times` or `uniform_times`."""
     if isinstance(schedule, VPSchedule):
         return vp_times(schedule, steps, spacing)
     if isinstance(steps, str) or spacing not in ("auto", "trailing"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,19 @@ def _only(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return all(any(fnmatchcase(name, pattern) for pattern in patterns) for name in names)
 
 
+class StagedNetwork(Protocol):
+    """A network in three stages, see `ldm.diffusion.network`."""
+
+    def condition(self, t: Tensor, cond: Tensor | None) -> Sequence[Tensor | None]:
+        """Embed times [B] and conditions [B, ...]."""
+
+    def backbone(self, x: Tensor, *state: Tensor | None) -> Tensor:
+        """Return features [B, F, H, W], the input of the last stage."""
+
+    def readout(self, features: Tensor) -> Tensor:
+        """Return the output [B, C, H, W]."""
+
+
 class MemberNetwork:
     """All members of a network at once: `members(x, t, cond) -> [M, B, C, H, W]`.
 
@@ -100,6 +114,11 @@ class MemberNetwork:
             raise ValueError("staged evaluation needs members that differ only in input-side and output-side heads")
         self.staged = possible if staged is None else staged
 
+    @property
+    def stages(self) -> StagedNetwork:
+        """The network by its stages, which it has where `staged`."""
+        return cast(StagedNetwork, self.network)
+
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         if x.ndim == 5 and len(x) != len(self.members):
             raise ValueError(f"x holds {len(x)} members, the ensemble {len(self.members)}")
@@ -108,7 +127,7 @@ class MemberNetwork:
         return self._by_stages(x, t, cond) if self.staged else self._by_vmap(x, t, cond)
 
     def _by_vmap(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        def one(overrides: Mapping[str, Tensor], x: Tensor, *condition: Tensor | None) -> Tensor:
+        def one(overrides: dict[str, Tensor], x: Tensor, *condition: Tensor | None) -> Tensor:
             return functional_call(self.network, overrides, (x, *condition))
 
         in_dims = (0, 0 if x.ndim == 5 else None, *self._axes(t, cond))
@@ -135,9 +154,9 @@ class MemberNetwork:
     def _condition(self, t: Tensor, cond: Tensor | None) -> list[Tensor]:
         """What the members make of times and conditions, [M, ...]; [1, ...] where they cannot differ."""
         if not self.at_input and t.ndim == 1:
-            return [part[None] for part in self.network.condition(t, cond) if part is not None]
+            return [part[None] for part in self.stages.condition(t, cond) if part is not None]
 
-        def condition(overrides: Mapping[str, Tensor], t: Tensor, cond: Tensor | None) -> tuple[Tensor, ...]:
+        def condition(overrides: dict[str, Tensor], t: Tensor, cond: Tensor | None) -> tuple[Tensor, ...]:
             state = functional_call(self.network, overrides, (t, cond), {"stage": "condition"})
             return tuple(part for part in state if part is not None)
 
@@ -177,17 +196,19 @@ class MemberNetwork:
         """Features of the backbone, or outputs where the members have no heads there: [r B, ...]."""
 
         def run(x: Tensor, *state: Tensor) -> Tensor:
+            inputs = [x, *state]
             if not self.shares_x:
-                x, *state = (repeat_rows(part, max(map(len, (x, *state)))) for part in (x, *state))
-            features = self.network.backbone(x, *state, *[None] * (2 - len(state)))
-            return features if self.at_output else self.network.readout(features)
+                rows = max(map(len, inputs))
+                inputs = [repeat_rows(part, rows) for part in inputs]
+            features = self.stages.backbone(*inputs, *[None] * (3 - len(inputs)))
+            return features if self.at_output else self.stages.readout(features)
 
         return self.chunker(run, x, *parts)
 
     def _read_out(self, features: Tensor, axis: int | None) -> Tensor:
         """Each member's output [M, B, ...] of features [B, ...] (axis None) or its own [M, B, ...] (axis 0)."""
 
-        def readout(overrides: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        def readout(overrides: dict[str, Tensor], features: Tensor) -> Tensor:
             return functional_call(self.network, overrides, (features,), {"stage": "readout"})
 
         def some(features: Tensor) -> Tensor:  # [b, M, F, H, W] or [b, F, H, W]

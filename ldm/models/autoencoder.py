@@ -92,7 +92,7 @@ class VQModel(FirstStage):
 class VQModelInterface(VQModel):
     """First stage of a latent diffusion model: latents before quantisation are diffused, decoding quantises them."""
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]  # as published: without the quantiser's returns
         """Latents `[B, embed_dim, h, w]` before quantisation, of images `[B, C, H, W]`."""
         return self.encode_to_prequant(x)
 
@@ -119,8 +119,9 @@ class AutoencoderKL(FirstStage):
     ):
         if not ddconfig.get("double_z", True):
             raise ValueError("AutoencoderKL needs ddconfig.double_z: true (a mean and a log-variance)")
-        shared = {"scheduler_config": scheduler_config, "seed": seed}
-        super().__init__(ddconfig, lossconfig, image_key, colorize_nlabels, monitor, **shared)
+        super().__init__(
+            ddconfig, lossconfig, image_key, colorize_nlabels, monitor, scheduler_config=scheduler_config, seed=seed
+        )
         self.embed_dim = embed_dim
         self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)

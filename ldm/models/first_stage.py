@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -41,6 +41,7 @@ class FirstStage(pl.LightningModule):
     """
 
     learning_rate: float = 4.5e-6
+    colorize: Tensor
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class FirstStage(pl.LightningModule):
         images, step = self.get_input(batch, self.image_key), self.generator_step
         if not self.adversarial:
             return self._autoencoder_loss(images, step, "train")[0]
-        optimizer, disc_optimizer = self.optimizers()
+        optimizer, disc_optimizer = cast(list, self.optimizers())
         self.toggle_optimizer(optimizer)
         loss, reconstructions = self._autoencoder_loss(images, step, "train")
         self._step(optimizer, loss)
@@ -157,7 +158,7 @@ class FirstStage(pl.LightningModule):
         loss, terms = self.loss.discriminator_loss(images, reconstructions.detach(), step)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self._step(disc_optimizer, loss)
-        schedulers = self.lr_schedulers() or []
+        schedulers: Any = self.lr_schedulers() or []
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             scheduler.step()
         return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.ensembles.heads import ClassTables, HasNamedParameters
 
@@ -43,16 +43,3 @@ class HasHeads(HasParameters, Protocol):
 
     def drop_averages(self) -> None:
         """Keep no averages of the weights from now on."""
-
-
-class ConditionEmbedder(Protocol):
-    """What a latent diffusion model asks of the module that embeds its conditions."""
-
-    def __call__(self, batch: Mapping[str, Any], key: str) -> Tensor:
-        """Embed batch[key]."""
-
-    def embed(self, labels: Tensor | None) -> Tensor:
-        """Embed labels [B] to a context [B, L, D]."""
-
-    def drop_labels(self, labels: Tensor | None, uniform: Tensor) -> Tensor | None:
-        """Replace labels [B] by the null class where `uniform` [B] says so."""

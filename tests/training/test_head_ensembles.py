@@ -98,8 +98,9 @@ def test_a_low_rank_ensemble_from_training_to_the_table(folder):
                 torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(single(model.network, ensemble.members, member)(x, t, labels), alone)
             start = ImageNoise(5, (0, 0)).initial((2, 1, 8, 8))
-            walked = run(ddim(plain.denoiser(torch.tensor([3, 8]), 3.0), plain.path, start, plain.grid(3)))
+            guided = plain.denoiser(torch.tensor([3, 8]), 3.0)
+            expected = run(ddim(guided, plain.schedule, start, plain.sampling_times(3)))
             # Folded and single batches round differently, and guided steps carry it on.
-            torch.testing.assert_close(latents[member], walked, atol=5e-4, rtol=5e-4)
+            torch.testing.assert_close(latents[member], expected, atol=5e-4, rtol=5e-4)
     out = get_unc_synsets.main(["--path", str(path), "--device", "cpu", "--classes", "4"])
     assert (out / "uncertainty.csv").exists()

@@ -128,23 +128,23 @@ def test_a_requeued_job_returns_to_its_run_directory(config, tmp_path, slurm):
 
 
 def test_runs_of_a_job_are_told_apart(tmp_path):
-    trunk, heads = (Job.of([name], {"SLURM_JOB_ID": "1"}) for name in ("backbone", "heads"))
-    runs = {name: new_run(tmp_path, name) for name in ("backbone", "heads", "again")}
-    trunk.record(runs["trunk"])
+    base, heads = (Job.of([name], {"SLURM_JOB_ID": "1"}) for name in ("base", "heads"))
+    runs = {name: new_run(tmp_path, name) for name in ("base", "heads", "again")}
+    base.record(runs["base"])
     heads.record(runs["heads"])
     heads.record(runs["again"])
     (runs["heads"].path / "finished.json").write_text("{}")
     folders = sorted(tmp_path.iterdir())
-    assert Job.of(["trunk"], {}) is None
-    assert trunk.requeued_run(folders) is None, "a first start has no run"
+    assert Job.of(["base"], {}) is None
+    assert base.requeued_run(folders) is None, "a first start has no run"
     restarted = {"SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": "2"}
-    assert Job.of(["trunk"], restarted).requeued_run(folders) == runs["trunk"]
+    assert Job.of(["base"], restarted).requeued_run(folders) == runs["base"]
     assert Job.of(["heads"], restarted).requeued_run(folders) == runs["again"], "the one that is not finished"
-    assert Job.of(["trunk"], {**restarted, "SLURM_JOB_ID": "2"}).requeued_run(folders) is None
-    assert trunk.joined_run(lambda: folders) == runs["trunk"]
+    assert Job.of(["base"], {**restarted, "SLURM_JOB_ID": "2"}).requeued_run(folders) is None
+    assert base.joined_run(lambda: folders) == runs["base"]
     with pytest.raises(ValueError, match="no run directory within"):
-        Job.of(["trunk"], restarted).joined_run(lambda: folders, seconds=0.1)
-    assert json.loads((runs["trunk"].path / "slurm.json").read_text())["command"] == ["trunk"]
+        Job.of(["base"], restarted).joined_run(lambda: folders, seconds=0.1)
+    assert json.loads((runs["base"].path / "slurm.json").read_text())["command"] == ["base"]
     assert RunDirectory(folders[0]) in runs.values()
 
 

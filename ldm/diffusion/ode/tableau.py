@@ -102,7 +102,9 @@ class Integrator:
         if self.tableau.error is None:
             y, gained, _ = self._step(y, start, stop - start)
             return y, gained
-        place, total, sign = start, 0.0, math.copysign(1.0, stop - start)
+        place = start
+        total: Tensor | float = 0.0
+        sign = math.copysign(1.0, stop - start)
         for _ in range(self.most):
             left = abs(stop - place)
             width = min(self._first_width(y, place, left) if self.width is None else self.width, left)
@@ -132,14 +134,15 @@ class Integrator:
                 continue
             at = y if not slopes else y + width * _combined(row, [slope for slope, _ in slopes])
             slopes.append(self.slope(at, tau + node * width))
-        states, rates = [slope for slope, _ in slopes], [rate for _, rate in slopes]
+        states = [slope for slope, _ in slopes]
+        rates = [rate for _, rate in slopes if rate is not None]
         after = y + width * _combined(self.tableau.b, states)
-        gained = 0.0 if rates[0] is None else width * _combined(self.tableau.b, rates)
+        gained = width * _combined(self.tableau.b, rates) if rates else 0.0
         if self.tableau.error is None:
             return after, gained, 0.0
         self.first, self.last = slopes[0], slopes[-1]
         error = self._size(width * _combined(self.tableau.error, states), y, after)
-        if rates[0] is not None:
+        if isinstance(gained, Tensor):
             missed = width * _combined(self.tableau.error, rates)
             error = max(error, float((missed.abs() / (self.atol + self.rtol * gained.abs())).max()))
         return after, gained, error if math.isfinite(error) else math.inf

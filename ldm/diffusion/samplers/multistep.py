@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def plms(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, st
             combined = (field + field_at(denoiser, schedule, ahead, s)) / 2
         else:
             weights = ADAMS_BASHFORTH[len(latest) - 1]
-            combined = sum(weight * past for weight, past in zip(weights, latest, strict=True))
+            combined = cast(Tensor, sum(weight * past for weight, past in zip(weights, latest, strict=True)))
         history = latest
         step = straight_step(schedule, index, x, combined, u, s)
         x = following(step, (yield step))

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, clipped, guided
-from ldm.diffusion.network import ConditionedNetwork, DiffusionWrapper
+from ldm.diffusion.network import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.training import DDPM
-from ldm.models.protocols import ConditionEmbedder
 from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]

@@ -126,7 +126,7 @@ class SamplerShell:
             raise ValueError(f"x_T must be {(batch_size, *shape)}, got {tuple(x.shape)}")
         known = _inpainting(self, mask, x0, noise)
         start = x if known is None else known(x, 0)
-        steps = walk(sampler(denoiser, self.model.schedule, start, self.times, noise=noise), known)
+        steps = keep_known(sampler(denoiser, self.model.schedule, start, self.times, noise=noise), known)
         bar = tqdm(steps, total=len(self.times) - 1, desc=self.sampler_name, disable=not verbose)
         return self._follow(bar, x, callback, img_callback, log_every_t)
 
@@ -191,13 +191,15 @@ class Inpainting:
 
 
 def _inpainting(shell: SamplerShell, mask: Tensor | None, x0: Tensor | None, noise: ImageNoise) -> Inpainting | None:
-    if (mask is None) != (x0 is None):
+    if mask is not None and x0 is not None:
+        return Inpainting(shell, mask, x0, noise)
+    if mask is not None or x0 is not None:
         raise ValueError("inpainting takes both mask and x0")
-    return None if mask is None else Inpainting(shell, mask, x0, noise)
+    return None
 
 
-def walk(steps: Any, known: Inpainting | None) -> Iterator[Step]:
-    """The steps of a sampler; between two of them the known part is put back."""
+def keep_known(steps: Any, known: Inpainting | None) -> Iterator[Step]:
+    """Yield the steps of a sampler; between two of them the known part of the image is put back."""
     step = next(steps)
     while True:
         yield step
