@@ -102,7 +102,8 @@ class MemberNetwork:
             raise ValueError(
                 f"members override {unknown[:4]}, which the network does not have: is this their base model?"
             )
-        self.network, self.members = network, members
+        self.network = network
+        self.members = members
         self.shares_x = getattr(network, "shares_x", False)
         self.chunker = chunk if isinstance(chunk, Chunker) else Chunker(chunk)
         inputs, outputs = getattr(network, "input_patterns", ()), getattr(network, "output_patterns", ())

@@ -1,4 +1,4 @@
-"""An ensemble on disk: `ensemble.yaml`, a reference to the trunk, and one small file of heads a member.
+"""An ensemble on disk: `ensemble.yaml`, a reference to the base checkpoint, and one small file of heads a member.
 
 {path}/{ensemble_name}_{dataset}_{M}/ensemble.yaml
                                      member_000.safetensors ...     keys as in the base model
@@ -39,10 +39,10 @@ class Ensemble:
         return tensors_sha256(self.members.overrides)
 
     def trunk(self, pretrained: str | None = None) -> Path:
-        """The trunk's checkpoint: in this folder, where the record says, or at `pretrained`; its sha256 must agree.
+        """Find the base checkpoint in this folder, where the record says, or at `pretrained`; its sha256 must agree.
 
         Raises:
-            ValueError: if there is no such file, or it is another trunk.
+            ValueError: if there is no such file, or it is another one.
         """
         beside = self.folder / self.spec["trunk"]["path"]
         path = beside if beside.is_file() else self.spec["trunk"]["path"]
@@ -50,18 +50,19 @@ class Ensemble:
 
 
 def verified_base(path: str | Path, expected: str) -> Path:
-    """The path, if the file there has the sha256 `expected`.
+    """Return the path, if the file there has the sha256 `expected`.
 
     Raises:
-        ValueError: if there is no such file, or it is another trunk.
+        ValueError: if there is no such file, or it is another one.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"the trunk is not at {path}; give its place with --pretrained PATH")
+        raise ValueError(f"the base checkpoint is not at {path}; give its place with --pretrained PATH")
     found = sha256(path)
     if found != expected:
         raise ValueError(
-            f"{path} is not the trunk that the members were trained on (sha256 {found[:12]}, expected {expected[:12]})"
+            f"{path} is not the base checkpoint that the members were trained on: its sha256 begins with {found[:12]}, "
+            f"expected {expected[:12]}"
         )
     return path
 
@@ -117,7 +118,7 @@ def load_published(path: str | Path) -> tuple[dict[str, Tensor], Members]:
     """Backbone and members of the `model.pth` that DECU's published save_ensemble.py writes.
 
     The file holds one class embedding a member, `cond_stage_model_ensemble.{i}.embedding.weight`, and none for the
-    trunk: member 0's is the trunk's here, so that the trunk is a whole model.
+    base model: member 0's is taken for it here, so that it is whole.
 
     Raises:
         ValueError: if it holds no such tables, or their numbers are not 0 .. M - 1.

@@ -42,7 +42,9 @@ class VQModel(FirstStage):
         use_ema: bool = False,
         seed: int = 0,
     ):
-        shared = (
+        super().__init__(
+            ddconfig,
+            lossconfig,
             image_key,
             colorize_nlabels,
             monitor,
@@ -52,8 +54,8 @@ class VQModel(FirstStage):
             use_ema,
             seed,
         )
-        super().__init__(ddconfig, lossconfig, *shared)
-        self.n_embed, self.embed_dim = n_embed, embed_dim
+        self.n_embed = n_embed
+        self.embed_dim = embed_dim
         self.quantize = VectorQuantizer2(n_embed, embed_dim, 0.25, remap=remap, sane_index_shape=sane_index_shape)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)

@@ -57,8 +57,11 @@ class FirstStage(pl.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        self.image_key, self.scheduler_config, self.seed = image_key, scheduler_config, seed
-        self.lr_g_factor, self.use_ema = lr_g_factor, use_ema
+        self.image_key = image_key
+        self.scheduler_config = scheduler_config
+        self.seed = seed
+        self.lr_g_factor = lr_g_factor
+        self.use_ema = use_ema
         self.batch_resize_range = None if batch_resize_range is None else tuple(batch_resize_range)
         if monitor is not None:
             self.monitor = monitor

@@ -47,7 +47,8 @@ class JointOptimizer(torch.optim.Optimizer):
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         super().__init__([parameter for group in groups for parameter in group["params"]], {})
-        self.optimizers, self.param_groups = list(optimizers), groups
+        self.optimizers = list(optimizers)
+        self.param_groups = groups
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

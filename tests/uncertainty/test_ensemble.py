@@ -48,7 +48,7 @@ def test_another_or_missing_trunk_is_refused(tmp_path):
         ensemble.trunk()
     assert ensemble.trunk(str(tmp_path / "moved.ckpt")) == tmp_path / "moved.ckpt"
     save_checkpoint({"state_dict": {"w": torch.ones(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="not the trunk"):
+    with pytest.raises(ValueError, match="not the base checkpoint"):
         ensemble.trunk(str(tmp_path / "other.ckpt"))
 
 

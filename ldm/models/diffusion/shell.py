@@ -6,19 +6,47 @@ What CompVis' classes ignore, or read from the global random state, is an error 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.diffusion.denoiser import Denoiser, MappedDenoiser, NetworkDenoiser, guided
+from ldm.diffusion.denoiser import Denoiser, MappedDenoiser, NetworkDenoiser, Target, guided
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, make_sampler, make_times
+from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import ddim_transition
 from ldm.util import derive_seed
 
 Intermediates = dict[str, list[Tensor]]
+
+
+class TableModel(Protocol):
+    """What CompVis' samplers ask of a model, which was trained on a table of betas."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of the noise."""
+
+    @property
+    def target(self) -> Target:
+        """What the network regresses."""
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Number of entries of the table."""
+
+    @property
+    def betas(self) -> Tensor:
+        """The table [T], on the device of the model."""
+
+    @property
+    def first_stage_model(self) -> Any:
+        """What quantises x_0 where that is asked for."""
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """Return the network's output for an embedded condition."""
 
 
 class SamplerShell:
@@ -39,14 +67,16 @@ class SamplerShell:
     sampler_name = "DDIM"
     quantizes = False
 
-    def __init__(self, model: Any, schedule: str = "linear", seed: int = 0):
+    def __init__(self, model: TableModel, schedule: str = "linear", seed: int = 0):
         if schedule != "linear":
             raise ValueError(f"the schedule is the model's own; schedule must be 'linear', got '{schedule}'")
         if model.num_timesteps is None:
             raise ValueError(
                 "this model has a continuous schedule, and CompVis' samplers a table of betas: use model.sample"
             )
-        self.model, self.schedule, self.seed = model, schedule, seed
+        self.model = model
+        self.schedule = schedule
+        self.seed = seed
         self.ddpm_num_timesteps = model.num_timesteps
         self.images_drawn = 0
 
@@ -64,7 +94,8 @@ class SamplerShell:
         self.times = make_times(schedule, ddim_num_steps, "auto" if ddim_discretize == "uniform" else ddim_discretize)
         ascending, later = self.times[:-1].flip(0), self.times[1:].flip(0)
         self.ddim_timesteps = schedule.time_to_net(ascending).long().numpy()
-        self.ddim_alphas, self.ddim_alphas_prev = schedule.alpha(ascending) ** 2, schedule.alpha(later) ** 2
+        self.ddim_alphas = schedule.alpha(ascending) ** 2
+        self.ddim_alphas_prev = schedule.alpha(later) ** 2
         self.ddim_sqrt_one_minus_alphas = schedule.sigma(ascending)
         pairs = zip(ascending.tolist(), later.tolist(), strict=True)
         self.ddim_sigmas = torch.stack([ddim_transition(schedule, u, s, ddim_eta).w.sqrt() for u, s in pairs])
@@ -179,8 +210,10 @@ class Inpainting:
     """The known part of an image, noised to the time of each step, in place of the state's."""
 
     def __init__(self, shell: SamplerShell, mask: Tensor, x0: Tensor, noise: ImageNoise):
-        self.schedule, self.times = shell.model.schedule, shell.times
-        self.mask, self.x0 = mask.to(noise.device), x0.to(noise.device)
+        self.schedule = shell.model.schedule
+        self.times = shell.times
+        self.mask = mask.to(noise.device)
+        self.x0 = x0.to(noise.device)
         self.noise = ImageNoise(derive_seed("inpainting", noise.seed), noise.images, noise.device)
 
     def __call__(self, x: Tensor, index: int) -> Tensor:
