@@ -16,13 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # main.py lies there
 
 import main as training  # noqa: E402
-from ldm.arguments import add_model_arguments  # noqa: E402
+from ldm.arguments import (  # noqa: E402
+    add_model_arguments,
+    open_model,
+)
 from ldm.diffusion.flow_matching import ODESolver, to_flow_matching  # noqa: E402
 from ldm.diffusion.likelihood import log_likelihood  # noqa: E402
 from ldm.diffusion.samplers import SAMPLERS, run  # noqa: E402
 from ldm.evaluation.recognition import PixelClassifier  # noqa: E402
 from ldm.images import heat_maps, save_image, tile_images  # noqa: E402
-from ldm.pipelines import ModelPipeline, open_model  # noqa: E402
+from ldm.pipelines import ModelPipeline  # noqa: E402
 from ldm.training.runs import runs_named  # noqa: E402
 from ldm.uncertainty.aleatoric import data_posterior  # noqa: E402
 from ldm.util import instantiate_from_config  # noqa: E402

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.images import heat_maps
 from ldm.laplace import LastLayerLaplace, Observation
-from ldm.pipelines import ModelPipeline, PosteriorPipeline, new_posterior, observations, open_model
+from ldm.pipelines import ModelPipeline, PosteriorPipeline, new_posterior, observations
 from ldm.report.flow_plots import curves_by_class, interleaved, maps_by_method, walked
 from ldm.training.runs import runs_named
 from ldm.uncertainty.agreement import agreement

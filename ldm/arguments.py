@@ -11,7 +11,9 @@ from ldm.diffusion.epsilon_scaling import DIRECTIONS, UNITS
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.samplers.ancestral import VARIANCES
 from ldm.diffusion.times import SPACINGS
+from ldm.pipelines import Defaults, ModelPipeline, PosteriorPipeline, load_model, load_posterior
 from ldm.pipelines.speed import PRECISIONS
+from ldm.settings import ClassifierGuidance, FeatureReading, Sampling, Scaling, Speed
 
 
 def steps_of(text: str) -> int | str:
@@ -167,17 +169,90 @@ def add_ensemble_arguments(parser: argparse.ArgumentParser, published_branch: in
     parser.set_defaults(default_branch="config", published_branch=published_branch)
 
 
-def fill_in_published(options: argparse.Namespace, **more: object) -> None:
-    """With --published, set what was not given to what DECU's scripts take; `more` are the script's own options."""
-    if not options.published:
-        return
-    choices = {"ddim_steps": options.default_steps, "scale": options.default_scale, **more}
-    for name, value in choices.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if options.spacing == "auto" and not isinstance(options.ddim_steps, str):
-        options.spacing = "published"
-    if (options.unc_branch, options.branch_at, options.branch_t) == (None, None, None):
-        options.default_branch = "last"
-        if options.published_branch is not None:
-            options.unc_branch = [options.published_branch]
+# What scripts that are not commands yet build from their options.
+
+
+def make_sampling(options: argparse.Namespace) -> Sampling:
+    """The values of `add_sampling_arguments` and --seed."""
+    scaling = Scaling(
+        options.eps_scaler,
+        options.eps_slope,
+        options.eps_unit,
+        options.eps_schedule,
+        None if options.eps_window is None else tuple(options.eps_window),
+        options.eps_direction,
+    )
+    classifier = ClassifierGuidance(options.classifier_config, options.classifier_ckpt, options.classifier_scale)
+    return Sampling(
+        sampler=options.sampler,
+        steps=options.ddim_steps,
+        eta=options.ddim_eta,
+        scale=options.scale,
+        spacing=options.spacing,
+        variance=options.variance,
+        clip=options.clip_denoised,
+        seed=options.seed,
+        scaling=scaling,
+        classifier=classifier,
+    )
+
+
+def make_speed(options: argparse.Namespace) -> Speed:
+    """The values of `add_speed_arguments`."""
+    chunk = "auto" if options.chunk is None else options.chunk
+    return Speed(chunk, options.precision, getattr(options, "channels_last", False), getattr(options, "compile", False))
+
+
+def open_model(options: argparse.Namespace) -> ModelPipeline:
+    """The model that the options of `add_model_arguments` name."""
+    sampling = make_sampling(options) if hasattr(options, "ddim_steps") else None
+    defaults = Defaults(getattr(options, "default_steps", 200), getattr(options, "default_scale", 1.0))
+    return load_model(
+        options.run,
+        sampling,
+        base=options.base,
+        ckpt=options.ckpt,
+        ema=options.ema,
+        epoch=getattr(options, "epoch", None),
+        pretrained=options.pretrained,
+        speed=make_speed(options),
+        device=options.device,
+        defaults=defaults,
+    )
+
+
+def open_walks(options: argparse.Namespace) -> PosteriorPipeline:
+    """The model and posterior that the options of `add_model_arguments` and `add_posterior_arguments` name."""
+    return load_posterior(
+        options.posterior,
+        open_model(options),
+        curvature=options.curvature,
+        prior_precision=options.prior_precision,
+        sigma_noise=options.sigma_noise,
+        temperature=options.temperature,
+        draws=options.draws,
+        particles=options.particles,
+        every=options.every,
+    )
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where features are read: noise levels, layers, pooling, draws."""
+    levels = parser.add_mutually_exclusive_group()
+    several = {"nargs": "+", "type": float}
+    levels.add_argument("--t", **several, help="noise levels as times of the schedule: table entries, sigma of EDM")
+    levels.add_argument("--logsnr", **several, help="the same as log signal-to-noise ratios, 2 ln(alpha / sigma)")
+    levels.add_argument("--index", nargs="+", type=int, help="the same as EDM's 18 steps, 1 = cleanest")
+    parser.add_argument("--layers", nargs="+", help="taps: in_1 .. mid .. out_1 .., dotted names, or all")
+    parser.add_argument("--pool", default="1", help="k: means of a k x k grid of the map; none: every position")
+    parser.add_argument("--draws", type=int, default=1, help="noise draws that features are averaged over")
+    parser.add_argument("--label", type=int, help="class that a conditional backbone sees (default: its null class)")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16", "fp16"], help="of its products")
+    parser.add_argument("--images_per_pass", type=int, default=100, help="images in one pass through the backbone")
+    parser.set_defaults(chunk=1)
+
+
+def make_feature_reading(options: argparse.Namespace) -> FeatureReading:
+    """The values of `add_reading_arguments`."""
+    levels = {name: tuple(getattr(options, name) or ()) or None for name in ("t", "logsnr", "index", "layers")}
+    return FeatureReading(**levels, pool=options.pool, draws=options.draws, label=options.label)

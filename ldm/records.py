@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm.options import option_values
 from ldm.util import atomic_write
 
 # A line of a table: {column: value}.
@@ -33,9 +34,14 @@ def revision() -> str:
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def record(options: argparse.Namespace | Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What produced an output: command, options, revision, versions, time."""
-    given = vars(options) if isinstance(options, argparse.Namespace) else dict(options)
+def record(options: Mapping[str, Any] | Any, **more: Any) -> dict[str, Any]:
+    """Return what produced an output: command, options, revision, versions, time.
+
+    Args:
+        options: a command or another dataclass, or a mapping of names to values.
+        more: further entries.
+    """
+    given = option_values(options) if is_dataclass(options) else dict(options)
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "options": {
@@ -49,9 +55,7 @@ def record(options: argparse.Namespace | Mapping[str, Any], **more: Any) -> dict
     }
 
 
-def write_record(
-    path: str | Path, options: argparse.Namespace | Mapping[str, Any], overwrite: bool = False, **more: Any
-) -> None:
+def write_record(path: str | Path, options: Mapping[str, Any] | Any, overwrite: bool = False, **more: Any) -> None:
     """Write `record(...)` as JSON beside an output."""
     with atomic_write(path, overwrite) as partial:
         partial.write_text(json.dumps(record(options, **more), indent=1, default=str) + "\n")

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments, add_posterior_arguments
+from ldm.arguments import add_model_arguments, add_posterior_arguments, open_walks
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.recognition import PixelClassifier
 from ldm.experiments import variance_benchmarks as benchmarks
-from ldm.pipelines import PosteriorPipeline, open_walks
+from ldm.pipelines import PosteriorPipeline
 from ldm.pipelines.images import real_images
 from ldm.records import write_record
 from ldm.report import flow_plots
@@ -87,7 +87,7 @@ def opened_at(walks: PosteriorPipeline, steps: int):
 
 def aleatoric(walks: PosteriorPipeline, images: Sequence[int], options: argparse.Namespace) -> torch.Tensor:
     """Variance of the data [N, h, w] given each sample's own walk at the noise share asked for."""
-    labels, path = walks.pipeline.in_turn(range(len(images))), walks.pipeline.model.schedule
+    labels, path = walks.pipeline.cycle_classes(range(len(images))), walks.pipeline.model.schedule
     u = float(path.time_at(options.noise_share / (1 - options.noise_share)))
     # The state of the walk that is nearest to that share.
     step = min(walks.plain(labels, images), key=lambda step: abs(step.u - u))
@@ -99,18 +99,18 @@ def aleatoric(walks: PosteriorPipeline, images: Sequence[int], options: argparse
 
 def maps_of(walks: PosteriorPipeline, images: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Pictures and the maps [N, h, w] of every method that the path knows."""
-    labels = walks.pipeline.in_turn(range(len(images))) or []
+    labels = walks.pipeline.cycle_classes(range(len(images))) or []
     chosen = dict(benchmarks.applicable(walks))
     chosen.pop("tangents, every direction")
     maps = {"sampled weights, K = 64": benchmarks.truth(walks, labels, images, 64)}
     maps |= {name: method.run(walks, labels, images) for name, method in chosen.items()}
-    pictures = walks.pipeline.decode(walks.pipeline.sample(labels, images))
+    pictures = walks.pipeline.decode(walks.pipeline.sample_latents(labels, images))
     return pictures, {name: value.mean(1).cpu() for name, value in maps.items()}
 
 
 def totals(walks: PosteriorPipeline, steps: Sequence[int], images: Sequence[int]) -> dict[str, dict[int, float]]:
     """Mean variance of an element at the end against the number of steps."""
-    labels = walks.pipeline.in_turn(range(len(images))) or []
+    labels = walks.pipeline.cycle_classes(range(len(images))) or []
     names = ["tangents, K = 8", "fresh weights, total variance, S = 10"]
     names += [name for name, _ in benchmarks.applicable(walks) if name.startswith("BayesFlow as published, S")]
     return {
@@ -134,7 +134,7 @@ def draw(options: argparse.Namespace) -> list[dict[str, Any]]:
     every = list(range(options.n))
     trajectories = []
     for kind, walks in pipeline.items():
-        labels = walks.pipeline.in_turn(range(options.n))
+        labels = walks.pipeline.cycle_classes(range(options.n))
         trajectories.append(flow_plots.sample_trajectory(walks, kind, options.method, labels, every))
         flow_plots.interleaved(trajectories[-1], out / f"grid_{kind}.png", **write)
         bar.update()
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> Path:
     if bool(options.diffusion) != bool(options.diffusion_posterior):
         raise ValueError("--diffusion and --diffusion_posterior go together")
     rows, out = draw(options), Path(options.out)
-    write_record(out / "record.json", options, overwrite=True)
+    write_record(out / "record.json", vars(options), overwrite=True)
     for row in rows:
         print(f"{row['model']:>10}, {row['steps']:>3} steps: {row['recognised']:.1%} recognised")
     print(*sorted(str(path) for path in out.glob("*.png")), sep="\n")

@@ -29,11 +29,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments, add_posterior_arguments
+from ldm.arguments import add_model_arguments, add_posterior_arguments, open_walks
 from ldm.cli import HelpFormatter, run_script
 from ldm.image_arguments import data_config
-from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits
-from ldm.pipelines import PosteriorPipeline, chosen_positions, observations, open_posterior, open_walks
+from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits, load_laplace
+from ldm.pipelines import PosteriorPipeline, chosen_positions, observations
 from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.agreement import agreement
@@ -84,15 +84,14 @@ def final_variances(
 
 def with_steps(walks: PosteriorPipeline, steps: int) -> PosteriorPipeline:
     """The same on another times."""
-    options = argparse.Namespace(**{**vars(walks.pipeline.options), "ddim_steps": steps})
-    return replace(walks, pipeline=replace(walks.pipeline, options=options), _members=[])
+    return replace(walks, pipeline=walks.pipeline.with_(steps=steps), _members=[])
 
 
 def propagated(
     walks: PosteriorPipeline, truth: int, options: argparse.Namespace
 ) -> Iterator[tuple[str, Tensor, float]]:
     """(method, variances, CPU seconds) on one times, the truth first."""
-    labels = walks.pipeline.in_turn(range(options.n))
+    labels = walks.pipeline.cycle_classes(range(options.n))
     cases = [("truth", "persistent", replace(walks, draws=truth))]
     # Other weights than the truth's, so that they do not share its sampling error.
     apart = argparse.Namespace(**{**vars(options), "seed": options.seed + 1})
@@ -102,7 +101,7 @@ def propagated(
     for method in options.methods:
         cases.append((named(method, walks), method, other))
     if options.published:
-        laplace = open_posterior(walks.pipeline, options.published)
+        laplace = load_laplace(options.published, walks.pipeline.model.network)
         cases.append(("published, its own posterior", "published", replace(walks, laplace=laplace, _members=[])))
     for name, method, own in tqdm(cases, desc=f"{len(walks.pipeline.times) - 1} steps"):
         began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
@@ -180,7 +179,10 @@ def candidates(walks: PosteriorPipeline, options: argparse.Namespace) -> Iterato
     plain.sigma_noise, plain.prior_precision = 1.0, 1.0
     yield "full, sigma 1, precision 1", plain
     if options.published:
-        yield "published (ef doubled, sigma 1, precision 1)", open_posterior(walks.pipeline, options.published)
+        yield (
+            "published (ef doubled, sigma 1, precision 1)",
+            load_laplace(options.published, walks.pipeline.model.network),
+        )
 
 
 def calibration(walks: PosteriorPipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -207,7 +209,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     )
     print(markdown_table(rows, 3), note, sep="\n")
     write_csv(out / f"{options.command}.csv", rows, [note], overwrite=True)
-    write_record(out / "record.json", options, overwrite=True)
+    write_record(out / "record.json", vars(options), overwrite=True)
     return rows
 
 

@@ -31,12 +31,12 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import Subset
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.cli import HelpFormatter, run_script
 from ldm.experiments import low_data as low_data
 from ldm.experiments import variance_benchmarks as benchmarks
 from ldm.jobs import WorkList
-from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions, open_model
+from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions
 from ldm.records import write_record
 from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import markdown_table, read_csv, write_csv
@@ -83,7 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
 def data_of(pipeline: ModelPipeline, split: str, count: int | None = None) -> Any:
     """A split of the run's data, or `count` images of it."""
     data = instantiate_from_config(pipeline.config["data"]["params"][split])
-    return data if count is None else Subset(data, chosen_positions(len(data), count, pipeline.options.seed))
+    return data if count is None else Subset(data, chosen_positions(len(data), count, pipeline.sampling.seed))
 
 
 def walks_of(options: argparse.Namespace) -> PosteriorPipeline:
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> Path:
         lines += [f"## {name}", "", markdown_table(rows), ""]
     with atomic_write(out / "report.md", overwrite=True) as partial:
         partial.write_text("\n".join(lines))
-    write_record(out / "record.json", options, overwrite=True)
+    write_record(out / "record.json", vars(options), overwrite=True)
     print((out / "report.md").read_text())
     return out
 

@@ -32,16 +32,19 @@ from tqdm import tqdm
 
 from ldm.checkpoint import load_state_dict
 from ldm.cli import HelpFormatter, run_script
+from ldm.commands.shared import EnsembleSource, Placement
+from ldm.commands.uncertainty_classes import UncertaintyClasses
 from ldm.data.bins import class_size_order
 from ldm.evaluation.recognition import PixelClassifier
-from ldm.experiments.classes import MEMBER_DISTANCES
 from ldm.experiments.controls import class_controls, members_study
-from ldm.pipelines import EnsemblePipeline
+from ldm.pipelines import EnsemblePipeline, load_ensemble
 from ldm.pipelines.images import real_images
 from ldm.records import write_record
 from ldm.report.control_report import write_control_report
 from ldm.report.tables import read_csv, write_csv
+from ldm.settings import Branching, Sampling
 from ldm.training.config import load_config
+from ldm.training.gathering import gather_members
 from ldm.training.runs import runs_named
 from ldm.util import atomic_write
 
@@ -115,7 +118,6 @@ def bins_of(options: argparse.Namespace, rotation: int) -> Path:
 def ensemble_of(options: argparse.Namespace, variant: str, rotation: int) -> Path | None:
     """Folder of the ensemble of a variant and rotation, trained and gathered if it is not there (and may be)."""
     import main as training
-    import save_ensemble
 
     logs = Path(options.out) / f"{variant}_{rotation}"
     if found := sorted(logs.glob(f"{NAME}_*_{options.members}/ensemble.yaml")):
@@ -138,21 +140,30 @@ def ensemble_of(options: argparse.Namespace, variant: str, rotation: int) -> Pat
         words += [change for change in changes if not change.endswith(".yaml")]
         training.main([*words, f"data.params.train.params.folder={bins_of(options, rotation)}", *options.dotlist])
     for count in sorted({members, options.members}, reverse=True):
-        words = ["--path", str(logs), "--ensemble_name", NAME, "--ensemble_comps", str(count), "--overwrite"]
-        folder = save_ensemble.main(words)
+        folder = gather_members(logs, NAME, count, overwrite=True)
     return folder
 
 
-def read_uncertainty(options: argparse.Namespace, ensemble: Path, *words: str) -> dict[float, Path]:
-    """{branch point: table of get_unc_synsets.py}, measured where it is not there yet."""
-    import get_unc_synsets
+def measure_uncertainty(options: argparse.Namespace, ensemble: Path, at: float, keep: bool = False) -> Path:
+    """Measure the classes of an ensemble at a branch point; the folder of the report."""
+    command = UncertaintyClasses(
+        EnsembleSource(str(ensemble)),
+        n=options.n,
+        keep_images=("tensors",) if keep else None,
+        branching=Branching(at=at),
+        sampling=Sampling(seed=options.seed),
+        place=Placement(options.device),
+    )
+    return command.run()
 
+
+def read_uncertainty(options: argparse.Namespace, ensemble: Path) -> dict[float, Path]:
+    """{branch point: table of get_unc_synsets.py}, measured where it is not there yet."""
     kept = ensemble / "controls.json"
     tables: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
     for at in options.branch_at:
         if str(at) not in tables:
-            given = ["--path", ensemble, "--branch_at", at, "--n", options.n, "--seed", options.seed]
-            folder = get_unc_synsets.main([*map(str, given), "--device", options.device, *words])
+            folder = measure_uncertainty(options, ensemble, at)
             tables[str(at)] = str(folder.relative_to(ensemble) / "uncertainty.csv")
             with atomic_write(kept, overwrite=True) as partial:
                 partial.write_text(json.dumps(tables) + "\n")
@@ -170,12 +181,8 @@ def pipeline(
     options: argparse.Namespace, ensemble: Path, at: float = 0.0, steps: int | None = None
 ) -> EnsemblePipeline:
     """An ensemble as get_unc_synsets.py opens it; `steps` of the sampler instead of the config's."""
-    import get_unc_synsets
-    from ldm.pipelines import open_ensemble
-
-    words = ["--path", ensemble, "--branch_at", at, "--seed", options.seed, "--device", options.device]
-    words += [] if steps is None else ["--steps", steps]
-    return open_ensemble(get_unc_synsets.get_parser().parse_args([*map(str, words)]))
+    sampling = Sampling(steps=steps, seed=options.seed)
+    return load_ensemble(ensemble, sampling, Branching(at=at), device=options.device)
 
 
 def judge_of(options: argparse.Namespace) -> tuple[PixelClassifier, dict[int, np.ndarray]]:
@@ -189,14 +196,11 @@ def judge_of(options: argparse.Namespace) -> tuple[PixelClassifier, dict[int, np
 
 def study_members(options: argparse.Namespace, ensemble: Path) -> list[dict[str, Any]]:
     """See `members_study`: of the ensemble with the most members, at the first branch point."""
-    import get_unc_synsets
-
     most = next(ensemble.parent.glob(f"{NAME}_*_{options.most_members}"))
-    words = ["--path", most, "--branch_at", options.branch_at[0], "--n", options.n, "--seed", options.seed]
-    folder = get_unc_synsets.main([*map(str, words), "--device", options.device, "--keep_images", "tensors"])
-    bins = pipeline(options, most).bins
+    folder = measure_uncertainty(options, most, options.branch_at[0], keep=True)
+    bins = pipeline(options, most).classes.sizes
     files = {int(file.stem.removeprefix("class")): file for file in (folder / "kept").glob("class*.safetensors")}
-    distances = {label: load_state_dict(file)[MEMBER_DISTANCES] for label, file in files.items()}
+    distances = {label: load_state_dict(file)["distances"] for label, file in files.items()}
     return members_study(distances, {label: class_size_order(bins[label]) for label in distances})
 
 
@@ -221,9 +225,9 @@ def cost_at(one: EnsemblePipeline, n: int) -> list[dict[str, Any]]:
     given, steps, branch = ([0] * n, list(range(n))), len(one.grid) - 1, one.branch
     tasks = {
         "plain model: samples": (lambda: one.sample(*given), steps),
-        "ensemble: one-step uncertainty": (lambda: next(iter(one.parted(*given, (0,)))), branch + one.members),
+        "ensemble: one-step uncertainty": (lambda: next(iter(one.branched_steps(*given, (0,)))), branch + one.members),
         "ensemble: samples of all members": (
-            lambda: one.walk(*given, (0,)),
+            lambda: one.sample_branched(*given, (0,)),
             branch + one.members * (steps - branch),
         ),
     }
@@ -278,7 +282,7 @@ def main(argv: list[str] | None = None) -> Path:
             studies["members"] = once(out / "members.csv", lambda: study_members(options, first))
         studies["cost"] = once(out / "cost.csv", lambda: study_cost(options, first))
     write_control_report(out, tables, studies)
-    write_record(out / "record.json", options, overwrite=True)
+    write_record(out / "record.json", vars(options), overwrite=True)
     print((out / "report.md").read_text())
     return out
 

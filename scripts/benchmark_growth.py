@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ldm.arguments import add_speed_arguments
+from ldm.arguments import add_speed_arguments, make_speed
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
@@ -24,7 +24,7 @@ from ldm.ensembles.members import MemberNetwork
 from ldm.experiments import timing
 from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pipelines.speed import speed_up
+from ldm.pipelines.speed import with_speed
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     x = torch.zeros((1, *model.latent_shape), device=device)
     label = torch.zeros(1, dtype=torch.long, device=device)
     chunk = options.chunk or rows_that_fit(lambda: model.network(x, x.new_zeros(1), label), device)
-    speed_up(model.model.diffusion_model, options, device)
+    model, _ = with_speed(model, make_speed(options), device)
     rows, numbers = [], []
     for changed, case in cases(options):
         timed, made, held = measure(model, options, case, device, Chunker(chunk))

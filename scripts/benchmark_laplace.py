@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     if options.json:
         with atomic_write(Path(options.json), overwrite=True) as partial:
-            partial.write_text(json.dumps(record(options, rows=rows, fit=fit, peak_gb=peak), indent=1) + "\n")
+            partial.write_text(json.dumps(record(vars(options), rows=rows, fit=fit, peak_gb=peak), indent=1) + "\n")
     return {"speedup": slow / medians["diag"]}
 
 

@@ -25,12 +25,13 @@ from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.members import MemberNetwork, Members, single
-from ldm.ensembles.storage import load_ensemble
+from ldm.ensembles.storage import read_ensemble
 from ldm.experiments import timing
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines import build_model
-from ldm.pipelines.speed import PRECISIONS, speed_up
-from ldm.uncertainty.quantities import Estimator, quantities
+from ldm.pipelines.speed import PRECISIONS, with_speed
+from ldm.settings import Speed
+from ldm.uncertainty.quantities import Estimator, compute_quantities
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -53,9 +54,9 @@ def open_members(options: argparse.Namespace, device: torch.device) -> tuple[Lat
     if not options.path:
         model = timing.random_model(timing.load_size_config(options.size), device, options.seed)
         return model, timing.random_members(model, options.heads, options.members, options.seed)
-    ensemble = load_ensemble(options.path)
+    ensemble = read_ensemble(options.path)
     model = build_model(ensemble.spec["config"])
-    model.init_from_ckpt(str(ensemble.trunk()), use_averaged=True)
+    model.init_from_ckpt(str(ensemble.base_checkpoint()), use_averaged=True)
     return model.eval().requires_grad_(False).to(device), ensemble.members.to(device)
 
 
@@ -76,10 +77,8 @@ def in_variant(model: LatentDiffusion, name: str, device: torch.device) -> Laten
         raise ValueError(
             f"--variants: unknown {sorted(unknown)}; join {[*PRECISIONS, 'channels_last', 'compile']} by +"
         )
-    chosen = {"precision": precision_of(name), "channels_last": "channels_last" in words, "compile": "compile" in words}
-    own = copy.deepcopy(model)
-    speed_up(own.model.diffusion_model, argparse.Namespace(**chosen), device)
-    return own
+    speed = Speed(1, precision_of(name), "channels_last" in words, "compile" in words)
+    return with_speed(copy.deepcopy(model), speed, device)[0]
 
 
 def walks(
@@ -158,7 +157,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rows, differences = [], {}
     for name in sides:
         latents, first = (found[name], plain[1]) if name == "loop" else found[name]
-        mis = [quantities(step.distribution, Estimator(scale="mean"))["mi"] for step in (plain[1], first)]
+        mis = [compute_quantities(step.distribution, Estimator(scale="mean")).mi for step in (plain[1], first)]
         differences[name] = timing.largest_difference(found["loop"], latents)
         rate, mi = rates[precisions[name]], float((mis[0] - mis[1]).abs().max())
         rows.append(row_of(name, timed, made[name != "loop"], rate, differences[name], mi))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ldm.arguments import add_source_arguments
+from ldm.arguments import add_source_arguments, open_model
 from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.diffusion.denoiser import Target
 from ldm.diffusion.network import ConditionedNetwork, DiffusionWrapper
@@ -30,8 +30,7 @@ from ldm.evaluation.grid_features import GridFeatures, read_features
 from ldm.evaluation.probe import Heads, ProbeTraining, fit_heads
 from ldm.evaluation.taps import Backbone, Place, Reading, resolve_taps
 from ldm.experiments.probes import draw_probe_positions
-from ldm.pipelines import open_model
-from ldm.pipelines.features import PLAIN, DataStates, make_backbone, times_of
+from ldm.pipelines.features import DataStates, make_backbone, read_times
 from ldm.report.tables import markdown_table
 from ldm.util import generator, instantiate_from_config
 
@@ -73,7 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=200, help="images")
     parser.add_argument("--t", nargs="+", type=float, default=[1, 11, 21], help="noise levels, table entries")
     parser.add_argument("--layers", nargs="+", default=None, help="taps (default: those on the way up)")
-    parser.set_defaults(**PLAIN, precision="float32", epoch=None)
+    parser.set_defaults(chunk=1, precision="float32", epoch=None)
     add_device_arguments(parser)
     return parser
 
@@ -84,7 +83,7 @@ def setting_of(options: argparse.Namespace) -> tuple[Backbone, RandomStates | Da
         pipeline = open_model(options)
         trunk, data = make_backbone(pipeline.model), instantiate_from_config(pipeline.config["data"]["params"]["train"])
         states = DataStates(pipeline.model, data, draw_probe_positions(len(data), options.n, options.seed))
-        times = times_of(pipeline.model, {"t": options.t})
+        times = read_times(pipeline.model, {"t": options.t})
     else:
         network = ConditionedNetwork(DiffusionWrapper(NETWORK)).eval().requires_grad_(False)
         schedule = VPSchedule(make_betas("sqrt_linear", 1000))

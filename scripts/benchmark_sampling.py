@@ -19,8 +19,9 @@ from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.experiments import timing
-from ldm.experiments.classes import measure_classes
-from ldm.pipelines import open_ensemble
+from ldm.pipelines import EnsemblePipeline, load_ensemble
+from ldm.pipelines.information import measure_classes
+from ldm.settings import Branching, Sampling
 from ldm.stats import spearman
 from ldm.uncertainty.branch import branch
 
@@ -52,26 +53,25 @@ class Counted:
         return self.denoiser(*args)
 
 
+def load(options: argparse.Namespace, sampler: str, steps: int, seed: int) -> EnsemblePipeline:
+    """The ensemble under a sampler."""
+    sampling = Sampling(sampler, steps, seed=seed)
+    return load_ensemble(options.path, sampling, Branching(at=options.branch_at), device=options.device)
+
+
 def measure(options: argparse.Namespace, sampler: str, steps: int, seed: int) -> tuple[list[float], float]:
     """(mutual information of every class, seconds)."""
-    import get_unc_synsets
-
-    words = ["--path", options.path, "--sampler", sampler, "--steps", str(steps), "--branch_at", str(options.branch_at)]
-    words += ["--n", str(options.n), "--seed", str(seed), "--device", options.device]
-    pipeline = open_ensemble(get_unc_synsets.get_parser().parse_args(words))
-    plan = get_unc_synsets.plan_of(pipeline.options, pipeline)
+    pipeline = load(options, sampler, steps, seed)
+    plan = pipeline.make_plan(options.n)
     began = time.perf_counter()
-    found = dict(measure_classes(pipeline, range(pipeline.n_classes), plan))
+    found = {result.label: result for result in measure_classes(pipeline, range(pipeline.n_classes), plan)}
     taken = time.perf_counter() - began
-    return [float(found[label]["mi"].mean()) for label in range(pipeline.n_classes)], taken
+    return [float(found[label].mi.mean()) for label in range(pipeline.n_classes)], taken
 
 
 def evaluations(options: argparse.Namespace, sampler: str, steps: int) -> int:
     """Evaluations of the network up to the branched step, counted on one image."""
-    import get_unc_synsets
-
-    words = ["--path", options.path, "--sampler", sampler, "--steps", str(steps), "--branch_at", str(options.branch_at)]
-    pipeline = open_ensemble(get_unc_synsets.get_parser().parse_args([*words, "--device", options.device]))
+    pipeline = load(options, sampler, steps, options.seed)
     calls, chains = [0], pipeline._chains([0], [0], pipeline.bases(0))
     counted = {name: Counted(chains.pop(name), calls) for name in ("base", "members")}
     branch(**counted, **chains, only_first=True)

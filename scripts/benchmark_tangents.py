@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.samplers import run
 from ldm.ensembles.members import Members
 from ldm.experiments import timing
 from ldm.laplace.layer import split_network
-from ldm.pipelines import ModelPipeline, open_model
+from ldm.pipelines import ModelPipeline
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.propagation import sampled, tangents
 from ldm.util import generator
@@ -44,7 +44,7 @@ def random_members(pipeline: ModelPipeline, count: int) -> Members:
     """The last layer with `count` small random changes."""
     network = pipeline.model.network
     _, layer, name = split_network(network)
-    source = generator("directions", pipeline.options.seed)
+    source = generator("directions", pipeline.sampling.seed)
     own = {f"{name}.{key}": value.detach() for key, value in layer.named_parameters()}
     changes = {key: torch.randn((count, *value.shape), generator=source).to(value) for key, value in own.items()}
     return Members({key: own[key] + 0.01 * change for key, change in changes.items()})
@@ -53,7 +53,7 @@ def random_members(pipeline: ModelPipeline, count: int) -> Members:
 def timings(pipeline: ModelPipeline, k: int, batch: int, repeats: int) -> list[dict[str, Any]]:
     """Seconds of a walk by each way, over one plain sample and over the batched tangents."""
     model, members, images = pipeline.model, random_members(pipeline, k), list(range(batch))
-    labels = pipeline.in_turn(images)
+    labels = pipeline.cycle_classes(images)
     cond = None if labels is None else pipeline.labels(labels)
     x = pipeline.noise(images).initial((batch, *model.latent_shape)) * model.schedule.prior_std
 

@@ -32,7 +32,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, noise_level, save_scaling, tabulated
 from ldm.evaluation.exposure import state_distance
@@ -42,7 +42,7 @@ from ldm.evaluation.metrics import Options, Reference, measure
 from ldm.evaluation.scaling_choice import Search, estimated_factors, search_b
 from ldm.experiments.exposure import Chains, MomentsByName, load_split, measured
 from ldm.jobs import WorkList, split_range
-from ldm.pipelines import ModelPipeline, open_model
+from ldm.pipelines import ModelPipeline
 from ldm.pipelines.images import SampledImages
 from ldm.records import refuse_existing, write_record
 from ldm.report.exposure import compute_factors
@@ -125,9 +125,7 @@ def frechet(pipeline: ModelPipeline, options: argparse.Namespace, base: EpsilonS
 
 def under(pipeline: ModelPipeline, scaling: EpsilonScaling) -> ModelPipeline:
     """The model under another scaling."""
-    other = replace(pipeline)
-    other.__dict__["wrappers"] = replace(pipeline.wrappers, scaling=scaling)
-    return other
+    return pipeline.with_scaling(scaling)
 
 
 def distance(pipeline: ModelPipeline, options: argparse.Namespace, base: EpsilonScaling) -> Callable[[float], float]:
@@ -179,7 +177,9 @@ def main(argv: list[str] | None = None) -> EpsilonScaling:
         if found.at_edge:
             print(f"the best b is the {found.at_edge} that was tried: widen --low or --high, and add --overwrite")
     save_scaling(scaling, schedule, options.overwrite)
-    write_record(out / "record.json", options, overwrite=True, scaling=scaling.as_dict(), settings=pipeline.describe())
+    write_record(
+        out / "record.json", vars(options), overwrite=True, scaling=scaling.as_dict(), settings=pipeline.describe()
+    )
     print(f"{schedule}: " + (f"a table of {len(scaling.table)} levels" if scaling.table else f"b = {scaling.b:g}"))
     return scaling
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.arguments import add_source_arguments
+from ldm.arguments import add_reading_arguments, add_source_arguments, make_feature_reading, open_model
 from ldm.checkpoint import sha256
 from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.evaluation.contrastive import alignment, class_pairs, uniformity
@@ -31,8 +31,8 @@ from ldm.evaluation.grid_features import read_features
 from ldm.evaluation.taps import Backbone, Reading
 from ldm.experiments.probes import draw_probe_positions
 from ldm.jobs import WorkList
-from ldm.pipelines import load_weights, open_model
-from ldm.pipelines.features import DataStates, add_reading_arguments, make_backbone, reading_of
+from ldm.pipelines import load_weights
+from ldm.pipelines.features import DataStates, make_backbone, make_reading
 from ldm.records import refuse_existing, write_record
 from ldm.report.probes import trajectories
 from ldm.report.tables import markdown_table, write_csv
@@ -130,7 +130,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     data = instantiate_from_config(pipeline.config["data"]["params"]["train"])
     positions = draw_probe_positions(len(data), options.n, options.seed)
     trunk = make_backbone(pipeline.model, options.label)
-    reading = reading_of(pipeline, trunk, options, grid=options.layers is None, seed=options.seed)
+    reading = make_reading(
+        pipeline, trunk, make_feature_reading(options), search=options.layers is None, seed=options.seed
+    )
     states, checkpoints = DataStates(pipeline.model, data, positions), checkpoints_of(options)
     work = WorkList(out / "parts", settings_of(options, reading, states))
     names = {f"{name}_{sha256(checkpoint)[:12]}": name for name, checkpoint in checkpoints.items()}
@@ -141,7 +143,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     note = "features at unit length: mean squared distance of positive pairs; ln mean exp(-2 d^2) of all pairs"
     write_csv(out / "contrastive.csv", rows, [note], options.overwrite)
     draw(rows, out / "contrastive.png", options.overwrite)
-    write_record(out / "record.json", options, overwrite=True, images=len(positions))
+    write_record(out / "record.json", vars(options), overwrite=True, images=len(positions))
     print(markdown_table(rows))
     return rows
 

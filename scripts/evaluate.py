@@ -34,7 +34,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.distortions import DISTORTIONS, distort, named_strength
 from ldm.evaluation.extraction import FeatureSet, ImageSource, extract, is_feature_folder, open_features
@@ -45,7 +45,6 @@ from ldm.evaluation.sample_sizes import sample_sizes, summarise_sizes, without_b
 from ldm.evaluation.statistics import load_statistics
 from ldm.image_arguments import add_image_arguments, images_of
 from ldm.jobs import pick_device, shard_from_environment
-from ldm.pipelines import open_model
 from ldm.pipelines.images import load_images
 from ldm.records import write_record
 from ldm.report.evaluation import distortion_plot, sample_size_plot
@@ -265,7 +264,7 @@ def finish(
         write_table(out / "metrics.csv", table)
         with atomic_write(out / "metrics.json", overwrite=True) as file:
             file.write_text(json.dumps({row["metric"]: row for row in table}, indent=1) + "\n")
-    write_record(out / "record.json", options, overwrite=True, features=features, images=source.describe())
+    write_record(out / "record.json", vars(options), overwrite=True, features=features, images=source.describe())
 
 
 def main(argv: list[str] | None = None) -> list[MetricRow] | None:

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> Path:
     run, checkpoint = find_run(options.run, options.epoch)
     out = Path(options.out)
     save_checkpoint({"state_dict": averaged(load_state_dict(checkpoint))}, out, options.overwrite)
-    write_record(out.with_suffix(".json"), options, overwrite=True, run=run.path.name, checkpoint=checkpoint.name)
+    write_record(out.with_suffix(".json"), vars(options), overwrite=True, run=run.path.name, checkpoint=checkpoint.name)
     print(out)
     return out
 

@@ -23,13 +23,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.experiments.exposure import Chains, load_split, measured
 from ldm.jobs import WorkList, shard_from_environment, split_range
-from ldm.pipelines import ModelPipeline, open_model
+from ldm.pipelines import ModelPipeline
 from ldm.records import write_record
 from ldm.report.exposure import (
     compute_factors,
@@ -60,7 +60,7 @@ def write_outputs(out: Path, pipeline: ModelPipeline, chains: Chains, moments: A
     norms, states = norm_table(path, times, moments, factors), state_table(path, times, moments, names)
     write_csv(out / "norms.csv", norms, overwrite=True)
     write_csv(out / "states.csv", states, overwrite=True)
-    title = f"{pipeline.options.sampler}, {len(times) - 1} steps"
+    title = f"{pipeline.sampling.sampler}, {len(times) - 1} steps"
     norm_plot(norms, out / "norms.png", names, moments["data"].mean[0].numel(), title)
     ratio_plot(norms, out / "ratios.png", names, title)
     delta_plot(states, out / "delta.png", names, title)
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")
         return out
     write_outputs(out, pipeline, chains, moments)
-    write_record(out / "record.json", options, overwrite=True, settings=settings)
+    write_record(out / "record.json", vars(options), overwrite=True, settings=settings)
     print(f"{out}: norms.csv, states.csv and figures of {options.n} images")
     return out
 

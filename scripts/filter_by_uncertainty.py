@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     note = f"kept {rule} of {len(rows)}; z > 0: better than random"
     print(markdown_table(table, 4), note, sep="\n")
     write_csv(out / "table.csv", table, [note], overwrite=True)
-    write_record(out / "record.json", options, overwrite=True)
+    write_record(out / "record.json", vars(options), overwrite=True)
     return table
 
 

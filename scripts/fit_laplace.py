@@ -31,13 +31,13 @@ from omegaconf import OmegaConf
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.cli import HelpFormatter, run_script
 from ldm.image_arguments import data_config
 from ldm.jobs import WorkList, shard_from_environment, split_range
-from ldm.laplace import CURVATURES, TUNERS, LastLayerLaplace, save_laplace
-from ldm.pipelines import ModelPipeline, chosen_positions, new_posterior, observations, open_model, open_posterior
+from ldm.laplace import CURVATURES, TUNERS, LastLayerLaplace, load_laplace, save_laplace
+from ldm.pipelines import ModelPipeline, chosen_positions, new_posterior, observations
 from ldm.records import write_record
 from ldm.util import instantiate_from_config
 
@@ -248,9 +248,9 @@ def main(argv: list[str] | None = None) -> Path:
     pipeline = open_model(options)
     check(options, pipeline)
     if options.merge:
-        laplace, config = open_posterior(pipeline, options.merge[0]), {"merged": options.merge}
+        laplace, config = load_laplace(options.merge[0], pipeline.model.network), {"merged": options.merge}
         for folder in options.merge[1:]:
-            laplace = laplace.merge(open_posterior(pipeline, folder))
+            laplace = laplace.merge(load_laplace(folder, pipeline.model.network))
     else:
         data, config = data_of(options, pipeline, options.split)
         laplace = fit_parts(options, pipeline, data, config)
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> Path:
     found = describe(laplace)
     source = {"checkpoint": str(pipeline.checkpoint), **pipeline.describe(), "data": config, "seed": options.seed}
     save_laplace(laplace, out, source, options.overwrite)
-    write_record(out / "record.json", options, overwrite=True, found=found)
+    write_record(out / "record.json", vars(options), overwrite=True, found=found)
     for name, value in found.items():
         print(f"{name:>24}  {value}")
     return out

@@ -22,15 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm.arguments import add_source_arguments
+from ldm.arguments import add_reading_arguments, add_source_arguments, make_feature_reading, open_model
 from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.evaluation.finetuning import Tuning
 from ldm.evaluation.probe import ProbeResult, ProbeTraining
 from ldm.evaluation.taps import Reading
 from ldm.experiments.probes import ProbeStudy
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pipelines import open_model
-from ldm.pipelines.features import add_reading_arguments, log_snr, make_backbone, reading_of, reinitialise
+from ldm.pipelines.features import log_snr, make_backbone, make_reading, reinitialise
 from ldm.records import refuse_existing, write_record
 from ldm.report.probes import heat_map
 from ldm.report.tables import markdown_table, write_csv
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> dict[str, ProbeResult]:
     pipeline, out = open_model(options), Path(options.out)
     refuse_existing([out / "results.csv"], options.overwrite)
     trunk = make_backbone(pipeline.model, options.label)
-    reading = reading_of(pipeline, trunk, options, options.grid, options.seed)
+    reading = make_reading(pipeline, trunk, make_feature_reading(options), search=options.grid, seed=options.seed)
     study = ProbeStudy(pipeline, options, out / "features")
     results, tuned = {"trained": study.probe_backbone(trunk, reading, "trained")}, None
     if options.finetune:
@@ -128,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, ProbeResult]:
     ]
     write_csv(out / "errors.csv", errors, ["% of each class's test images that the probe mistakes"], options.overwrite)
     facts = {"checkpoint": str(pipeline.checkpoint), "reading": reading.describe(), "n_train": len(study.positions)}
-    write_record(out / "record.json", options, overwrite=True, **facts)
+    write_record(out / "record.json", vars(options), overwrite=True, **facts)
     print(markdown_table(rows))
     return results
 

@@ -25,7 +25,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from ldm.arguments import add_source_arguments
+from ldm.arguments import add_source_arguments, open_model
 from ldm.checkpoint import save_tensors
 from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule, make_betas
@@ -45,8 +45,8 @@ from ldm.experiments.probes import draw_probe_positions
 from ldm.jobs import pick_device, step_bar
 from ldm.models.diffusion.classifier import NoisyClassifier
 from ldm.modules.wide_resnet import WideResNet
-from ldm.pipelines import build_model, open_model
-from ldm.pipelines.features import INDEX_STEPS, PLAIN, DataStates, edm_index_times, make_backbone, pool_of
+from ldm.pipelines import build_model
+from ldm.pipelines.features import INDEX_STEPS, DataStates, edm_index_times, make_backbone
 from ldm.records import refuse_existing, write_record
 from ldm.report.probes import line_plot
 from ldm.report.tables import markdown_table, read_csv, write_csv
@@ -65,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
     ddae.add_argument("--pool", default="1", help="k: means of a k x k grid of the map; none: every position")
     ddae.add_argument("--label", type=int, help="class that a conditional trunk sees (default: its null class)")
     ddae.add_argument("--precision", default="float32", choices=("float32", "bf16", "fp16"), help="of the trunk")
-    ddae.set_defaults(**PLAIN)
+    ddae.set_defaults(chunk=1)
     wrn = commands.add_parser("wrn", help="a wide residual network", **words)
     wrn.add_argument("--base", required=True, help="config whose images it is trained on")
     adm = commands.add_parser("adm", help="a classifier for guidance, trained by main.py", **words)
@@ -112,7 +112,7 @@ def head_of(options: argparse.Namespace):
     tap, schedule = resolve_taps(trunk.network, layers), pipeline.model.schedule
     levels, _ = levels_of(schedule)
     zero = torch.zeros((1, *pipeline.model.latent_shape), device=pipeline.device)
-    reading = Reading((float(levels[0]),), tap, pool_of(options.pool))
+    reading = Reading((float(levels[0]),), tap, None if options.pool == "none" else int(options.pool))
     (width,) = {value.shape[1] for value in trunk.features(zero, [0], reading).values()}
     classes = instantiate_from_config(pipeline.config["data"]["params"]["train"]).n_classes
     head = NoiseHead(width, classes).to(pipeline.device)
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     }
     label = "log signal-to-noise ratio, 2 ln(alpha / sigma)"
     line_plot(curves, out / "recognition.png", label, "test images recognised (%)", overwrite=options.overwrite)
-    write_record(out / "record.json", options, overwrite=True, parameters=parameters)
+    write_record(out / "record.json", vars(options), overwrite=True, parameters=parameters)
     print(markdown_table(rows))
     return rows
 

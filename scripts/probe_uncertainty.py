@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     names, bins = [row["name"] for row in rows], [f"{row['training images']} images" for row in rows]
     labels = (f"uncertainty ({options.measure})", "probe error (% of the class's test images)", words)
     scatter(x.tolist(), y.tolist(), names, out / "joined.png", *labels, groups=bins, overwrite=options.overwrite)
-    write_record(out / "record.json", options, overwrite=True, result=words)
+    write_record(out / "record.json", vars(options), overwrite=True, result=words)
     print(markdown_table(rows))
     print(words)
     return rows

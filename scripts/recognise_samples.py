@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.images import save_image, tile_images
-from ldm.pipelines import open_model
 from ldm.pipelines.images import real_images
 
 
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> float:
     rates, every = [], []
     for label in tqdm(range(pipeline.n_classes), desc="classes", unit="class"):
         labels = [label] * options.n
-        images = pipeline.decode(pipeline.sample(labels, range(label * options.n, (label + 1) * options.n)))
+        images = pipeline.decode(pipeline.sample_latents(labels, range(label * options.n, (label + 1) * options.n)))
         every.append(images)
         rates.append(classifier.recognised(images.permute(0, 2, 3, 1), labels).mean())
     if options.grid:

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments, add_posterior_arguments
+from ldm.arguments import add_model_arguments, add_posterior_arguments, open_walks
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.noise import ImageNoise
 from ldm.evaluation.classifier import SmallClassifier, load_classifier, signed
 from ldm.evaluation.diversity import pairwise_ssim
 from ldm.images import save_image, tile_images, to_uint8
-from ldm.pipelines import METHODS, SAMPLED, PosteriorPipeline, open_walks
+from ldm.pipelines import METHODS, SAMPLED, PosteriorPipeline
 from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.resampling import VARIANT_KINDS, finished, step_at, variants
@@ -63,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def varied(walks: PosteriorPipeline, kind: str, images: list[int], options: argparse.Namespace) -> Tensor:
     """Pictures [V, B, C, H, W] in [-1, 1] of the variants of some images."""
-    pipeline, model, labels = walks.pipeline, walks.pipeline.model, walks.pipeline.in_turn(images)
+    pipeline, model, labels = walks.pipeline, walks.pipeline.model, walks.pipeline.cycle_classes(images)
     at = step_at(walks.steps(options.method, labels, images), options.cut)
     noise = ImageNoise(derive_seed("variants", options.seed), tuple(images), device=pipeline.device)
     states = variants(at, options.variants, noise, kind, options.strength)
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     note = f"{options.n} images, {options.variants} variants from step {options.cut}, strength {options.strength:g}"
     print(markdown_table(rows, 3), note, sep="\n")
     write_csv(out / "numbers.csv", rows, [note], overwrite=True)
-    write_record(out / "record.json", options, overwrite=True)
+    write_record(out / "record.json", vars(options), overwrite=True)
     return rows
 
 

@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments, count_or_auto
+from ldm.arguments import add_model_arguments, count_or_auto, open_model
 from ldm.checkpoint import save_tensors, sha256
 from ldm.cli import HelpFormatter, run_script
 from ldm.data.npz import ChunkedArray, read_labels, write_npz
 from ldm.diffusion.noise import ImageNoise, slerp
 from ldm.images import save_image, tile_images, to_uint8
 from ldm.jobs import WorkList, shard_from_environment, split_range
-from ldm.pipelines import ModelPipeline, open_model
+from ldm.pipelines import ModelPipeline
 from ldm.records import write_record
 from ldm.util import atomic_write, generator
 
@@ -87,8 +87,8 @@ class Plan:
         """Latents [B, c, h, w] of the images numbered `images`."""
         labels = None if self.labels is None else [self.labels[image] for image in images]
         if self.arc is None:
-            return pipeline.sample(labels, images)
-        return pipeline.sample(labels, [0] * len(images), self.arc[[image % len(self.arc) for image in images]])
+            return pipeline.sample_latents(labels, images)
+        return pipeline.sample_latents(labels, [0] * len(images), self.arc[[image % len(self.arc) for image in images]])
 
 
 def classes_of(options: argparse.Namespace, n_classes: int) -> list[int] | None:
@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"{out}: this process is done; the one that finishes last writes the outputs (or running once more)")
         return out
     write_outputs(out, work, parts, plan, options)
-    write_record(out / "record.json", options, overwrite=True, settings=settings)
+    write_record(out / "record.json", vars(options), overwrite=True, settings=settings)
     print(f"{out}: {plan.count} images in samples.npz, the first in grid.png")
     return out
 

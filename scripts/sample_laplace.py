@@ -37,12 +37,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments, add_posterior_arguments
+from ldm.arguments import add_model_arguments, add_posterior_arguments, open_walks
 from ldm.cli import HelpFormatter, run_script
 from ldm.evaluation.extractors import make_extractor
 from ldm.images import heat_maps, without_outliers
 from ldm.jobs import WorkList, shard_from_environment, split_range
-from ldm.pipelines import METHODS, PosteriorPipeline, describe_walks, open_walks
+from ldm.pipelines import METHODS, PosteriorPipeline
 from ldm.records import write_record
 from ldm.report.tables import write_csv
 from ldm.report.variance import CONTROL_MAPS, Measures, measure_batch, ranked_figure, score_names, step_maps_figure
@@ -149,7 +149,7 @@ def settings_of(options: argparse.Namespace, walks: PosteriorPipeline) -> dict[s
         "seeds",
     )
     own = {name: getattr(options, name) for name in (*names, "percentile", "patches")}
-    return {**walks.pipeline.describe(), **describe_walks(walks), **own}
+    return {**walks.pipeline.describe(), **walks.describe(), **own}
 
 
 def sample_parts(
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> Path:
         return out
     found = joined(work, parts)
     write_outputs(out, found, walks, options)
-    write_record(out / "record.json", options, overwrite=True, settings=settings_of(options, walks))
+    write_record(out / "record.json", vars(options), overwrite=True, settings=settings_of(options, walks))
     sums = found["score_sum"]
     print(
         f"{out}: {options.n} images, summed variance {sums.mean():.4g} (s.d. {sums.std():.3g}, least {sums.min():.3g})"

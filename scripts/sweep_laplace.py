@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.arguments import add_model_arguments, add_posterior_arguments
+from ldm.arguments import add_model_arguments, add_posterior_arguments, open_walks
 from ldm.cli import HelpFormatter, run_script
 from ldm.jobs import split_range
-from ldm.pipelines import METHODS, PosteriorPipeline, open_walks
+from ldm.pipelines import METHODS, PosteriorPipeline
 from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
 from ldm.report.variance import sweep_figure
@@ -61,7 +61,7 @@ def maps_at(walks: PosteriorPipeline, setting: Setting, options: argparse.Namesp
     laplace.sigma_noise, laplace.prior_precision = setting
     own, maps = replace(walks, laplace=laplace, _members=[]), []
     for part in split_range(options.n, options.batch_size).values():
-        *_, last = own.steps(options.method, walks.pipeline.in_turn(part), list(part))
+        *_, last = own.steps(options.method, walks.pipeline.cycle_classes(part), list(part))
         maps.append(own.pixel_variance(last, list(part)).cpu())
     return torch.cat(maps)
 
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     sweep_figure(stacked[:, :, options.image], *names, out / "sweep.png", "sigma_noise", "prior_precision", True)
     with atomic_write(out / "sweep.npz", overwrite=True) as partial:
         np.savez_compressed(partial, maps=stacked, sigmas=options.sigmas, precisions=options.precisions)
-    write_record(out / "record.json", options, overwrite=True)
+    write_record(out / "record.json", vars(options), overwrite=True)
     return rows
 
 

@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> Path:
         options.overwrite,
     )
     sizes = {name: {"truth": part.truth, "information": part.information.tolist()} for name, part in growths.items()}
-    write_record(out / "record.json", options, options.overwrite, estimates=figures, bracketed=share, sizes=sizes)
+    write_record(out / "record.json", vars(options), options.overwrite, estimates=figures, bracketed=share, sizes=sizes)
     print("\n".join(comments[2:]))
     return out
 

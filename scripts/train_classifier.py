@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> float:
         "test_accuracy": rate,
         "test_images": len(tested[1]),
         "cpu_seconds": round(seconds, 1),
-        "record": json.loads(json.dumps(record(options), default=str)),
+        "record": json.loads(json.dumps(record(vars(options)), default=str)),
     }
     save_classifier(model, out, facts, options.overwrite)
     print(f"{out}: {rate:.2%} of {len(tested[1])} test images recognised, {seconds:.0f} s of CPU time")

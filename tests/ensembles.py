@@ -3,7 +3,7 @@
 import torch
 
 from ldm.checkpoint import save_checkpoint, sha256
-from ldm.ensembles.storage import save_ensemble
+from ldm.ensembles import storage
 from ldm.util import generator
 from tests.conftest import tiny_config, tiny_model
 
@@ -46,4 +46,4 @@ def write_ensemble(folder, members=3, spread=None, params=None, **record):
         "members": [{"component": member, "seed": member, "run": "none", "step": 0} for member in range(members)],
         **record,
     }
-    return save_ensemble(folder, spec, heads, overwrite=True)
+    return storage.write_ensemble(folder, spec, heads, overwrite=True)

@@ -65,8 +65,12 @@ BASE = {
     "ldm.memory",
     "ldm.images",
     "ldm.records",
+    "ldm.settings",
+    "ldm.options",
     "ldm.stats",
 }
+# What leads to all rooms, and is imported by none.
+DOORS = ("ldm/__init__.py", "ldm/__main__.py")
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}
 MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint")
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
@@ -136,6 +140,8 @@ def calls(file):
 
 def rule_imports_go_down(file):
     level, own = room(file.module)
+    if file.path in DOORS:
+        return
     if own == "ldm" and file.module not in BASE:
         yield f"1: {file.module} has no room: add it to LEVELS, beside its place in the design"
     for line, name in imports(file):

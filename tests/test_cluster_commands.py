@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-import get_unc_synsets
 import main
+from ldm.commands.line import load_command, parse
 from scripts import cluster_commands
 
 TRAIN = [
@@ -40,7 +40,8 @@ def test_jobs_share_the_work_of_a_script():
     for rank, line in enumerate(lines):
         *environment, python, script, path, folder, n, four = shlex.split(line)
         assert environment == [f"RANK={rank}", "WORLD_SIZE=2"] and (python, script) == ("python", "get_unc_synsets.py")
-        assert get_unc_synsets.get_parser().parse_args([path, folder, n, four]).path == "an ensemble"
+        command = parse(load_command("uncertainty classes"), [path, folder, n, four], "")
+        assert command.ensemble.path == "an ensemble" and command.n == 4
 
 
 def test_the_array_runs_the_line_of_its_task(tmp_path):

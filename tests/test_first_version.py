@@ -8,14 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import get_unc_synsets
 import main
-import sample_model
+from ldm import load_model
 from ldm.checkpoint import load_checkpoint
-from ldm.pipelines import open_posterior
+from ldm.laplace import load_laplace
 from ldm.util import generator
 from scripts import sample_diffusion
-from tests.posteriors import opened_with
+from tests.cli import call
 
 WRITTEN = Path(__file__).parent / "fixtures" / "first_version"
 BASE = "runs/2026-11-30T08-11-07_base"
@@ -75,16 +74,16 @@ def test_no_two_of_these_samples_are_alike(expected):
 
 
 def test_an_ensemble_gives_the_same_members_and_information(place, expected):
-    sample_model.main(["--path", ENSEMBLE, *CLASSES, "--out", "grid"])
+    call("sample members", ["--path", ENSEMBLE, *CLASSES, "--out", "grid"])
     assert_close(load_file("grid/members_branch2.safetensors")["latents"], expected["ensemble/samples"])
-    get_unc_synsets.main(["--path", ENSEMBLE, *CLASSES, "--n", "2", "--out", "unc"])
+    call("uncertainty classes", ["--path", ENSEMBLE, *CLASSES, "--n", "2", "--out", "unc"])
     (folder,) = place.glob("written/unc/classes_*")
     found = [json.loads((folder / f"{label}.json").read_text())["mi"] for label in (3, 7)]
     torch.testing.assert_close(torch.tensor(found), expected["ensemble/mi"], rtol=1e-3, atol=2e-7)
 
 
 def test_a_posterior_gives_the_same_predictive_law(place, expected):
-    posterior = open_posterior(opened_with(["--run", BASE, "--device", "cpu"]), "posterior")
+    posterior = load_laplace("posterior", load_model(BASE, device="cpu").model.network)
     x = torch.randn(2, 1, 8, 8, generator=generator("first version"))
     mean, variance = posterior(x, torch.tensor([10.0, 70.0]), torch.tensor([3, 7]))
     assert_close(mean.detach(), expected["posterior/mean"])

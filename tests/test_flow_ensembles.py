@@ -4,10 +4,8 @@ import math
 
 import pytest
 
-import get_unc_pixels
-import get_unc_synsets
-import sample_model
 from ldm.report.tables import read_csv
+from tests.cli import call
 from tests.ensembles import write_ensemble
 
 FLOW = {"parameterization": "velocity"}
@@ -22,7 +20,7 @@ def ensemble(tmp_path_factory):
 
 def table(ensemble, out, words):
     given = ["--path", str(ensemble), "--out", str(out), "--device", "cpu", "--classes", "0", "1", "2", "--n", "2"]
-    folder = get_unc_synsets.main([*given, "--sampler", "Euler", *words.split()])
+    folder = call("uncertainty classes", [*given, "--sampler", "Euler", *words.split()])
     return {row["class"]: row for row in read_csv(folder / "uncertainty.csv")}
 
 
@@ -45,7 +43,9 @@ def test_predicted_x0_do_not_depend_on_the_length_of_the_step(ensemble, tmp_path
 
 def test_divergences_need_the_noise_of_ddim(ensemble, tmp_path):
     words = ["--path", str(ensemble), "--out", str(tmp_path / "kl"), "--device", "cpu", "--classes", "0", "--n", "2"]
-    folder = get_unc_synsets.main([*words, "--distance", "kl", "--eta", "1", "--steps", "4", "--branch_at", "0.5"])
+    folder = call(
+        "uncertainty classes", [*words, "--distance", "kl", "--eta", "1", "--steps", "4", "--branch_at", "0.5"]
+    )
     (row,) = read_csv(folder / "uncertainty.csv")
     assert 0 < row["mi_mean"] <= math.log(3)
     with pytest.raises(ValueError, match="needs every variance above 0"):
@@ -57,6 +57,6 @@ def test_divergences_need_the_noise_of_ddim(ensemble, tmp_path):
 @pytest.mark.parametrize("sampler", ["Euler", "Dopri5"])
 def test_grids_and_maps(ensemble, sampler):
     words = ["--path", str(ensemble), "--device", "cpu", "--sampler", sampler, "--steps", "3", "--overwrite"]
-    sample_model.main([*words, "--classes", "0", "1"])
-    get_unc_pixels.main([*words, "--classes", "0", "1", "--n", "1"])
+    call("sample members", [*words, "--classes", "0", "1"])
+    call("uncertainty pixels", [*words, "--classes", "0", "1", "--n", "1"])
     assert any(ensemble.glob("samples/*.png")) and any(ensemble.glob("pixel_unc/*.png"))

@@ -7,16 +7,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.arguments import add_ensemble_arguments
+from ldm import Branching, Sampling, load_ensemble
 from ldm.checkpoint import load_state_dict, save_checkpoint
-from ldm.cli import argparse
 from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
 from ldm.diffusion.denoiser import clipped
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, save_scaling, scaled
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ancestral, ddim, run
 from ldm.models.diffusion.classifier import NoisyClassifier
-from ldm.pipelines import open_ensemble
+from ldm.settings import Scaling
 from scripts import sample_diffusion
 from tests.conftest import tiny_config, tiny_model
 from tests.ensembles import write_ensemble
@@ -175,11 +174,9 @@ def test_labels_are_given_balanced_or_drawn(adm, tmp_path):
 
 def test_members_of_an_ensemble_are_scaled_one_by_one(tmp_path):
     write_ensemble(tmp_path)
-    parser = argparse.ArgumentParser()
-    add_ensemble_arguments(parser)
-    words = ["--path", str(tmp_path), "--device", "cpu", "--branch_at", "0", "--eps_scaler", "1.05", "--clip_denoised"]
-    pipeline = open_ensemble(parser.parse_args(words))
-    found = pipeline.member_samples([4, 5], [0, 1])[:, :, 0]
+    sampling = Sampling(scaling=Scaling(b=1.05), clip=True)
+    pipeline = load_ensemble(tmp_path, sampling, Branching(at=0.0), device="cpu")
+    found = pipeline.member_latents([4, 5], [0, 1])[:, :, 0]
     assert pipeline.describe()["epsilon_scaling"]["b"] == 1.05 and pipeline.describe()["clip_denoised"]
     model, labels, noise = pipeline.model, torch.tensor([4, 5]), ImageNoise(42, (0, 1))
     for member in range(3):

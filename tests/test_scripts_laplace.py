@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.laplace import LastLayerLaplace
-from ldm.pipelines import build_model, observations, open_posterior
+from ldm.laplace import LastLayerLaplace, load_laplace
+from ldm.pipelines import build_model, observations
 from scripts import fit_laplace, sample_diffusion, sample_laplace
 from tests.conftest import tiny_config
 from tests.posteriors import DIGITS, opened_with, table, write_model, write_posterior
@@ -30,7 +30,7 @@ class LeftHalf(torch.nn.Module):
 def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch, tmp_path):
     folder, words = place
     pipeline = opened_with(words[:6])
-    saved = open_posterior(pipeline, folder / "fit")
+    saved = load_laplace(folder / "fit", pipeline.model.network)
     data = fit_laplace.instantiate_from_config(DIGITS)
     positions = fit_laplace.chosen_positions(len(data), 40, 42)
     rows = observations(pipeline.model, data, positions, draws=2, seed=42, batch_size=7)
@@ -45,7 +45,7 @@ def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch
         monkeypatch.setenv("RANK", rank)
         fit_laplace.main(fit)
         assert (tmp_path / "parts" / "laplace.yaml").exists() == (rank == "1")
-    shared = open_posterior(pipeline, tmp_path / "parts")
+    shared = load_laplace(tmp_path / "parts", pipeline.model.network)
     torch.testing.assert_close(shared.fitted().gram, saved.fitted().gram, rtol=1e-5, atol=1e-4)
     with pytest.raises(FileExistsError, match="holds a posterior"):
         fit_laplace.main(fit)
@@ -67,13 +67,13 @@ def test_a_fit_has_no_parts_of_other_settings(place, monkeypatch, tmp_path, caps
         assert len(list(tmp_path.glob("parts*"))) == (2 if seed == 42 else 1)
         positions = fit_laplace.chosen_positions(len(data), 10, seed)
         direct = LastLayerLaplace(pipeline.model.network).fit(observations(pipeline.model, data, positions, seed=seed))
-        found = open_posterior(pipeline, tmp_path).fitted()
+        found = load_laplace(tmp_path, pipeline.model.network).fitted()
         torch.testing.assert_close(found.gram, direct.fitted().gram, rtol=1e-5, atol=1e-4)
         assert (int(found.images), int(found.draws)) == (10, 10)
     assert capsys.readouterr().out.count("discarded") == 2
     fit_laplace.main([*fit, "--draws", "1", "--seed", "43", "--overwrite", "--sigma_noise", "2"])
     assert "discarded" not in capsys.readouterr().out
-    assert open_posterior(pipeline, tmp_path).sigma_noise.tolist() == [2.0]
+    assert load_laplace(tmp_path, pipeline.model.network).sigma_noise.tolist() == [2.0]
 
 
 def test_observations_are_what_training_regresses(place):
@@ -100,13 +100,13 @@ def _draws(model, image):
 def test_the_published_fit_and_merging(place, tmp_path):
     folder, words = place
     pipeline = opened_with(words[:6])
-    published = open_posterior(pipeline, folder / "published")
+    published = load_laplace(folder / "published", pipeline.model.network)
     assert published.curvature == "ef" and published.published_ef
     assert (published.prior_precision, published.sigma_noise.tolist(), published.data_size) == (1.0, [1.0], 20)
     both = [str(folder / "fit")] * 2
     fit_laplace.main([*words[:6], "--merge", *both, "--prior_precision", "50", "--out", str(tmp_path / "both")])
-    merged = open_posterior(pipeline, tmp_path / "both")
-    torch.testing.assert_close(merged.fitted().gram, 2 * open_posterior(pipeline, both[0]).fitted().gram)
+    merged = load_laplace(tmp_path / "both", pipeline.model.network)
+    torch.testing.assert_close(merged.fitted().gram, 2 * load_laplace(both[0], pipeline.model.network).fitted().gram)
 
 
 @pytest.mark.parametrize("method", ["persistent", "tangents", "published"])
@@ -178,7 +178,7 @@ def test_flows_and_other_samplers(tmp_path):
     fit = ["--n", "20", "--draws", "2", "--bins", "3", "--prior_precision", "20", "--out", str(tmp_path / "fit")]
     fit_laplace.main([*words, *fit])
     pipeline = opened_with(words)
-    laplace = open_posterior(pipeline, tmp_path / "fit")
+    laplace = load_laplace(tmp_path / "fit", pipeline.model.network)
     assert len(laplace.sigma_noise) == 3 and laplace.time_edges == pytest.approx([1 / 3, 2 / 3])
     sampled = [
         "--posterior",

@@ -8,12 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-import get_unc_pixels
-import get_unc_synsets
-import sample_model
-import sample_model_rollout
 from ldm.checkpoint import load_state_dict
 from ldm.report.tables import read_comments, read_csv
+from tests.cli import call
 from tests.ensembles import write_ensemble
 
 CPU = ["--device", "cpu"]
@@ -32,7 +29,7 @@ def masked(tmp_path_factory):
 
 
 def synsets(ensemble, out, words=""):
-    return get_unc_synsets.main(["--path", str(ensemble), "--out", str(out), *CPU, *words.split()])
+    return call("uncertainty classes", ["--path", str(ensemble), "--out", str(out), *CPU, *words.split()])
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +117,7 @@ def test_members_that_were_replaced_are_measured_anew(tmp_path):
     found = []
     for spread in (0.1, 1.0, 1.0):
         write_ensemble(tmp_path, spread=torch.full((11,), spread))
-        out = get_unc_synsets.main(["--path", str(tmp_path), "--classes", "1", *CPU])
+        out = call("uncertainty classes", ["--path", str(tmp_path), "--classes", "1", *CPU])
         found.append((read_csv(out / "uncertainty.csv")[0]["mi_mean"], len(list(out.glob("classes_*")))))
     assert float(found[0][0]) < float(found[1][0])
     assert [count for _, count in found] == [1, 2, 2] and found[1] == found[2]
@@ -150,7 +147,7 @@ def test_scales_and_distances_act(ensemble, tmp_path):
     assert ratio == pytest.approx(2 * found["mean"]["aleatoric_variance"], rel=1e-5)
     with pytest.raises(ValueError, match="sample with eta > 0"):
         synsets(ensemble, tmp_path / "no", "--classes 0 --n 2 --distance kl")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="above 0"):
         synsets(ensemble, tmp_path / "no", "--distance_scale -1")
 
 
@@ -160,34 +157,35 @@ def test_masked_classes_are_reported_by_group(masked, tmp_path):
     assert (rows[0]["certain"], rows[0]["uncertain"]) == ("0 1", "2 3")
     assert rows[0]["mi_certain"] > 0 and rows[0]["mi_uncertain"] > 0 and rows[1]["mi_uncertain"] is None
     assert json.loads((out / "summary.json").read_text())["compared_classes"] == 1
-    figure = sample_model_rollout.main(["--path", str(masked), "--pair", "--out", str(tmp_path / "pair"), *CPU])
+    figure = call("rollout", ["--path", str(masked), "--pair", "--out", str(tmp_path / "pair"), *CPU])
     assert Image.open(figure / "rollout_pair.png").size[0] > 400
-    base = sample_model_rollout.main(
-        ["--path", str(masked), "--classes", "0", "--uncertain_comp", "--out", str(tmp_path / "one"), *CPU]
+    base = call(
+        "rollout", ["--path", str(masked), "--classes", "0", "--uncertain_comp", "--out", str(tmp_path / "one"), *CPU]
     )
     assert [file.name for file in base.glob("*.png")] == ["rollout_binall_0_name0.png"]
 
 
 def test_certain_and_uncertain_rollouts_in_one_figure(ensemble, tmp_path):
     words = ["--path", str(ensemble), "--out", str(tmp_path), "--columns", "4", *CPU]
-    out = sample_model_rollout.main([*words, "--pair"])
+    out = call("rollout", [*words, "--pair"])
     size = Image.open(out / "rollout_pair.png").size
     assert size[0] > 1.8 * size[1], "two panels of three rows beside each other"
-    sample_model_rollout.main([*words, "--pair", "3", "2", "--overwrite"])
+    call("rollout", [*words, "--pair", "3", "2", "--overwrite"])
     with pytest.raises(ValueError, match="a certain and an uncertain class, or none"):
-        sample_model_rollout.main([*words, "--pair", "3", "--overwrite"])
+        call("rollout", [*words, "--pair", "3", "--overwrite"])
 
 
 def test_pixel_maps_of_as_many_noises_as_members(ensemble, tmp_path):
     words = ["--path", str(ensemble), "--classes", "0", "2", "--n", "3", "--steps", "2", *CPU]
-    both = get_unc_pixels.main([*words, "--space", "image", "latent", "--out", str(tmp_path / "a")])
+    both = call("uncertainty pixels", [*words, "--space", "image", "latent", "--out", str(tmp_path / "a")])
     image, latent = (np.load(both / f"pixel_unc{stem}_branch1.npz") for stem in ("", "_latent"))
     assert image["mi"].shape == latent["mi"].shape == (2, 3, 8, 8)
     assert len(list(both.glob("*.png"))) == 6
-    alone = get_unc_pixels.main([*words, "--n", "1", "--out", str(tmp_path / "b"), "--base_comp", "0"])
+    alone = call("uncertainty pixels", [*words, "--n", "1", "--out", str(tmp_path / "b"), "--base_comp", "0"])
     np.testing.assert_allclose(np.load(alone / "pixel_unc_branch1.npz")["mi"][:, 0], image["mi"][:, 0], atol=1e-5)
-    mean = get_unc_pixels.main(
-        [*words, "--mean", "--limit", "0.5", "--unc_branch", "0", "1", "--out", str(tmp_path / "c")]
+    mean = call(
+        "uncertainty pixels",
+        [*words, "--mean", "--limit", "0.5", "--unc_branch", "0", "1", "--out", str(tmp_path / "c")],
     )
     assert {file.name for file in mean.glob("*.png")} == {"pixel_unc_branch0_mean.png", "pixel_unc_branch1_mean.png"}
     settings = json.loads((mean / "record_branch1.json").read_text())["settings"]
@@ -196,11 +194,11 @@ def test_pixel_maps_of_as_many_noises_as_members(ensemble, tmp_path):
 
 def test_samples_of_several_bases_and_branches(ensemble, tmp_path):
     words = ["--path", str(ensemble), "--classes", "4", "1", "--out", str(tmp_path), *CPU]
-    sample_model.main([*words, "--unc_branch", "0", "2", "--base_comp", "all"])
+    call("sample members", [*words, "--unc_branch", "0", "2", "--base_comp", "all"])
     names = {file.name for file in tmp_path.glob("*.png")}
     assert names == {"members_branch0.png", *(f"members_branch2_base{base}.png" for base in range(3))}
     latents = [load_state_dict(tmp_path / f"members_branch2_base{base}.safetensors")["latents"] for base in range(3)]
     assert latents[0].shape == (3, 2, 1, 8, 8)
     assert (latents[0] - latents[1]).abs().max() > 1e-4
-    alone = sample_model.main([*words[:-4], "--out", str(tmp_path / "one"), "--base_comp", "1", *CPU])
+    alone = call("sample members", [*words[:-4], "--out", str(tmp_path / "one"), "--base_comp", "1", *CPU])
     np.testing.assert_allclose(load_state_dict(alone.with_suffix(".safetensors"))["latents"], latents[1], atol=1e-3)

@@ -1,6 +1,5 @@
 """Precision, layout and compiled code: the same features to what each promises, and plain code where one is missing."""
 
-import argparse
 import logging
 import shutil
 
@@ -10,13 +9,10 @@ from torch._inductor import config
 from torch.func import vmap
 
 from ldm.pipelines.speed import FastFeatures, speed_up, supported
+from ldm.settings import Speed
 from tests.conftest import tiny_model
 
 CPU = torch.device("cpu")
-
-
-def options(**given):
-    return argparse.Namespace(**{"precision": "float32", "channels_last": False, "compile": False, **given})
 
 
 def passes(**given):
@@ -28,7 +24,7 @@ def passes(**given):
     with torch.no_grad():
         plain = unet.features(x, emb, context)
         keys = list(unet.state_dict())
-        speed_up(unet, options(**given), CPU)
+        unet = speed_up(unet, Speed(**given), CPU)
         assert list(unet.state_dict()) == keys
         return plain, unet.features(x, emb, context), unet
 
@@ -85,7 +81,7 @@ def test_transforms_run_the_plain_code(caplog):
     emb, context = torch.zeros(1, 128), torch.ones(2, 1, 8)
     with torch.no_grad():
         expected = torch.stack([unet.features(one, emb, context) for one in x])
-        speed_up(unet, options(compile=True), CPU)
+        unet = speed_up(unet, Speed(compile=True), CPU)
         with caplog.at_level(logging.WARNING):
             found = vmap(unet.features, (0, None, None))(x, emb, context)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ldm.data.base import by_class
+from ldm.ensembles.classes import MASKED, class_size_order
 from ldm.util import generator
 
 ClassSize = int | str  # images of a class, or "all"
 
 ALL = "all"
-BINNED, MASKED = DATASET_NAMES = ("binned_classes", "masked_classes")
+BINNED = "binned_classes"
+DATASET_NAMES = (BINNED, MASKED)
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,6 @@ class Subsets:
     def seen_by(self, label: int) -> list[int]:
         """Return the members that see class `label`."""
         return [member for member, classes in self.sees.items() if label in classes]
-
-
-def class_size_order(class_size: ClassSize) -> float:
-    """Sort key of class_sizes: numbers first, "all" last."""
-    return float("inf") if class_size == ALL else float(class_size)
 
 
 def default_classes_per_bin(n_classes: int) -> dict[ClassSize, int]:

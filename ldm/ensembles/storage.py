@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,64 +40,99 @@ class Ensemble:
         """SHA-256 over the members' heads: what was measured of others does not belong to these."""
         return tensors_sha256(self.members.overrides)
 
-    def trunk(self, pretrained: str | None = None) -> Path:
-        """Find the base checkpoint in this folder, where the record says, or at `pretrained`; its sha256 must agree.
+    def base_checkpoint(self, pretrained: str | Path | None = None) -> Path:
+        """Return the base checkpoint, where the record says or at `pretrained`; its sha256 must agree.
 
         Raises:
-            ValueError: if there is no such file, or it is another one.
+            ValueError: if there is no such file, or it is another checkpoint.
         """
-        beside = self.folder / self.spec["trunk"]["path"]
-        path = beside if beside.is_file() else self.spec["trunk"]["path"]
-        return verified_base(pretrained or path, self.spec["trunk"]["sha256"])
+        recorded = self.spec["trunk"]["path"]
+        path = find_from(self.folder, recorded) if pretrained is None else pretrained
+        return verified_base(path, self.spec["trunk"]["sha256"])
+
+
+def find_from(folder: str | Path, recorded: str | Path) -> Path:
+    """Return the file that a record in `folder` names: relative to the folder, or to one of those above it.
+
+    The first version recorded paths relative to where it was started, which is a folder above the record, or the
+    working directory.
+    """
+    folder = Path(folder).resolve()
+    places = [Path(os.path.normpath(place / recorded)) for place in (folder, *folder.parents)]
+    return next((place for place in places if place.is_file()), Path(recorded))
 
 
 def verified_base(path: str | Path, expected: str) -> Path:
-    """Return the path, if the file there has the sha256 `expected`.
+    """Return the path of a base checkpoint, if the file there has the sha256 `expected`.
 
     Raises:
-        ValueError: if there is no such file, or it is another one.
+        ValueError: if there is no such file, or it is another checkpoint.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"the base checkpoint is not at {path}; give its place with --pretrained PATH")
+        raise ValueError(
+            f"the base checkpoint is not at {path}; give its place with pretrained=PATH (--pretrained PATH)"
+        )
     found = sha256(path)
     if found != expected:
         raise ValueError(
-            f"{path} is not the base checkpoint that the members were trained on: its sha256 begins with {found[:12]}, "
-            f"expected {expected[:12]}"
+            f"{path} is not the base checkpoint that the members were trained on (sha256 {found[:12]}, expected "
+            f"{expected[:12]})"
         )
     return path
 
 
-def save_ensemble(
+def write_ensemble(
     folder: str | Path, spec: Mapping[str, Any], members: Sequence[Mapping[str, Tensor]], overwrite: bool = False
 ) -> Path:
     """Write an ensemble; `spec` needs all of `REQUIRED` but format, its `members` one record for each of `members`.
+
+    The path of the base checkpoint is recorded relative to the folder, so that the ensemble opens from anywhere.
+    Members get names that are free and the record is written last: whoever is killed before leaves the earlier
+    ensemble whole.
 
     Raises:
         FileExistsError: if there is an ensemble and `overwrite` is False.
         ValueError: if the record is incomplete, or the members' heads differ in names or shapes.
     """
-    folder, spec = Path(folder), {"format": _FORMAT, **spec}
+    folder = Path(folder)
+    spec = {"format": _FORMAT, **spec}
     missing = [key for key in REQUIRED if key not in spec]
     if missing or len(spec["members"]) != len(members):
         raise ValueError(f"the ensemble's record lacks {missing} or does not list its {len(members)} members")
     Members.stack(members)
     if (folder / "ensemble.yaml").exists() and not overwrite:
         raise FileExistsError(f"{folder} holds an ensemble; use --overwrite to replace it")
+    earlier = set(folder.glob("member_*.safetensors"))
     records = []
     for number, (record, heads) in enumerate(zip(spec["members"], members, strict=True)):
-        file = f"member_{number:03d}.safetensors"
+        file = _free_name(folder, f"member_{number:03d}")
         metadata = {key: str(value) for key, value in record.items()}
-        save_tensors(heads, folder / file, metadata, overwrite=True)
-        records.append({**record, "file": file})
+        save_tensors(heads, folder / file, metadata)
+        records.append({**record, "file": file, "sha256": sha256(folder / file)})
+    base = {**spec["trunk"], "path": _relative_to(folder, spec["trunk"]["path"])}
     with atomic_write(folder / "ensemble.yaml", overwrite=True) as partial:
-        partial.write_text(yaml.safe_dump({**spec, "members": records}, sort_keys=False))
+        partial.write_text(yaml.safe_dump({**spec, "trunk": base, "members": records}, sort_keys=False))
+    for file in earlier:
+        file.unlink()
     return folder
 
 
-def load_ensemble(folder: str | Path) -> Ensemble:
-    """Read an ensemble.
+def _free_name(folder: Path, stem: str) -> str:
+    """Return `{stem}.safetensors`, or with a number behind the stem where that exists."""
+    names = itertools.chain([f"{stem}.safetensors"], (f"{stem}_{count}.safetensors" for count in itertools.count(1)))
+    return next(name for name in names if not (folder / name).exists())
+
+
+def _relative_to(folder: Path, path: str | Path) -> str:
+    """Return a path relative to the folder; one that is found in the folder already stays as it is."""
+    if (folder / path).is_file():
+        return str(path)
+    return os.path.relpath(path, folder)
+
+
+def read_ensemble(folder: str | Path) -> Ensemble:
+    """Read an ensemble, members and record.
 
     Raises:
         ValueError: if the folder holds none, or one of another format.
@@ -110,15 +147,20 @@ def load_ensemble(folder: str | Path) -> Ensemble:
     missing = [key for key in REQUIRED if key not in spec]
     if missing or spec["format"] != _FORMAT:
         raise ValueError(f"{file}: expected format {_FORMAT} with {list(REQUIRED)}; it lacks {missing}")
-    members = [load_state_dict(folder / record["file"]) for record in spec["members"]]
+    members = []
+    for record in spec["members"]:
+        found = folder / record["file"]
+        if sha256(found) != record.get("sha256", sha256(found)):
+            raise ValueError(f"{found} is not the file that {file} was written with: gather the ensemble again")
+        members.append(load_state_dict(found))
     return Ensemble(folder, spec, Members.stack(members))
 
 
-def load_published(path: str | Path) -> tuple[dict[str, Tensor], Members]:
-    """Backbone and members of the `model.pth` that DECU's published save_ensemble.py writes.
+def read_published(path: str | Path) -> tuple[dict[str, Tensor], Members]:
+    """Read base weights and members of the `model.pth` that DECU's published save_ensemble.py writes.
 
     The file holds one class embedding a member, `cond_stage_model_ensemble.{i}.embedding.weight`, and none for the
-    base model: member 0's is taken for it here, so that it is whole.
+    base: member 0's is the base's here, so that the base is a whole model.
 
     Raises:
         ValueError: if it holds no such tables, or their numbers are not 0 .. M - 1.

@@ -49,7 +49,7 @@ def class_controls(
     """
     rows = []
     for label in labels:
-        samples = pipeline.member_samples([label] * noises, range(noises))[:, :, 0]  # [M, n, c, h, w]
+        samples = pipeline.member_latents([label] * noises, range(noises))[:, :, 0]  # [M, n, c, h, w]
         flat = samples.flatten(2).double()
         pairs = [(flat[i] - flat[j]).norm(dim=1).mean() for i, j in combinations(range(len(flat)), 2)]
         images = pipeline.decode(samples).flatten(0, 1).permute(0, 2, 3, 1).numpy()

@@ -87,7 +87,7 @@ class Chains:
 
     def _places(self, images: range) -> list[int]:
         """Positions of images in the data: a seeded order without repetition, over and over."""
-        order = torch.randperm(len(self.data), generator=generator("exposure", self.pipeline.options.seed))
+        order = torch.randperm(len(self.data), generator=generator("exposure", self.pipeline.sampling.seed))
         return [int(order[image % len(order)]) for image in images]
 
     def _own(self, labels: Tensor | None) -> Denoiser:
@@ -96,7 +96,7 @@ class Chains:
 
     def _wrapped(self, denoiser: Denoiser, scaling: EpsilonScaling, labels: Tensor | None) -> Denoiser:
         wrappers = replace(self.pipeline.wrappers, scaling=scaling)
-        return wrappers.wrap(denoiser, self.pipeline.times, self.pipeline.options.sampler, labels)
+        return wrappers.wrap(denoiser, self.pipeline.times, self.pipeline.sampling.sampler, labels)
 
     def _walk(self, name: str, steps: Iterable, observers: list) -> MomentsByName:
         observe(steps, *observers)

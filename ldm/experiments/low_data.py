@@ -23,7 +23,7 @@ NOISE_SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 def fit_posterior(pipeline: ModelPipeline, train: Dataset, draws: int = 4) -> PosteriorPipeline:
     """The evidence-tuned full posterior of a loaded model, on its own training images."""
     laplace = new_posterior(pipeline)
-    laplace.fit(observations(pipeline.model, train, draws=draws, seed=pipeline.options.seed), draws=draws)
+    laplace.fit(observations(pipeline.model, train, draws=draws, seed=pipeline.sampling.seed), draws=draws)
     laplace.optimize_sigma_noise()
     laplace.optimize_prior_precision()
     return PosteriorPipeline(pipeline, laplace)
@@ -50,7 +50,7 @@ def sample_scores(
     """
     images = list(range(len(labels)))
     maps = {name: BENCHMARKED_METHODS[name].run(posterior, labels, images) for name in scores}
-    x0 = posterior.pipeline.sample(labels, images)
+    x0 = posterior.pipeline.sample_latents(labels, images)
     maps[RENOISED] = renoised_variance(posterior, x0, labels, images)
     found = {name: value.flatten(1).sum(1).double().cpu() for name, value in maps.items()}
     pictures = posterior.pipeline.decode(x0).permute(0, 2, 3, 1)

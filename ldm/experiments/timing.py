@@ -179,6 +179,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], numbers: Any) -> None:
     """Write the numbers, with what produced them, where `--json` says."""
     if options.json:
-        content = record(options, table=list(rows), numbers=numbers, where=describe_device(options))
+        content = record(vars(options), table=list(rows), numbers=numbers, where=describe_device(options))
         with atomic_write(options.json, overwrite=True) as partial:
             partial.write_text(json.dumps(content, indent=1, default=str) + "\n")

@@ -9,7 +9,6 @@ data_scaling   epistemic variance against the number of images
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -49,8 +48,7 @@ class Method:
 
 def at_steps(posterior: PosteriorPipeline, steps: int) -> PosteriorPipeline:
     """The same model and posterior with another number of steps."""
-    options = argparse.Namespace(**{**vars(posterior.pipeline.options), "ddim_steps": steps})
-    return replace(posterior, pipeline=replace(posterior.pipeline, options=options))
+    return replace(posterior, pipeline=posterior.pipeline.with_(steps=steps))
 
 
 def held(
@@ -66,7 +64,7 @@ def held(
 
 def _drawn(count: int, derivative: bool) -> Callable[..., Tensor]:
     def run(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-        members = posterior.laplace.sample(count, generator("method", posterior.pipeline.options.seed, count))
+        members = posterior.laplace.sample(count, generator("method", posterior.pipeline.sampling.seed, count))
         return held(posterior, members, labels, images, derivative).var
 
     return run
@@ -74,7 +72,7 @@ def _drawn(count: int, derivative: bool) -> Callable[..., Tensor]:
 
 def _recursion(particles: int, form: str) -> Callable[..., Tensor]:
     def run(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-        denoiser, source = posterior.predictive(labels), generator("particles", posterior.pipeline.options.seed)
+        denoiser, source = posterior.predictive(labels), generator("particles", posterior.pipeline.sampling.seed)
         *_, last = bayesdiff(posterior.plain(labels, images), denoiser, particles=particles, source=source, form=form)
         return last.var
 
@@ -83,7 +81,7 @@ def _recursion(particles: int, form: str) -> Callable[..., Tensor]:
 
 def _bayesflow(particles: int, frozen: bool) -> Callable[..., Tensor]:
     def run(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int]) -> Tensor:
-        source = generator("particles", posterior.pipeline.options.seed)
+        source = generator("particles", posterior.pipeline.sampling.seed)
         start = (posterior.predictive(labels), posterior.initial(images), posterior.pipeline.times)
         *_, last = bayesflow(*start, particles=particles, source=source, frozen_time=frozen)
         return last.var
@@ -115,7 +113,7 @@ BENCHMARKED_METHODS = {
 
 def truth(posterior: PosteriorPipeline, labels: Sequence[int], images: Sequence[int], count: int) -> Tensor:
     """Variance over `count` sampled weights, drawn apart from those of the methods."""
-    members = posterior.laplace.sample(count, generator("truth", posterior.pipeline.options.seed))
+    members = posterior.laplace.sample(count, generator("truth", posterior.pipeline.sampling.seed))
     return held(posterior, members, labels, images, False).var
 
 
@@ -175,7 +173,7 @@ def calibration(
     The row AGAIN is as many bootstraps more in place of a posterior, r: what the draws leave of a correlation. A
     posterior without an error correlates about sqrt(r), since of the two only the bootstraps then carry noise.
     """
-    seed = pipeline.options.seed
+    seed = pipeline.sampling.seed
     laplace = new_posterior(pipeline, curvature="full")
     also = ("sandwich", "diag", "ef")
     laplace.fit(observations(pipeline.model, train, draws=draws, seed=seed), draws=draws, also=also)
@@ -210,7 +208,7 @@ def error_alignment(
     of the images' sums; `negative`, clamped elements.
     """
     model, device = pipeline.model, pipeline.device
-    positions = chosen_positions(len(data), min(count, len(data)), pipeline.options.seed)
+    positions = chosen_positions(len(data), min(count, len(data)), pipeline.sampling.seed)
     items = [data[position] for position in positions]
     batch = {model.first_stage_key: torch.stack([item[model.first_stage_key] for item in items]).to(device)}
     x0 = model.get_input(batch, model.first_stage_key)
@@ -252,7 +250,7 @@ def data_scaling(
 
     The trunk stays as trained; sigma and prior are those found with all images, so that the number alone changes.
     """
-    seed = pipeline.options.seed
+    seed = pipeline.sampling.seed
     whole = new_posterior(pipeline)
     whole.fit(observations(pipeline.model, train, draws=draws, seed=seed), draws=draws)
     whole.optimize_sigma_noise()

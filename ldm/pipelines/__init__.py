@@ -1,24 +1,26 @@
-"""Models and ensembles, loaded: weights, samples, and the walk to the branch."""
+"""Pipelines: what is loaded from files, with the values that say how it is sampled."""
 
-from ldm.pipelines.ensemble import EnsemblePipeline, open_ensemble
-from ldm.pipelines.laplace import chosen_positions, new_posterior, observations, open_posterior
-from ldm.pipelines.model import ModelPipeline, build_model, load_weights, open_model
-from ldm.pipelines.posterior import METHODS, SAMPLED, PosteriorPipeline, describe_walks, open_walks
+from ldm.pipelines.ensemble import EnsemblePipeline
+from ldm.pipelines.information import InformationPlan
+from ldm.pipelines.laplace import chosen_positions, new_posterior, observations
+from ldm.pipelines.loading import build_model, load_ensemble, load_model, load_posterior, load_weights
+from ldm.pipelines.model import Defaults, ModelPipeline
+from ldm.pipelines.posterior import METHODS, SAMPLED, PosteriorPipeline
 
 __all__ = [
     "METHODS",
     "SAMPLED",
+    "Defaults",
     "EnsemblePipeline",
+    "InformationPlan",
     "ModelPipeline",
     "PosteriorPipeline",
     "build_model",
     "chosen_positions",
-    "describe_walks",
+    "load_ensemble",
+    "load_model",
+    "load_posterior",
     "load_weights",
     "new_posterior",
     "observations",
-    "open_ensemble",
-    "open_model",
-    "open_posterior",
-    "open_walks",
 ]

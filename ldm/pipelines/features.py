@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +14,12 @@ from ldm.diffusion.schedule import EDMSchedule, Schedule
 from ldm.diffusion.times import edm_times
 from ldm.evaluation.taps import Backbone, Reading, resolve_taps
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.pipelines.model import ModelPipeline, build_model, open_model
-from ldm.pipelines.speed import PRECISIONS
+from ldm.pipelines.loading import build_model, load_model
+from ldm.pipelines.model import ModelPipeline
+from ldm.settings import FeatureReading, Precision, Speed
 
 # Steps of the EDM grid that published noise indices count on, from the clean end.
 INDEX_STEPS = 18
-# Options of `open_model` that reading features does not take.
-PLAIN = {"chunk": 1, "channels_last": False, "compile": False}
 
 
 class DataStates:
@@ -78,35 +76,6 @@ def make_backbone(model: LatentDiffusion, label: int | None = None) -> Backbone:
     return Backbone(model.network.eval(), model.schedule, model.target, label)
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where features are read: noise levels, layers, pooling, draws."""
-    levels = parser.add_mutually_exclusive_group()
-    several = {"nargs": "+", "type": float}
-    levels.add_argument("--t", **several, help="noise levels as times of the schedule: table entries, sigma of EDM")
-    levels.add_argument("--logsnr", **several, help="the same as log signal-to-noise ratios, 2 ln(alpha / sigma)")
-    levels.add_argument("--index", nargs="+", type=int, help=f"the same as EDM's {INDEX_STEPS} steps, 1 = cleanest")
-    parser.add_argument("--layers", nargs="+", help="taps: in_1 .. mid .. out_1 .., dotted names, or all")
-    parser.add_argument("--pool", default="1", help="k: means of a k x k grid of the map; none: every position")
-    parser.add_argument("--draws", type=int, default=1, help="noise draws that features are averaged over")
-    parser.add_argument("--label", type=int, help="class that a conditional trunk sees (default: its null class)")
-    parser.add_argument("--precision", default="float32", choices=list(PRECISIONS), help="of the trunk's products")
-    parser.add_argument("--images_per_pass", type=int, default=100, help="images in one pass through the trunk")
-    parser.set_defaults(**PLAIN)
-
-
-def pool_of(text: str | int) -> int | None:
-    """A grid's side, or None for "none".
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if text == "none":
-        return None
-    if not str(text).isdigit() or int(text) < 1:
-        raise ValueError(f"--pool takes a number from 1, or none; got '{text}'")
-    return int(text)
-
-
 def edm_index_times(schedule: Schedule, indices: Sequence[int]) -> list[float]:
     """Times at which sigma / alpha is that of EDM's grid of 18 steps, counted from its clean end.
 
@@ -119,8 +88,8 @@ def edm_index_times(schedule: Schedule, indices: Sequence[int]) -> list[float]:
     return [float(schedule.time_at(sigmas[index])) for index in indices]
 
 
-def times_of(model: LatentDiffusion, given: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """Times u of the schedule from `t`, `logsnr` or `index`; None where none of them is given.
+def read_times(model: LatentDiffusion, given: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Return times u of the schedule from `t`, `logsnr` or `index`; None where none of them is given.
 
     Raises:
         ValueError: for a level outside of the schedule.
@@ -146,26 +115,34 @@ def log_snr(model: LatentDiffusion, u: float) -> float:
     return -2 * float(model.schedule.ratio(u).log())
 
 
-def reading_of(
-    pipeline: ModelPipeline, trunk: Backbone, options: argparse.Namespace, grid: bool, seed: int = 0
+def make_reading(
+    pipeline: ModelPipeline, backbone: Backbone, given: FeatureReading, search: bool = False, seed: int = 0
 ) -> Reading:
-    """What the options say, else the config's section `probe`: its `grid`, or the one `level` and `layer`.
+    """Make a reading from what is given, else from the config's section `probe`.
+
+    Args:
+        search: take the section's `grid` of levels and all layers, in place of its one level `at` and `layer`.
 
     Raises:
         ValueError: if neither names a noise level or a layer.
     """
     section = pipeline.config.get("probe") or {}
-    levels = times_of(pipeline.model, vars(options)) or times_of(
-        pipeline.model, section.get("grid" if grid else "at", {})
-    )
-    layers = options.layers or (["all"] if grid else [section["layer"]] if "layer" in section else None)
-    if levels is None or layers is None:
+    levels = read_times(pipeline.model, vars(given))
+    if levels is None:
+        levels = read_times(pipeline.model, section.get("grid" if search else "at", {}))
+    layers = given.layers
+    if not layers and search:
+        layers = ("all",)
+    elif not layers and "layer" in section:
+        layers = (section["layer"],)
+    if levels is None or not layers:
         raise ValueError(
             "which noise level and layer? Give --t, --logsnr or --index and --layers, or a section `probe` in the "
             "config (grid: {t: [1, 11]}, at: {t: [11]}, layer: out_6); --grid searches all layers"
         )
-    taps = resolve_taps(trunk.network, layers)
-    return Reading(levels, taps, pool_of(options.pool), tuple(range(options.draws)), seed)
+    taps = resolve_taps(backbone.network, list(layers))
+    pool = None if given.pool == "none" else int(given.pool)
+    return Reading(levels, taps, pool, tuple(range(given.draws)), seed)
 
 
 def reinitialise(pipeline: ModelPipeline, seed: int) -> None:
@@ -183,7 +160,7 @@ class BackboneFeatures(nn.Module):
 
     Args:
         run: run directory or checkpoint of one; or base and ckpt.
-        t, logsnr, index: one noise level, see `times_of`; else the config's section `probe`.
+        t, logsnr, index: one noise level, see `read_times`; else the config's section `probe`.
         layer: a tap.
         draws: noises that features are averaged over; seed: of them.
     """
@@ -200,24 +177,25 @@ class BackboneFeatures(nn.Module):
         pool: str | int = 1,
         draws: int = 1,
         seed: int = 0,
-        precision: str = "float32",
+        precision: Precision = "float32",
         device: str = "cpu",
     ):
         super().__init__()
         if (run is None) == (base is None):
             raise ValueError("BackboneFeatures needs run=DIRECTORY, or base=CONFIG ckpt=FILE")
-        source = {"run": run, "base": base, "ckpt": ckpt, "pretrained": None, "ema": True, "device": device, **PLAIN}
-        levels = {
-            name: [value] for name, value in (("t", t), ("logsnr", logsnr), ("index", index)) if value is not None
-        }
-        options = argparse.Namespace(
-            **source, layers=None if layer is None else [layer], pool=pool, draws=draws, precision=precision,
-            **{name: levels.get(name) for name in ("t", "logsnr", "index")},
-        )  # fmt: skip
-        pipeline = open_model(options)
+        given = FeatureReading(
+            t=None if t is None else (t,),
+            logsnr=None if logsnr is None else (logsnr,),
+            index=None if index is None else (index,),
+            layers=None if layer is None else (layer,),
+            pool=str(pool),
+            draws=draws,
+        )
+        speed = Speed(chunk=1, precision=precision)
+        pipeline = load_model(run, base=base, ckpt=ckpt, speed=speed, device=device)
         self.model = pipeline.model
-        self.trunk = make_backbone(pipeline.model)
-        self.reading = reading_of(pipeline, self.trunk, options, grid=False, seed=seed)
+        self.backbone = make_backbone(pipeline.model)
+        self.reading = make_reading(pipeline, self.backbone, given, seed=seed)
         self.source = {"checkpoint_sha256": sha256(pipeline.checkpoint), **self.reading.describe()}
 
     @torch.no_grad()
@@ -228,6 +206,6 @@ class BackboneFeatures(nn.Module):
         (u,), (tap,), total = self.reading.times, self.reading.taps, 0.0
         for draw in self.reading.draws:
             eps = keyed_normal([("trunk features", self.reading.seed, draw)], x0.shape[1:]).to(x0)
-            read = self.trunk.read(self.reading.taps, x0, eps.expand_as(x0), u, self.reading.pool)
+            read = self.backbone.read(self.reading.taps, x0, eps.expand_as(x0), u, self.reading.pool)
             total = total + read[tap]
         return total / len(self.reading.draws)

@@ -205,7 +205,7 @@ class SampledImages:
         """Images start .. stop - 1, sampled now."""
         classes = self.pipeline.n_classes
         labels = [image % classes for image in range(start, stop)] if classes else None
-        images = self.pipeline.decode(self.pipeline.sample(labels, range(start, stop)))
+        images = self.pipeline.decode(self.pipeline.sample_latents(labels, range(start, stop)))
         return as_bytes(images, "samples")
 
     def describe(self) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.diffusion.noise import TrainingDraws
-from ldm.laplace import LastLayerLaplace, Observation, load_laplace
+from ldm.laplace import LastLayerLaplace, Observation
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.model import ModelPipeline
 from ldm.util import generator
@@ -77,12 +76,3 @@ def new_posterior(pipeline: ModelPipeline, **options: Any) -> LastLayerLaplace:
     Of a network that learns its variance besides (ADM) only the regressed half has one.
     """
     return LastLayerLaplace(pipeline.model.network, outputs=pipeline.model.channels, **options)
-
-
-def open_posterior(pipeline: ModelPipeline, folder: str | Path) -> LastLayerLaplace:
-    """The posterior that `scripts/fit_laplace.py` wrote, of the loaded model.
-
-    Raises:
-        ValueError: if the folder holds none, or that of other weights.
-    """
-    return load_laplace(folder, pipeline.model.network)

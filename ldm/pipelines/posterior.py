@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +17,7 @@ from ldm.diffusion.samplers.registry import Sampler
 from ldm.ensembles.members import Members
 from ldm.laplace import LastLayerLaplace
 from ldm.models.autoencoder import IdentityFirstStage
-from ldm.pipelines.laplace import open_posterior
-from ldm.pipelines.model import ModelPipeline, open_model
+from ldm.pipelines.model import ModelPipeline
 from ldm.uncertainty.propagation import (
     PredictiveDenoiser,
     VarianceStep,
@@ -56,6 +54,7 @@ class PosteriorPipeline:
         draws: members of `persistent`, directions of `tangents`; the same weights for every image.
         particles: states that `bayesdiff` draws around the sampler's.
         every: steps between two draws of the `_skip` forms.
+        source: the folder that the posterior was read from, for records.
     """
 
     pipeline: ModelPipeline
@@ -63,6 +62,7 @@ class PosteriorPipeline:
     draws: int = 16
     particles: int = 10
     every: int = 5
+    source: str = ""
     _members: list[Members] = field(default_factory=list)
 
     @property
@@ -74,7 +74,7 @@ class PosteriorPipeline:
     def members(self) -> Members:
         """Draws of the weights, one set for all images."""
         if not self._members:
-            source = generator("laplace members", self.pipeline.options.seed)
+            source = generator("laplace members", self.pipeline.sampling.seed)
             self._members.append(self.laplace.sample(self.draws, source).to(self.pipeline.device))
         return self._members[0]
 
@@ -132,7 +132,7 @@ class PosteriorPipeline:
         """Raise a ValueError unless there is such a method and it knows this sampler and what acts on predictions."""
         if method not in METHODS:
             raise ValueError(f"method must be one of {sorted(METHODS)}, got '{method}'")
-        wrappers, sampler = self.pipeline.wrappers, self.pipeline.options.sampler
+        wrappers, sampler = self.pipeline.wrappers, self.pipeline.sampling.sampler
         if method not in SAMPLED and (wrappers.clip or wrappers.classifier is not None):
             raise ValueError(f"{method} knows neither clipping nor a classifier: use {' or '.join(SAMPLED)}")
         if method.startswith("bayesdiff") and sampler == "Dopri5":
@@ -167,9 +167,9 @@ class PosteriorPipeline:
             return trajectory_steps(self.sampler(labels)(denoiser, *where, noise=self.noise(images)), denoiser)
         published = method.startswith("published")
         begin = None
-        if pipeline.options.sampler not in ONE_EVALUATION and not published:
+        if pipeline.sampling.sampler not in ONE_EVALUATION and not published:
             begin = beginning(self.sampler(labels), model.schedule, pipeline.times)
-        source = ImageNoise(derive_seed("particles", pipeline.options.seed), tuple(images), device=pipeline.device)
+        source = ImageNoise(derive_seed("particles", pipeline.sampling.seed), tuple(images), device=pipeline.device)
         return bayesdiff(
             self.plain(labels, images),
             denoiser,
@@ -196,39 +196,22 @@ class PosteriorPipeline:
             return last.var
         plain = {"force_not_quantize": True} if hasattr(model.first_stage_model, "quantize") else {}
         if last.members is None:
-            noise = ImageNoise(derive_seed("latents", self.pipeline.options.seed), tuple(images))
+            noise = ImageNoise(derive_seed("latents", self.pipeline.sampling.seed), tuple(images))
             return decoded_draws(lambda z: model.decode_first_stage(z, **plain), z, last.var, noise)
         if last.tangent:
             chunk = max(1, self.chunk // len(z))
             return decoded_tangents(lambda z: model.decode_first_stage(z, **plain), z, last.members, chunk)
         return decoded_members(model.decode_first_stage, last.members, self.chunk)
 
-
-def open_walks(options: argparse.Namespace) -> PosteriorPipeline:
-    """The model and posterior that the options of `add_model_arguments` and `add_posterior_arguments` name.
-
-    Raises:
-        ValueError: if the posterior is of other weights, or its fit did not gather for --curvature.
-    """
-    pipeline = open_model(options)
-    laplace = open_posterior(pipeline, options.posterior)
-    if options.curvature is not None:
-        laplace = laplace.with_curvature(options.curvature)
-    for name in HYPERPARAMETERS:
-        if getattr(options, name) is not None:
-            setattr(laplace, name, getattr(options, name))
-    laplace.covariance()
-    return PosteriorPipeline(pipeline, laplace, options.draws, options.particles, options.every)
-
-
-def describe_walks(walks: PosteriorPipeline) -> dict[str, Any]:
-    """What the variances depend on besides the samples."""
-    laplace, options = walks.laplace, walks.pipeline.options
-    return {
-        "posterior": options.posterior,
-        "curvature": laplace.curvature,
-        "prior_precision": laplace.prior_precision,
-        "sigma_noise": laplace.sigma_noise.tolist(),
-        "temperature": laplace.temperature,
-        **{name: getattr(walks, name) for name in ("draws", "particles", "every")},
-    }
+    def describe(self) -> dict[str, Any]:
+        """Return what the variances depend on besides the samples, for records."""
+        return {
+            "posterior": self.source,
+            "curvature": self.laplace.curvature,
+            "prior_precision": self.laplace.prior_precision,
+            "sigma_noise": self.laplace.sigma_noise.tolist(),
+            "temperature": self.laplace.temperature,
+            "draws": self.draws,
+            "particles": self.particles,
+            "every": self.every,
+        }

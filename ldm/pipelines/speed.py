@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+import copy
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ldm.memory import is_out_of_memory, keep_freed_memory
+from ldm.memory import Chunker, is_out_of_memory, keep_freed_memory, rows_that_fit
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
+from ldm.settings import Speed
 
 log = logging.getLogger(__name__)
 
@@ -83,16 +85,52 @@ def supported(precision: str, device: torch.device) -> torch.dtype | None:
     return dtype
 
 
-def speed_up(unet: nn.Module, options: argparse.Namespace, device: torch.device) -> None:
-    """Run a frozen UNet as the options of `ldm.arguments.add_speed_arguments` say."""
+def with_speed(model: LatentDiffusion, speed: Speed, device: torch.device) -> tuple[LatentDiffusion, Chunker]:
+    """Return a frozen model that runs as `speed` says, and what one pass of its network may hold.
+
+    The result shares every weight with `model`, which keeps running as it did: precision and compilation act on a
+    copy of the modules around the weights. Only the memory layout is the weights' own.
+    """
+    x = torch.zeros((1, *model.latent_shape), device=device)
+    cond = torch.zeros(1, dtype=torch.long, device=device) if model.n_classes else None
+    rows = speed.chunk
+    if rows == "auto":
+        rows = rows_that_fit(lambda: model.network(x, x.new_zeros(1), cond), device)
     if device.type == "cpu":
         keep_freed_memory()
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("precision", "channels_last", "compile")}
-    if given["channels_last"]:
+    unet = model.model.diffusion_model
+    fast = speed_up(unet, speed, device)
+    if fast is not unet:
+        model = _with_module(model, "model", _with_module(model.model, "diffusion_model", fast))
+    return model, Chunker(rows)
+
+
+def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
+    """Return a frozen UNet whose features are computed as `speed` says: itself, or a copy around the same weights."""
+    if speed.channels_last:
         unet.to(memory_format=torch.channels_last)
-    if given["precision"] == "float32" and not given["compile"]:
-        return
-    if not hasattr(unet, "features"):
-        log.warning("--precision, --compile: %s has no separate trunk; it runs as it is", type(unet).__name__)
-        return
-    unet.features = FastFeatures(unet.features, device, given["precision"], given["compile"])
+    plain = getattr(unet, "features", None)
+    if isinstance(plain, FastFeatures):
+        plain = plain.plain
+    if speed.precision == "float32" and not speed.compile:
+        if "features" not in vars(unet):
+            return unet
+        features = plain
+    elif plain is None:
+        log.warning("--precision, --compile: %s has no separate backbone; it runs as it is", type(unet).__name__)
+        return unet
+    else:
+        features = FastFeatures(plain, device, speed.precision, speed.compile)
+    unet = copy.copy(unet)
+    unet.features = features
+    return unet
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _with_module(module: M, name: str, child: nn.Module) -> M:
+    """Return a shallow copy of a module with another child; all else is shared."""
+    changed = copy.copy(module)
+    changed._modules = {**module._modules, name: child}
+    return changed

@@ -1,8 +1,7 @@
-"""What the options put around a model's denoiser: epsilon scaling, clipping, a classifier's gradient; in this order."""
+"""What wraps a model's denoiser: epsilon scaling, clipping, a classifier's gradient; in this order."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,11 @@ from ldm.diffusion.samplers import SAMPLERS, ancestral
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.classifier import NoisyClassifier, load_classifier_weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.settings import ClassifierGuidance, Sampling, Scaling
 from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 
-PUBLISHED = ("published", "published-linear")
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
@@ -75,47 +75,45 @@ class Wrappers:
 
 
 def make_wrappers(
-    options: argparse.Namespace, model: LatentDiffusion, config: Mapping[str, Any], device: torch.device
+    sampling: Sampling, model: LatentDiffusion, config: Mapping[str, Any], device: torch.device
 ) -> Wrappers:
-    """The wrappers that the options of `ldm.arguments.add_wrapper_arguments` ask for.
+    """Make the wrappers that `sampling` asks for.
 
     Raises:
-        ValueError: for options that exclude each other, or that the model or the sampler cannot follow.
+        ValueError: for values that exclude each other, or that the model or the sampler cannot follow.
     """
-    clip = model.clip_denoised if options.clip_denoised is None else options.clip_denoised
+    clip = model.clip_denoised if sampling.clip is None else sampling.clip
     if clip and not isinstance(model.first_stage_model, IdentityFirstStage):
         raise ValueError("--clip_denoised is for models of pixels in [-1, 1]; this one diffuses latents")
-    scaling = scaling_of(options, config)
-    scaling.check_sampler(options.sampler)
+    scaling = make_scaling(sampling.scaling, config, sampling.steps)
+    scaling.check_sampler(sampling.sampler)
     if clip and scaling.direction == "x0_only" and not scaling.off:
         raise ValueError("--eps_direction x0_only has no effect on clipped models: eps follows from the clipped x_0")
-    return Wrappers(model, scaling, clip, load_guiding_classifier(options, model, device))
+    return Wrappers(model, scaling, clip, load_guiding_classifier(sampling.classifier, model, device))
 
 
-def scaling_of(options: argparse.Namespace, config: Mapping[str, Any]) -> EpsilonScaling:
-    """The schedule of `--eps_schedule`, or k t + b from the other options; each of these changes a schedule, too.
+def make_scaling(given: Scaling, config: Mapping[str, Any], steps: int | str | None) -> EpsilonScaling:
+    """Read the schedule file, or take k t + b; each of the other fields changes a schedule, too.
 
     Raises:
         ValueError: for a schedule together with b or k.
     """
-    b, slope, file = options.eps_scaler, options.eps_slope, options.eps_schedule
-    if file is not None:
-        if b is not None or slope is not None:
+    if given.schedule is not None:
+        if given.b is not None or given.slope is not None:
             raise ValueError("--eps_schedule replaces --eps_scaler and --eps_slope: give the file, or b and k")
-        scaling = load_scaling(file)
-    elif b in PUBLISHED:
-        if slope is not None:
-            raise ValueError(f"--eps_scaler {b} brings its own slope: leave out --eps_slope")
-        scaling = published_of(config.get("epsilon_scaling"), options.ddim_steps, linear=b != PUBLISHED[0])
+        scaling = load_scaling(given.schedule)
+    elif isinstance(given.b, str):
+        if given.slope is not None:
+            raise ValueError(f"--eps_scaler {given.b} brings its own slope: leave out --eps_slope")
+        scaling = _published(config.get("epsilon_scaling"), steps, linear=given.b != PUBLISHED)
     else:
-        scaling = EpsilonScaling(1.0 if b is None else b, slope or 0.0)
-    given = {"unit": options.eps_unit, "window": options.eps_window, "direction": options.eps_direction}
-    given = {name: tuple(value) if name == "window" else value for name, value in given.items() if value is not None}
-    return replace(scaling, **given)
+        scaling = EpsilonScaling(1.0 if given.b is None else given.b, given.slope or 0.0)
+    changes: dict[str, Any] = {"unit": given.unit, "window": given.window, "direction": given.direction}
+    return replace(scaling, **{name: value for name, value in changes.items() if value is not None})
 
 
-def published_of(entries: Iterable[Mapping[str, Any]] | None, steps: int | str | None, linear: bool) -> EpsilonScaling:
-    """The config's published scaling for a number of steps, given as a number or as a respacing "100"."""
+def _published(entries: Iterable[Mapping[str, Any]] | None, steps: int | str | None, linear: bool) -> EpsilonScaling:
+    """Return the config's published scaling for a number of steps, given as a number or as a respacing "100"."""
     count = int(str(steps).removeprefix("ddim")) if str(steps).removeprefix("ddim").isdigit() else None
     if not entries or count is None:
         raise ValueError(
@@ -126,31 +124,30 @@ def published_of(entries: Iterable[Mapping[str, Any]] | None, steps: int | str |
 
 
 def load_guiding_classifier(
-    options: argparse.Namespace, model: LatentDiffusion, device: torch.device
+    given: ClassifierGuidance, model: LatentDiffusion, device: torch.device
 ) -> GuidingClassifier | None:
-    """The classifier of `--classifier_config` with the weights of `--classifier_ckpt`; None where there is none.
+    """Load the classifier that guides; None where none is given.
 
-    The config is that of a `NoisyClassifier`, or names the network itself (configs/guided-diffusion).
+    Its config is that of a `NoisyClassifier`, or names the network itself (configs/guided-diffusion).
 
     Raises:
-        ValueError: if one of the two is missing, or the classifier was trained on other noise levels than the model.
+        ValueError: if config or weights are missing, or the classifier was trained on other noise levels than the
+            model.
     """
-    given = (options.classifier_config, options.classifier_ckpt)
-    if given == (None, None):
-        if options.classifier_scale is not None:
+    if given.config is None and given.checkpoint is None:
+        if given.scale is not None:
             raise ValueError("--classifier_scale needs --classifier_config and --classifier_ckpt")
         return None
-    if None in given:
+    if given.config is None or given.checkpoint is None:
         raise ValueError("guidance by a classifier needs both --classifier_config and --classifier_ckpt")
-    spec = load_config([options.classifier_config]).model
-    found = instantiate_from_config(spec)
+    found = instantiate_from_config(load_config([given.config]).model)
     network = found.classifier if isinstance(found, NoisyClassifier) else found
     if isinstance(found, NoisyClassifier) and not found.knows(model.schedule):
-        raise ValueError(f"{options.classifier_config} is a classifier for other noise levels than the model's")
-    load_classifier_weights(network, options.classifier_ckpt)
+        raise ValueError(f"{given.config} is a classifier for other noise levels than the model's")
+    load_classifier_weights(network, given.checkpoint)
     module = network.to(device).eval().requires_grad_(False)
     shape = (1, model.channels, model.image_size, model.image_size)
     with torch.no_grad():
         n_classes = module(torch.zeros(shape, device=device), torch.zeros(1, device=device)).shape[-1]
-    scale = 1.0 if options.classifier_scale is None else options.classifier_scale
-    return GuidingClassifier(module, n_classes, scale, Path(options.classifier_ckpt))
+    scale = 1.0 if given.scale is None else given.scale
+    return GuidingClassifier(module, n_classes, scale, Path(given.checkpoint))

@@ -11,7 +11,6 @@ from typing import Any
 from ldm.pipelines import EnsemblePipeline
 from ldm.report.class_tables import (
     EXPLAINED,
-    Result,
     bin_curves,
     bin_means,
     class_row,
@@ -21,6 +20,7 @@ from ldm.report.class_tables import (
 )
 from ldm.report.plots import Curve, curve_plot, distribution_plot, per_bin_plot
 from ldm.report.tables import markdown_table, write_csv
+from ldm.uncertainty.results import ClassInformation
 from ldm.util import atomic_write
 
 IMAGES = "training images per class"
@@ -31,20 +31,24 @@ def _comments(settings: Mapping[str, Any], units: str) -> list[str]:
 
 
 def write_class_report(
-    out: Path, results: Mapping[int, Result], pipeline: EnsemblePipeline, settings: Mapping[str, Any], units: str
+    out: Path,
+    results: Sequence[ClassInformation],
+    pipeline: EnsemblePipeline,
+    settings: Mapping[str, Any],
+    units: str,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write uncertainty.csv, uncertainty.png, distributions.png, summary.json, summary.md, and curve.{csv,png} where
     there are step curves; files of an earlier call with the same results are replaced.
 
     Args:
-        results: {class: what was measured}.
+        results: what was measured of each class.
         settings: what the numbers depend on, for the tables' comments.
         units: of the distances, in words.
 
     Returns:
         The rows of the table and the summary in words.
     """
-    rows = [class_row(label, result, pipeline) for label, result in results.items()]
+    rows = [class_row(result, pipeline) for result in results]
     found, words = summarise_classes(rows, pipeline)
     comments = _comments(settings, units)
     write_csv(out / "uncertainty.csv", rows, [*comments, *words], overwrite=True)
@@ -54,8 +58,8 @@ def write_class_report(
         partial.write_text("\n\n".join([*words, markdown_table(found["bins"])]) + "\n")
     title = f"{_where(pipeline)}; distance {settings['distance']}, {settings['distance_scale']}"
     _bin_plots(out, rows, pipeline, title, "\n".join(words))
-    if all("curve" in result for result in results.values()):
-        lines = [line for label, result in results.items() for line in curve_rows(label, result, pipeline)]
+    if all(result.curve is not None for result in results):
+        lines = [line for result in results for line in curve_rows(result, pipeline)]
         write_csv(out / "curve.csv", lines, comments, overwrite=True)
         curve_plot(
             bin_curves(lines),
@@ -68,7 +72,7 @@ def write_class_report(
             ceiling=_limit(pipeline.members),
             invert_x=True,
             log=True,
-            legend=IMAGES if not pipeline.masked else None,
+            legend=IMAGES if not pipeline.classes.masked else None,
             overwrite=True,
         )
     return rows, words
@@ -87,12 +91,12 @@ def _bin_plots(out: Path, rows: Sequence[Mapping[str, Any]], pipeline: EnsembleP
     """One point a class, by bin; for masked classes, by what the members knew of the class."""
     values, xlabel = ordered_bins(rows), IMAGES
     quantity = "one-step mutual information (nats)"
-    if pipeline.masked:
+    if pipeline.classes.masked:
         columns = {"both saw it": "distance_certain", "one did": "distance_between", "neither": "distance_uncertain"}
         values = {name: [row[column] for row in rows if row[column] is not None] for name, column in columns.items()}
         values = {name: numbers for name, numbers in values.items() if numbers}
         quantity, xlabel = "mean distance between members", "pairs of members by who saw the class"
-    limit = None if pipeline.masked else _limit(pipeline.members)
+    limit = None if pipeline.classes.masked else _limit(pipeline.members)
     if values:
         per_bin_plot(values, out / "uncertainty.png", quantity, xlabel, title, note, limit, overwrite=True)
         distribution_plot(values, out / "distributions.png", quantity, xlabel, title, note, overwrite=True)

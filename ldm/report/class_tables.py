@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from ldm.data.bins import class_size_order
 from ldm.evaluation.detection import against_class_sizes
@@ -15,8 +14,8 @@ from ldm.pipelines import EnsemblePipeline
 from ldm.report.plots import Curve
 from ldm.stats import Interval, batched_auroc, bootstrap_interval, mean_interval
 from ldm.uncertainty.information import saturation
+from ldm.uncertainty.results import ClassInformation
 
-Result = Mapping[str, Any]  # of a class: lists over the noises, as kept in its file
 MEANS = (
     "mean_pairwise_distance",
     "epistemic_variance",
@@ -45,41 +44,47 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def class_row(label: int, result: Result, pipeline: EnsemblePipeline) -> dict[str, Any]:
-    """A line of the table."""
-    interval = mean_interval(result["mi"])
-    by_base = np.asarray(result["mi_by_base"]).mean(1)
+def class_row(result: ClassInformation, pipeline: EnsemblePipeline) -> dict[str, Any]:
+    """Return the line of a class in the table."""
+    classes = pipeline.classes
+    label = result.label
+    interval = result.interval
+    by_base = result.mi_by_base.numpy().mean(1)
+    measured = result.tensors()
     row = {
         "class": label,
-        "name": pipeline.class_names[label],
-        "bin": str(pipeline.bins.get(label, "unknown")),
+        "name": classes.name(label),
+        "bin": str(classes.sizes.get(label, "unknown")),
         "n": interval.n,
         "mi_mean": interval.estimate,
         "mi_sd": _finite(interval.sd),
         "mi_low": _finite(interval.low),
         "mi_high": _finite(interval.high),
         "mi_base_sd": float(by_base.std(ddof=1)) if len(by_base) > 1 else None,
-        "saturation": saturation(torch.tensor(result["mi"]), pipeline.members) if pipeline.members > 1 else 0.0,
+        "saturation": saturation(result.mi, pipeline.members) if pipeline.members > 1 else 0.0,
     }
-    row.update({name: _finite(float(np.mean(result[name]))) for name in MEANS if name in result})
-    if "curve" in result:
-        last = mean_interval(result["curve"][-1])
+    row.update({name: _finite(float(np.mean(measured[name].numpy()))) for name in MEANS if name in measured})
+    if result.curve is not None:
+        last = mean_interval(result.curve[-1].tolist())
         row.update(multistep_mean=last.estimate, multistep_sd=_finite(last.sd))
-    groups = pipeline.groups(label)
+    groups = classes.groups(label)
     if groups is not None:
         row.update(certain=" ".join(map(str, groups.certain)), uncertain=" ".join(map(str, groups.uncertain)))
     return row
 
 
-def curve_rows(label: int, result: Result, pipeline: EnsemblePipeline) -> list[dict[str, Any]]:
-    """The step curve of a class: one line a step after the branch."""
-    rows, times = [], pipeline.times.tolist()
-    for place, values in enumerate(result["curve"]):
-        step, interval = pipeline.branch + place, mean_interval(values)
+def curve_rows(result: ClassInformation, pipeline: EnsemblePipeline) -> list[dict[str, Any]]:
+    """Return the step curve of a class: one line a step after the branch."""
+    assert result.curve is not None
+    times = pipeline.times.tolist()
+    rows = []
+    for place, values in enumerate(result.curve.tolist()):
+        step = pipeline.branch + place
+        interval = mean_interval(values)
         rows.append(
             {
-                "class": label,
-                "bin": str(pipeline.bins.get(label, "unknown")),
+                "class": result.label,
+                "bin": str(pipeline.classes.sizes.get(result.label, "unknown")),
                 "step": step,
                 "from_t": times[step],
                 "to_t": times[step + 1],
@@ -155,11 +160,11 @@ def summarise_classes(
         "saturation": float(np.mean([row["saturation"] for row in rows])),
         "bins": bin_means(rows),
     }
-    if pipeline.masked:
+    if pipeline.classes.masked:
         more, words = _masked_summary(rows)
         return {**found, **more}, words
-    known = [row for row in rows if row["class"] in pipeline.bins]
-    class_sizes = [class_size_order(pipeline.bins[row["class"]]) for row in known]
+    known = [row for row in rows if row["class"] in pipeline.classes.sizes]
+    class_sizes = [class_size_order(pipeline.classes.sizes[row["class"]]) for row in known]
     if len(set(class_sizes)) < 2:
         return found, ["bins: none recorded, or one only; no correlation"]
     scores = against_class_sizes([row["mi_mean"] for row in known], class_sizes)

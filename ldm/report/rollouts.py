@@ -32,7 +32,7 @@ def rollout(
     """
     steps, at = len(pipeline.times) - 1, pipeline.branch
     chosen = shown_steps(steps, at, columns)
-    branched = pipeline.walk([label], [0], (base,), keep_before=True, keep_after=True)
+    branched = pipeline.sample_branched([label], [0], (base,), keep_before=True, keep_after=True)
     pictures, names = [], []
     for step in (step for step in [*branched.before, *branched.after] if step.index in chosen):
         last = step.index == steps - 1
@@ -53,31 +53,31 @@ def class_pair(pipeline: EnsemblePipeline, pair: list[int]) -> list[tuple[int, t
         ValueError: if the number of classes does not fit, or there are no bins to choose from.
     """
     everyone = tuple(range(pipeline.members))
-    if pipeline.masked:
+    if pipeline.classes.masked:
         if len(pair) > 1:
             raise ValueError(f"--pair takes one class of an ensemble on masked classes, got {pair}")
-        both = [label for label in pair or range(pipeline.n_classes) if all(pipeline.groups(label))]
+        both = [label for label in pair or range(pipeline.n_classes) if all(pipeline.classes.groups(label))]
         if not both:
             raise ValueError(f"no class of {pair or 'all'} was seen by one member and hidden from another")
-        groups, name = pipeline.groups(both[0]), pipeline.describe_class(both[0])
+        groups, name = pipeline.classes.groups(both[0]), pipeline.classes.describe(both[0])
         return [
             (both[0], groups.certain, f"{name}: members that saw it"),
             (both[0], groups.uncertain, f"{name}: members that did not"),
         ]
     if len(pair) not in (0, 2):
         raise ValueError(f"--pair takes a certain and an uncertain class, or none to choose them; got {pair}")
-    if not pair and len(set(pipeline.bins.values())) < 2:
+    if not pair and len(set(pipeline.classes.sizes.values())) < 2:
         raise ValueError(
             "--pair finds no two bins in the ensemble's record: name the classes, --pair CERTAIN UNCERTAIN"
         )
-    ordered = pipeline.spread_classes(pipeline.n_classes)
+    ordered = pipeline.classes.spread(pipeline.n_classes)
     certain, uncertain = pair or (
-        next(c for c in ordered if pipeline.bins[c] == pipeline.bins[ordered[-1]]),
+        next(c for c in ordered if pipeline.classes.sizes[c] == pipeline.classes.sizes[ordered[-1]]),
         ordered[0],
     )
     words = {certain: "certain", uncertain: "uncertain"}
     return [
-        (label, everyone, f"{word}: {pipeline.describe_class(label)}".replace("\n", ", "))
+        (label, everyone, f"{word}: {pipeline.classes.describe(label)}".replace("\n", ", "))
         for label, word in words.items()
     ]
 

@@ -131,7 +131,7 @@ def _control_map(
     sampler, denoiser = make_sampler("DDIM", eta=1.0), posterior.build(labels)(pipeline.model.network)
 
     def sample_again(seed: int):
-        noise = ImageNoise(derive_seed("seeds", pipeline.options.seed, seed), tuple(images), device=pipeline.device)
+        noise = ImageNoise(derive_seed("seeds", pipeline.sampling.seed, seed), tuple(images), device=pipeline.device)
         return sampler(denoiser, pipeline.model.schedule, middle.x, pipeline.times, noise=noise, start=middle.index)
 
     return total(control_maps.seed_variance(sample_again, measures.seeds))

@@ -112,7 +112,7 @@ def write_member_runs(
             "global_step": step,
         }
         save_checkpoint(content, own.checkpoints / "last.ckpt", overwrite=True)
-        write_record(own.finished, options, overwrite=True, step=step, trained_in=run.path.name)
+        write_record(own.finished, vars(options), overwrite=True, step=step, trained_in=run.path.name)
         made[str(number)] = own.path.name
         _write(run.path / MADE, made)
     return [run.path.parent / directory for directory in made.values()]

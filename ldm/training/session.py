@@ -72,7 +72,7 @@ class Session:
             if is_joint(self.options):
                 for path in write_member_runs(self.run, self.model, self.config, self.options, step):
                     log.info("member: %s", path)
-            write_record(self.run.finished, self.options, overwrite=True, step=step)
+            write_record(self.run.finished, vars(self.options), overwrite=True, step=step)
 
     def test(self) -> None:
         """Evaluate on the test set, where the config has one."""
@@ -263,7 +263,7 @@ def set_up(
 
     run = known or make_run(options, job)
     if is_first():
-        write_record(run.path / "record.json", options, overwrite=True)
+        write_record(run.path / "record.json", vars(options), overwrite=True)
         if job:
             job.record(run)
     record = OmegaConf.merge(config, {"run": {key: getattr(options, key) for key in KEPT_OPTIONS}})

@@ -23,31 +23,33 @@ from ldm.ensembles.members import MemberNetwork
 def branch_index(
     times: Tensor,
     *,
-    unc_branch: int | None = None,
-    branch_at: float | None = None,
-    branch_t: float | None = None,
+    step: int | None = None,
+    at: float | None = None,
+    time: float | None = None,
     default: float | None = None,
 ) -> int:
-    """The step (0 = noisiest) at which members branch.
+    """Return the step (0 = noisiest) at which members branch.
 
-    `unc_branch` k as published; `branch_at` f is floor(f S); `branch_t` b is the first step with u <= b; `default` is a
-    fraction like `branch_at`, used when none is given; without it, the last step.
+    Args:
+        times: descending times [S + 1] of the sampler.
+        step: its number, as DECU's --unc_branch; at: the step floor(at S); time: the first step with u <= time.
+        default: a fraction like `at`, used when none of the three is given; without it, the last step.
 
     Raises:
-        ValueError: if more than one is given, or the step is not on the times.
+        ValueError: if more than one is given, or there is no such step.
     """
     steps = len(times) - 1
-    given = {"unc_branch": unc_branch, "branch_at": branch_at, "branch_t": branch_t}
-    given = {name: value for name, value in given.items() if value is not None}
+    kinds = {"step": step, "at": at, "time": time}
+    given = {name: value for name, value in kinds.items() if value is not None}
     if len(given) > 1:
-        raise ValueError(f"give one of unc_branch, branch_at, branch_t; got {given}")
-    if unc_branch is not None:
-        index = unc_branch
-    elif branch_t is not None:
-        reached = (times[:-1] <= branch_t).nonzero()
+        raise ValueError(f"give one of step, at, time; got {given}")
+    if step is not None:
+        index = step
+    elif time is not None:
+        reached = (times[:-1] <= time).nonzero()
         index = int(reached[0]) if len(reached) else steps
     else:
-        fraction = default if branch_at is None else branch_at
+        fraction = default if at is None else at
         # 0.29 times 100 is 28.999999999999996.
         index = steps - 1 if fraction is None else math.floor(fraction * steps + 1e-9)
     if not 0 <= index < steps:
@@ -58,25 +60,25 @@ def branch_index(
 def branch_indices(
     times: Tensor,
     *,
-    unc_branch: int | Sequence[int] | None = None,
-    branch_at: float | Sequence[float] | None = None,
-    branch_t: float | Sequence[float] | None = None,
+    step: int | Sequence[int] | None = None,
+    at: float | Sequence[float] | None = None,
+    time: float | Sequence[float] | None = None,
     default: float | None = None,
 ) -> list[int]:
-    """The steps of one or several branch points of one kind, in the order given; see `branch_index`.
+    """Return the steps of one or several branch points of one kind, in the order given; see `branch_index`.
 
     Raises:
         ValueError: as `branch_index`; and if two of them are the same step.
     """
-    kinds = {"unc_branch": unc_branch, "branch_at": branch_at, "branch_t": branch_t}
+    kinds = {"step": step, "at": at, "time": time}
     given = {name: value for name, value in kinds.items() if value is not None}
     if len(given) != 1:
         return [branch_index(times, **given, default=default)]
-    ((name, values),) = given.items()
-    values = values if isinstance(values, Sequence) else [values]
-    found = [branch_index(times, **{name: value}) for value in values]
+    ((name, value),) = given.items()
+    points = value if isinstance(value, Sequence) else [value]
+    found = [branch_index(times, **{name: point}) for point in points]
     if len(set(found)) != len(found):
-        raise ValueError(f"the branch points {list(values)} are the steps {found} of {len(times) - 1}: name each once")
+        raise ValueError(f"the branch points {list(points)} are the steps {found} of {len(times) - 1}: name each once")
     return found
 
 

@@ -49,51 +49,66 @@ class Estimator:
         return f"{unit}, {how.get(str(self.scale), f'summed over the dimensions, times {self.scale}')}"
 
 
-def quantities(gaussian: Gaussian, estimator: Estimator) -> dict[str, Tensor]:
-    """Of the members' distributions of one step, mean [M, B, ...]: what is reported of each of the B samples.
+@dataclass(frozen=True)
+class Quantities:
+    """What is reported of each of the B samples of a step, float64.
 
-    Returns:
-        mi: mutual information between the state and the member, nats, [B].
-        mean_pairwise_distance: [B]; epistemic_variance, aleatoric_variance: the law of total variance, latent units
-            squared, under the estimator's scale, [B].
+    Attributes:
+        mi: [B], mutual information between the state and the member, nats.
+        mean_pairwise_distance: [B], in the units of the distance.
+        epistemic_variance, aleatoric_variance: [B], the law of total variance under the estimator's scale, latent
+            units squared.
         distances: [M, M, B].
     """
+
+    mi: Tensor
+    mean_pairwise_distance: Tensor
+    epistemic_variance: Tensor
+    aleatoric_variance: Tensor
+    distances: Tensor
+
+
+def compute_quantities(gaussian: Gaussian, estimator: Estimator) -> Quantities:
+    """Compute every quantity of the members' distributions of one step, mean [M, B, ...], from one matrix."""
     distances = estimator.distances(gaussian)
     parts = total_variance(gaussian, scale=estimator.scale)
-    return {
-        "mi": paide(distances),
-        "mean_pairwise_distance": mean_pairwise_distance(distances),
-        "epistemic_variance": parts.epistemic,
-        "aleatoric_variance": parts.aleatoric,
-        "distances": distances,
-    }
+    return Quantities(paide(distances), mean_pairwise_distance(distances), parts.epistemic, parts.aleatoric, distances)
 
 
-def group_quantities(distances: Tensor, certain: Sequence[int], uncertain: Sequence[int]) -> dict[str, Tensor]:
-    """Of two groups of members: mutual information within each, and mean distance within and between them.
+@dataclass(frozen=True)
+class GroupQuantities:
+    """What two groups of members say, each [B]: nats within each, and mean distances within and between them."""
+
+    mi_certain: Tensor
+    mi_uncertain: Tensor
+    distance_certain: Tensor
+    distance_uncertain: Tensor
+    distance_between: Tensor
+
+
+def compare_groups(distances: Tensor, certain: Sequence[int], uncertain: Sequence[int]) -> GroupQuantities:
+    """Compare two groups of members: mutual information within each, mean distance within and between them.
 
     A group of one has no disagreement: 0 nats, and NaN for its distance. An empty group gives NaN for all.
 
     Args:
         distances: [M, M, B]; certain, uncertain: the members of each group.
 
-    Returns:
-        mi_certain, mi_uncertain, distance_certain, distance_uncertain, distance_between, each [B].
-
     Raises:
         ValueError: if a member does not exist or is in both groups.
     """
     check_members([*certain, *uncertain], len(distances))
     undefined = torch.full(distances.shape[2:], float("nan"), dtype=torch.float64, device=distances.device)
-    found = {}
-    for name, group in (("certain", certain), ("uncertain", uncertain)):
-        found[f"mi_{name}"] = paide(distances, group) if group else undefined
-        found[f"distance_{name}"] = mean_pairwise_distance(distances, group) if len(group) > 1 else undefined
     # The mean over both directions, since the Kullback-Leibler divergence has two.
     both = distances + distances.transpose(0, 1)
     between = both[list(certain)][:, list(uncertain)].double() / 2
-    found["distance_between"] = between.mean((0, 1)) if certain and uncertain else undefined
-    return found
+    return GroupQuantities(
+        mi_certain=paide(distances, certain) if certain else undefined,
+        mi_uncertain=paide(distances, uncertain) if uncertain else undefined,
+        distance_certain=mean_pairwise_distance(distances, certain) if len(certain) > 1 else undefined,
+        distance_uncertain=mean_pairwise_distance(distances, uncertain) if len(uncertain) > 1 else undefined,
+        distance_between=between.mean((0, 1)) if certain and uncertain else undefined,
+    )
 
 
 def step_curve(distributions: Iterable[Gaussian], estimator: Estimator) -> Iterator[Tensor]:

@@ -15,8 +15,8 @@ from ldm.diffusion.schedule import EDMSchedule, VPSchedule
 from ldm.diffusion.times import edm_times
 from ldm.evaluation.taps import resolve_taps
 from ldm.modules.ema import LitEma
+from ldm.pipelines import load_weights
 from ldm.pipelines.features import make_backbone
-from ldm.pipelines.model import load_weights
 from ldm.training.config import learning_rate, load_config, shared_batch
 from ldm.util import instantiate_from_config
 from tests.conftest import golden_json, golden_tensors, recipe_weights

@@ -10,12 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ldm.arguments import open_model
 from ldm.checkpoint import save_checkpoint
 from ldm.diffusion.noise import ImageNoise
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.taps import Reading, resolve_taps
-from ldm.pipelines import build_model, load_weights, open_model
-from ldm.pipelines.features import PLAIN, DataStates, make_backbone
+from ldm.pipelines import build_model, load_weights
+from ldm.pipelines.features import DataStates, make_backbone
 from ldm.training.config import read_config
 from ldm.util import instantiate_from_config
 
@@ -40,7 +41,7 @@ def pipeline(tmp_path_factory):
     save_checkpoint(fresh.model.diffusion_model.state_dict(), folder / "dit.pt")
     save_checkpoint({"state_dict": fresh.first_stage_model.state_dict()}, folder / "stage.ckpt")
     options = {"run": None, "base": str(folder / "tiny.yaml"), "ckpt": str(folder / "dit.pt"), "pretrained": None}
-    pipeline = open_model(argparse.Namespace(**options, ema=True, device="cpu", precision="float32", **PLAIN))
+    pipeline = open_model(argparse.Namespace(**options, ema=True, device="cpu", precision="float32", chunk=1))
     for name, value in fresh.state_dict().items():
         assert torch.equal(pipeline.model.state_dict()[name], value), name
     return pipeline

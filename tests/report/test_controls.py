@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import get_unc_synsets
+from ldm import Branching, Sampling, load_ensemble
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.experiments.controls import class_controls, embedding_spread, members_study, pooled_scores, same_class
-from ldm.pipelines import open_ensemble
 from ldm.report.control_report import baseline_table, variant_table, write_control_report
 from ldm.report.tables import read_csv
 from scripts import benchmark_decu
@@ -68,12 +67,11 @@ def test_number_of_members_with_known_information():
 
 def test_baselines_of_a_tiny_ensemble(tmp_path):
     folder = write_ensemble(tmp_path)
-    words = ["--path", str(folder), "--branch_at", "0", "--steps", "2", "--device", "cpu"]
-    pipeline = open_ensemble(get_unc_synsets.get_parser().parse_args(words))
+    pipeline = load_ensemble(folder, Sampling(steps=2), Branching(at=0.0), device="cpu")
     images = torch.rand(20, 8, 8, 1, generator=torch.Generator().manual_seed(0)).numpy()
     classifier = PixelClassifier(images, np.arange(20) % 10)
     rows = class_controls(pipeline, [0, 2], 3, classifier, {0: images[:5], 2: images[5:9]})
-    samples = pipeline.member_samples([2] * 3, range(3))[:, :, 0].double()
+    samples = pipeline.member_latents([2] * 3, range(3))[:, :, 0].double()
     gaps = [(samples[i] - samples[j]).flatten(1).norm(dim=1).mean() for i in range(3) for j in range(3) if i != j]
     assert rows[1]["l2"] == pytest.approx(float(torch.stack(gaps).mean()))
     assert rows[1]["member_variance"] == pytest.approx(float(samples.var(0, correction=0).mean()))

@@ -6,10 +6,9 @@ import math
 import pytest
 import torch
 
-from ldm.arguments import add_model_arguments
+from ldm.arguments import add_model_arguments, open_model
 from ldm.experiments import low_data as low_data
 from ldm.experiments import variance_benchmarks as benchmarks
-from ldm.pipelines import open_model
 from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import read_csv
 from ldm.uncertainty.aleatoric import data_covariance
@@ -50,7 +49,7 @@ def test_alignment_is_the_trace_of_the_dense_covariance(walks):
     pipeline, share = walks.pipeline, 0.5
     data = benchmark_bayesflow.data_of(pipeline, "validation")
     (row,) = benchmarks.error_alignment(pipeline, data, [share], count=3)
-    positions = benchmarks.chosen_positions(len(data), 3, pipeline.options.seed)
+    positions = benchmarks.chosen_positions(len(data), 3, pipeline.sampling.seed)
     x0 = torch.stack([data[position]["image"] for position in positions]).permute(0, 3, 1, 2)
     cond = pipeline.labels([int(data[position]["class_label"]) for position in positions])
     denoiser, path = pipeline.model.denoiser(cond), pipeline.model.schedule

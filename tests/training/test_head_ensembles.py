@@ -4,16 +4,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import get_unc_synsets
 import main as trainer
-import sample_model
-import save_ensemble
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.members import MemberNetwork, single
-from ldm.ensembles.storage import load_ensemble
+from ldm.ensembles.storage import read_ensemble
 from ldm.pipelines import build_model
+from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 from tests.training.runs import assert_same_end, losses
 
@@ -69,8 +67,8 @@ def test_anchors_and_rules_resume_exactly(folder, kind):
 
 def test_a_low_rank_ensemble_from_training_to_the_table(folder):
     runs = [train(folder, "lora", member) for member in range(2)]
-    path = save_ensemble.main(["--path", f"{folder}/logs", "--ensemble_name", "lora", "--ensemble_comps", "2"])
-    ensemble = load_ensemble(path)
+    path = call("gather", ["--path", f"{folder}/logs", "--ensemble_name", "lora", "--ensemble_comps", "2"])
+    ensemble = read_ensemble(path)
     assert sorted(ensemble.members.overrides) == FACTORS, "a member is its factors alone"
     assert ensemble.spec["initialisation"] == {"how": "perturbed", "noise": 0.5, "anchor": None}
     assert ensemble.spec["row_rates"] == "none"
@@ -80,10 +78,10 @@ def test_a_low_rank_ensemble_from_training_to_the_table(folder):
     assert torch.equal(ensemble.members.overrides[FACTORS[0]][:, :, 10], torch.zeros(2, 4)), "the null class is shared"
 
     model = build_model(ensemble.spec["config"]).eval()
-    model.init_from_ckpt(str(ensemble.trunk()))
+    model.init_from_ckpt(str(ensemble.base_checkpoint()))
     table = load_state_dict(folder / "trunk.ckpt")["cond_stage_model.embedding.weight"]
     x, t, labels = ImageNoise(0, (0, 1)).initial((2, 1, 8, 8)), torch.tensor([700.0, 3.0]), torch.tensor([4, 10])
-    samples = sample_model.main(["--path", str(path), "--classes", "3", "8", "--seed", "5", "--device", "cpu"])
+    samples = call("sample members", ["--path", str(path), "--classes", "3", "8", "--seed", "5", "--device", "cpu"])
     latents = load_state_dict(samples.with_suffix(".safetensors"))["latents"]
     with torch.no_grad():
         together = MemberNetwork(model.network, ensemble.members)
@@ -102,5 +100,5 @@ def test_a_low_rank_ensemble_from_training_to_the_table(folder):
             expected = run(ddim(guided, plain.schedule, start, plain.sampling_times(3)))
             # Folded and single batches round differently, and guided steps carry it on.
             torch.testing.assert_close(latents[member], expected, atol=5e-4, rtol=5e-4)
-    out = get_unc_synsets.main(["--path", str(path), "--device", "cpu", "--classes", "4"])
+    out = call("uncertainty classes", ["--path", str(path), "--device", "cpu", "--classes", "4"])
     assert (out / "uncertainty.csv").exists()

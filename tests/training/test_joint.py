@@ -8,7 +8,6 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-import save_ensemble
 from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.data.base import LabelledImages
 from ldm.data.joint import JointBatches, JointDataset
@@ -16,6 +15,7 @@ from ldm.data.module import KeyedBatches
 from ldm.models.diffusion.optimisation import TrainingSet
 from ldm.training.joint import JointMembers, JointOptimizer, start_members
 from ldm.util import instantiate_from_config
+from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 from tests.training.conftest import write_config
 from tests.training.runs import end_state, losses, run_main
@@ -66,7 +66,7 @@ def test_joint_training_equals_separate_runs(config, tmp_path):
         "cond_stage_model.embedding.weight"])  # fmt: skip
     mean = [sum(pair) / 2 for pair in zip(*[losses(single).values() for single in apart], strict=True)]
     assert list(losses(run).values()) == pytest.approx(mean, rel=1e-5)
-    gathered = save_ensemble.main(["--path", str(tmp_path / "logs"), "--ensemble_name", "b", "--ensemble_comps", "2"])
+    gathered = call("gather", ["--path", str(tmp_path / "logs"), "--ensemble_name", "b", "--ensemble_comps", "2"])
     assert (gathered / "member_001.safetensors").exists()
 
 

@@ -15,36 +15,36 @@ def test_branch_index_conventions():
     times = model.sampling_times(200)
     assert branch_index(times) == 199
     assert branch_index(times, default=0.0) == 0
-    assert branch_index(times, unc_branch=3, default=0.5) == 3
-    assert branch_index(times, branch_at=0.5) == 100
+    assert branch_index(times, step=3, default=0.5) == 3
+    assert branch_index(times, at=0.5) == 100
     # The published times holds network times 996, 991, .. 1: u = 497 is the first at or below 500 (step 100 of 200).
-    assert branch_index(times, branch_t=500) == 100
+    assert branch_index(times, time=500) == 100
     assert float(times[100]) == 497
-    for wrong in ({"unc_branch": 200}, {"unc_branch": -1}, {"branch_at": 1.0}, {"branch_t": 1}):
+    for wrong in ({"step": 200}, {"step": -1}, {"at": 1.0}, {"time": 1}):
         with pytest.raises(ValueError, match="not among the 200 steps"):
             branch_index(times, **wrong)
     with pytest.raises(ValueError, match="give one of"):
-        branch_index(times, unc_branch=1, branch_at=0.2)
+        branch_index(times, step=1, at=0.2)
 
 
 def test_fractions_of_the_steps_are_exact():
     """Hundredths against whole-number arithmetic; 0.29 x 100 is less than 29 in floating point."""
     for steps in (50, 100, 200):
         times = torch.arange(steps, -1, -1.0)
-        found = [branch_index(times, branch_at=float(f"0.{hundredths:02d}")) for hundredths in range(100)]
+        found = [branch_index(times, at=float(f"0.{hundredths:02d}")) for hundredths in range(100)]
         assert found == [hundredths * steps // 100 for hundredths in range(100)]
 
 
 def test_several_branch_points():
     times = tiny_model().sampling_times(50)
-    assert branch_indices(times, branch_at=[0, 0.5, 0.98]) == [0, 25, 49]
-    assert branch_indices(times, unc_branch=7) == [7]
+    assert branch_indices(times, at=[0, 0.5, 0.98]) == [0, 25, 49]
+    assert branch_indices(times, step=7) == [7]
     assert branch_indices(times) == [49]
     assert branch_indices(times, default=0.5) == [25]
     with pytest.raises(ValueError, match=r"are the steps \[25, 25\] of 50: name each once"):
-        branch_indices(times, branch_at=[0.5, 0.51])
+        branch_indices(times, at=[0.5, 0.51])
     with pytest.raises(ValueError, match="not among the 50 steps"):
-        branch_indices(times, unc_branch=[0, 50])
+        branch_indices(times, step=[0, 50])
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import sample_model
-import save_ensemble
 from ldm.checkpoint import load_state_dict
-from ldm.ensembles.storage import load_ensemble, load_published
+from ldm.commands.gather import Gather
+from ldm.ensembles.storage import read_ensemble, read_published
+from tests.cli import call
 from tests.conftest import golden_json, tiny_config, tiny_model
 
 TABLE = "cond_stage_model.embedding.weight"
@@ -29,14 +29,14 @@ def model_pth(tmp_path_factory):
 
 def test_the_published_ensemble_is_read(model_pth, tmp_path):
     folder, state, tables = model_pth
-    trunk, members = load_published(folder / "model.pth")
+    trunk, members = read_published(folder / "model.pth")
     assert trunk.keys() == {*state, TABLE}
     assert all(torch.equal(trunk[name], value) for name, value in state.items())
     assert torch.equal(members.overrides[TABLE], torch.stack(tables))
     for wrong in ({}, {f"cond_stage_model_ensemble.{index}.embedding.weight": tables[0] for index in (0, 2)}):
         torch.save({**state, **wrong}, tmp_path / "wrong.pth")
         with pytest.raises(ValueError, match="no published ensemble"):
-            load_published(tmp_path / "wrong.pth")
+            read_published(tmp_path / "wrong.pth")
 
 
 def test_its_keys_are_those_of_the_published_one():
@@ -52,23 +52,23 @@ def test_its_keys_are_those_of_the_published_one():
 def test_the_published_ensemble_becomes_one_of_ours(model_pth, tmp_path, sampler):
     folder, _, tables = model_pth
     words = ["--published", str(folder / "model.pth"), "--base", str(folder / "tiny.yaml")]
-    out = save_ensemble.main([*words, "--out", str(tmp_path / "decu_3")])
+    out = call("gather", [*words, "--out", str(tmp_path / "decu_3")])
     names = ["ensemble.yaml", *(f"member_00{m}.safetensors" for m in range(3)), "record.json", "trunk.safetensors"]
     assert sorted(file.name for file in out.iterdir()) == names
     for member, table in enumerate(tables):
         state = load_state_dict(out / f"member_00{member}.safetensors")
         assert list(state) == [TABLE] and torch.equal(state[TABLE], table)
     moved = out.rename(tmp_path / "elsewhere")
-    assert load_ensemble(moved).trunk() == moved / "trunk.safetensors", "the trunk travels with the ensemble"
+    assert read_ensemble(moved).base_checkpoint() == moved / "trunk.safetensors", "the trunk travels with the ensemble"
     options = ["--path", str(moved), "--classes", "1", "4", "--steps", "5", "--sampler", sampler, "--unc_branch", "0"]
-    picture = sample_model.main([*options, "--device", "cpu"])
+    picture = call("sample members", [*options, "--device", "cpu"])
     found = load_state_dict(picture.with_suffix(".safetensors"))["latents"]
     assert found.shape == (3, 2, 1, 8, 8) and bool(found.isfinite().all())
     assert (found[0] - found[1]).abs().max() > 0.1
     with pytest.raises(FileExistsError):
-        save_ensemble.main([*words, "--out", str(moved)])
+        call("gather", [*words, "--out", str(moved)])
     with pytest.raises(ValueError, match="--published needs --base"):
-        save_ensemble.main(words[:2])
+        Gather(published=words[1])
 
 
 def test_a_published_ensemble_of_another_model_is_refused(model_pth, tmp_path):
@@ -78,5 +78,5 @@ def test_a_published_ensemble_of_another_model_is_refused(model_pth, tmp_path):
     OmegaConf.save(OmegaConf.create({"model": other}), tmp_path / "other.yaml")
     words = ["--published", str(folder / "model.pth"), "--base", str(tmp_path / "other.yaml")]
     with pytest.raises(ValueError, match="of another shape"):
-        save_ensemble.main([*words, "--out", str(tmp_path / "out")])
+        call("gather", [*words, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

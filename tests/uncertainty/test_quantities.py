@@ -7,7 +7,7 @@ import torch
 
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.uncertainty.information import mutual_information
-from ldm.uncertainty.quantities import Estimator, group_quantities, pixel_maps, quantities, step_curve
+from ldm.uncertainty.quantities import Estimator, compare_groups, compute_quantities, pixel_maps, step_curve
 from ldm.util import generator
 
 
@@ -25,58 +25,56 @@ def two(gap, var=0.0, dims=16):
 @pytest.mark.parametrize(("scale", "factor"), [("sum", 16.0), ("mean", 1.0), (0.25, 4.0)])
 def test_two_members_have_the_closed_form_under_every_scale(scale, factor):
     """I = -ln((1 + exp(-D)) / 2) with D = 0.3^2 times 16 dimensions (sum), 1 (mean), 0.25 * 16."""
-    found = quantities(two(0.3, var=0.5), Estimator("wasserstein", scale))
+    found = compute_quantities(two(0.3, var=0.5), Estimator("wasserstein", scale))
     distance = 0.09 * factor
-    assert found["mi"].item() == pytest.approx(-math.log((1 + math.exp(-distance)) / 2), rel=1e-12)
-    assert found["mean_pairwise_distance"].item() == pytest.approx(distance)
+    assert found.mi.item() == pytest.approx(-math.log((1 + math.exp(-distance)) / 2), rel=1e-12)
+    assert found.mean_pairwise_distance.item() == pytest.approx(distance)
     # Means 0 and 0.3 have variance 0.0225 around their mean; each member's own is 0.5.
-    assert found["epistemic_variance"].item() == pytest.approx(0.0225 * factor)
-    assert found["aleatoric_variance"].item() == pytest.approx(0.5 * factor)
+    assert found.epistemic_variance.item() == pytest.approx(0.0225 * factor)
+    assert found.aleatoric_variance.item() == pytest.approx(0.5 * factor)
 
 
 def test_variances_add_up_to_that_of_the_mixture():
     gaussian = Gaussian(draw(5, 3, 2, 4, 4, key=1), draw(5, 3, 2, 4, 4, key=2).exp())
-    found = quantities(gaussian, Estimator())
-    total = found["epistemic_variance"] + found["aleatoric_variance"]
+    found = compute_quantities(gaussian, Estimator())
+    total = found.epistemic_variance + found.aleatoric_variance
     torch.testing.assert_close(total, gaussian.moment_match().var.sum((0, 2, 3, 4)))
 
 
 def test_as_many_samples_as_members_do_not_mix():
     """The published per-pixel estimator mixes the axes when n = M."""
     mean = draw(4, 4, 1, 3, 3, key=3)
-    found = quantities(Gaussian(mean), Estimator())
+    found = compute_quantities(Gaussian(mean), Estimator())
     for sample in range(4):
-        alone = quantities(Gaussian(mean[:, sample : sample + 1]), Estimator())
-        assert found["mi"][sample].item() == pytest.approx(alone["mi"].item(), rel=1e-12)
+        alone = compute_quantities(Gaussian(mean[:, sample : sample + 1]), Estimator())
+        assert found.mi[sample].item() == pytest.approx(alone.mi.item(), rel=1e-12)
 
 
 def test_groups_are_the_estimates_of_their_members_alone():
     gaussian = Gaussian(0.3 * draw(5, 2, 3, key=4))
     distances = Estimator().distances(gaussian)
-    found = group_quantities(distances, certain=(0, 3), uncertain=(1, 2, 4))
-    torch.testing.assert_close(found["mi_certain"], mutual_information(gaussian.select([0, 3])))
-    torch.testing.assert_close(found["mi_uncertain"], mutual_information(gaussian.select([1, 2, 4])))
+    found = compare_groups(distances, certain=(0, 3), uncertain=(1, 2, 4))
+    torch.testing.assert_close(found.mi_certain, mutual_information(gaussian.select([0, 3])))
+    torch.testing.assert_close(found.mi_uncertain, mutual_information(gaussian.select([1, 2, 4])))
     by_hand = sum(distances[i, j] for i in (0, 3) for j in (1, 2, 4)) / 6
-    torch.testing.assert_close(found["distance_between"], by_hand)
-    torch.testing.assert_close(found["distance_certain"], distances[0, 3])
+    torch.testing.assert_close(found.distance_between, by_hand)
+    torch.testing.assert_close(found.distance_certain, distances[0, 3])
 
 
 def test_between_groups_is_symmetric_for_kl():
     distances = Estimator("kl").distances(Gaussian(draw(3, 2, 4, key=5), draw(3, 2, 4, key=6).exp()))
-    one, other = (
-        group_quantities(distances, *groups)["distance_between"] for groups in [((0,), (1, 2)), ((1, 2), (0,))]
-    )
+    one, other = (compare_groups(distances, *groups).distance_between for groups in [((0,), (1, 2)), ((1, 2), (0,))])
     torch.testing.assert_close(one, other)
 
 
 def test_groups_of_one_and_of_none():
     distances = Estimator().distances(Gaussian(draw(3, 2, 4, key=7)))
-    found = group_quantities(distances, (1,), (0, 2))
-    assert found["mi_certain"].tolist() == [0, 0] and found["distance_certain"].isnan().all()
-    nobody = group_quantities(distances, (), (0, 1, 2))
-    assert nobody["mi_certain"].isnan().all() and nobody["distance_between"].isnan().all()
+    found = compare_groups(distances, (1,), (0, 2))
+    assert found.mi_certain.tolist() == [0, 0] and found.distance_certain.isnan().all()
+    nobody = compare_groups(distances, (), (0, 1, 2))
+    assert nobody.mi_certain.isnan().all() and nobody.distance_between.isnan().all()
     with pytest.raises(ValueError, match="different numbers from 0 to 2"):
-        group_quantities(distances, (0, 1), (1, 2))
+        compare_groups(distances, (0, 1), (1, 2))
 
 
 def test_step_curve_goes_from_nothing_to_ln_m():
@@ -103,5 +101,5 @@ def test_pixel_maps_of_any_number_of_noises():
 
 def test_wrong_distances_are_named():
     with pytest.raises(ValueError, match="one of"):
-        quantities(two(1.0), Estimator("chernoff"))
+        compute_quantities(two(1.0), Estimator("chernoff"))
     assert Estimator("kl", 0.5).units == "nats, summed over the dimensions, times 0.5"

@@ -1,0 +1,129 @@
+"""`decu gather` (save_ensemble.py): trained members, or DECU's published file, as an ensemble on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from ldm.options import option
+
+BASE_FILE = "trunk.safetensors"
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Gather the members of an ensemble: their trained heads, the base checkpoint they share, and how they were made.
+
+    Examples:
+      python save_ensemble.py --path logs --ensemble_name bootstrapped --ensemble_comps 5
+      python save_ensemble.py --published model.pth --out decu_5 \\
+          --base configs/latent-diffusion/cin256-v2-published.yaml
+
+    Writes {path}/{ensemble_name}_{dataset}_{comps}/ensemble.yaml and one small file a member. Of several runs of one
+    component the newest counts. The second form converts an ensemble of DECU's published code: --out then also holds
+    the base checkpoint, once.
+    """
+
+    path: Annotated[str | None, option(metavar="DIR", default="none; or give --published")] = None
+    """The --logdir that the components were trained with."""
+    published: Annotated[str | None, option(metavar="FILE", default="none; or give --path")] = None
+    """model.pth of DECU's published code; it needs --base and --out."""
+    base: Annotated[str | None, option(metavar="YAML", default="none")] = None
+    """The config of --published."""
+    out: Annotated[str | None, option(metavar="DIR", default="none")] = None
+    """The folder for --published."""
+    ensemble_name: str = "bootstrapped"
+    """The --ensemble_name of the components."""
+    ensemble_comps: int = 5
+    """The number of components."""
+    data_name: Annotated[str | None, option(metavar="NAME", default="the data set's")] = None
+    """The name of the data in the folder's name."""
+    checkpoint: str = "last.ckpt"
+    """The file below each run's checkpoints/."""
+    overwrite: bool = False
+    """Replace an ensemble that exists."""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.published is None):
+            raise ValueError("give --path, where the components were trained, or --published, DECU's model.pth")
+        if self.published and not (self.base and self.out):
+            raise ValueError("--published needs --base CONFIG, the model it was made with, and --out FOLDER")
+
+    def run(self) -> Path:
+        """Write the ensemble, and return its folder."""
+        from ldm.ensembles.storage import read_ensemble
+        from ldm.records import write_record
+
+        folder = self._convert() if self.published else self._gather()
+        write_record(folder / "record.json", self, overwrite=True)
+        spec = read_ensemble(folder).spec
+        steps = {member["component"]: member["step"] for member in spec["members"]}
+        if len(set(steps.values())) > 1:
+            print(f"the components were trained for different numbers of steps: {steps}")
+        files = [folder / member["file"] for member in spec["members"]]
+        size = sum(file.stat().st_size for file in files) / len(files)
+        print(f"{folder}: {len(files)} members of {size / 1024:.1f} KiB each on {spec['trunk']['path']}")
+        return folder
+
+    def _gather(self) -> Path:
+        from ldm.training.gathering import gather_members
+
+        assert self.path is not None
+        return gather_members(
+            self.path,
+            self.ensemble_name,
+            self.ensemble_comps,
+            data_name=self.data_name,
+            checkpoint=self.checkpoint,
+            overwrite=self.overwrite,
+        )
+
+    def _convert(self) -> Path:
+        """Write a published ensemble as one of ours: base checkpoint, members, record.
+
+        Raises:
+            ValueError: if the file does not fit the config.
+        """
+        from omegaconf import OmegaConf
+
+        from ldm.checkpoint import load_into, save_tensors, sha256
+        from ldm.ensembles.storage import read_published, write_ensemble
+        from ldm.pipelines import build_model
+        from ldm.training.config import load_config
+
+        config = load_config([self.base])
+        folder = Path(str(self.out))
+        base, members = read_published(str(self.published))
+        model = build_model(config)
+        load_into(model, base)
+        if (folder / "ensemble.yaml").exists() and not self.overwrite:
+            raise FileExistsError(f"{folder} holds an ensemble; use --overwrite to replace it")
+        save_tensors(base, folder / BASE_FILE, overwrite=self.overwrite)
+        heads = "class_embedding"
+        spec = {
+            "name": self.ensemble_name,
+            "trunk": {"path": BASE_FILE, "sha256": sha256(folder / BASE_FILE)},
+            "heads": [heads],
+            "patterns": list(model.head_patterns[heads]),
+            "null_class": "random",
+            "initialisation": {"how": "random", "noise": None},
+            **self._data(config),
+            "config": OmegaConf.to_container(config, resolve=True),
+            "members": [
+                {"component": index, "seed": None, "run": Path(str(self.published)).name, "step": None}
+                for index in range(len(members))
+            ],
+        }
+        each = [{name: value[index] for name, value in members.overrides.items()} for index in range(len(members))]
+        return write_ensemble(folder, spec, each, self.overwrite)
+
+    def _data(self, config: Any) -> dict[str, Any]:
+        """Return what the training data say of the classes, or nothing where they cannot be read."""
+        from ldm.training.gathering import describe_training_data
+
+        try:
+            return describe_training_data(config) if "data" in config else {}
+        except (ValueError, FileNotFoundError) as error:
+            print(f"the record names no classes or bins, since the training data cannot be read: {error}")
+            return {}

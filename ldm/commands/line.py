@@ -1,0 +1,154 @@
+"""The command line: the table of commands, from words to a command's value, and how its errors end the process."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import signal
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import tyro
+
+from ldm.options import SHOWN
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a command's class is, and what it does in one line."""
+
+    module: str
+    name: str
+    summary: str
+
+
+# Groups and commands in the order in which the help shows them.
+COMMANDS: dict[str, Entry] = {
+    "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
+    "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
+    "uncertainty classes": Entry(
+        "uncertainty_classes", "UncertaintyClasses", "Measure what is not known, class by class."
+    ),
+    "uncertainty pixels": Entry("uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel."),
+    "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
+}
+GROUPS: dict[str, str] = {
+    "sample": "Draw samples of a model, or of the members of an ensemble.",
+    "uncertainty": "Measure what an ensemble does not know.",
+}
+
+
+class Command(Protocol):
+    """What every command is: a frozen dataclass that runs."""
+
+    default_steps: ClassVar[int]
+    default_scale: ClassVar[float]
+
+    def run(self) -> Any:
+        """Do what the command says; the result is what it wrote, or a value."""
+
+
+def load_command(name: str) -> type[Command]:
+    """Import the class of a command, "uncertainty classes" for example."""
+    entry = COMMANDS[name]
+    return getattr(importlib.import_module(f"ldm.commands.{entry.module}"), entry.name)
+
+
+def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
+    """Make a command from words; a word that does not fit ends the process with code 2 and names what would."""
+    SHOWN.update(steps=getattr(command, "default_steps", 200), scale=getattr(command, "default_scale", 1.0))
+    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(command, args=_normalised(command, words), prog=prog, config=markers, use_underscores=True)
+
+
+def _normalised(command: type[Command], words: Sequence[str]) -> list[str]:
+    """Rewrite older spellings: switches of three states without a value, and the second name of DPM-Solver++."""
+    switches = {f"--{name}" for name in _optional_switches(command)}
+    found: list[str] = []
+    for place, word in enumerate(words):
+        following = words[place + 1] if place + 1 < len(words) else ""
+        positive = word.replace("--no-", "--", 1).replace("--no_", "--", 1)
+        if word in switches and following not in ("True", "False", "None"):
+            found += [word, "True"]
+        elif positive != word and positive in switches:
+            found += [positive, "False"]
+        else:
+            found.append("DPM-Solver++" if word == "dpmpp_2m" else word)
+    return found
+
+
+def _optional_switches(command: type) -> set[str]:
+    """Return the options that are True, False, or left to the config."""
+    names = set()
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        inner, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        if dataclasses.is_dataclass(inner):
+            names |= _optional_switches(typing.cast(type, inner))
+        elif isinstance(inner, types.UnionType) and set(typing.get_args(inner)) == {bool, type(None)}:
+            given = [note.name for note in notes if getattr(note, "name", None)]
+            names.add(given[0] if given else name)
+    return names
+
+
+def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any:
+    """Run a command from words; errors that a user can act on end the process with their message and code 1.
+
+    Ctrl-C ends it with code 130. In a SLURM job SIGUSR1 puts the job back into the queue: commands continue what they
+    were stopped in.
+    """
+    command = parse(load_command(name), words, prog or f"decu {name}")
+    from ldm.jobs import requeue_when_asked
+
+    requeue_when_asked()
+    try:
+        return command.run()
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def run_as_script(name: str) -> None:
+    """Run a command as a script of the repository does, from the words of this process."""
+    run_command(name, sys.argv[1:], sys.argv[0].rpartition("/")[2])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run `decu`: name a command, or list what there is."""
+    words = list(sys.argv[1:] if words is None else words)
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if len(words) >= count and name in COMMANDS:
+            run_command(name, words[count:])
+            return
+    asked = words[:1] if words and words[0] in GROUPS else []
+    print(overview(asked[0] if asked else None))
+    wrong = words[len(asked) :]
+    if wrong and wrong[0] not in ("-h", "--help", "--version"):
+        sys.exit(f"error: there is no command '{' '.join(words[:2])}'; the commands are listed above")
+
+
+def overview(group: str | None = None) -> str:
+    """Return the list of commands, or of those in a group, a line each."""
+    lines = ["usage: decu COMMAND [OPTIONS]      decu COMMAND --help explains one", ""]
+    if group is None:
+        lines = ["decu: where does a diffusion model not know?", "", *lines]
+    last = None
+    for name, entry in COMMANDS.items():
+        own = name.split()[0]
+        if group not in (None, own):
+            continue
+        if own in GROUPS and own != last:
+            lines.append(f"{own}: {GROUPS[own]}")
+        last = own
+        indent = "  " if own in GROUPS else ""
+        lines += textwrap.wrap(
+            f"{indent}{name:<26}{entry.summary}", 110, subsequent_indent=" " * 28, drop_whitespace=False
+        )
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Values that several commands share: which model, ensemble or posterior, where it runs, and loading them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from ldm.options import option
+from ldm.settings import Branching, Sampling, Speed
+
+if TYPE_CHECKING:
+    from ldm.pipelines import EnsemblePipeline, ModelPipeline, PosteriorPipeline
+
+Split = Literal["binned_classes", "masked_classes"]
+ClassNames = Annotated[tuple[int | str, ...], option(metavar="CLASS ...", default="all classes")]
+SpreadClasses = Annotated[
+    tuple[int | str, ...], option(metavar="CLASS ...", default="up to ten, spread over the images per class")
+]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model: the run directory of a training, or a config with a checkpoint."""
+
+    run: Annotated[str | None, option(metavar="DIR", default="none; or give --base and --ckpt")] = None
+    """The run directory of a training, or a checkpoint in one."""
+    base: Annotated[str | None, option(metavar="YAML", default="none")] = None
+    """In place of a run, the config of a model; it needs --ckpt."""
+    ckpt: Annotated[str | None, option(metavar="FILE", default="none")] = None
+    """The checkpoint of --base, a released one for example."""
+    pretrained: Annotated[str | None, option(metavar="FILE", default="where the member's checkpoint says")] = None
+    """The base checkpoint of a member, where it moved."""
+    ema: bool = True
+    """Take averaged weights, where there are any."""
+
+    def load(
+        self, sampling: Sampling | None = None, speed: Speed | None = None, device: str = "auto", steps: int = 200
+    ) -> ModelPipeline:
+        """Load the model; `steps` are taken where neither `sampling` nor the config say."""
+        from ldm.pipelines import Defaults, load_model
+
+        return load_model(
+            self.run,
+            sampling,
+            base=self.base,
+            ckpt=self.ckpt,
+            ema=self.ema,
+            pretrained=self.pretrained,
+            speed=speed,
+            device=device,
+            defaults=Defaults(steps),
+        )
+
+
+@dataclass(frozen=True)
+class EnsembleSource:
+    """Which ensemble."""
+
+    path: str
+    """The folder that save_ensemble.py (decu gather) wrote."""
+    pretrained: Annotated[str | None, option(metavar="FILE", default="where the record says")] = None
+    """The base checkpoint, where it moved."""
+    dataset: Annotated[Split | None, option(metavar="SPLIT", default="any")] = None
+    """The split that the members must have been trained on; an error if they had another."""
+    published: bool = False
+    """Take what DECU's scripts take, unless given: 200 steps on CompVis' times, guidance 5, eta 0, their branch."""
+
+    def load(
+        self,
+        sampling: Sampling,
+        branching: Branching,
+        speed: Speed,
+        device: str = "auto",
+        published_branch: int | None = None,
+    ) -> EnsemblePipeline:
+        """Load the ensemble; `published_branch` is the step at which --published branches, the last where None."""
+        from ldm.pipelines import load_ensemble
+
+        if self.published:
+            sampling = sampling.published()
+        pipeline = load_ensemble(
+            self.path,
+            sampling,
+            branching,
+            pretrained=self.pretrained,
+            dataset=self.dataset,
+            speed=speed,
+            device=device,
+        )
+        if self.published and not branching.given:
+            last = len(pipeline.times) - 2
+            return pipeline.with_(step=last if published_branch is None else published_branch)
+        return pipeline
+
+
+@dataclass(frozen=True)
+class PosteriorSource:
+    """Which posterior, seen how, and how members and states are drawn from it."""
+
+    posterior: str
+    """The folder that `decu laplace fit` wrote, of this model."""
+    curvature: Annotated[str | None, option(metavar="NAME", default="the fit's")] = None
+    """See the fit through another curvature that it gathered for (--also)."""
+    prior_precision: Annotated[float | None, option(metavar="P", default="the fit's")] = None
+    """Another prior precision than the fit's."""
+    sigma_noise: Annotated[float | None, option(metavar="S", default="the fit's")] = None
+    """Another standard deviation of the observations than the fit's."""
+    temperature: Annotated[float | None, option(metavar="T", default="the fit's")] = None
+    """Another temperature than the fit's."""
+    draws: int = 16
+    """Sampled weights of `persistent`, directions of `tangents`."""
+    particles: int = 10
+    """States that `bayesdiff` draws at a step, an even number."""
+    every: int = 5
+    """Steps between two draws of the _skip methods."""
+
+    def load(self, model: ModelPipeline) -> PosteriorPipeline:
+        """Load the posterior of a loaded model."""
+        from ldm.pipelines import load_posterior
+
+        return load_posterior(
+            self.posterior,
+            model,
+            curvature=self.curvature,
+            prior_precision=self.prior_precision,
+            sigma_noise=self.sigma_noise,
+            temperature=self.temperature,
+            draws=self.draws,
+            particles=self.particles,
+            every=self.every,
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where it runs."""
+
+    device: str = "auto"
+    """auto, cpu or cuda[:N]."""
+
+
+def read_scale(given: str | float) -> Any:
+    """Read sum, mean, or a factor above 0.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if given in ("sum", "mean"):
+        return given
+    try:
+        factor = float(given)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"--distance_scale takes sum, mean, or a number above 0; got '{given}'")
+    return factor

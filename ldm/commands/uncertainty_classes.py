@@ -1,0 +1,180 @@
+"""`decu uncertainty classes` (get_unc_synsets.py): mutual information per class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from ldm.commands.shared import ClassNames, EnsembleSource, Placement, read_scale
+from ldm.options import option
+from ldm.settings import Branching, Sampling, Speed
+
+if TYPE_CHECKING:
+    from ldm.pipelines import EnsemblePipeline, InformationPlan
+    from ldm.uncertainty.results import ClassInformation
+
+Kept = Literal["grid", "tensors"]
+# The published scripts draw ten noises and score the first five: their estimator slices the wrong axis.
+PUBLISHED_N = 5
+
+
+@dataclass(frozen=True)
+class UncertaintyClasses:
+    """Measure epistemic uncertainty per class: mutual information between a sample and the ensemble's members.
+
+    One-step (the default, cheap) is the information of the first step after the branch, given the state z_b that all
+    members share. Multi-step (--curve) is that of every later step too, between members that have branched.
+
+    Examples:
+      python get_unc_synsets.py --path logs/bootstrapped_digits_5
+      python get_unc_synsets.py --path logs/bootstrapped_digits_5 --unc_branch 0 --n 16 --ddim_steps 50
+      python get_unc_synsets.py --path logs/bootstrapped_digits_5 --branch_at 0 0.5 0.98 --diversity --curve
+      python get_unc_synsets.py --path logs/bootstrapped_digits_5 --base_comp all --ci_width 0.01 --max_n 200
+      torchrun --nproc_per_node 4 -- get_unc_synsets.py --path ENSEMBLE    (classes are shared out, results merged)
+
+    Writes {path}/samps_uncs_branch{u}/: uncertainty.csv (a row a class), summary.json and .md, uncertainty.png and
+    distributions.png (per bin), with --curve curve.csv and curve.png, and one file a class under classes_*/, so that a
+    run that was stopped continues where it was. With several branch points also {path}/by_branch.csv and its plots.
+    """
+
+    default_steps: ClassVar[int] = 200
+    default_scale: ClassVar[float] = 5.0
+
+    ensemble: EnsembleSource
+    classes: ClassNames = ()
+    """The classes, by number or by name."""
+    quickrun: bool = False
+    """Measure eight classes only, spread over the images per class."""
+    n: Annotated[int | None, option(metavar="N", default="the config's uncertainty.n, or 10; published: 5")] = None
+    """Noises of a class; with --ci_width, noises of one round."""
+    ci_width: Annotated[float | None, option(metavar="NATS", default="n noises, whatever the width")] = None
+    """Add noises to a class until its 95 % interval is this narrow, end to end."""
+    max_n: int = 100
+    """Noises of a class at most, with --ci_width."""
+    distance: Literal["wasserstein", "kl", "bhattacharyya"] = "wasserstein"
+    """The distance between members; the published one is wasserstein (squared), the others need --ddim_eta > 0."""
+    distance_scale: Annotated[str | float, option(metavar="sum|mean|FACTOR")] = "sum"
+    """Sum the distance over dimensions (as published), take the mean, or multiply the sum by a factor."""
+    distance_of: Annotated[
+        Literal["state", "x0"] | None,
+        option(metavar="state|x0", default="the config's uncertainty.distance_of, or state"),
+    ] = None
+    """Compare the states after the step, as published, or the predicted x0, whatever the step's length."""
+    curve: Annotated[bool, option("--steps_curve")] = False
+    """Measure the mutual information of every step: samples to the end."""
+    diversity: bool = False
+    """Measure the structural similarity of the members' pictures: samples to the end."""
+    lpips: Annotated[str | None, option(metavar="FILE", default="not measured")] = None
+    """With --diversity, measure the learned perceptual distance too, with these weights."""
+    keep_images: Annotated[tuple[Kept, ...] | None, option(metavar="[grid] [tensors]", default="nothing is kept")] = (
+        None
+    )
+    """Keep a picture of members by noises (grid), latents and distances (tensors) of each class under kept/."""
+    classes_at_once: Annotated[int | Literal["auto"], option(metavar="N|auto")] = "auto"
+    """Classes in one batch."""
+    out: Annotated[str | None, option(metavar="DIR", default="PATH/samps_uncs_branch{{u}}")] = None
+    """The folder of the output."""
+    overwrite: bool = False
+    """Replace outputs that exist."""
+    branching: Branching = Branching()
+    sampling: Sampling = Sampling()
+    place: Placement = Placement()
+    speed: Speed = Speed()
+
+    def __post_init__(self) -> None:
+        if self.lpips and not self.diversity:
+            raise ValueError("--lpips goes with --diversity")
+
+    def run(self) -> Path:
+        """Measure at every branch point, and write the reports; return their folder."""
+        from ldm.report.class_report import write_branch_report
+
+        pipeline = self.ensemble.load(self.sampling, self.branching, self.speed, self.place.device)
+        plan = self._plan(pipeline)
+        labels = pipeline.choose_classes(self.classes, 8 if self.quickrun else None)
+        several = len(pipeline.branches) > 1
+        tables = {one.branch: self._report(one, labels, plan, several) for one in pipeline.at_branches()}
+        folder = Path(self.out or self.ensemble.path)
+        rows = {step: table for step, table in tables.items() if table is not None}
+        if several and len(rows) == len(tables):
+            times = {step: float(pipeline.times[step]) for step in rows}
+            described = {**pipeline.describe_sampling(), **plan.describe()}
+            comments = [f"{key}: {value}" for key, value in described.items()]
+            name = pipeline.ensemble.spec["name"]
+            title = f"{name}: {pipeline.members} members; {self.distance}, {self.distance_scale}"
+            print("\n".join(map(str, write_branch_report(folder, rows, times, comments, title))))
+        return folder if self.out or several else folder / f"samps_uncs_branch{pipeline.branch}"
+
+    def _plan(self, pipeline: EnsemblePipeline) -> InformationPlan:
+        from ldm.evaluation.diversity import load_lpips
+        from ldm.uncertainty.quantities import Estimator
+
+        n = PUBLISHED_N if self.n is None and self.ensemble.published else self.n
+        return pipeline.make_plan(
+            n,
+            self.distance_of,
+            estimator=Estimator(self.distance, read_scale(self.distance_scale)),
+            width=self.ci_width,
+            most=self.max_n,
+            curve=self.curve,
+            diversity=self.diversity,
+            lpips=None if self.lpips is None else load_lpips(self.lpips).to(pipeline.device),
+            keep=self.keep_images is not None,
+        )
+
+    def _report(
+        self, pipeline: EnsemblePipeline, labels: list[int], plan: InformationPlan, several: bool
+    ) -> list[dict[str, Any]] | None:
+        """Measure at one branch point, continue what is there, write the report; None while other processes work."""
+        from tqdm import tqdm
+
+        from ldm.jobs import WorkList, shard_from_environment
+        from ldm.pipelines.information import measure_classes
+        from ldm.records import write_record
+        from ldm.report.class_report import write_class_report
+        from ldm.uncertainty.results import ClassInformation
+
+        name = f"samps_uncs_branch{pipeline.branch}"
+        out = Path(self.out or Path(self.ensemble.path) / name)
+        out = out / name if self.out and several else out
+        settings = {**pipeline.describe(), **plan.describe()}
+        if plan.keep:
+            settings["kept"] = sorted(set(self.keep_images or ["grid"]))
+        work = WorkList.apart(out / "classes", settings, shard_from_environment())
+        keys = [str(label) for label in labels]
+        pending = [int(key) for key in work.pending(keys)]
+        at_once = None if self.classes_at_once == "auto" else self.classes_at_once
+        measured = measure_classes(pipeline, pending, plan, at_once)
+        done = len(labels) - len(pending)
+        for result in tqdm(measured, desc="classes", unit="class", total=len(labels), initial=done):
+            if plan.keep:
+                self._keep(result, out / "kept", pipeline)
+            work.save(str(result.label), result.to_json())
+        if not work.complete(keys):
+            print(f"{out}: this process is done; the one that finishes last (or one more call) writes the table")
+            return None
+        results = [ClassInformation.from_json(label, work.load(str(label))) for label in labels]
+        rows, words = write_class_report(out, results, pipeline, settings, plan.estimator.units)
+        write_record(out / "record.json", self, overwrite=True, settings=settings)
+        print(
+            "\n".join([f"step {pipeline.branch} of {len(pipeline.times) - 1}:", *words, str(out / "uncertainty.csv")])
+        )
+        return rows
+
+    def _keep(self, result: ClassInformation, folder: Path, pipeline: EnsemblePipeline) -> None:
+        """Write what --keep_images asks for."""
+        from ldm.checkpoint import save_tensors
+        from ldm.images import labelled_grid
+
+        kinds = self.keep_images or ("grid",)
+        assert result.latents is not None and result.distances is not None
+        if "tensors" in kinds:
+            tensors = {"latents": result.latents, "distances": result.distances}
+            save_tensors(tensors, folder / f"class{result.label}.safetensors", overwrite=True)
+        if "grid" in kinds:
+            columns = [f"{mi:.4f}" for mi in result.mi.tolist()]
+            title = f"{pipeline.classes.describe(result.label)}: MI (nats) of each noise".replace("\n", ", ")
+            names = pipeline.classes.member_names(result.label)
+            picture = folder / f"class{result.label}.png"
+            labelled_grid(pipeline.decode(result.latents), picture, names, columns, title, overwrite=True)

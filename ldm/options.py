@@ -1,0 +1,44 @@
+"""How a field of a value becomes an option of a command line: its name, its spellings, what its help says."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import tyro
+
+# What a command takes where neither its words nor the config say; its help names these.
+SHOWN: dict[str, float] = {"steps": 200, "scale": 5}
+
+
+def option(*aliases: str, name: str | None = None, metavar: str | None = None, default: str | None = None) -> Any:
+    """Describe the command-line option of a field.
+
+    Args:
+        aliases: further spellings with their dashes, the published ones for example.
+        name: the option's name where it is not the field's.
+        metavar: what stands for the value in the help.
+        default: what happens where the option is not given, in words; for fields whose default is None.
+    """
+
+    def hint(_: str) -> str:
+        assert default is not None
+        return f"(default: {default.format_map(SHOWN)})"
+
+    shown = None if default is None else hint
+    return tyro.conf.arg(name=name, aliases=aliases or None, metavar=metavar, help_behavior_hint=shown)
+
+
+def option_values(value: Any) -> dict[str, Any]:
+    """Return the values of a command or of one of its values by the names of their options, nested ones flat."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(type(value), include_extras=True)
+    for one in fields(value):
+        given = getattr(value, one.name)
+        if is_dataclass(given):
+            found |= option_values(given)
+            continue
+        notes = get_args(hints[one.name])[1:] if get_origin(hints[one.name]) is Annotated else ()
+        named = [note.name for note in notes if getattr(note, "name", None)]
+        found[named[0] if named else one.name] = list(given) if isinstance(given, tuple) else given
+    return found

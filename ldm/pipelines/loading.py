@@ -1,0 +1,219 @@
+"""The three loaders: a model, an ensemble or a posterior from the files that a training or a command wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import load_checkpoint
+from ldm.diffusion.network import network_alone
+from ldm.ensembles.heads import merge
+from ldm.ensembles.storage import read_ensemble, verified_base
+from ldm.jobs import pick_device
+from ldm.laplace import load_laplace
+from ldm.memory import Chunker, rows_that_fit
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.pipelines.ensemble import EnsemblePipeline
+from ldm.pipelines.model import Defaults, ModelPipeline
+from ldm.pipelines.posterior import PosteriorPipeline
+from ldm.pipelines.speed import with_speed
+from ldm.settings import Branching, Sampling, Speed
+from ldm.training.config import load_config
+from ldm.training.runs import find_run
+from ldm.util import get_obj_from_str, instantiate_from_config
+
+FIRST_STAGE = "model.params.first_stage_config.params.ckpt_path"
+
+
+def load_model(
+    run: str | Path | None = None,
+    sampling: Sampling | None = None,
+    *,
+    base: str | Path | None = None,
+    ckpt: str | Path | None = None,
+    ema: bool = True,
+    epoch: int | None = None,
+    pretrained: str | Path | None = None,
+    speed: Speed | None = None,
+    device: str = "auto",
+    defaults: Defaults | None = None,
+) -> ModelPipeline:
+    """Load a diffusion model, ready to sample.
+
+    Args:
+        run: a run directory of a training, or a checkpoint in one.
+        sampling: how it is sampled.
+        base, ckpt: in place of `run` a config and a checkpoint, a released one for example.
+        ema: take averaged weights, where there are any.
+        epoch: with a run directory, the kept checkpoint of this epoch in place of the last.
+        pretrained: the base checkpoint of a member, where it moved.
+        speed: precision, memory layout, compilation, and images in one pass.
+        device: auto, cpu, or cuda[:N].
+        defaults: what is taken where neither `sampling` nor the config say.
+
+    Raises:
+        ValueError: if not exactly one of `run` and `base` with `ckpt` is given, or the weights do not fit.
+        FileNotFoundError: if a file is missing.
+    """
+    if (run is None) == (base is None) or (base is None) != (ckpt is None):
+        raise ValueError(
+            "a model comes from --run DIRECTORY, or from --base CONFIG with --ckpt FILE; "
+            f"got run={run}, base={base}, ckpt={ckpt}"
+        )
+    directory, checkpoint = find_run(str(run), epoch) if run is not None else (None, Path(str(ckpt)))
+    config = directory.config() if directory is not None else load_config([str(base)])
+    model = build_model(config)
+    load_weights(model, checkpoint, ema, pretrained, config)
+    place = pick_device(device)
+    speed = speed or Speed()
+    model, passes, decoding = _ready(model, speed, place)
+    values = {"sampling": sampling or Sampling(), "speed": speed, "averaged": ema, "defaults": defaults or Defaults()}
+    return ModelPipeline(model, config, checkpoint, place, passes, decoding, **values)
+
+
+def load_ensemble(
+    path: str | Path,
+    sampling: Sampling | None = None,
+    branching: Branching | None = None,
+    *,
+    pretrained: str | Path | None = None,
+    dataset: str | None = None,
+    speed: Speed | None = None,
+    device: str = "auto",
+) -> EnsemblePipeline:
+    """Load an ensemble that save_ensemble.py wrote, from any folder.
+
+    Its base checkpoint is read with averaged weights, where it holds any, since members train on these.
+
+    Args:
+        path: the folder of the ensemble.
+        sampling, branching: how it is sampled, and where its members branch.
+        pretrained: the base checkpoint, where it moved.
+        dataset: the split that the members must have been trained on; any where None.
+        speed, device: as in `load_model`.
+
+    Raises:
+        ValueError: if the base checkpoint is missing or another, or the members were trained on another split.
+    """
+    ensemble = read_ensemble(path)
+    split = ensemble.spec.get("split")
+    if dataset not in (None, split):
+        found = f"the members were trained on {split}" if split else "the ensemble records no split; leave it out"
+        raise ValueError(f"--dataset {dataset}: {found}")
+    config = ensemble.spec["config"]
+    checkpoint = ensemble.base_checkpoint(pretrained)
+    model = build_model(config)
+    model.init_from_ckpt(str(checkpoint), use_averaged=True)
+    place = pick_device(device)
+    speed = speed or Speed()
+    model, passes, decoding = _ready(model, speed, place)
+    return EnsemblePipeline(
+        model,
+        config,
+        checkpoint,
+        place,
+        passes,
+        decoding,
+        sampling or Sampling(),
+        speed,
+        defaults=Defaults(scale=5.0),
+        ensemble=ensemble,
+        branching=branching or Branching(),
+    )
+
+
+def load_posterior(
+    folder: str | Path,
+    model: ModelPipeline,
+    *,
+    curvature: str | None = None,
+    prior_precision: float | None = None,
+    sigma_noise: float | None = None,
+    temperature: float | None = None,
+    draws: int = 16,
+    particles: int = 10,
+    every: int = 5,
+) -> PosteriorPipeline:
+    """Load a posterior of a model's last layer that `decu laplace fit` wrote.
+
+    Args:
+        folder: where it was written.
+        model: the loaded model that it was fitted to.
+        curvature: see the fit through another curvature that it gathered for.
+        prior_precision, sigma_noise, temperature: other values than the fit's.
+        draws: members of `persistent`, directions of `tangents`; the same weights for every image.
+        particles: states that `bayesdiff` draws around the sampler's, an even number.
+        every: steps between two draws of the `_skip` methods.
+
+    Raises:
+        ValueError: if the folder holds no posterior, that of other weights, or none of this curvature.
+    """
+    laplace = load_laplace(folder, model.model.network)
+    if curvature is not None:
+        laplace = laplace.with_curvature(curvature)
+    changes = {"prior_precision": prior_precision, "sigma_noise": sigma_noise, "temperature": temperature}
+    for name, value in changes.items():
+        if value is not None:
+            setattr(laplace, name, value)
+    laplace.covariance()
+    return PosteriorPipeline(model, laplace, draws, particles, every, source=str(folder))
+
+
+def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
+    """Build the diffusion model of a config without weights: no file is read, and no averages are kept.
+
+    Raises:
+        ValueError: if the config's model is something else, a first stage for example.
+    """
+    spec = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(config)["model"], resolve=True))
+    target = get_obj_from_str(spec.target)
+    if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):
+        raise ValueError(f"model.target {spec.target} is no LatentDiffusion, there is nothing to sample from it")
+    spec.params.use_ema = False
+    for params in (spec.params, OmegaConf.select(spec, "params.first_stage_config.params")):
+        if params is not None and "ckpt_path" in params:
+            params.ckpt_path = None
+    return instantiate_from_config(spec)
+
+
+def load_weights(
+    model: LatentDiffusion,
+    checkpoint: Path,
+    averaged: bool = True,
+    pretrained: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Load a checkpoint strictly; that of a member is its heads, on the base checkpoint it names or `pretrained`.
+
+    A published file of the network alone comes without a first stage: it is read from the file that `config` names.
+
+    Raises:
+        ValueError: if the first stage has weights and none are given.
+    """
+    content = load_checkpoint(checkpoint)
+    if "component" in content:
+        member = content["component"]
+        base = verified_base(pretrained or member["trunk_path"], member["trunk_sha256"])
+        model.init_from_ckpt(str(base), use_averaged=True)
+        model.load_state_dict(merge(model.state_dict(), content["state_dict"]))
+        return
+    alone = network_alone(content, averaged) is not None
+    model.init_from_ckpt(str(checkpoint), use_averaged=averaged, content=content)
+    if alone and any(True for _ in model.first_stage_model.parameters()):
+        first_stage = OmegaConf.select(OmegaConf.create(config or {}), FIRST_STAGE)
+        if not first_stage:
+            raise ValueError(f"{checkpoint} holds the network alone: name its first stage in the config, {FIRST_STAGE}")
+        model.first_stage_model.init_from_ckpt(first_stage)
+
+
+def _ready(model: LatentDiffusion, speed: Speed, device: torch.device) -> tuple[LatentDiffusion, Chunker, Chunker]:
+    """Freeze a model on its device and let it run as `speed` says; what one pass of it, and of its decoder, holds."""
+    model = model.to(device).eval().requires_grad_(False)
+    latents = torch.zeros((1, *model.latent_shape), device=device)
+    decoding = Chunker(lambda: rows_that_fit(lambda: model.decode_first_stage(latents), device))
+    model, passes = with_speed(model, speed, device)
+    return model, passes, decoding

@@ -1,0 +1,132 @@
+"""From trained members to an ensemble on disk: their runs, their heads, and what their data say of the classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import load_checkpoint
+from ldm.ensembles.classes import MASKED
+from ldm.ensembles.storage import write_ensemble
+from ldm.training.runs import RunDirectory, runs_named
+from ldm.util import get_obj_from_str, instantiate_from_config
+
+
+@dataclass(frozen=True)
+class TrainedMember:
+    """A member's run and the content of its checkpoint: `component`, `state_dict`, `global_step`."""
+
+    run: RunDirectory
+    content: dict[str, Any]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How the member was made, as its checkpoint says."""
+        return self.content["component"]
+
+
+def find_runs(path: str | Path, name: str) -> list[RunDirectory]:
+    """Return the runs of an ensemble's members below a log directory, by the name in their configs, oldest first."""
+    runs = runs_named(str(path), f"_{re.escape(name)}[0-9]+")
+    recorded = [OmegaConf.select(run.config(), "run.ensemble_name") if run.has_config else None for run in runs]
+    return [run for run, own in zip(runs, recorded, strict=True) if own in (None, name)]
+
+
+def find_members(runs: Sequence[RunDirectory], checkpoint: str, count: int) -> list[TrainedMember]:
+    """Return the newest run of each member 0 .. count - 1, with its checkpoint.
+
+    Raises:
+        ValueError: if a member is missing, or the runs disagree on the base checkpoint or the heads.
+    """
+    found: dict[int, TrainedMember] = {}
+    for run in runs:
+        file = run.checkpoints / checkpoint
+        content = load_checkpoint(file) if file.exists() else {}
+        if "component" in content:
+            found[content["component"]["index"]] = TrainedMember(run, content)
+    missing = [index for index in range(count) if index not in found]
+    if missing:
+        raise ValueError(
+            f"components {missing} are missing: found {sorted(found)} in {len(runs)} runs with {checkpoint}; "
+            "train them with main.py --start_from_pretrained --component N"
+        )
+    chosen = [found[index] for index in range(count)]
+    for key in ("trunk_sha256", "patterns", "null_class"):
+        values = {index: member.record[key] for index, member in enumerate(chosen)}
+        if len({str(value) for value in values.values()}) > 1:
+            raise ValueError(
+                f"the components differ in {key}: {values}; train them on one base checkpoint with the same heads"
+            )
+    return chosen
+
+
+def describe_training_data(config: Any) -> dict[str, Any]:
+    """Return the name of the data set, its class names, the subset's bins, and who saw what, as the data tell them."""
+    train = config.data.params.train
+    inner = train.params.get("dataset", train) if "params" in train and train.params is not None else train
+    target = get_obj_from_str(inner.target)
+    record: dict[str, Any] = {"dataset": getattr(target, "data_name", target.__module__.rpartition(".")[2])}
+    data = instantiate_from_config(train)
+    names = getattr(data, "human_names", None) or getattr(data, "class_names", None)
+    record["class_names"] = [str(name) for name in names or []]
+    record["bins"] = dict(getattr(data, "bins", None) or {})
+    subsets = getattr(data, "subsets", None)
+    record["split"] = getattr(subsets, "dataset_name", None)
+    if subsets is not None and record["split"] == MASKED:
+        record["sees"] = {int(member): list(classes) for member, classes in subsets.sees.items()}
+    return record
+
+
+def gather_members(
+    path: str | Path,
+    name: str,
+    count: int,
+    *,
+    data_name: str | None = None,
+    checkpoint: str = "last.ckpt",
+    overwrite: bool = False,
+) -> Path:
+    """Write the newest runs of an ensemble's members as `{path}/{name}_{data}_{count}`, and return that folder.
+
+    Args:
+        path: the log directory that the members were trained in.
+        name, count: of the ensemble, and of its members.
+        data_name: name of the data in the folder's name; the data set's where None.
+        checkpoint: file below each run's checkpoints/.
+
+    Raises:
+        ValueError: if a member is missing, or the members do not fit together.
+        FileExistsError: if there is such an ensemble and `overwrite` is False.
+    """
+    chosen = find_members(find_runs(path, name), checkpoint, count)
+    first = chosen[0]
+    config = first.run.config()
+    data = describe_training_data(config)
+    record = first.record
+    spec = {
+        "name": name,
+        "trunk": {"path": record["trunk_path"], "sha256": record["trunk_sha256"]},
+        "heads": record["heads"],
+        "patterns": record["patterns"],
+        "null_class": record["null_class"],
+        "initialisation": {"how": record["init"], "noise": record["noise"], "anchor": record.get("anchor")},
+        "row_rates": record.get("row_rates", "none"),
+        **data,
+        "config": OmegaConf.to_container(config, resolve=True),
+        "members": [
+            {
+                "component": index,
+                "seed": member.record["seed"],
+                "run": member.run.path.name,
+                "step": member.content["global_step"],
+            }
+            for index, member in enumerate(chosen)
+        ],
+    }
+    folder = Path(path) / f"{name}_{data_name or data['dataset']}_{count}"
+    return write_ensemble(folder, spec, [member.content["state_dict"] for member in chosen], overwrite)
