@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from ldm.evaluation.extraction import ImageSource
 from ldm.pipelines.images import Chosen, DataSetImages, SampledImages, load_images, positions_of
-from ldm.training.config import load_config
+from ldm.training.config import read_data_config
 from ldm.util import instantiate_from_config
-
-SPLITS = ("train", "validation", "test", "predict")
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,25 +22,6 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=100, help="images in one pass")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     parser.add_argument("--seed", type=int, default=42, help="seed of everything that is drawn")
-
-
-def data_config(words: Sequence[str]) -> dict[str, Any]:
-    """The `target`/`params` of --data.
-
-    Raises:
-        ValueError: if the words name no target, or the config has no such split.
-    """
-    if ".yaml" not in words[0]:
-        config = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
-        if "target" not in config:
-            raise ValueError(f"--data needs target=..., or CONFIG.yaml:train; got {' '.join(words)}")
-        return config
-    file, _, split = words[0].partition(":")
-    params = load_config([file], words[1:], needs=("data",)).data.params
-    if split not in params or split not in SPLITS:
-        known = ", ".join(f"{file}:{name}" for name in SPLITS if name in params)
-        raise ValueError(f"--data {words[0]}: expected one of {known}")
-    return OmegaConf.to_container(params[split], resolve=True)
 
 
 def images_of(options: argparse.Namespace, channels: int, pipeline: Any = None) -> ImageSource:
@@ -67,7 +43,7 @@ def images_of(options: argparse.Namespace, channels: int, pipeline: Any = None) 
             raise ValueError("--n is needed: how many images to sample")
         source: ImageSource = SampledImages(pipeline, options.n)
     elif options.data is not None:
-        config = data_config(options.data)
+        config = read_data_config(options.data)
         source = DataSetImages(instantiate_from_config(config), config)
     else:
         source = load_images(options.images, channels, options.image_size)

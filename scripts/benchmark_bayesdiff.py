@@ -31,11 +31,11 @@ from tqdm import tqdm
 
 from ldm.arguments import add_model_arguments, add_posterior_arguments, open_walks
 from ldm.cli import HelpFormatter, run_script
-from ldm.image_arguments import data_config
 from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits, load_laplace
 from ldm.pipelines import PosteriorPipeline, chosen_positions, observations
 from ldm.records import write_record
 from ldm.report.tables import markdown_table, write_csv
+from ldm.training.config import read_data_config
 from ldm.uncertainty.agreement import agreement
 from ldm.uncertainty.propagation import all_directions
 from ldm.util import generator, instantiate_from_config
@@ -154,7 +154,7 @@ def refits_of(walks: PosteriorPipeline, options: argparse.Namespace):
     """Bootstraps over the training images, with the fit's own draws."""
     pipeline, laplace = walks.pipeline, walks.laplace
     if options.data is not None:
-        config = data_config(options.data)
+        config = read_data_config(options.data)
     else:
         config = OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True)["data"]["params"]["train"]
     data, images, draws = instantiate_from_config(config), int(laplace.fitted().images), laplace.repeats

@@ -34,11 +34,11 @@ from tqdm import tqdm
 from ldm.arguments import add_model_arguments, open_model
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.cli import HelpFormatter, run_script
-from ldm.image_arguments import data_config
 from ldm.jobs import WorkList, shard_from_environment, split_range
 from ldm.laplace import CURVATURES, TUNERS, LastLayerLaplace, load_laplace, save_laplace
 from ldm.pipelines import ModelPipeline, chosen_positions, new_posterior, observations
 from ldm.records import write_record
+from ldm.training.config import read_data_config
 from ldm.util import instantiate_from_config
 
 # Images in a part: what a process takes at once, and what is lost when it is stopped. A part holds the last layer's
@@ -95,7 +95,7 @@ def data_of(options: argparse.Namespace, pipeline: ModelPipeline, split: str) ->
         ValueError: if neither --data nor the run's config has them.
     """
     if options.data is not None and split == options.split:
-        config = data_config(options.data)
+        config = read_data_config(options.data)
     else:
         config = OmegaConf.select(OmegaConf.create(pipeline.config), f"data.params.{split}")
         if config is None:

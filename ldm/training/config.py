@@ -10,6 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+# Data sets that a config may name.
+SPLITS = ("train", "validation", "test", "predict")
+
 
 def merge_configs(base: DictConfig, over: DictConfig) -> DictConfig:
     """`over` on top of `base`, key by key; a node that names another `target` replaces the whole node of `base`."""
@@ -168,3 +171,22 @@ def shared_batch(config: DictConfig, parts: int) -> DictConfig:
     del config.data.params.global_batch_size
     config.data.params.batch_size = whole // parts
     return config
+
+
+def read_data_config(words: Sequence[str]) -> dict[str, Any]:
+    """Return the `target` and `params` of a data set named by words: target=.. params.x=.., or CONFIG.yaml:train a.b=c.
+
+    Raises:
+        ValueError: if the words name no target, or the config has no such split.
+    """
+    if ".yaml" not in words[0]:
+        own = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+        if "target" not in own:
+            raise ValueError(f"--data needs target=..., or CONFIG.yaml:train; got {' '.join(words)}")
+        return own
+    file, _, split = words[0].partition(":")
+    params = load_config([file], words[1:], needs=("data",)).data.params
+    if split not in params or split not in SPLITS:
+        known = ", ".join(f"{file}:{name}" for name in SPLITS if name in params)
+        raise ValueError(f"--data {words[0]}: expected one of {known}")
+    return OmegaConf.to_container(params[split], resolve=True)

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ldm.data.digits import Digits
-from ldm.image_arguments import data_config
 from ldm.pipelines.images import Chosen, DataSetImages, NpzImages, TensorImages, as_bytes, load_images, positions_of
+from ldm.training.config import read_data_config
 from ldm.util import generator
 
 PIXELS = torch.randint(256, (7, 6, 5, 3), generator=generator("sources"), dtype=torch.uint8)  # [N, H, W, C]
@@ -108,14 +108,14 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path):
 
 
 def test_words_name_a_data_set():
-    config = data_config(["target=ldm.data.digits.Digits", "params.split=test"])
+    config = read_data_config(["target=ldm.data.digits.Digits", "params.split=test"])
     assert config == {"target": "ldm.data.digits.Digits", "params": {"split": "test"}}
-    config = data_config(["configs/evaluation/mnist.yaml:validation", "paths.data_root=there"])
+    config = read_data_config(["configs/evaluation/mnist.yaml:validation", "paths.data_root=there"])
     assert config["params"] == {"root": "there", "split": "test"}
     with pytest.raises(ValueError, match=r"mnist\.yaml:train, .*mnist\.yaml:validation"):
-        data_config(["configs/evaluation/mnist.yaml"])
+        read_data_config(["configs/evaluation/mnist.yaml"])
     with pytest.raises(ValueError, match="target="):
-        data_config(["params.split=test"])
+        read_data_config(["params.split=test"])
 
 
 def test_images_that_were_replaced_are_told_apart(tmp_path):
