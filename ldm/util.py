@@ -19,6 +19,13 @@ TARGET_ALIASES = {
     "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": "ldm.modules.losses.VQLoss",
     "taming.modules.losses.vqperceptual.DummyLoss": "torch.nn.Identity",
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
+    # latent-diffusion keeps these in its main.py; an installed package has no top-level module `main`.
+    "main.CUDACallback": "ldm.training.callbacks.CUDACallback",
+    "main.DataModuleFromConfig": "ldm.data.module.DataModuleFromConfig",
+    "main.ImageLogger": "ldm.training.callbacks.ImageLogger",
+    "main.LearningRateMonitor": "pytorch_lightning.callbacks.LearningRateMonitor",
+    "main.SetupCallback": "ldm.training.callbacks.SetupCallback",
+    "main.WrappedDataset": "ldm.data.module.WrappedDataset",
 }
 # Where the modules went that targets of the first version's run directories name, and what their classes are called
 # now.

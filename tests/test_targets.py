@@ -1,0 +1,126 @@
+"""Targets that YAML files name: those of configs/ exist as they stand, and those of the first version still resolve."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import main
+from ldm.util import MOVED_MODULES, RENAMED_TARGETS, TARGET_ALIASES, get_obj_from_str
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+# Every class that a config, a document or a saved run of the first version names as a target.
+FIRST_VERSION = [
+    "ldm.data.augmentation.NonLeaky",
+    "ldm.data.base.Crop",
+    "ldm.data.base.Flip",
+    "ldm.data.cifar.CIFAR10",
+    "ldm.data.digits.Digits",
+    "ldm.data.folder.ImageFolder",
+    "ldm.data.idx.FashionMNIST",
+    "ldm.data.idx.KMNIST",
+    "ldm.data.idx.MNIST",
+    "ldm.data.imagenet.ImageNetTrain",
+    "ldm.data.imagenet.ImageNetValidation",
+    "ldm.data.omniglot.Omniglot",
+    "ldm.data.subsets.ComponentSubset",
+    "ldm.data.tiny_imagenet.TinyImageNet",
+    "ldm.lr_scheduler.LambdaLinearScheduler",
+    "ldm.models.autoencoder.AutoencoderKL",
+    "ldm.models.autoencoder.IdentityFirstStage",
+    "ldm.models.autoencoder.VQModel",
+    "ldm.models.autoencoder.VQModelInterface",
+    "ldm.models.diffusion.classifier.NoisyClassifier",
+    "ldm.models.diffusion.ddpm.LatentDiffusion",
+    "ldm.modules.ddpmpp.UNet",
+    "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModel",
+    "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+    "ldm.modules.dit.DiT",
+    "ldm.modules.encoders.modules.AugmentationLabels",
+    "ldm.modules.encoders.modules.ClassEmbedder",
+    "ldm.modules.losses.KLLoss",
+    "ldm.modules.losses.VQLoss",
+    "torch.nn.Identity",
+]
+# Those that have another name or place now.
+MOVED = {
+    "ldm.models.diffusion.affine.CosinePath": "ldm.diffusion.affine.CosineSchedule",
+    "ldm.models.diffusion.affine.LinearAlphaPath": "ldm.diffusion.affine.LinearAlphaSchedule",
+    "ldm.models.diffusion.affine.PolynomialPath": "ldm.diffusion.affine.PolynomialSchedule",
+    "ldm.models.diffusion.learned_variance.LearnedVariance": "ldm.diffusion.learned_variance.LearnedVariance",
+    "ldm.models.diffusion.path.EDMPath": "ldm.diffusion.schedule.EDMSchedule",
+    "ldm.models.diffusion.path.FlowPath": "ldm.diffusion.schedule.FlowSchedule",
+    "ldm.models.diffusion.path.LinearVPPath": "ldm.diffusion.schedule.LinearVPSchedule",
+    "ldm.models.diffusion.path.VEPath": "ldm.diffusion.schedule.VESchedule",
+    "ldm.models.diffusion.path.VPPath": "ldm.diffusion.schedule.VPSchedule",
+    "ldm.models.diffusion.times.LogNormalNoise": "ldm.diffusion.training_times.LogNormalNoise",
+    "ldm.models.diffusion.times.UniformTimes": "ldm.diffusion.training_times.UniformTimes",
+    "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
+    "ldm.opened.trunk.TrunkFeatures": "ldm.pipelines.features.BackboneFeatures",
+    "main.CUDACallback": "ldm.training.callbacks.CUDACallback",
+    "main.DataModuleFromConfig": "ldm.data.module.DataModuleFromConfig",
+    "main.ImageLogger": "ldm.training.callbacks.ImageLogger",
+    "main.LearningRateMonitor": "pytorch_lightning.callbacks.LearningRateMonitor",
+    "main.SetupCallback": "ldm.training.callbacks.SetupCallback",
+    "main.WrappedDataset": "ldm.data.module.WrappedDataset",
+    "taming.modules.losses.vqperceptual.DummyLoss": "torch.nn.Identity",
+    "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": "ldm.modules.losses.VQLoss",
+}
+
+
+def targets(node):
+    """The targets of a plain config, at every depth."""
+    if isinstance(node, dict):
+        yield from [node["target"]] if isinstance(node.get("target"), str) else []
+        yield from (found for value in node.values() for found in targets(value))
+    if isinstance(node, list):
+        yield from (found for value in node for found in targets(value))
+
+
+def names(target):
+    return target.rpartition(".")[2]
+
+
+def test_every_target_of_the_first_version_resolves():
+    for target in FIRST_VERSION:
+        assert get_obj_from_str(target).__name__ == names(target)
+    for old, new in MOVED.items():
+        assert get_obj_from_str(old) is get_obj_from_str(new), old
+        assert get_obj_from_str(new).__name__ == names(new)
+
+
+def test_no_alias_is_left_out_of_the_list():
+    assert set(TARGET_ALIASES) <= set(MOVED)
+    assert set(MOVED_MODULES) == {old.rpartition(".")[0] for old in MOVED if not old.startswith(("main", "taming"))} - {
+        "ldm.modules.losses"
+    }
+    assert set(RENAMED_TARGETS) <= {names(old) for old in MOVED}
+
+
+def test_configs_name_what_exists_by_its_own_name():
+    """Old names are for old files; `main.DataModuleFromConfig` is latent-diffusion's word, and stays."""
+    found = {target for file in FILES for target in targets(yaml.safe_load(file.read_text()))}
+    assert len(found) > 25
+    assert {target for target in found if target in MOVED} == {"main.DataModuleFromConfig"}
+    for target in found:
+        assert get_obj_from_str(target).__name__ == names(target)
+
+
+@pytest.mark.parametrize("name", [old.removeprefix("main.") for old in MOVED if old.startswith("main.")])
+def test_main_of_the_checkout_has_what_configs_look_for_there(name):
+    assert getattr(main, name) is get_obj_from_str(f"main.{name}")
+
+
+def test_another_main_beside_a_config_is_still_found(tmp_path):
+    """A target of somebody's own main.py is no alias."""
+    (tmp_path / "main.py").write_text("class Mine:\n    pass\n")
+    code = (
+        "from ldm.util import get_obj_from_str as f; print(f('main.Mine').__name__, f('main.ImageLogger').__module__)"
+    )
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.split() == ["Mine", "ldm.training.callbacks"]
