@@ -113,8 +113,8 @@ def write_ensemble(
     base = {**spec["trunk"], "path": _relative_to(folder, spec["trunk"]["path"])}
     with atomic_write(folder / "ensemble.yaml", overwrite=True) as partial:
         partial.write_text(yaml.safe_dump({**spec, "trunk": base, "members": records}, sort_keys=False))
-    for file in earlier:
-        file.unlink()
+    for replaced in earlier:
+        replaced.unlink()
     return folder
 
 
