@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -186,3 +186,15 @@ def _part(part: Tensor, rows: int, block: slice, piece: slice) -> Tensor:
     """Some images of some copies of a part [B, ...] or [r B, ...]."""
     copies = part.unflatten(0, (-1, rows))  # [1 or r, B, ...]
     return (copies if len(copies) == 1 else copies[block])[:, piece].flatten(0, 1)
+
+
+class ChunkedNetwork:
+    """A network `(x, t, cond)` of many images in passes that fit into memory; takes r B conditions where it does."""
+
+    def __init__(self, network: nn.Module, chunker: Chunker):
+        self.network = network
+        self.chunker = chunker
+        self.shares_x = getattr(network, "shares_x", False)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        return self.chunker(self.network, x, t, cond)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ldm.cli import HelpFormatter, run_script
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
-from ldm.ensembles.members import MemberNetwork, Members, single
+from ldm.ensembles.members import MemberNetwork, Members, SingleMember
 from ldm.ensembles.storage import read_ensemble
 from ldm.experiments import timing
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -88,7 +88,7 @@ def walks(
     labels = torch.arange(options.n, device=device) % model.n_classes
     x = ImageNoise(options.seed, tuple(range(options.n)), device).initial((options.n, *model.latent_shape))
     x, times = x * model.schedule.prior_std, model.sampling_times(options.steps)
-    alone = [single(model.network, members, member) for member in range(len(members))]
+    alone = [SingleMember(model.network, members, member) for member in range(len(members))]
 
     def loop() -> Tensor:
         return torch.stack(

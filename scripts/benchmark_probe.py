@@ -24,12 +24,12 @@ from tqdm import tqdm
 from ldm.arguments import add_source_arguments, open_model
 from ldm.cli import HelpFormatter, add_device_arguments, run_script
 from ldm.diffusion.denoiser import Target
-from ldm.diffusion.network import ConditionedNetwork, DiffusionWrapper
 from ldm.diffusion.schedule import VPSchedule, make_betas
 from ldm.evaluation.grid_features import GridFeatures, read_features
 from ldm.evaluation.probe import Heads, ProbeTraining, fit_heads
 from ldm.evaluation.taps import Backbone, Place, Reading, resolve_taps
 from ldm.experiments.probes import draw_probe_positions
+from ldm.modules.conditioned import ConditionedNetwork, DiffusionWrapper
 from ldm.pipelines.features import DataStates, make_backbone, read_times
 from ldm.report.tables import markdown_table
 from ldm.util import generator, instantiate_from_config

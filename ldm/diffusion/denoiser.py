@@ -179,6 +179,30 @@ def guided(denoiser: NetworkDenoiser, null: Tensor | None, scale: float) -> Deno
     return GuidedDenoiser(denoiser, null, scale)
 
 
+def make_denoiser(
+    network: Network,
+    schedule: Schedule,
+    target: Target,
+    cond: Tensor | None = None,
+    *,
+    null_class: int | None = None,
+    scale: float = 1.0,
+    learned_range: bool = False,
+) -> Denoiser:
+    """Make the denoiser of a network for conditions [B, ...], under classifier-free guidance of a `scale`.
+
+    Args:
+        null_class: label of the null class, where the network has one; the conditions are then labels.
+        learned_range: the network's output holds the variance fraction as a second half.
+
+    Raises:
+        ValueError: if guidance is asked for without a condition or a null class.
+    """
+    plain = NetworkDenoiser(network, schedule, target, cond, learned_range=learned_range)
+    null = None if cond is None or null_class is None else torch.full_like(cond, null_class)
+    return guided(plain, null, scale)
+
+
 @dataclass(frozen=True)
 class MappedDenoiser:
     """Apply `function` to the predicted x_0 (clipping, quantisation) and, by default, re-derive eps from it.

@@ -1,12 +1,22 @@
-"""Line 2, how one steps: x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v) eps_hat + sqrt(w) z, and what a step reports."""
+"""Line 2, how one steps, what a step reports, and the samplers with one evaluation a step.
+
+    x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v) eps_hat + sqrt(w) z
+
+A sampler is a generator of `Step`, a function of (denoiser, schedule, x, times). It neither parses, prints, plots nor
+measures: whoever wants intermediates, branches or norms iterates over its steps. `start` begins at step k with empty
+history: branching is a new generator. A caller may `send` a state in place of `step.x_next` (inpainting); iterating as
+usual changes nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.schedule import Schedule
 from ldm.modules.distributions.gaussian import Gaussian
 
@@ -47,8 +57,9 @@ def forward_variance(schedule: Schedule, u: Tensor | float, s: Tensor | float) -
 
 def ddim_transition(schedule: Schedule, u: float, s: float, eta: float = 0.0, temperature: float = 1.0) -> Transition:
     """v = eta^2 times the posterior variance (Song et al. 2021, eq. 16), w = temperature^2 v."""
-    v = eta**2 * posterior_variance(schedule, u, s)
-    return Transition(u, s, schedule.alpha(s), schedule.sigma(s), v, temperature**2 * v)
+    alpha = schedule.alpha(s)
+    v = eta**2 * posterior_variance(schedule, u, s) if eta else torch.zeros_like(alpha)
+    return Transition(u, s, alpha, schedule.sigma(s), v, temperature**2 * v)
 
 
 @dataclass(frozen=True)
@@ -120,3 +131,44 @@ def intervals(times: Tensor, start: int) -> list[tuple[int, float, float]]:
 def following(step: Step, sent: Tensor | None) -> Tensor:
     """The state to go on from: what the caller sent, else where the step led."""
     return step.x_next if sent is None else sent
+
+
+def ddim(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    *,
+    eta: float = 0.0,
+    temperature: float = 1.0,
+    noise: Noise | None = None,
+    start: int = 0,
+) -> Steps:
+    """DDIM at any eta (Song et al. 2021); eta = 0 is also the Euler step of EDM and of a flow.
+
+    Args:
+        x: state [..., B, C, H, W] at `times[start]`.
+        times: descending times, see `grids`.
+        eta: 0 deterministic .. 1 the variance of ancestral sampling.
+        temperature: multiplies the noise, not the mean.
+    """
+    for index, u, s in intervals(times, start):
+        prediction = denoiser(x, u)
+        transition = ddim_transition(schedule, u, s, eta, temperature)
+        step = advance(index, x, prediction.x0, prediction.eps, transition, noise)
+        x = following(step, (yield step))
+
+
+def euler(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, start: int = 0) -> Steps:
+    """Euler's method along straight lines of the schedule: line 2 without noise, which is DDIM at eta = 0."""
+    return ddim(denoiser, schedule, x, times, start=start)
+
+
+@torch.no_grad()
+def run(steps: Iterator[Step]) -> Tensor:
+    """Walk a sampler to its end, without gradients; return the final state."""
+    last = None
+    for step in steps:
+        last = step
+    assert last is not None
+    return last.x_next

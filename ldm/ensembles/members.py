@@ -69,7 +69,7 @@ def _only(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 class StagedNetwork(Protocol):
-    """A network in three stages, see `ldm.diffusion.network`."""
+    """A network in three stages, see `ldm.modules.conditioned`."""
 
     def condition(self, t: Tensor, cond: Tensor | None) -> Sequence[Tensor | None]:
         """Embed times [B] and conditions [B, ...]."""
@@ -103,7 +103,9 @@ class MemberNetwork:
                 f"members override {unknown[:4]}, which the network does not have: is this their base model?"
             )
         self.network = network
+        self.stages = cast(StagedNetwork, network)  # which it has where `staged`
         self.members = members
+        self.count = len(members)
         self.shares_x = getattr(network, "shares_x", False)
         self.chunker = chunk if isinstance(chunk, Chunker) else Chunker(chunk)
         inputs, outputs = getattr(network, "input_patterns", ()), getattr(network, "output_patterns", ())
@@ -115,14 +117,9 @@ class MemberNetwork:
             raise ValueError("staged evaluation needs members that differ only in input-side and output-side heads")
         self.staged = possible if staged is None else staged
 
-    @property
-    def stages(self) -> StagedNetwork:
-        """The network by its stages, which it has where `staged`."""
-        return cast(StagedNetwork, self.network)
-
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        if x.ndim == 5 and len(x) != len(self.members):
-            raise ValueError(f"x holds {len(x)} members, the ensemble {len(self.members)}")
+        if x.ndim == 5 and len(x) != self.count:
+            raise ValueError(f"x holds {len(x)} members, the ensemble {self.count}")
         if t.ndim == 2 and (x.ndim != 5 or t.shape != x.shape[:2]):
             raise ValueError(f"times of every member [M, B] need x [M, B, ...]; got {list(t.shape)}, {list(x.shape)}")
         return self._by_stages(x, t, cond) if self.staged else self._by_vmap(x, t, cond)
@@ -131,20 +128,15 @@ class MemberNetwork:
         def one(overrides: dict[str, Tensor], x: Tensor, *condition: Tensor | None) -> Tensor:
             return functional_call(self.network, overrides, (x, *condition))
 
-        in_dims = (0, 0 if x.ndim == 5 else None, *self._axes(t, cond))
+        own = 0 if t.ndim == 2 else None
+        in_dims = (0, 0 if x.ndim == 5 else None, own, None if cond is None else own)
         images = max(x.shape[-4], 0 if cond is None else cond.shape[t.ndim - 1])  # of one member
 
         def call(limit: int) -> Tensor:
-            chunk = None if limit >= images * len(self.members) else max(1, limit // images)
+            chunk = None if limit >= images * self.count else max(1, limit // images)
             return vmap(one, in_dims, chunk_size=chunk)(dict(self.members.overrides), x, t, cond)
 
-        return self.chunker.within(call, images * len(self.members))
-
-    @staticmethod
-    def _axes(t: Tensor, cond: Tensor | None) -> tuple[int | None, int | None]:
-        """Member axes of t and cond, for `vmap`."""
-        own = 0 if t.ndim == 2 else None
-        return own, None if cond is None else own
+        return self.chunker.within(call, images * self.count)
 
     def _by_stages(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         state = self._condition(t, cond)  # each [M or 1, B or r B, ...]
@@ -161,7 +153,8 @@ class MemberNetwork:
             state = functional_call(self.network, overrides, (t, cond), {"stage": "condition"})
             return tuple(part for part in state if part is not None)
 
-        return list(vmap(condition, (0, *self._axes(t, cond)))(self.at_input, t, cond))
+        own = 0 if t.ndim == 2 else None
+        return list(vmap(condition, (0, own, None if cond is None else own))(self.at_input, t, cond))
 
     def _of_own_x(self, x: Tensor, state: Sequence[Tensor]) -> Tensor:
         count, batch = x.shape[:2]
@@ -174,7 +167,7 @@ class MemberNetwork:
         return self._read_out(output, 0) if self.at_output else output
 
     def _of_shared_x(self, x: Tensor, state: Sequence[Tensor]) -> Tensor:
-        count, batch = len(self.members), len(x)
+        count, batch = self.count, len(x)
         blocks = [part.unflatten(1, (-1, batch)) for part in state]  # [M or 1, 1 or r, B, ...]
         ways = max(part.shape[1] for part in blocks)
         agreed = _agreement(blocks)
@@ -227,11 +220,19 @@ def _agreement(blocks: Sequence[Tensor]) -> list[list[bool]]:
     return [[flat.pop(0) for _ in own] for own in same]
 
 
-def single(network: nn.Module, members: Members, index: int):
-    """Member `index` alone as an ordinary network `(x [B, ...], t, cond) -> [B, ...]`."""
-    overrides = {name: value[index] for name, value in members.overrides.items()}
+class SingleMember:
+    """One member alone as an ordinary network: `(x [B, ...], t, cond) -> [r B, ...]`.
 
-    def call(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return functional_call(network, overrides, (x, t, cond))
+    Args:
+        network: the base network; members: all of them; index: the one.
+        chunk: images in one pass.
+    """
 
-    return call
+    def __init__(self, network: nn.Module, members: Members, index: int, chunk: int | Chunker | None = None):
+        self.network = network
+        self.overrides = {name: value[index] for name, value in members.overrides.items()}
+        self.shares_x = getattr(network, "shares_x", False)
+        self.chunker = chunk if isinstance(chunk, Chunker) else Chunker(chunk)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        return self.chunker(lambda *inputs: functional_call(self.network, self.overrides, inputs), x, t, cond)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ldm.diffusion.denoiser import Network
 from ldm.diffusion.transition import Step
 from ldm.ensembles.classes import Classes
-from ldm.ensembles.members import MemberNetwork
+from ldm.ensembles.members import MemberNetwork, SingleMember
 from ldm.ensembles.storage import Ensemble
 from ldm.pipelines.model import ModelPipeline
 from ldm.settings import Branching, Sampling, Speed
-from ldm.uncertainty.branch import Branched, InterleavedMembers, after_branch, before_branch, branch, branch_indices
+from ldm.uncertainty.branch import Branched, InterleavedMembers, branch, branch_indices
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,12 +51,17 @@ class BranchingPipeline(ModelPipeline):
         }
         return self._changed(values, changes)
 
+    def check(self) -> Self:
+        """See `ModelPipeline.check`; the branch points and the base members are checked, too."""
+        _ = (self.network, self.branches, self.base_members, self.classes)
+        return super().check()
+
     # The members and what they know
 
     @cached_property
     def network(self) -> MemberNetwork:
         """All members at once, in passes that fit into memory."""
-        return MemberNetwork(self.model.network, self.ensemble.members.to(self.device), self.passes)
+        return MemberNetwork(self.base_network, self.ensemble.members.to(self.device), self.passes)
 
     @property
     def members(self) -> int:
@@ -76,7 +82,7 @@ class BranchingPipeline(ModelPipeline):
         default = None if given.given else self.setting("branch_at", None)
         return branch_indices(self.times, step=given.step, at=given.at, time=given.time, default=default)
 
-    @property
+    @cached_property
     def branch(self) -> int:
         """The step at which the members branch.
 
@@ -142,10 +148,9 @@ class BranchingPipeline(ModelPipeline):
         count = len(bases)
         cond = self.labels([label for label in labels for _ in range(count)])
         noise = self.noise([image for image in images for _ in range(count)])
-        chosen = MemberNetwork(self.model.network, self.network.members.select(bases), self.passes)
         return {
             "sampler": self.sampler_for(cond),
-            "base": self.denoiser(cond, InterleavedMembers(chosen)),
+            "base": self.denoiser(cond, self._base_network(tuple(bases))),
             "members": self.denoiser(cond, self.network),
             "schedule": self.model.schedule,
             "x": self.initial(noise),
@@ -153,6 +158,13 @@ class BranchingPipeline(ModelPipeline):
             "at": self.branch,
             "noise": noise,
         }
+
+    def _base_network(self, bases: tuple[int, ...]) -> Network:
+        """Return the base members as one network of a batch in which the k-th of K has images k, k + K, ..."""
+        if len(bases) == 1:
+            return SingleMember(self.base_network, self.network.members, bases[0], self.passes)
+        chosen = MemberNetwork(self.base_network, self.network.members.select(bases), self.passes)
+        return InterleavedMembers(chosen)
 
     def sample_branched(
         self, labels: Sequence[int], images: Sequence[int], bases: Sequence[int], **keep: bool
@@ -171,12 +183,14 @@ class BranchingPipeline(ModelPipeline):
     def branched_steps(self, labels: Sequence[int], images: Sequence[int], bases: Sequence[int]) -> Iterator[Step]:
         """Yield the steps of all members after the branch, one at a time; whoever stops early saves the rest."""
         chains = self._chains(labels, images, bases)
-        base = chains.pop("base")
-        members = chains.pop("members")
-        state = chains.pop("x")
-        for step in before_branch(denoiser=base, x=state, **chains):
-            state = step.x_next
-        yield from after_branch(denoiser=members, x=state, **chains)
+        sampler, times, noise = chains["sampler"], chains["times"], chains["noise"]
+        state, at = chains["x"], chains["at"]
+        if at:
+            for step in sampler(chains["base"], chains["schedule"], state, times, noise=noise):
+                state = step.x_next
+                if step.index == at - 1:
+                    break
+        yield from sampler(chains["members"], chains["schedule"], state, times, noise=noise, start=at)
 
     def member_latents(self, labels: Sequence[int], images: Sequence[int]) -> Tensor:
         """Return final latents [M, B, K, c, h, w] of all members, for each label and noise, and each of its K bases."""

@@ -136,7 +136,7 @@ def _summarise(
 ) -> ClassInformation:
     """Average a class's quantities [n, K] over the bases, compare its groups of members, measure its pictures."""
     more: dict[str, Tensor | None] = {"curve": curve}
-    groups = pipeline.classes.groups(label)
+    groups = pipeline.classes.groups(label) if pipeline.classes.masked else None
     if groups is not None:
         parts = compare_groups(found.distances, groups.certain, groups.uncertain)
         more.update({name: value.mean(-1) for name, value in asdict(parts).items()})

@@ -10,13 +10,13 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_checkpoint
-from ldm.diffusion.network import network_alone
 from ldm.ensembles.heads import merge
 from ldm.ensembles.storage import read_ensemble, verified_base
 from ldm.jobs import pick_device
 from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.conditioned import network_alone
 from ldm.pipelines.ensemble import EnsemblePipeline
 from ldm.pipelines.model import Defaults, ModelPipeline
 from ldm.pipelines.posterior import PosteriorPipeline
@@ -72,7 +72,7 @@ def load_model(
     speed = speed or Speed()
     model, passes, decoding = _ready(model, speed, place)
     values = {"sampling": sampling or Sampling(), "speed": speed, "averaged": ema, "defaults": defaults or Defaults()}
-    return ModelPipeline(model, config, checkpoint, place, passes, decoding, **values)
+    return ModelPipeline(model, config, checkpoint, place, passes, decoding, **values).check()
 
 
 def load_ensemble(
@@ -123,7 +123,7 @@ def load_ensemble(
         defaults=Defaults(scale=5.0),
         ensemble=ensemble,
         branching=branching or Branching(),
-    )
+    ).check()
 
 
 def load_posterior(

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint import sha256
-from ldm.diffusion.denoiser import Denoiser, Network
+from ldm.diffusion.denoiser import Denoiser, Network, make_denoiser
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
-from ldm.diffusion.network import ChunkedNetwork
-from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.noise import INITIAL, ImageNoise
 from ldm.diffusion.samplers import make_sampler, run
 from ldm.diffusion.samplers.registry import Sampler, sampler_options
 from ldm.ensembles.classes import Classes
-from ldm.memory import Chunker
+from ldm.memory import ChunkedNetwork, Chunker
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.speed import with_speed
 from ldm.pipelines.wrappers import Wrappers, make_wrappers
@@ -89,10 +88,27 @@ class ModelPipeline:
             if owner is None:
                 raise ValueError(f"with_ takes {sorted(values)} or one of their fields, got '{name}'")
             values[owner] = replace(values[owner], **{name: change})
+        kept = {"network", "base_network", "classes", "class_names", "_latent_shape", "null_class", "conditional"}
+        if values["sampling"] == self.sampling:
+            kept |= {"times", "wrappers", "sampler", "scale", "n_classes"}
         if values["speed"] != self.speed:
+            kept -= {"network", "base_network"}
             model, passes = with_speed(self.model, values["speed"], self.device)
             values.update(model=model, passes=passes)
-        return replace(self, **values)
+        made = replace(self, **values)
+        # What does not depend on the changed values is not computed again.
+        made.__dict__.update({name: value for name, value in self.__dict__.items() if name in kept})
+        return made
+
+    def check(self) -> Self:
+        """Make the sampler and all that wraps the denoiser, so that values that do not fit are refused at once.
+
+        Raises:
+            ValueError: naming the value.
+        """
+        _ = (self.times, self.scale, self.wrappers.off, self.sampler, self.n_classes, self.base_network)
+        _ = (self.conditional, self.null_class, self._latent_shape)
+        return self
 
     def with_scaling(self, scaling: EpsilonScaling) -> Self:
         """Return this pipeline under another epsilon scaling, one that was estimated for example."""
@@ -115,7 +131,7 @@ class ModelPipeline:
         steps = self.setting("steps", self.defaults.steps) if given is None else given
         return self.model.sampling_times(steps, self.sampling.spacing)
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """Scale of classifier-free guidance.
 
@@ -123,7 +139,7 @@ class ModelPipeline:
             ValueError: if guidance is asked for and the model has no null class.
         """
         given = self.sampling.scale
-        if self.model.null_class is None:
+        if self.null_class is None:
             if given not in (None, 1.0):
                 raise ValueError(f"--scale {given}: this model has no null class, there is no guidance")
             return 1.0
@@ -138,7 +154,17 @@ class ModelPipeline:
 
     # Classes
 
-    @property
+    @cached_property
+    def null_class(self) -> int | None:
+        """Label of the null class of guidance; None where there is none."""
+        return self.model.null_class
+
+    @cached_property
+    def conditional(self) -> bool:
+        """Whether the model itself takes class labels."""
+        return bool(self.model.n_classes)
+
+    @cached_property
     def n_classes(self) -> int:
         """Number of real classes, without the null class; of an unconditional model those of the classifier that
         guides it, or 0."""
@@ -178,7 +204,7 @@ class ModelPipeline:
         Raises:
             ValueError: for a label that the model does not have.
         """
-        count = self.n_classes + (null and self.model.null_class is not None)
+        count = self.n_classes + (null and self.null_class is not None)
         wrong = [label for label in labels if not 0 <= label < count]
         if wrong:
             raise ValueError(f"classes must be 0..{count - 1}, got {wrong}")
@@ -201,28 +227,49 @@ class ModelPipeline:
 
     def initial(self, noise: ImageNoise) -> Tensor:
         """Return the states [B, c, h, w] that sampling starts from."""
-        shape = (len(noise.images), *self.model.latent_shape)
-        return noise.initial(shape) * self.model.schedule.prior_std
+        shape = (len(noise.images), *self._latent_shape)
+        return noise(INITIAL, shape) * self.model.schedule.prior_std
 
-    @property
+    @cached_property
+    def _latent_shape(self) -> tuple[int, ...]:
+        return tuple(self.model.latent_shape)
+
+    @cached_property
     def sampler(self) -> Sampler:
         """The chosen sampler with its options bound; an option that it does not act on is an error."""
-        return self.sampler_for(None)
+        return self._make_sampler(None)
 
     def sampler_for(self, labels: Tensor | None) -> Sampler:
         """Return `sampler` for images of classes [B], to which a classifier may guide ancestral steps."""
+        return self.sampler if self.wrappers.classifier is None else self._make_sampler(labels)
+
+    def _make_sampler(self, labels: Tensor | None) -> Sampler:
         name = self.sampling.sampler
         variance = self.sampling.variance
         if variance is None and "variance" in sampler_options(name) and self.model.learned_variance is not None:
             variance = "learned_range"
-        shift = self.wrappers.mean_shift(name, labels)
+        shift = None if labels is None else self.wrappers.mean_shift(name, labels)
         return make_sampler(name, eta=self.sampling.eta or None, variance=variance, mean_shift=shift)
+
+    @cached_property
+    def base_network(self) -> nn.Module:
+        """The model's own network of (x, t, condition)."""
+        return self.model.network
 
     def denoiser(self, labels: Tensor | None = None, network: Network | None = None) -> Denoiser:
         """Return the model's denoiser for labels [B] with all that wraps it; `network` replaces the model's own."""
-        cond = labels if self.model.n_classes else None
-        network = ChunkedNetwork(self.model.network, self.passes) if network is None else network
-        denoiser = self.model.denoiser(cond, self.scale, network)
+        network = ChunkedNetwork(self.base_network, self.passes) if network is None else network
+        denoiser = make_denoiser(
+            network,
+            self.model.schedule,
+            self.model.target,
+            labels if self.conditional else None,
+            null_class=self.null_class,
+            scale=self.scale,
+            learned_range=self.model.learned_variance is not None,
+        )
+        if self.wrappers.off:
+            return denoiser
         return self.wrappers.wrap(denoiser, self.times, self.sampling.sampler, labels)
 
     @torch.no_grad()

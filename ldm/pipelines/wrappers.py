@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ class Wrappers:
     scaling: EpsilonScaling
     clip: bool
     classifier: GuidingClassifier | None
+
+    @cached_property
+    def off(self) -> bool:
+        """Whether nothing is wrapped."""
+        return self.scaling.off and not self.clip and self.classifier is None
 
     def wrap(self, denoiser: Denoiser, times: Tensor, sampler: str, labels: Tensor | None) -> Denoiser:
         """`denoiser` as `sampler` shall see it; ancestral sampling takes the classifier by `mean_shift` instead."""

@@ -200,5 +200,5 @@ def test_members_far_apart_saturate(tmp_path):
     spread = torch.full((11,), 300.0)
     ensemble = loaded(write_ensemble(tmp_path, spread=spread), Sampling(scale=30.0), step=0)
     result = measured(ensemble, [0], InformationPlan(n=2, curve=True))[0]
-    row = class_row(0, {name: value.tolist() for name, value in result.items()}, ensemble)
+    row = class_row(result, ensemble)
     assert row["multistep_mean"] == pytest.approx(math.log(3), abs=0.2)

@@ -8,7 +8,7 @@ import main as trainer
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
-from ldm.ensembles.members import MemberNetwork, single
+from ldm.ensembles.members import MemberNetwork, SingleMember
 from ldm.ensembles.storage import read_ensemble
 from ldm.pipelines import build_model
 from tests.cli import call
@@ -94,7 +94,7 @@ def test_a_low_rank_ensemble_from_training_to_the_table(folder):
             alone = plain.network(x, t, labels)
             for found in (together(x, t, labels)[member], by_vmap[member]):
                 torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(single(model.network, ensemble.members, member)(x, t, labels), alone)
+            torch.testing.assert_close(SingleMember(model.network, ensemble.members, member)(x, t, labels), alone)
             start = ImageNoise(5, (0, 0)).initial((2, 1, 8, 8))
             guided = plain.denoiser(torch.tensor([3, 8]), 3.0)
             expected = run(ddim(guided, plain.schedule, start, plain.sampling_times(3)))

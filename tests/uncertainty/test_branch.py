@@ -5,7 +5,7 @@ import torch
 
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
-from ldm.ensembles.members import MemberNetwork, Members, single
+from ldm.ensembles.members import MemberNetwork, Members, SingleMember
 from ldm.uncertainty.branch import InterleavedMembers, branch, branch_index, branch_indices
 from tests.conftest import tiny_model
 
@@ -54,7 +54,7 @@ def setting():
     source = torch.Generator().manual_seed(5)
     members = Members({"cond_stage_model.embedding.weight": weight + torch.randn(3, *weight.shape, generator=source)})
     labels, noise = torch.tensor([2, 9]), ImageNoise(7, (0, 1))
-    base = model.denoiser(labels, 2.0, single(model.network, members, 0))
+    base = model.denoiser(labels, 2.0, SingleMember(model.network, members, 0))
     everyone = model.denoiser(labels, 2.0, MemberNetwork(model.network, members))
     x = noise.initial((2, 1, 8, 8))
     return model, members, labels, noise, base, everyone, x
@@ -119,7 +119,7 @@ def test_interleaved_bases_walk_as_each_alone(setting):
     together = model.denoiser(labels.repeat_interleave(2), 2.0, network)
     final = run(ddim(together, model.schedule, x.repeat_interleave(2, 0), model.sampling_times(4))).unflatten(0, (2, 2))
     for place, member in enumerate(chosen):
-        alone = model.denoiser(labels, 2.0, single(model.network, members, member))
+        alone = model.denoiser(labels, 2.0, SingleMember(model.network, members, member))
         expected = run(ddim(alone, model.schedule, x, model.sampling_times(4)))
         # The batch rounds differently; four guided steps carry it on.
         torch.testing.assert_close(final[:, place], expected, atol=1e-4, rtol=1e-4)

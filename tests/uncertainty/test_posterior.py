@@ -6,7 +6,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.ensembles.heads import resolve_patterns, select
-from ldm.ensembles.members import MemberNetwork, Members, single
+from ldm.ensembles.members import MemberNetwork, Members, SingleMember
 from tests.conftest import tiny_model
 
 HEADS = [
@@ -63,7 +63,7 @@ def test_members_equal_separate_passes(model, heads, shared):
         ):
             torch.testing.assert_close(candidate(x, t, labels), apart, atol=1e-11, rtol=1e-9)
         assert (apart[0] - apart[1]).abs().max() > 1e-3, "the members must differ, or nothing is tested"
-        torch.testing.assert_close(single(network, members, 1)(x if shared else x[1], t, labels), apart[1])
+        torch.testing.assert_close(SingleMember(network, members, 1)(x if shared else x[1], t, labels), apart[1])
 
 
 def test_one_member_without_change_is_the_base_model_bit_for_bit():

@@ -5,9 +5,8 @@ from ldm.diffusion.ode.runge_kutta import heun, midpoint, rk4
 from ldm.diffusion.samplers.ancestral import ancestral
 from ldm.diffusion.samplers.multistep import dpm_solver_2m, plms
 from ldm.diffusion.samplers.registry import SAMPLERS, make_sampler
-from ldm.diffusion.samplers.solvers import ddim, euler, run
 from ldm.diffusion.times import make_times, vp_times
-from ldm.diffusion.transition import Step, Transition
+from ldm.diffusion.transition import Step, Transition, ddim, euler, run
 
 __all__ = [
     "SAMPLERS",

@@ -13,7 +13,6 @@ from ldm.checkpoint import averaged, load_checkpoint, load_into, unwrap_state_di
 from ldm.diffusion.denoiser import Target, make_target
 from ldm.diffusion.learned_variance import LearnedVariance, check_out_channels, make_learned_variance
 from ldm.diffusion.losses import elbo_weights
-from ldm.diffusion.network import UNET, ConditionedNetwork, DiffusionWrapper, network_alone
 from ldm.diffusion.process import BetaSchedule, NoiseProcess
 from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.diffusion.times import make_times
@@ -26,6 +25,7 @@ from ldm.models.diffusion.process import (
     register_tables,
     view_process,
 )
+from ldm.modules.conditioned import UNET, ConditionedNetwork, DiffusionWrapper, network_alone
 from ldm.modules.ema import LitEma
 
 EMA_KEYS = ("model_ema.*",)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoint import load_into, load_state_dict
-from ldm.diffusion.network import is_bare
 from ldm.diffusion.noise import TrainingDraws
 from ldm.diffusion.process import BetaSchedule, NoiseProcess
 from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.models.diffusion.optimisation import evaluation_positions, log_step, make_optimiser, positions
 from ldm.models.diffusion.process import build_schedule, choose_config, register_tables, view_process
+from ldm.modules.conditioned import is_bare
 from ldm.util import instantiate_from_config
 
 PREFIX = "classifier."

@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, clipped, guided
-from ldm.diffusion.network import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper
+from ldm.diffusion.denoiser import Denoiser, Network, clipped, make_denoiser
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.training import DDPM
+from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper
 from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
@@ -233,10 +233,15 @@ class LatentDiffusion(DDPM):
                 f"guidance scale {scale} needs a null class, and this model has none: all {self.n_classes} rows of its "
                 "embedder are classes (null_class: false); use scale 1"
             )
-        network = self.network if network is None else network
-        null = None if cond is None or self.null_class is None else torch.full_like(cond, self.null_class)
-        learned = self.learned_variance is not None
-        return guided(NetworkDenoiser(network, self.schedule, self.target, cond, learned_range=learned), null, scale)
+        return make_denoiser(
+            self.network if network is None else network,
+            self.schedule,
+            self.target,
+            cond,
+            null_class=self.null_class,
+            scale=scale,
+            learned_range=self.learned_variance is not None,
+        )
 
     @torch.no_grad()
     def sample(

@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ldm.memory import Chunker
 from ldm.util import instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
@@ -141,15 +140,3 @@ class ConditionedNetwork(nn.Module):
             return getattr(self, stage)(*args)
         x, t, cond = args
         return self.readout(self.backbone(x, *self.condition(t, cond)))
-
-
-class ChunkedNetwork:
-    """A network `(x, t, cond)` of many images in passes that fit into memory; takes r B conditions where it does."""
-
-    def __init__(self, network: nn.Module, chunker: Chunker):
-        self.network = network
-        self.chunker = chunker
-        self.shares_x = getattr(network, "shares_x", False)
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return self.chunker(self.network, x, t, cond)
