@@ -18,6 +18,7 @@ from ldm.evaluation.fid import frechet_distance
 from ldm.evaluation.statistics import moments, save_statistics
 from ldm.pipelines.images import DataSetImages
 from scripts import evaluate
+from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 
 DIGITS = ["--data", "target=ldm.data.digits.Digits"]
@@ -139,10 +140,7 @@ def test_a_model_is_sampled_as_its_own_script_does(place, tmp_path):
     OmegaConf.save(OmegaConf.create({"model": tiny_config()}), tmp_path / "tiny.yaml")
     model = ["--base", tmp_path / "tiny.yaml", "--ckpt", tmp_path / "model.ckpt", "--steps", 2, "--n", 20]
     calc(place, tmp_path / "out", *model, "--metrics", "fid", "--seed", 5)
-    from scripts import sample_diffusion
-
-    words = [*map(str, model), "--seed", "5", "--device", "cpu", "--out", str(tmp_path / "samples")]
-    sample_diffusion.main(words)
+    call("sample model", [*model, "--seed", 5, "--device", "cpu", "--out", tmp_path / "samples"])
     images = torch.from_numpy(np.load(tmp_path / "samples" / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
     expected = ClassifierFeatures(place / "a.safetensors")(images)
     # Another batch size may round a byte differently.

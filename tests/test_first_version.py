@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 import main
-from ldm import load_model
+from ldm import Sampling, load_model
 from ldm.checkpoint import load_checkpoint
+from ldm.commands.sample_model import SampleModel
+from ldm.commands.shared import ModelSource, Placement
 from ldm.laplace import load_laplace
+from ldm.settings import ClassifierGuidance
 from ldm.util import generator
-from scripts import sample_diffusion
 from tests.cli import call
 
 WRITTEN = Path(__file__).parent / "fixtures" / "first_version"
@@ -38,21 +40,23 @@ def expected():
     return load_file(WRITTEN / "expected.safetensors")
 
 
-def samples_of(run, *words):
+def sample(run, sampling, ema=True):
     """Latents [2, 1, 8, 8] of classes 3 and 7 in four steps."""
-    fixed = ["--n_per_class", "1", "--steps", "4", "--latents", "--out", "out"]
-    sample_diffusion.main(["--run", run, *CLASSES, *fixed, *words])
+    source = ModelSource(run=run, ema=ema)
+    options = {"classes": (3, 7), "n_per_class": 1, "latents": True, "place": Placement("cpu")}
+    SampleModel(source, "out", sampling=sampling, **options).run()
     return load_file("out/latents.safetensors")["latents"]
 
 
 CONFIG = f"{CLASSIFIER}/configs/2026-11-30T08-12-22-project.yaml"
-GUIDED = ["--classifier_config", CONFIG, "--classifier_ckpt", f"{CLASSIFIER}/checkpoints/last.ckpt"]
+GUIDED = ClassifierGuidance(CONFIG, f"{CLASSIFIER}/checkpoints/last.ckpt", scale=100)
+# {name of the expected samples: how they are made}.
 SAMPLED = {
-    "base": [BASE],
-    "component": [COMPONENT],
-    "flow": [FLOW, "--sampler", "Euler", "--no-ema"],
-    "flow_averaged": [FLOW, "--sampler", "Euler"],
-    "guided": [BASE, *GUIDED, "--classifier_scale", "100"],
+    "base": {"run": BASE, "sampling": Sampling(steps=4)},
+    "component": {"run": COMPONENT, "sampling": Sampling(steps=4)},
+    "flow": {"run": FLOW, "sampling": Sampling("Euler", 4), "ema": False},
+    "flow_averaged": {"run": FLOW, "sampling": Sampling("Euler", 4)},
+    "guided": {"run": BASE, "sampling": Sampling(steps=4, classifier=GUIDED)},
 }
 
 
@@ -63,7 +67,7 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_runs_give_the_same_samples(name, place, expected):
-    assert_close(samples_of(*SAMPLED[name]), expected[f"samples/{name}"])
+    assert_close(sample(**SAMPLED[name]), expected[f"samples/{name}"])
 
 
 def test_no_two_of_these_samples_are_alike(expected):

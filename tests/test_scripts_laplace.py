@@ -6,7 +6,8 @@ import torch
 
 from ldm.laplace import LastLayerLaplace, load_laplace
 from ldm.pipelines import build_model, observations
-from scripts import fit_laplace, sample_diffusion, sample_laplace
+from scripts import fit_laplace, sample_laplace
+from tests.cli import call
 from tests.conftest import tiny_config
 from tests.posteriors import DIGITS, opened_with, table, write_model, write_posterior
 
@@ -133,7 +134,7 @@ def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     ]
     sample_laplace.main(arguments)
     plain = [*words[:6], *words[8:10], "--n", "6", "--out", str(tmp_path / "plain")]
-    sample_diffusion.main(plain)
+    call("sample model", plain)
     found, expected = np.load(out / "samples.npz"), np.load(tmp_path / "plain" / "samples.npz")
     assert found["step_maps"].shape == (2, 4, 8, 8)
     np.testing.assert_allclose(found["step_maps"].sum((2, 3)), found["step_sums"][:2], rtol=1e-4)

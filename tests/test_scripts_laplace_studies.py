@@ -10,10 +10,10 @@ from scripts import (
     evaluate,
     filter_by_uncertainty,
     resample_laplace,
-    sample_diffusion,
     sample_laplace,
     sweep_laplace,
 )
+from tests.cli import call
 from tests.posteriors import table, write_posterior
 
 
@@ -103,7 +103,7 @@ def test_variants_of_a_cut(place, tmp_path):
     assert [row["kind"] for row in rows] == ["variance", "uniform", "members"]
     assert all(row["diversity"] > 0 for row in rows)
     plain = [*words[:6], *words[8:10], "--n", "4", "--out", str(tmp_path / "plain")]
-    sample_diffusion.main(plain)
+    call("sample model", plain)
     pictures = np.load(tmp_path / "out" / "variants_uniform.npz")["arr_0"].reshape(4, 3, 8, 8, 1)
     np.testing.assert_array_equal(pictures[:, 0], np.load(tmp_path / "plain" / "samples.npz")["arr_0"])
     with pytest.raises(ValueError, match="--cut 4"):

@@ -29,6 +29,7 @@ class Entry:
 
 # Groups and commands in the order in which the help shows them.
 COMMANDS: dict[str, Entry] = {
+    "sample model": Entry("sample_model", "SampleModel", "Draw samples of a diffusion model, a released one included."),
     "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
     "uncertainty classes": Entry(

@@ -1,6 +1,7 @@
-"""Sampling from the command line: what image i depends on, resuming, sharing, interpolating, and what is written."""
+"""`decu sample model`: what image i depends on, resuming, sharing, interpolating, and what is written."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ from PIL import Image
 
 import main as trainer
 from ldm.checkpoint import load_state_dict, save_checkpoint
+from ldm.commands.sample_model import SampleModel
+from ldm.commands.shared import ModelSource, Placement
 from ldm.diffusion.noise import ImageNoise, slerp
 from ldm.diffusion.samplers import SAMPLERS, make_sampler, run
 from ldm.experiments.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from scripts import sample_diffusion
+from ldm.pipelines.sampling import SamplePlan
+from ldm.settings import Sampling
+from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 
 # Batches of other sizes round differently in the last bits; ten guided steps leave less than this.
@@ -29,22 +34,17 @@ class ExactGaussian(LatentDiffusion):
         return GaussianDenoiser(self.schedule, mean, torch.full(self.latent_shape, 0.25))
 
 
+FIVE = Sampling(steps=5)
+TWO = Sampling(steps=2)
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """Words that name a config and a checkpoint."""
+    """A config and a checkpoint."""
     folder = tmp_path_factory.mktemp("released")
     save_checkpoint({"state_dict": tiny_model().state_dict()}, folder / "model.ckpt")
     OmegaConf.save(OmegaConf.create({"model": tiny_config(guidance_scale=3.0)}), folder / "tiny.yaml")
-    return [
-        "--base",
-        str(folder / "tiny.yaml"),
-        "--ckpt",
-        str(folder / "model.ckpt"),
-        "--device",
-        "cpu",
-        "--steps",
-        "5",
-    ]
+    return ModelSource(base=str(folder / "tiny.yaml"), ckpt=str(folder / "model.ckpt"))
 
 
 @pytest.fixture(scope="module")
@@ -57,32 +57,26 @@ def unconditional(tmp_path_factory):
     params["cond_stage_config"] = "__is_unconditional__"
     OmegaConf.save(OmegaConf.create({"model": config}), folder / "tiny.yaml")
     save_checkpoint({"state_dict": LatentDiffusion(**params).state_dict()}, folder / "model.ckpt")
-    return [
-        "--base",
-        str(folder / "tiny.yaml"),
-        "--ckpt",
-        str(folder / "model.ckpt"),
-        "--device",
-        "cpu",
-        "--steps",
-        "2",
-    ]
+    return ModelSource(base=str(folder / "tiny.yaml"), ckpt=str(folder / "model.ckpt"))
 
 
 def latents(out):
     return load_state_dict(out / "latents.safetensors")["latents"]
 
 
-def sample(words, out, *more):
-    return sample_diffusion.main([*words, "--out", str(out), "--latents", *map(str, more)])
+def sample(source, out, sampling=FIVE, **options):
+    """Run the command on the CPU, and return its folder."""
+    return SampleModel(
+        source=source, out=str(out), latents=True, sampling=sampling, place=Placement("cpu"), **options
+    ).run()
 
 
 def test_samples_are_the_models_own_and_do_not_depend_on_the_batch(released, tmp_path):
-    out = sample(released, tmp_path / "a", "--n", 11, "--classes", 4, 7, "--batch_size", 16, "--pngs")
+    out = sample(released, tmp_path / "a", n=11, classes=(4, 7), batch_size=16, pngs=True)
     model, labels = tiny_model(), torch.tensor([4, 7] * 5 + [4])
     expected = model.sample(labels, ImageNoise(42, tuple(range(11))), model.sampling_times(5), 3.0)
     torch.testing.assert_close(latents(out), expected, **ROUNDING)
-    alone = sample(released, tmp_path / "b", "--n", 11, "--classes", 4, 7, "--batch_size", 3)
+    alone = sample(released, tmp_path / "b", n=11, classes=(4, 7), batch_size=3)
     torch.testing.assert_close(latents(alone), expected, **ROUNDING)
 
     content = np.load(out / "samples.npz")
@@ -99,7 +93,8 @@ def test_samples_are_the_models_own_and_do_not_depend_on_the_batch(released, tmp
 
 
 def test_a_stopped_run_continues_and_a_longer_one_keeps_what_is_there(released, tmp_path, monkeypatch):
-    out = sample(released, tmp_path / "out", "--n", 20, "--seed", 3)
+    seeded = Sampling(steps=5, seed=3)
+    out = sample(released, tmp_path / "out", seeded, n=20)
     whole = np.load(out / "samples.npz")["arr_0"]
     kept, lost = (out / "parts" / f"{name}.npz" for name in ("0000000_8", "0000008_8"))
     before = kept.stat().st_mtime_ns
@@ -107,32 +102,30 @@ def test_a_stopped_run_continues_and_a_longer_one_keeps_what_is_there(released, 
     lost.with_suffix(".json").unlink()
     (out / "samples.npz").unlink()
     drawn = []
-    plain = sample_diffusion.Plan.sample
-    monkeypatch.setattr(
-        sample_diffusion.Plan, "sample", lambda plan, *rest: drawn.extend(rest[1]) or plain(plan, *rest)
-    )
-    sample(released, out, "--n", 20, "--seed", 3, "--batch_size", 5)
+    plain = SamplePlan.sample
+    monkeypatch.setattr(SamplePlan, "sample", lambda plan, *rest: drawn.extend(rest[1]) or plain(plan, *rest))
+    sample(released, out, seeded, n=20, batch_size=5)
     assert drawn == list(range(8, 16)), "only what was lost"
     assert kept.stat().st_mtime_ns == before
     difference = np.load(out / "samples.npz")["arr_0"].astype(int) - whole
     assert np.abs(difference).max() <= 1, "another batch size may round a byte differently"
-    sample(released, out, "--n", 24, "--seed", 3)
+    sample(released, out, seeded, n=24)
     assert len(np.load(out / "samples.npz")["arr_0"]) == 24
     assert drawn[8:] == list(range(16, 24))
     with pytest.raises(ValueError, match=r"other settings.*seed: 3 -> 4"):
-        sample(released, out, "--n", 20, "--seed", 4)
+        sample(released, out, Sampling(steps=5, seed=4), n=20)
 
 
 def test_processes_share_the_work(released, tmp_path, monkeypatch, capsys):
-    words = ("--n_per_class", 9, "--classes", 2, 0, "--batch_size", 8)
-    single = sample(released, tmp_path / "single", *words)
+    options = {"n_per_class": 9, "classes": (2, 0), "batch_size": 8}
+    single = sample(released, tmp_path / "single", **options)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    shared = sample(released, tmp_path / "shared", *words)
+    shared = sample(released, tmp_path / "shared", **options)
     assert not (shared / "samples.npz").exists()
     assert "the one that finishes last" in capsys.readouterr().out
     monkeypatch.setenv("RANK", "1")
-    sample(released, tmp_path / "shared", *words)
+    sample(released, tmp_path / "shared", **options)
     torch.testing.assert_close(latents(shared), latents(single), **ROUNDING)
     assert np.load(shared / "samples.npz")["arr_1"].tolist() == [2] * 9 + [0] * 9
 
@@ -156,21 +149,21 @@ def test_slerp_keeps_the_length_and_meets_its_ends():
 
 
 def test_interpolation_runs_from_one_seeds_image_to_the_others(released, tmp_path):
-    out = sample(released, tmp_path / "arc", "--interpolate", 5, 6, "--frames", 4, "--classes", 1, 8)
+    out = sample(released, tmp_path / "arc", interpolate=(5, 6), frames=4, classes=(1, 8))
     frames = latents(out)
     assert frames.shape == (8, 1, 8, 8)
     for index, seed in ((0, 5), (3, 6)):
-        alone = sample(released, tmp_path / f"alone{seed}", "--n", 1, "--classes", 1, "--seed", seed)
+        alone = sample(released, tmp_path / f"alone{seed}", Sampling(steps=5, seed=seed), n=1, classes=(1,))
         torch.testing.assert_close(frames[index], latents(alone)[0], **ROUNDING)
     assert np.load(out / "samples.npz")["arr_1"].tolist() == [1] * 4 + [8] * 4
-    with pytest.raises(SystemExit):
-        sample(released, tmp_path / "both", "--interpolate", 5, 6, "--n", 3)
+    with pytest.raises(ValueError, match="one of --n, --n_per_class and --interpolate"):
+        sample(released, tmp_path / "both", interpolate=(5, 6), n=3)
 
 
 # Dopri5 takes as many evaluations as a random network's stiffness asks; test_adaptive.py has fields of known solutions.
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "Dopri5"])
 def test_every_sampler_samples(released, tmp_path, name):
-    out = sample(released, tmp_path / "out", "--sampler", name, "--n", 2, "--classes", 3)
+    out = sample(released, tmp_path / "out", Sampling(sampler=name, steps=5), n=2, classes=(3,))
     assert bool(latents(out).isfinite().all())
     if name.startswith("D"):
         model, noise = tiny_model(), ImageNoise(42, (0, 1))
@@ -181,31 +174,32 @@ def test_every_sampler_samples(released, tmp_path, name):
         torch.testing.assert_close(latents(out), expected, **ROUNDING)
     if name not in ("DDIM",):
         with pytest.raises(ValueError, match=f"sampler {name.replace('+', '.')} has no eta"):
-            sample(released, tmp_path / "eta", "--sampler", name, "--eta", 0.5)
+            sample(released, tmp_path / "eta", Sampling(sampler=name, steps=5, eta=0.5))
 
 
 def test_step_counts_respacings_and_spacings(released, tmp_path):
-    words = released[:-2]
     for index, (given, steps) in enumerate((("7", 7), ("ddim25", 25), ("3,2,2", 7))):
-        out = sample(words, tmp_path / str(index), "--steps", given, "--n", 1, "--classes", 1)
+        out = sample(released, tmp_path / str(index), Sampling(steps=given), n=1, classes=(1,))
         assert json.loads((out / "record.json").read_text())["settings"]["steps"] == steps
     for wrong in ("3,x", "dim3", "-1"):
-        with pytest.raises(SystemExit):
-            sample(words, tmp_path / "wrong", "--steps", wrong)
+        with pytest.raises(ValueError, match="or a respacing"):
+            Sampling(steps=wrong)
     with pytest.raises(ValueError, match="leave out --spacing trailing"):
-        sample(words, tmp_path / "both", "--steps", "3,2,2", "--spacing", "trailing")
+        sample(released, tmp_path / "both", Sampling(steps="3,2,2", spacing="trailing"))
     with pytest.raises(ValueError, match="from 1 to 1000"):
-        sample(words, tmp_path / "zero", "--steps", "0")
+        sample(released, tmp_path / "many", Sampling(steps="1001"))
+    with pytest.raises(ValueError, match="expected a number of steps"):
+        Sampling(steps="0")
 
 
 def test_more_steps_from_one_latent_change_the_sample_little(tmp_path):
     config = tiny_config(guidance_scale=1.0)
-    config["target"] = "tests.test_sample_diffusion.ExactGaussian"
+    config["target"] = "tests.commands.test_sample_model.ExactGaussian"
     OmegaConf.save(OmegaConf.create({"model": config}), tmp_path / "exact.yaml")
     save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "model.ckpt")
-    words = ["--base", str(tmp_path / "exact.yaml"), "--ckpt", str(tmp_path / "model.ckpt"), "--device", "cpu"]
+    source = ModelSource(base=str(tmp_path / "exact.yaml"), ckpt=str(tmp_path / "model.ckpt"))
     found = {
-        steps: latents(sample(words, tmp_path / str(steps), "--steps", steps, "--n", 4, "--spacing", "trailing"))
+        steps: latents(sample(source, tmp_path / str(steps), Sampling(steps=steps, spacing="trailing"), n=4))
         for steps in (50, 100)
     }
     model = ExactGaussian(**config["params"])
@@ -222,18 +216,20 @@ def test_averaged_weights_are_the_default(tmp_path):
     model = tiny_model(use_ema=True)  # the averages keep what the constructor drew, the weights are drawn anew
     save_checkpoint({"state_dict": model.state_dict()}, tmp_path / "model.ckpt")
     OmegaConf.save(OmegaConf.create({"model": tiny_config(use_ema=True)}), tmp_path / "tiny.yaml")
-    words = ["--base", str(tmp_path / "tiny.yaml"), "--ckpt", str(tmp_path / "model.ckpt"), "--device", "cpu"]
-    words += ["--steps", "3", "--n", "2", "--classes", "5"]
+    source = ModelSource(base=str(tmp_path / "tiny.yaml"), ckpt=str(tmp_path / "model.ckpt"))
+    options = {"sampling": Sampling(steps=3), "n": 2, "classes": (5,)}
     noise, labels = ImageNoise(42, (0, 1)), torch.tensor([5, 5])
     own = model.sample(labels, noise, model.sampling_times(3))
     with model.ema_scope():
         average = model.sample(labels, noise, model.sampling_times(3))
     assert (own - average).abs().max() > 0.1
-    torch.testing.assert_close(latents(sample(words, tmp_path / "ema")), average, **ROUNDING)
-    torch.testing.assert_close(latents(sample(words, tmp_path / "own", "--no-ema")), own, **ROUNDING)
+    torch.testing.assert_close(latents(sample(source, tmp_path / "ema", **options)), average, **ROUNDING)
+    torch.testing.assert_close(
+        latents(sample(replace(source, ema=False), tmp_path / "own", **options)), own, **ROUNDING
+    )
 
 
-def test_runs_of_trunks_and_of_components_can_be_sampled(tmp_path):
+def test_base_runs_and_runs_of_members_can_be_sampled(tmp_path):
     save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "trunk.ckpt")
     digits = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
     config = {
@@ -247,41 +243,44 @@ def test_runs_of_trunks_and_of_components_can_be_sampled(tmp_path):
     words += "--enable_progress_bar False --log_every_n_steps 1"
     for more in ("", " --start_from_pretrained --seed 1"):
         folder = trainer.main((words + more).split())
-        out = sample(["--run", str(folder), "--device", "cpu"], folder / "samples", "--n", 2, "--steps", 2)
+        out = sample(ModelSource(run=str(folder)), folder / "samples", TWO, n=2)
         kept = load_state_dict(folder / "checkpoints" / "last.ckpt")
         model = tiny_model()
         model.load_state_dict(kept, strict=not more)
         expected = model.sample(torch.tensor([0, 1]), ImageNoise(42, (0, 1)), model.sampling_times(2))
         torch.testing.assert_close(latents(out), expected, **ROUNDING)
     (tmp_path / "trunk.ckpt").rename(tmp_path / "moved.ckpt")
-    words = ["--run", str(folder), "--device", "cpu", "--n", "2", "--steps", "2"]
     with pytest.raises(ValueError, match="--pretrained"):
-        sample(words, tmp_path / "lost")
-    moved = sample(words, tmp_path / "found", "--pretrained", tmp_path / "moved.ckpt")
+        sample(ModelSource(run=str(folder)), tmp_path / "lost", TWO, n=2)
+    source = ModelSource(run=str(folder), pretrained=str(tmp_path / "moved.ckpt"))
+    moved = sample(source, tmp_path / "found", TWO, n=2)
     assert torch.equal(latents(moved), latents(out))
 
 
 def test_unconditional_models_take_no_classes(unconditional, tmp_path):
-    out = sample(unconditional, tmp_path / "out", "--n", 3)
+    out = sample(unconditional, tmp_path / "out", TWO, n=3)
     content = np.load(out / "samples.npz")
     assert content["arr_0"].shape == (3, 8, 8, 1) and "arr_1" not in content
-    for words, reason in ((("--classes", 1), "unconditional"), (("--scale", 3), "no guidance")):
+    for options, reason in (
+        ({"sampling": TWO, "classes": (1,)}, "unconditional"),
+        ({"sampling": Sampling(steps=2, scale=3)}, "no guidance"),
+    ):
         with pytest.raises(ValueError, match=reason):
-            sample(unconditional, tmp_path / "wrong", *words)
+            sample(unconditional, tmp_path / "wrong", **options)
 
 
 def test_the_null_class_may_be_named_and_others_are_refused(released, tmp_path):
-    out = sample(released, tmp_path / "null", "--classes", 10, "--n", 1)
+    out = sample(released, tmp_path / "null", classes=(10,), n=1)
     model = tiny_model()
     expected = model.sample(torch.tensor([10]), ImageNoise(42, (0,)), model.sampling_times(5))
     torch.testing.assert_close(latents(out), expected, **ROUNDING)
-    for words, reason in (
-        (("--classes", 11), r"classes must be 0\.\.10"),
-        (("--classes", "cat"), "takes numbers"),
-        (("--n_per_class", 0), "at least 1"),
+    for options, reason in (
+        ({"classes": (11,)}, r"classes must be 0\.\.10"),
+        ({"classes": ("cat",)}, "no class named 'cat'"),
+        ({"n_per_class": 0}, "at least 1"),
     ):
         with pytest.raises(ValueError, match=reason):
-            sample(released, tmp_path / "wrong", *words)
+            sample(released, tmp_path / "wrong", **options)
 
 
 def test_foreign_outputs_and_first_stages_are_refused(released, tmp_path):
@@ -289,9 +288,30 @@ def test_foreign_outputs_and_first_stages_are_refused(released, tmp_path):
     (tmp_path / "out" / "samples.npz").touch()
     with pytest.raises(FileExistsError, match="choose another"):
         sample(released, tmp_path / "out")
-    with pytest.raises(ValueError, match="--base needs --ckpt"):
-        sample(released[:2], tmp_path / "no_checkpoint")
+    with pytest.raises(ValueError, match="--base CONFIG with --ckpt"):
+        sample(replace(released, ckpt=None), tmp_path / "no_checkpoint")
     stage = OmegaConf.create({"model": {"target": "ldm.models.autoencoder.VQModel", "params": {}}})
     OmegaConf.save(stage, tmp_path / "stage.yaml")
     with pytest.raises(ValueError, match="nothing to sample"):
-        sample(["--base", str(tmp_path / "stage.yaml"), *released[2:]], tmp_path / "stage")
+        sample(replace(released, base=str(tmp_path / "stage.yaml")), tmp_path / "stage")
+
+
+def test_classes_have_names_and_words_say_the_same(tmp_path):
+    """The one test of the command line's own words."""
+    folder = tmp_path / "fashion"
+    data = {"target": "tests.commands.test_sample_model.Named"}
+    config = {"model": tiny_config(), "data": {"params": {"train": data}}}
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, folder / "model.ckpt")
+    OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
+    source = ModelSource(base=str(folder / "tiny.yaml"), ckpt=str(folder / "model.ckpt"))
+    expected = latents(sample(source, tmp_path / "numbers", TWO, n_per_class=1, classes=(7, 10)))
+    words = ["--base", source.base, "--ckpt", source.ckpt, "--classes", "class g", 10, "--n_per_class", 1]
+    words += ["--ddim_steps", 2, "--ddim_eta", 0, "--device", "cpu", "--latents", "--out", tmp_path / "names"]
+    assert torch.equal(latents(call("sample model", words)), expected)
+    assert np.load(tmp_path / "names" / "samples.npz")["arr_1"].tolist() == [7, 10]
+
+
+class Named:
+    """A data set whose classes are "class z", "class a", "class b", ..."""
+
+    class_names = tuple(f"class {letter}" for letter in "zabcdefghi")

@@ -1,6 +1,9 @@
-"""Epsilon scaling, clipping and guidance by a classifier from the command line, against their library calls."""
+"""Epsilon scaling, clipping and guidance by a classifier of the values that say so, against their library calls."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,19 +12,21 @@ from omegaconf import OmegaConf
 
 from ldm import Branching, Sampling, load_ensemble
 from ldm.checkpoint import load_state_dict, save_checkpoint
+from ldm.commands.sample_model import SampleModel
+from ldm.commands.shared import ModelSource, Placement
 from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
 from ldm.diffusion.denoiser import clipped
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, save_scaling, scaled
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ancestral, ddim, run
 from ldm.models.diffusion.classifier import NoisyClassifier
-from ldm.settings import Scaling
-from scripts import sample_diffusion
+from ldm.settings import ClassifierGuidance, Scaling
 from tests.conftest import tiny_config, tiny_model
 from tests.ensembles import write_ensemble
 from tests.models.test_classifier_training import ENCODER
 
 ROUNDING = {"atol": 2e-4, "rtol": 2e-4}
+RESPACED = Sampling(steps=5, spacing="respace")
 
 
 def adm_config():
@@ -46,7 +51,7 @@ def drawn(module, seed=0):
 
 @pytest.fixture(scope="module")
 def adm(tmp_path_factory):
-    """(words, model, classifier): the files of guided-diffusion, a UNet and an encoder alone."""
+    """(source, model, classifier): the files of guided-diffusion, a UNet and an encoder alone."""
     folder, config = tmp_path_factory.mktemp("adm"), adm_config()
     published = [{"steps": 5, "b": 1.1}, {"steps": 5, "b": 1.02, "k": 0.01}]
     OmegaConf.save(OmegaConf.create({"model": config, "epsilon_scaling": published}), folder / "adm.yaml")
@@ -55,32 +60,34 @@ def adm(tmp_path_factory):
     classifier = drawn(NoisyClassifier(ENCODER, beta_schedule="cosine").classifier)
     save_checkpoint(model.model.diffusion_model.state_dict(), folder / "adm.pt")
     save_checkpoint(classifier.state_dict(), folder / "classifier.pt")
-    words = ["--base", str(folder / "adm.yaml"), "--ckpt", str(folder / "adm.pt"), "--device", "cpu", "--n", "2"]
-    return [*words, "--steps", "5", "--spacing", "respace"], model, classifier
+    return ModelSource(base=str(folder / "adm.yaml"), ckpt=str(folder / "adm.pt")), model, classifier
 
 
-def sample(words, out, *more):
-    out = sample_diffusion.main([*words, "--out", str(out), "--latents", *map(str, more)])
+def sample(source, out, sampling=RESPACED, n=2, **options):
+    """Latents of images that the command samples."""
+    place = Placement("cpu")
+    SampleModel(source, str(out), n=n, latents=True, sampling=sampling, place=place, **options).run()
     return load_state_dict(out / "latents.safetensors")["latents"]
 
 
-def guiding(words, scale):
-    return ["--classifier_config", words[1].replace("adm.yaml", "classifier.yaml"), "--classifier_ckpt",
-            words[3].replace("adm.pt", "classifier.pt"), "--classifier_scale", scale]  # fmt: skip
+def guiding(source, scale):
+    folder = Path(source.base).parent
+    return ClassifierGuidance(str(folder / "classifier.yaml"), str(folder / "classifier.pt"), scale)
 
 
-@pytest.mark.parametrize("words", [("--eps_scaler", 1.1), ("--eps_scaler", "published")])
-def test_an_adm_model_with_scaling(adm, tmp_path, words):
+@pytest.mark.parametrize("scaling", [Scaling(1.1), Scaling("published")])
+def test_an_adm_model_with_scaling(adm, tmp_path, scaling):
     released, model, _ = adm
     noise = ImageNoise(42, (0, 1))
+    ancestral_sampling = replace(RESPACED, sampler="DDPM")
     x, times = noise.initial((2, 1, 8, 8)), model.sampling_times("5")
     denoiser = clipped(scaled(model.denoiser(), model.schedule, EpsilonScaling(1.1), times), model.schedule)
     expected = run(ancestral(denoiser, model.schedule, x, times, variance="learned_range", noise=noise))
-    found = sample(released, tmp_path / "out", "--sampler", "DDPM", *words)
+    found = sample(released, tmp_path / "out", replace(ancestral_sampling, scaling=scaling))
     torch.testing.assert_close(found, expected, **ROUNDING)
-    plain = sample(released, tmp_path / "plain", "--sampler", "DDPM")
+    plain = sample(released, tmp_path / "plain", ancestral_sampling)
     assert not torch.allclose(plain, found, atol=1e-2)
-    assert torch.equal(sample(released, tmp_path / "one", "--sampler", "DDPM", "--eps_scaler", 1), plain)
+    assert torch.equal(sample(released, tmp_path / "one", replace(ancestral_sampling, scaling=Scaling(1.0))), plain)
 
 
 def test_slopes_windows_files_and_directions(adm, tmp_path):
@@ -90,30 +97,34 @@ def test_slopes_windows_files_and_directions(adm, tmp_path):
     slope = EpsilonScaling(1.02, 0.01)
     window = EpsilonScaling(1.02, 0.01, unit="log_snr", window=(0.0, 3.0), direction="x0_only")
     save_scaling(slope, tmp_path / "schedule.yaml")
-    for number, (scaling, clip, words) in enumerate(
+    file = str(tmp_path / "schedule.yaml")
+    changed = Scaling(schedule=file, window=(0, 3), unit="log_snr", direction="x0_only")
+    for number, (scaling, clip, given) in enumerate(
         [
-            (slope, True, ["--eps_scaler", 1.02, "--eps_slope", 0.01]),
-            (slope, True, ["--eps_scaler", "published-linear"]),
-            (slope, True, ["--eps_schedule", tmp_path / "schedule.yaml"]),
-            (window, False, ["--eps_schedule", tmp_path / "schedule.yaml", "--eps_window", 0, 3, "--no-clip_denoised",
-                             "--eps_unit", "log_snr", "--eps_direction", "x0_only"]),
+            (slope, True, Scaling(1.02, 0.01)),
+            (slope, True, Scaling("published-linear")),
+            (slope, True, Scaling(schedule=file)),
+            (window, False, changed),
         ]
-    ):  # fmt: skip
+    ):
         denoiser = scaled(model.denoiser(), model.schedule, scaling, times)
         denoiser = clipped(denoiser, model.schedule) if clip else denoiser
         expected = run(ddim(denoiser, model.schedule, x, times))
-        torch.testing.assert_close(sample(released, tmp_path / str(number), *words), expected, **ROUNDING)
-    for words, reason in (
-        (["--eps_schedule", tmp_path / "schedule.yaml", "--eps_scaler", 1.1], "replaces --eps_scaler"),
-        (["--eps_scaler", "published", "--eps_slope", 0.1], "brings its own slope"),
-        (["--eps_scaler", "published", "--steps", "2,3"], "needs a config with a section epsilon_scaling"),
-        (["--eps_scaler", 1.1, "--eps_direction", "x0_only"], "no effect on clipped models"),
-        (["--eps_scaler", 1.1, "--eps_direction", "x0_only", "--sampler", "PLMS"], "acts in DDIM and DDPM only"),
-        (["--eps_scaler", 0], "b must be positive"),
-        (["--classifier_scale", 2], "needs --classifier_config"),
+        sampling = replace(RESPACED, scaling=given, clip=None if clip else False)
+        torch.testing.assert_close(sample(released, tmp_path / str(number), sampling), expected, **ROUNDING)
+    only_x0 = Scaling(1.1, direction="x0_only")
+    five = Sampling(steps=5)
+    for sampling, reason in (
+        (replace(five, scaling=Scaling(1.1, schedule=file)), "replaces --eps_scaler"),
+        (replace(five, scaling=Scaling("published", 0.1)), "brings its own slope"),
+        (Sampling(steps="2,3", scaling=Scaling("published")), "needs a config with a section epsilon_scaling"),
+        (replace(five, scaling=only_x0), "no effect on clipped models"),
+        (replace(five, scaling=only_x0, sampler="PLMS"), "acts in DDIM and DDPM only"),
+        (replace(five, scaling=Scaling(0.0)), "b must be positive"),
+        (replace(five, classifier=ClassifierGuidance(scale=2.0)), "needs --classifier_config"),
     ):
         with pytest.raises(ValueError, match=reason):
-            sample([word for word in released if word not in ("--spacing", "respace")], tmp_path / "wrong", *words)
+            sample(released, tmp_path / "wrong", sampling)
 
 
 @pytest.mark.parametrize("sampler", ["DDPM", "DDIM"])
@@ -128,8 +139,9 @@ def test_a_classifier_guides_an_unconditional_model_unscaled(adm, tmp_path, samp
         expected = run(ancestral(denoiser, model.schedule, x, times, **options))
     else:
         expected = run(ddim(classifier_guided(denoiser, score), model.schedule, x, times))
-    words = [*guiding(released, 4.0), "--eps_scaler", 1.1, "--sampler", sampler, "--classes", 7, 2]
-    torch.testing.assert_close(sample(released, tmp_path / "out", *words), expected, **ROUNDING)
+    sampling = replace(RESPACED, sampler=sampler, scaling=Scaling(1.1), classifier=guiding(released, 4.0))
+    found = sample(released, tmp_path / "out", sampling, classes=(7, 2))
+    torch.testing.assert_close(found, expected, **ROUNDING)
     content = np.load(tmp_path / "out" / "samples.npz")
     assert content["arr_1"].tolist() == [7, 2] and content["arr_0"].shape == (2, 8, 8, 1)
 
@@ -141,23 +153,23 @@ def test_a_classifier_of_other_noise_levels_is_refused(adm, tmp_path):
         params = {"classifier_config": ENCODER, "beta_schedule": schedule}
         file = tmp_path / f"{schedule}.yaml"
         OmegaConf.save(OmegaConf.create({"model": {"target": target, "params": params}}), file)
-        words = [*released, *map(str, guiding(released, 1.0))]
-        words[words.index("--classifier_config") + 1] = str(file)
+        sampling = replace(RESPACED, classifier=replace(guiding(released, 1.0), config=str(file)))
         if reason is None:
-            assert sample(words, tmp_path / schedule, "--classes", 1).isfinite().all()
+            assert sample(released, tmp_path / schedule, sampling, classes=(1,)).isfinite().all()
             continue
         with pytest.raises(ValueError, match=reason):
-            sample(words, tmp_path / schedule, "--classes", 1)
+            sample(released, tmp_path / schedule, sampling, classes=(1,))
 
 
 def test_labels_are_given_balanced_or_drawn(adm, tmp_path):
-    released, words = adm[0], guiding(adm[0], 1.0)
+    released = adm[0]
+    guided = replace(RESPACED, classifier=guiding(released, 1.0))
     (tmp_path / "labels.txt").write_text("3 3 9\n0\n")
     np.savez(tmp_path / "labels.npz", arr_0=np.zeros((4, 2)), arr_1=np.array([3, 3, 9, 0]))
     for number, file in enumerate(("labels.txt", "labels.npz")):
-        sample(released, tmp_path / str(number), *words, "--n", 3, "--labels", tmp_path / file)
+        sample(released, tmp_path / str(number), guided, 3, labels=str(tmp_path / file))
         assert np.load(tmp_path / str(number) / "samples.npz")["arr_1"].tolist() == [3, 3, 9]
-    sample(released, tmp_path / "random", *words, "--n", 12, "--labels", "random")
+    sample(released, tmp_path / "random", guided, 12, labels="random")
     drawn_labels = np.load(tmp_path / "random" / "samples.npz")["arr_1"].tolist()
     assert len(drawn_labels) == 12 and set(drawn_labels) <= set(range(10)) and len(set(drawn_labels)) > 3
     (tmp_path / "wrong.txt").write_text("3 cat")
@@ -167,9 +179,9 @@ def test_labels_are_given_balanced_or_drawn(adm, tmp_path):
         ("labels.txt", "4 labels for the 5"),
     ):
         with pytest.raises(ValueError, match=reason):
-            sample(released, tmp_path / "wrong", *words, "--n", 5, "--labels", tmp_path / file)
+            sample(released, tmp_path / "wrong", guided, 5, labels=str(tmp_path / file))
     with pytest.raises(ValueError, match="goes with --n and a model of classes"):
-        sample(released, tmp_path / "wrong", "--labels", "random")
+        sample(released, tmp_path / "wrong", labels="random")
 
 
 def test_members_of_an_ensemble_are_scaled_one_by_one(tmp_path):
