@@ -14,7 +14,6 @@ are used. Importing this package imports neither torch nor a pipeline before one
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ldm.settings import Branching, Sampling, Speed, Training
@@ -43,10 +42,8 @@ _LAZY = {
 
 __all__ = ["Branching", "Sampling", "Speed", "Training", *sorted(_LAZY)]
 
-try:
-    __version__ = version("decu-uncertainty")
-except PackageNotFoundError:
-    __version__ = "unknown"
+# The one place of the version: pyproject.toml reads it here.
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,28 @@ import torch
 from ldm.options import option_values
 from ldm.util import atomic_write
 
+# The name under which the package is installed.
+DISTRIBUTION = "decu-uncertainty"
+
 # A line of a table: {column: value}.
 Row = dict[str, Any]
 
 
 def revision() -> str:
-    """The git commit of the code, with `+` where files were changed; `unknown` outside a checkout."""
-    folder = Path(__file__).parent
+    """Return the git commit of the code, with `+` where files were changed.
+
+    An installed package has no commit of its own, wherever it lies (in a virtual environment below somebody's own
+    repository, say): it gives its name and version, "decu-uncertainty 0.2.0", and `unknown` if it has neither.
+    """
+    folder = Path(__file__).parents[1]
     try:
+        if not (folder / ".git").exists():
+            return f"{DISTRIBUTION} {version(DISTRIBUTION)}"
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
         changed = subprocess.run(
             ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
         )
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError, PackageNotFoundError):
         return "unknown"
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 

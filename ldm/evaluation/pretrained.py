@@ -67,9 +67,9 @@ def _fidelity_network() -> type:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:
         raise ValueError(
-            f"features 'inception' need torch-fidelity ({error}): pip install '.[metrics]'. It brings torchvision, "
-            "which must match the installed torch and cannot be imported beside a CPU build of it; there, use "
-            "--features classifier"
+            f"features 'inception' need torch-fidelity ({error}): pip install 'decu-uncertainty[metrics]'. It brings "
+            "torchvision, which must match the installed torch and cannot be imported beside a CPU build of it; there, "
+            "use --features classifier"
         ) from error
     return FeatureExtractorInceptionV3
 
@@ -109,7 +109,9 @@ class ClipFeatures(Extractor):
         try:
             from transformers import CLIPVisionModelWithProjection
         except ImportError as error:
-            raise ValueError(f"features 'clip' need transformers ({error}): pip install '.[clip]'") from error
+            raise ValueError(
+                f"features 'clip' need transformers ({error}): pip install 'decu-uncertainty[clip]'"
+            ) from error
         try:
             self.network = CLIPVisionModelWithProjection.from_pretrained(str(weights or model))
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Reading of configs: `bases`, files from left to right, `components`, dotlists; the rate and batch they ask for."""
+"""Reading of configs: where they are, `bases`, files from left to right, `components`, dotlists; the rate and batch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,38 @@ def _merge(base: Any, over: Any) -> Any:
     return {**base, **{key: _merge(base[key], value) if key in base else value for key, value in over.items()}}
 
 
+def packaged_configs() -> Path:
+    """Return the folder of this project's configs: that of the installed package, or configs/ of a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(file: str | Path) -> Path:
+    """Return the path of a config, which may be one that the package brings along.
+
+    A file that exists, seen from the current folder, is taken as it is. A relative path that begins with `configs/`
+    and names none is looked up among the configs of the package, so that the project's own configs are known by the
+    same words in every folder.
+
+    Raises:
+        ValueError: if neither is there.
+    """
+    path = Path(file)
+    if path.is_file():
+        return path
+    folder = packaged_configs()
+    packaged = folder.joinpath(*path.parts[1:])
+    if path.parts[:1] == ("configs",) and packaged.is_file():
+        return packaged
+    raise ValueError(
+        f"there is no config {file}, neither from the current folder {Path.cwd()} nor among the package's own, which "
+        f"are named configs/FOLDER/NAME.yaml in any folder and lie in {folder}"
+    )
+
+
 def read_config(file: str | Path) -> DictConfig:
-    """Read one YAML file, with the files that it names in `bases` merged below its own keys.
+    """Read one YAML file (`find_config`), with the files that it names in `bases` merged below its own keys.
 
     `bases` is a path or a list of paths, relative to the file that names them. They are merged from left to right by
     the rules of `merge_configs`: a list is replaced, not appended. A base may have bases of its own. The key `bases`
@@ -39,9 +69,7 @@ def read_config(file: str | Path) -> DictConfig:
         ValueError: if a file does not exist or holds no mapping, if `bases` holds no paths, or if a file is a base of
             itself, directly or through others.
     """
-    if not Path(file).is_file():
-        raise ValueError(f"no config {file}; the configs of this project are in configs/")
-    return _read(Path(file), ())
+    return _read(find_config(file), ())
 
 
 def _read(file: Path, readers: tuple[Path, ...]) -> DictConfig:

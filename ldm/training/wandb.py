@@ -2,7 +2,7 @@
 
 The settings are Weights & Biases' own, from the environment or from the file `.env` of the working directory (lines
 NAME=value; the environment goes first): WANDB_API_KEY turns it on, WANDB_MODE=offline too and needs no key (send the
-runs later with `wandb sync`), WANDB_MODE=disabled turns it off. Needs the extra: pip install "decu[wandb]".
+runs later with `wandb sync`), WANDB_MODE=disabled turns it off. Needs the extra: pip install "decu-uncertainty[wandb]".
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def wandb_logger(folder: Path, project: str, config: Mapping[str, Any], name: st
     if not wanted(chosen):
         return None
     if importlib.util.find_spec("wandb") is None:
-        log.warning('Weights & Biases is asked for (%s) and not installed: pip install "decu[wandb]"', KEY)
+        log.warning('Weights & Biases is asked for (%s) and not installed: pip install "decu-uncertainty[wandb]"', KEY)
         return None
     os.environ.update(chosen)
     from pytorch_lightning.loggers import WandbLogger

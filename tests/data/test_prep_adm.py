@@ -135,7 +135,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         prepare_lsun.database,
         lambda folder: prep_data.main(["--dataset", "lsun-tower", "--root", str(folder)]),
     ):
-        with pytest.raises(ValueError, match="pip install lmdb"):
+        with pytest.raises(ValueError, match=r"pip install 'decu-uncertainty\[lsun\]'"):
             attempt(tmp_path)
     with pytest.raises(ValueError, match="no webp, jpg or png"):
         prepare_lsun.detect_suffix(b"GIF89a")

@@ -93,13 +93,13 @@ def test_digest_sees_every_parameter():
 
 def test_inception_names_its_extra_where_it_is_missing(monkeypatch):
     hide(monkeypatch, "torch_fidelity")
-    with pytest.raises(ValueError, match=r"pip install '\.\[metrics\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'decu-uncertainty\[metrics\]'"):
         make_extractor("inception")
 
 
 def test_clip_names_its_extra_where_it_is_missing(monkeypatch):
     hide(monkeypatch, "transformers")
-    with pytest.raises(ValueError, match=r"pip install '\.\[clip\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'decu-uncertainty\[clip\]'"):
         make_extractor("clip")
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ldm.training.config import load_config, read_config
+from ldm.training.config import find_config, load_config, packaged_configs, read_config
 from ldm.training.runs import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -179,3 +179,25 @@ def test_configs_of_a_family_differ_only_where_they_should(pair):
     one, other = (leaves(OmegaConf.to_container(config, resolve=False)) for config in configs)
     different = {key for key in {*one, *other} if key not in one or key not in other or one[key] != other[key]}
     assert different == set(TWINS[pair].split())
+
+
+def test_a_config_of_the_project_is_known_by_its_name_in_any_folder(tmp_path, monkeypatch):
+    name = "configs/latent-diffusion/digits.yaml"
+    whole = read_config(CONFIGS.parent / name)
+    monkeypatch.chdir(tmp_path)
+    assert packaged_configs() == CONFIGS
+    assert find_config(name) == CONFIGS.parent / name
+    assert read_config(name) == whole
+    own = tmp_path / name
+    own.parent.mkdir(parents=True)
+    own.write_text("model: {target: mine}")
+    assert find_config(name) == Path(name)
+    assert read_config(name) == {"model": {"target": "mine"}}
+
+
+def test_a_config_that_is_nowhere_is_an_error_that_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs/latent-diffusion/none.yaml", "latent-diffusion/digits.yaml", "/configs/ddae/digits.yaml"):
+        with pytest.raises(ValueError, match="there is no config") as caught:
+            read_config(name)
+        assert all(word in str(caught.value) for word in (name, str(tmp_path), str(CONFIGS)))

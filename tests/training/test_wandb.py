@@ -53,11 +53,13 @@ def test_without_the_package_training_goes_on_and_says_so(monkeypatch, caplog, t
     hide(monkeypatch, "wandb")
     monkeypatch.setenv("WANDB_API_KEY", "abc")
     assert wandb_logger(tmp_path, "decu", {}, "run") is None
-    assert 'pip install "decu[wandb]"' in caplog.text
+    assert 'pip install "decu-uncertainty[wandb]"' in caplog.text
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason='needs wandb: pip install "decu[wandb]"')
+@pytest.mark.skipif(
+    importlib.util.find_spec("wandb") is None, reason='needs wandb: pip install "decu-uncertainty[wandb]"'
+)
 def test_a_run_is_recorded_offline(monkeypatch, config, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_main(config, tmp_path, "--project", "flows")

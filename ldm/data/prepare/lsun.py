@@ -25,7 +25,8 @@ def library() -> Any:
     try:
         import lmdb
     except ImportError as error:
-        raise ValueError("LSUN's files are LMDB databases: install the library with `pip install lmdb`") from error
+        needed = "pip install 'decu-uncertainty[lsun]'"
+        raise ValueError(f"LSUN's files are databases that the library lmdb reads; install it: {needed}") from error
     return lmdb
 
 
