@@ -126,7 +126,7 @@ def _free_name(folder: Path, stem: str) -> str:
 
 def _relative_to(folder: Path, path: str | Path) -> str:
     """Return a path relative to the folder; one that is found in the folder already stays as it is."""
-    if (folder / path).is_file():
+    if not Path(path).is_absolute() and (folder / path).is_file():
         return str(path)
     return os.path.relpath(path, folder)
 

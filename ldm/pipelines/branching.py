@@ -43,7 +43,7 @@ class BranchingPipeline(ModelPipeline):
         branching: Branching | None = None,
         **changes: Any,
     ) -> Self:
-        """Return this ensemble with other values; see `ModelPipeline.with_`."""
+        """Return this ensemble with other values; see `Pipeline.with_`."""
         values: dict[str, Any] = {
             "sampling": sampling or self.sampling,
             "speed": speed or self.speed,
@@ -52,7 +52,7 @@ class BranchingPipeline(ModelPipeline):
         return self._changed(values, changes)
 
     def check(self) -> Self:
-        """See `ModelPipeline.check`; the branch points and the base members are checked, too."""
+        """See `Pipeline.check`; the branch points and the base members are checked, too."""
         _ = (self.network, self.branches, self.base_members, self.classes)
         return super().check()
 

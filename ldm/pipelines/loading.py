@@ -17,8 +17,9 @@ from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import network_alone
+from ldm.pipelines.base import Defaults
 from ldm.pipelines.ensemble import EnsemblePipeline
-from ldm.pipelines.model import Defaults, ModelPipeline
+from ldm.pipelines.model import ModelPipeline
 from ldm.pipelines.posterior import PosteriorPipeline
 from ldm.pipelines.speed import with_speed
 from ldm.settings import Branching, Sampling, Speed

@@ -233,15 +233,9 @@ class LatentDiffusion(DDPM):
                 f"guidance scale {scale} needs a null class, and this model has none: all {self.n_classes} rows of its "
                 "embedder are classes (null_class: false); use scale 1"
             )
-        return make_denoiser(
-            self.network if network is None else network,
-            self.schedule,
-            self.target,
-            cond,
-            null_class=self.null_class,
-            scale=scale,
-            learned_range=self.learned_variance is not None,
-        )
+        network = self.network if network is None else network
+        options = {"scale": scale, "learned_range": self.learned_variance is not None}
+        return make_denoiser(network, self.schedule, self.target, cond, null_class=self.null_class, **options)
 
     @torch.no_grad()
     def sample(

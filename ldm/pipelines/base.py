@@ -1,0 +1,190 @@
+"""What every pipeline holds: a loaded model, the values that say how it is sampled, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.epsilon_scaling import EpsilonScaling
+from ldm.diffusion.samplers import make_sampler
+from ldm.diffusion.samplers.registry import Sampler, sampler_options
+from ldm.memory import Chunker
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.pipelines.speed import with_speed
+from ldm.pipelines.wrappers import Wrappers, make_wrappers
+from ldm.settings import Sampling, Speed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a pipeline takes where neither its values nor the config say: steps of a sampler, guidance scale."""
+
+    steps: int = 200
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model with its weights, and the values that say how it is sampled.
+
+    Attributes:
+        model: the frozen model on its device.
+        config: what it was trained with.
+        checkpoint: the file its weights came from; of an ensemble its base checkpoint.
+        device: where it runs.
+        passes: bounds the images in one pass of the network.
+        decoding: bounds the images in one pass of the first stage's decoder.
+        sampling, speed: see `ldm.settings`.
+        averaged: whether averaged weights were taken, where there were any.
+        scaling: epsilon scaling in place of what `sampling` says.
+    """
+
+    model: LatentDiffusion
+    config: Mapping[str, Any]
+    checkpoint: Path
+    device: torch.device
+    passes: Chunker
+    decoding: Chunker
+    sampling: Sampling = Sampling()
+    speed: Speed = Speed()
+    averaged: bool = True
+    defaults: Defaults = Defaults()
+    scaling: EpsilonScaling | None = None
+
+    # Values
+
+    def with_(self, *, sampling: Sampling | None = None, speed: Speed | None = None, **changes: Any) -> Self:
+        """Return this pipeline with other values; no file is read again, and this pipeline stays as it is.
+
+        Args:
+            sampling, speed: whole values (an ensemble also takes `branching`).
+            changes: single fields of these values, `with_(steps=20, eta=1.0)`.
+
+        Raises:
+            ValueError: for a field that none of the values has.
+        """
+        values: dict[str, Any] = {"sampling": sampling or self.sampling, "speed": speed or self.speed}
+        return self._changed(values, changes)
+
+    def _changed(self, values: dict[str, Any], changes: Mapping[str, Any]) -> Self:
+        for name, change in changes.items():
+            owner = next(
+                (key for key, value in values.items() if name in {field.name for field in fields(value)}), None
+            )
+            if owner is None:
+                raise ValueError(f"with_ takes {sorted(values)} or one of their fields, got '{name}'")
+            values[owner] = replace(values[owner], **{name: change})
+        kept = {"network", "base_network", "classes", "class_names", "_latent_shape", "null_class", "conditional"}
+        if values["sampling"] == self.sampling:
+            kept |= {"times", "wrappers", "sampler", "scale", "n_classes"}
+        if values["speed"] != self.speed:
+            kept -= {"network", "base_network"}
+            model, passes = with_speed(self.model, values["speed"], self.device)
+            values.update(model=model, passes=passes)
+        made = replace(self, **values)
+        # What does not depend on the changed values is not computed again.
+        made.__dict__.update({name: value for name, value in self.__dict__.items() if name in kept})
+        return made
+
+    def check(self) -> Self:
+        """Make the sampler and all that wraps the denoiser, so that values that do not fit are refused at once.
+
+        Raises:
+            ValueError: naming the value.
+        """
+        _ = (self.times, self.scale, self.wrappers.off, self.sampler, self.n_classes, self.base_network)
+        _ = (self.conditional, self.null_class, self._latent_shape)
+        return self
+
+    def with_scaling(self, scaling: EpsilonScaling) -> Self:
+        """Return this pipeline under another epsilon scaling, one that was estimated for example."""
+        return replace(self, scaling=scaling)
+
+    def setting(self, name: str, default: Any) -> Any:
+        """Return a value of the config's `uncertainty` section."""
+        return (self.config.get("uncertainty") or {}).get(name, default)
+
+    # What follows from them
+
+    @cached_property
+    def times(self) -> Tensor:
+        """Times of the sampler's steps, float64 [S + 1], descending.
+
+        Raises:
+            ValueError: if a respacing comes with a spacing, which would not act.
+        """
+        given = self.sampling.steps
+        if isinstance(given, str) and self.sampling.spacing != "auto":
+            raise ValueError(f"--steps {given} is a respacing already; leave out --spacing {self.sampling.spacing}")
+        steps = self.setting("steps", self.defaults.steps) if given is None else given
+        return self.model.sampling_times(steps, self.sampling.spacing)
+
+    @cached_property
+    def scale(self) -> float:
+        """Scale of classifier-free guidance.
+
+        Raises:
+            ValueError: if guidance is asked for and the model has no null class.
+        """
+        given = self.sampling.scale
+        if self.null_class is None:
+            if given not in (None, 1.0):
+                raise ValueError(f"--scale {given}: this model has no null class, there is no guidance")
+            return 1.0
+        configured = self.config["model"]["params"].get("guidance_scale", self.defaults.scale)
+        return configured if given is None else given
+
+    @cached_property
+    def wrappers(self) -> Wrappers:
+        """Epsilon scaling, clipping and a guiding classifier, as `sampling` says."""
+        made = make_wrappers(self.sampling, self.model, self.config, self.device)
+        return made if self.scaling is None else replace(made, scaling=self.scaling)
+
+    @cached_property
+    def null_class(self) -> int | None:
+        """Label of the null class of guidance; None where there is none."""
+        return self.model.null_class
+
+    @cached_property
+    def conditional(self) -> bool:
+        """Whether the model itself takes class labels."""
+        return bool(self.model.n_classes)
+
+    @cached_property
+    def n_classes(self) -> int:
+        """Number of real classes, without the null class; of an unconditional model those of the classifier that
+        guides it, or 0."""
+        if self.model.n_classes or self.wrappers.classifier is None:
+            return self.model.n_classes or 0
+        return self.wrappers.classifier.n_classes
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The chosen sampler with its options bound; an option that it does not act on is an error."""
+        return self._make_sampler(None)
+
+    def _make_sampler(self, labels: Tensor | None) -> Sampler:
+        name = self.sampling.sampler
+        variance = self.sampling.variance
+        if variance is None and "variance" in sampler_options(name) and self.model.learned_variance is not None:
+            variance = "learned_range"
+        shift = None if labels is None else self.wrappers.mean_shift(name, labels)
+        return make_sampler(name, eta=self.sampling.eta or None, variance=variance, mean_shift=shift)
+
+    @cached_property
+    def base_network(self) -> nn.Module:
+        """The model's own network of (x, t, condition)."""
+        return self.model.network
+
+    @cached_property
+    def _latent_shape(self) -> tuple[int, ...]:
+        return tuple(self.model.latent_shape)
