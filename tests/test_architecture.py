@@ -55,6 +55,7 @@ LEVELS = {
     "ldm.experiments": 9,
     "ldm.report": 9.5,
     "ldm.commands": 10,
+    "benchmarks": 10.5,
 }
 BASE = {
     "ldm",
@@ -105,7 +106,7 @@ def source(path, text):
 
 
 def room(module):
-    """(level, room) of the longest prefix in LEVELS; top-level scripts are level 11."""
+    """(level, room) of the longest prefix in LEVELS; top-level scripts are level 11, benchmarks below them."""
     parts = module.split(".")
     prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     return next(((LEVELS[prefix], prefix) for prefix in prefixes if prefix in LEVELS), (11, "scripts"))
@@ -149,7 +150,7 @@ def rule_imports_go_down(file):
         if name.split(".")[0] == "ldm" and not (target_level < level or target == own):
             yield f"{line}: {own} (level {level}) imports {name} of {target} (level {target_level})"
         if own != "scripts" and name.split(".")[0] in SCRIPTS:
-            yield f"{line}: the library imports the script {name}"
+            yield f"{line}: {own} imports the script {name}"
 
 
 def rule_scripts_start_alone(file):
@@ -306,11 +307,12 @@ def circles(files):
 
 
 RULES = {name.removeprefix("rule_"): rule for name, rule in list(globals().items()) if name.startswith("rule_")}
+SCRIPT_FILES = [*ROOT.glob("scripts/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
 TREE = [
     source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
-    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("ldm/**/*.py"), *ROOT.glob("scripts/**/*.py")])
+    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("ldm/**/*.py"), *SCRIPT_FILES])
 ]
-SCRIPTS = {"main", "scripts", *(file.module for file in TREE if "/" not in file.path)}
+SCRIPTS = {"main", "scripts", "benchmarks", *(file.module for file in TREE if "/" not in file.path)}
 TEXTS = [
     path
     for pattern in ("*.md", "*.toml", "*.txt", "*.sh", "configs/**/*.yaml", "scripts/**/*.sh", "docs/**/*.md")
@@ -327,6 +329,10 @@ OFFENCES = [
     ("imports_go_down", "ldm/util.py", "from ldm.modules.ema import LitEma"),
     ("imports_go_down", "ldm/training/callbacks.py", "from main import ImageLogger"),
     ("imports_go_down", "ldm/helpers.py", "x = 1"),
+    ("imports_go_down", "ldm/experiments/timing.py", "def f():\n    from benchmarks.growth import Growth"),
+    ("imports_go_down", "ldm/commands/line.py", "import benchmarks"),
+    ("imports_go_down", "benchmarks/x.py", "def f():\n    import main"),
+    ("imports_go_down", "benchmarks/x.py", "from benchmarks.growth import Growth"),
     ("scripts_start_alone", "scripts/x.py", "import get_unc_synsets"),
     ("scripts_start_alone", "scripts/x.py", "from scripts.y import f"),
     ("modules_are_torch_only", MODULE, "import scipy.stats"),
@@ -360,6 +366,7 @@ INNOCENT = [
     ("imports_go_down", BRANCH, "from ldm.diffusion.samplers import Step\nfrom ldm.uncertainty import measures"),
     ("imports_go_down", "scripts/x.py", "from ldm.evaluation import fid\nimport main"),
     ("scripts_start_alone", "scripts/x.py", "def f():\n    import main"),
+    ("imports_go_down", "benchmarks/x.py", "from ldm.commands.gather import Gather\nfrom ldm.report import tables"),
     ("imports_go_down", "ldm/report/plots.py", "from ldm.images import save_figure"),
     (
         "modules_are_torch_only",

@@ -1,55 +1,105 @@
 """Benchmarks compare equal results: whatever they time, both sides compute the same. (No time is asserted.)"""
 
 import json
+import math
 
 import pytest
 import torch
 
-from ldm.experiments.timing import Timing, operations, ratios, table
-from scripts import benchmark_growth, benchmark_members, benchmark_sampling, benchmark_training
+from benchmarks import laplace, probe, sampling
+from benchmarks.growth import Growth
+from benchmarks.members import MemberTimes
+from benchmarks.tangents import TangentTimes
+from benchmarks.training import TrainingTimes
+from ldm import Sampling, Speed
+from ldm.commands.line import parse
+from ldm.commands.shared import ModelSource, Placement
+from ldm.experiments.timing import Timing, TimingPlan, compare_rounds, count_operations
 from tests.ensembles import write_ensemble
+from tests.posteriors import write_model
 
-TINY = ["--size", "tiny", "--repeats", "1", "--device", "cpu"]
+CPU = Placement("cpu")
+ONCE = TimingPlan(repeats=1)
 
 
 def test_the_member_loop_and_ours_agree(tmp_path):
     file = tmp_path / "numbers.json"
-    words = ["--steps", "2", "--n", "1", "--members", "2", "--variants", "float32", "channels_last", "bf16"]
-    found = benchmark_members.main([*TINY, *words, "--json", str(file)])
+    variants = ("float32", "channels_last", "bf16")
+    numbers = {"members": 2, "n": 1, "steps": 2}
+    plan = TimingPlan(repeats=1, json=str(file))
+    found = MemberTimes("tiny", **numbers, variants=variants, plan=plan, place=CPU).run()
     assert max(found["differences"][name] for name in ("float32", "channels_last")) < 1e-4
     assert 1e-4 < found["differences"]["bf16"] < 0.2 or "bf16" not in found["rates"]
     assert found["executed"] < found["nominal"]
     written = json.loads(file.read_text())
     assert written["numbers"]["executed"] == found["executed"] and len(written["table"]) == 4
+    assert written["options"]["variants"] == list(variants)
     with pytest.raises(ValueError, match="unknown"):
-        benchmark_members.main([*TINY, *words[:-1], "float8"])
+        MemberTimes("tiny", **numbers, variants=("float8",), plan=ONCE, place=CPU).run()
+
+
+def test_members_of_an_ensemble_are_timed(tmp_path):
+    found = MemberTimes(path=str(write_ensemble(tmp_path)), n=1, steps=2, plan=ONCE, place=CPU).run()
+    assert found["differences"]["float32"] < 1e-4
 
 
 def test_training_together_equals_runs_that_encode():
-    found = benchmark_training.main([*TINY, "--members", "2", "--batch_size", "2"])
+    found = TrainingTimes("tiny", members=2, batch_size=2, plan=ONCE, place=CPU).run()
     assert found["difference"] < 1e-5
     assert 1 < found["ratio"] < 2.2, "a step is forward and the gradients of activations, of the conditioned part alone"
 
 
 def test_operations_grow_as_members_do_and_passes_bound_memory():
-    words = ["--members", "2", "4", "--n", "1", "--steps", "3", "--latents", "1", "--chunk"]
-    four, all_at_once = (benchmark_growth.main([*TINY, *words, chunk]) for chunk in ("4", "100"))
+    few = {"members": (2, 4), "n": (1,), "steps": (3,), "latents": (1,), "plan": ONCE, "place": CPU}
+    four, all_at_once = (Growth("tiny", **few, speed=Speed(chunk)).run() for chunk in (4, 100))
     usual, more = four
     assert more["operations"] == pytest.approx(2 * usual["operations"], rel=0.2)
     assert more["bytes"] < 1.3 * usual["bytes"] and all_at_once[1]["bytes"] > 1.6 * all_at_once[0]["bytes"]
 
 
 def test_samplers_are_ranked_against_the_reference(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_sampling, "REFERENCE", ("DDIM", 8))
-    path = write_ensemble(tmp_path)
-    words = ["--path", str(path), "--samplers", "Heun", "--step_counts", "4", "--n", "1", "--device", "cpu"]
-    heun, reference = benchmark_sampling.main(words)
+    monkeypatch.setattr(sampling, "REFERENCE", ("DDIM", 8))
+    path = str(write_ensemble(tmp_path))
+    study = sampling.SamplerStudy(path, samplers=("Heun",), step_counts=(4,), n=1, place=CPU)
+    heun, reference = study.run()
     assert reference["spearman"] == pytest.approx(1) and -1 <= heun["spearman"] <= 1
     assert (reference["evaluations"], heun["evaluations"]) == (5, 6), "half of the steps and the branched one"
 
 
+def test_tangents_are_timed_against_the_same_work(tmp_path):
+    write_model(tmp_path)
+    source = ModelSource(base=str(tmp_path / "tiny.yaml"), ckpt=str(tmp_path / "model.ckpt"))
+    out = str(tmp_path / "t.csv")
+    rows = TangentTimes(source, k=2, repeats=1, out=out, sampling=Sampling(steps=3), place=CPU).run()
+    assert rows[0]["over_plain"] == 1 and all(math.isfinite(row["seconds"]) for row in rows)
+    assert len((tmp_path / "t.csv").read_text().splitlines()) >= 5
+
+
+def test_heads_are_the_same_both_ways():
+    rows = probe.ProbeTimes(n=20, t=(1, 21), layers=("out_1", "out_2"), place=CPU).run()
+    assert [row["heads"] for row in rows] == [4, 4, 4]
+    assert all(row["largest difference"] < 1e-4 for row in rows)
+
+
+def test_the_closed_form_is_the_mean_of_the_draws(tmp_path):
+    file = tmp_path / "laplace.json"
+    small = {"features": 8, "outputs": 2, "side": 16, "draws": 400, "rank": 64, "repeats": 1}
+    laplace.PredictiveVariance(**small, json=str(file)).run()
+    rows = {row["predictive variance"]: row for row in json.loads(file.read_text())["rows"]}
+    drawn, diag = (rows[name]["mean over the exact mean"] for name in ("400 weight draws", "diag"))
+    assert drawn == pytest.approx(diag, rel=0.1)
+    assert rows["full"]["mean over the exact mean"] == 1
+
+
+def test_words_make_a_benchmark():
+    words = ["--size", "tiny", "--members", "2", "4", "--repeats", "7", "--chunk", "3", "--device", "cpu"]
+    found = parse(Growth, words, "growth.py")
+    assert (found.size, found.members, found.plan.repeats) == ("tiny", (2, 4), 7)
+    assert (found.speed.chunk, found.place.device) == (3, "cpu")
+
+
 def test_helpers():
-    slow, fast = Timing((2.0, 4.0, 3.0)), Timing((1.0, 1.0, 2.0))
-    assert ratios(slow, fast) == (2.0, 1.5, 4.0) and str(fast) == "1000.0 ms [1000.0 .. 2000.0]"
-    assert operations(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 2 * 3 * 4 * 5
-    assert table([{"a": 1, "b": 2}]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
+    slow = Timing((2.0, 4.0, 3.0))
+    fast = Timing((1.0, 1.0, 2.0))
+    assert compare_rounds(slow, fast) == (2.0, 1.5, 4.0) and str(fast) == "1000.0 ms [1000.0 .. 2000.0]"
+    assert count_operations(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 2 * 3 * 4 * 5

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import tyro
@@ -102,7 +103,16 @@ def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any
     Ctrl-C ends it with code 130. In a SLURM job SIGUSR1 puts the job back into the queue: commands continue what they
     were stopped in.
     """
-    command = parse(load_command(name), words, prog or f"decu {name}")
+    return _run(parse(load_command(name), words, prog or f"decu {name}"))
+
+
+def run_file(command: type) -> Any:
+    """Run a command that is a file of its own, a benchmark for example, from the words of this process."""
+    return _run(parse(command, sys.argv[1:], Path(sys.argv[0]).name))
+
+
+def _run(command: Command) -> Any:
+    """Run a command; see `run_command` for how its errors end the process."""
     from ldm.jobs import requeue_when_asked
 
     requeue_when_asked()

@@ -1,66 +1,67 @@
-"""What the benchmarks share: sizes, both sides timed in turn, the rate of matrix products, tables, JSON."""
+"""What benchmarks measure with: networks of known sizes, sides that are timed in turn, operations, memory."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.cli import add_device_arguments
 from ldm.ensembles.heads import initialise, resolve_patterns, select
 from ldm.ensembles.members import Members
 from ldm.jobs import pick_device
 from ldm.memory import keep_freed_memory, peak_bytes
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.options import option
 from ldm.pipelines import build_model
-from ldm.records import record
+from ldm.records import Row, record
 from ldm.training.config import load_config
 from ldm.util import atomic_write, generator
 
-# Weights are drawn. Parameters of the UNet, operations of a pass, latents.
+# Configs whose networks are benchmarked with random weights: parameters of the UNet, operations of a pass, latents.
 SIZES = {
     "tiny": "configs/latent-diffusion/digits.yaml",  # 1.0 M, 0.04 GFLOP, 8x8x1
     "small": "configs/latent-diffusion/small.yaml",  # 24.2 M, 1.43 GFLOP, 16x16x3
     "cin256": "configs/latent-diffusion/cin256-v2.yaml",  # 400.9 M, 202 GFLOP, 64x64x3
 }
+SizeName = Literal["tiny", "small", "cin256"]
 Call = Callable[[], Any]
 
 
-def add_benchmark_arguments(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
-    """Which size, where, how often, and where the numbers go."""
-    add = parser.add_argument
-    add("--size", choices=list(SIZES), default="small", help="network of random weights, see SIZES")
-    add("--repeats", type=int, default=repeats, help="timings of each side, in turn")
-    add("--threads", type=int, help="CPU threads (default: torch's)")
-    add("--json", metavar="FILE", help="also write the numbers here")
-    add_device_arguments(parser)
+@dataclass(frozen=True)
+class TimingPlan:
+    """How a benchmark times its sides, and where its numbers go."""
 
+    repeats: int = 5
+    """Timings of each side, in turn."""
+    threads: Annotated[int | None, option(metavar="N", default="torch's")] = None
+    """Threads of the CPU."""
+    json: Annotated[str | None, option(metavar="FILE", default="the numbers are printed only")] = None
+    """Write the numbers to this file, too."""
 
-def start_timing(options: argparse.Namespace) -> torch.device:
-    """The device, with the threads asked for."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    return pick_device(options.device)
+    def start(self, device: str) -> torch.device:
+        """Take the threads that were asked for, keep memory between calls, and return the device."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        keep_freed_memory()
+        return pick_device(device)
 
 
 def load_size_config(size: str) -> DictConfig:
-    """The config of a size, from the root of the repository."""
+    """Load the config of a size from the repository."""
     return load_config([str(Path(__file__).parents[2] / SIZES[size])])
 
 
-def random_model(config: Mapping[str, Any], device: torch.device, seed: int = 0) -> LatentDiffusion:
-    """A model of a config none of whose layers is zero: what it computes is meaningless, what it costs is not."""
+def draw_model(config: Mapping[str, Any], device: torch.device, seed: int = 0) -> LatentDiffusion:
+    """Build a model none of whose layers is zero: what it computes means nothing, what it costs is the real cost."""
     model = build_model(config)
     source = generator("benchmark", seed)
     with torch.no_grad():
@@ -71,16 +72,17 @@ def random_model(config: Mapping[str, Any], device: torch.device, seed: int = 0)
     return model.eval().requires_grad_(False).to(device)
 
 
-def random_members(model: LatentDiffusion, heads: list[str], count: int, seed: int) -> Members:
-    """Members that differ in perturbed heads, the null class in common."""
+def draw_members(model: LatentDiffusion, heads: Sequence[str], count: int, seed: int) -> Members:
+    """Draw members that differ in perturbed heads and share the null class."""
     state = model.state_dict()
-    names = select(state, resolve_patterns(heads, model.head_patterns))
+    names = select(state, resolve_patterns(list(heads), model.head_patterns))
     members = []
     for member in range(count):
         own = {name: state[name].clone() for name in names}
         initialise(own, "perturbed", generator(seed, member), 0.5)
-        for name in [name for name in names if name in model.class_tables.axes]:
-            own[name][model.null_class] = state[name][model.null_class]
+        for name in names:
+            if name in model.class_tables.axes:
+                own[name][model.null_class] = state[name][model.null_class]
         members.append(own)
     return Members.stack(members)
 
@@ -91,8 +93,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(call: Call, device: torch.device) -> float:
-    """Duration of one call."""
+def measure_seconds(call: Call, device: torch.device) -> float:
+    """Return the duration of one call in seconds."""
     synchronize(device)
     began = time.perf_counter()
     call()
@@ -108,43 +110,51 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """The median duration, in seconds."""
         return statistics.median(self.values)
 
     def __str__(self) -> str:
         return f"{1e3 * self.median:.1f} ms [{1e3 * min(self.values):.1f} .. {1e3 * max(self.values):.1f}]"
 
 
-def in_turn(sides: Mapping[str, Call], device: torch.device, repeats: int, warm: int = 1) -> dict[str, Timing]:
-    """Time every side `repeats` times, one after the other in each round, so that all see the same machine."""
+def time_in_turn(sides: Mapping[str, Call], device: torch.device, repeats: int, warm: int = 1) -> dict[str, Timing]:
+    """Time every side `repeats` times, one after the other in each round, so that all see the same machine.
+
+    Args:
+        sides: the calls by name.
+        device: whose work is waited for.
+        repeats: rounds.
+        warm: calls of each side before the first round, which are not timed.
+    """
     for call in sides.values():
         for _ in range(warm):
             call()
-    rounds = [{name: seconds(call, device) for name, call in sides.items()} for _ in range(repeats)]
+    rounds = [{name: measure_seconds(call, device) for name, call in sides.items()} for _ in range(repeats)]
     return {name: Timing(tuple(one[name] for one in rounds)) for name in sides}
 
 
-def ratios(slow: Timing, fast: Timing) -> tuple[float, float, float]:
-    """Median, least and greatest ratio of the rounds of two sides."""
+def compare_rounds(slow: Timing, fast: Timing) -> tuple[float, float, float]:
+    """Return the median, the least and the greatest ratio of the rounds of two sides."""
     values = sorted(a / b for a, b in zip(slow.values, fast.values, strict=True))
     return statistics.median(values), values[0], values[-1]
 
 
-def matrix_product(device: torch.device, dtype: torch.dtype | None = None, side: int = 0) -> tuple[Call, float]:
-    """A product of two square matrices, the ceiling of what a network can reach, and its operations."""
+def make_matrix_product(device: torch.device, dtype: torch.dtype | None = None, side: int = 0) -> tuple[Call, float]:
+    """Return a product of two square matrices, whose rate bounds that of a network, and its operations."""
     side = side or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(side, side, generator=generator("product", k)).to(device, dtype) for k in range(2))
     return lambda: a @ b, 2.0 * side**3
 
 
-def operations(call: Call) -> int:
-    """Multiplications and additions of the matrix products, convolutions and attentions of a call."""
+def count_operations(call: Call) -> int:
+    """Count multiplications and additions of the matrix products, convolutions and attentions of a call."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-def memory(call: Call, device: torch.device) -> int:
-    """Most bytes that tensors of a call took at once, beyond what was there."""
+def measure_memory(call: Call, device: torch.device) -> int:
+    """Return the most bytes that tensors of a call took at once, beyond what was there before."""
     if device.type != "cuda":
         return peak_bytes(call)
     before = torch.cuda.memory_allocated(device)
@@ -154,31 +164,30 @@ def memory(call: Call, device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def describe_device(options: argparse.Namespace) -> str:
-    """The device, in words."""
-    device = pick_device(options.device)
+def describe_device(device: torch.device) -> str:
+    """Name a device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def weights_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters."""
+def count_weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters."""
     return sum(value.numel() * value.element_size() for value in module.parameters())
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
-    """Greatest absolute difference over the greatest absolute value of a."""
+    """Return the greatest absolute difference over the greatest absolute value of a."""
     return float((a.double() - b.double()).abs().max() / a.double().abs().max())
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as a Markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "| " + " | ".join("---" for _ in rows[0]) + " |"]
-    return "\n".join([*lines, *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows)])
+def write_numbers(path: str | None, benchmark: Any, rows: Sequence[Row], numbers: Any, device: torch.device) -> None:
+    """Write the table and the numbers of a benchmark as JSON, with what produced them.
 
-
-def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], numbers: Any) -> None:
-    """Write the numbers, with what produced them, where `--json` says."""
-    if options.json:
-        content = record(vars(options), table=list(rows), numbers=numbers, where=describe_device(options))
-        with atomic_write(options.json, overwrite=True) as partial:
-            partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    Args:
+        path: the file, which is replaced; nothing is written where it is None.
+        benchmark: the benchmark itself, a dataclass of options.
+    """
+    if path is None:
+        return
+    content = record(benchmark, table=list(rows), numbers=numbers, where=describe_device(device))
+    with atomic_write(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
