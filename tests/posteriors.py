@@ -5,8 +5,10 @@ import csv
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
+from ldm.commands.evaluate_reference import EvaluateReference
+from ldm.commands.images import FeatureChoice, ImageSource
 from ldm.evaluation.classifier import Architecture, SmallClassifier, save_classifier
-from scripts import evaluate, fit_laplace
+from scripts import fit_laplace
 from tests.conftest import tiny_config, tiny_model
 
 DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
@@ -37,14 +39,7 @@ def write_posterior(folder):
     fit_laplace.main([*words, *fit])
     fit_laplace.main([*words, "--n", "20", "--published", "--out", str(folder / "published")])
     save_classifier(SmallClassifier(Architecture(1, 8, 10, width=4, num_features=8), 1), folder / "c.safetensors", {})
-    reference = [
-        "--data",
-        "target=ldm.data.digits.Digits",
-        "params.split=test",
-        "--n",
-        "60",
-        "--features",
-        "classifier",
-    ]
-    evaluate.main(["ref", *reference, "--weights", str(folder / "c.safetensors"), "--out", str(folder / "ref")])
+    images = ImageSource(data=("target=ldm.data.digits.Digits", "params.split=test"), n=60)
+    features = FeatureChoice("classifier", weights=str(folder / "c.safetensors"))
+    EvaluateReference(images, str(folder / "ref"), features=features).run()
     return folder, [*words, "--posterior", str(folder / "fit"), "--steps", "4", "--draws", "3"]

@@ -9,6 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_state_dict, save_checkpoint
+from ldm.commands.evaluate_reference import EvaluateReference
+from ldm.commands.images import FeatureChoice, ImageSource
+from ldm.commands.shared import Placement
 from ldm.data.base import LabelledImages
 from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.epsilon_scaling import load_scaling
@@ -17,7 +20,7 @@ from ldm.experiments.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.report.tables import read_csv
 from ldm.util import generator
-from scripts import choose_eps_scaling, evaluate, exposure_bias
+from scripts import choose_eps_scaling, exposure_bias
 from tests.conftest import tiny_config, tiny_model
 
 FACTOR = 1.03
@@ -124,8 +127,8 @@ def test_the_search_finds_the_b_that_undoes_the_excess(tmp_path):
     features = "tests.test_exposure_scripts.PixelFeatures"
     ref = tmp_path / "ref"
     data = "target=tests.test_exposure_scripts.Gaussians"
-    words_ref = ["ref", "--data", data, "--features", features, "--channels", "1", "--device", "cpu"]
-    evaluate.main([*words_ref, "--out", str(ref)])
+    chosen = FeatureChoice(features, channels=1)
+    EvaluateReference(ImageSource(data=(data,)), str(ref), features=chosen, place=Placement("cpu")).run()
     more = [
         "--method",
         "search",

@@ -12,10 +12,11 @@ from PIL import Image
 
 import main as trainer
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
+from ldm.commands.line import COMMANDS
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.storage import read_ensemble
-from scripts import export_trunk, make_bins, recognise_samples
+from scripts import export_trunk, make_bins
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 
@@ -185,12 +186,12 @@ def test_trunk_of_a_run_and_its_recognition(components, capsys):
     kept = load_state_dict(run_folder / "checkpoints" / "last.ckpt")
     assert not any(name.startswith("model_ema") for name in state)
     assert torch.equal(state["model.diffusion_model.out.2.bias"], kept["model_ema.diffusion_modelout2bias"])
-    rate = recognise_samples.main(["--run", str(run_folder), "--n", "2", "--ddim_steps", "2", "--device", "cpu"])
+    rate = call("evaluate recognise", ["--run", run_folder, "--n", 2, "--ddim_steps", 2, "--device", "cpu"])
     assert 0 <= rate <= 1
     assert "real test images 99" in capsys.readouterr().out, "the classifier itself knows the digits"
 
 
-@pytest.mark.parametrize("name", ["sample members", "rollout", "uncertainty classes", "uncertainty pixels", "gather"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_examples_and_defaults(name, capsys):
     with pytest.raises(SystemExit) as stop:
         call(name, ["--help"])

@@ -9,13 +9,16 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
+from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricSettings
+from ldm.commands.evaluate_reference import EvaluateReference
+from ldm.commands.images import FeatureChoice, ImageSource
 from ldm.data.digits import Digits
 from ldm.diffusion.noise import keyed_normal
 from ldm.evaluation.extractors import make_extractor
 from ldm.experiments.probes import draw_probe_positions
 from ldm.report.tables import read_csv, write_csv
 from ldm.util import instantiate_from_config
-from scripts import contrastive, evaluate, linear_probe, noisy_classifier, probe_uncertainty
+from scripts import contrastive, linear_probe, noisy_classifier, probe_uncertainty
 from tests.conftest import tiny_config, tiny_model
 from tests.models.test_classifier_training import ENCODER
 
@@ -120,14 +123,16 @@ def test_trunk_features_serve_the_metrics(source, tmp_path):
         channels=1,
     )
     assert extractor.network.reading.times == (50.0,)
-    words = ["--features", "ldm.pipelines.features.BackboneFeatures", "--features_params", *params, "--channels", "1"]
-    data = ["--data", "target=ldm.data.digits.Digits"]
-    evaluate.main(["ref", *data, "params.split=train", "--n", "200", *words, "--out", str(tmp_path / "ref")])
-    found = evaluate.main(
-        ["calc", *data, "params.split=test", "--n", "100", "--ref", str(tmp_path / "ref"), "--metrics", "fid", "kid",
-         "--resamples", "0", "--fid_resamples", "0", "--out", str(tmp_path / "out")]
-    )  # fmt: skip
-    assert found is not None
+    features = FeatureChoice("ldm.pipelines.features.BackboneFeatures", features_params=tuple(params), channels=1)
+    data = "target=ldm.data.digits.Digits"
+    train = ImageSource(data=(data, "params.split=train"), n=200)
+    EvaluateReference(train, str(tmp_path / "ref"), features=features).run()
+    tests = ImageSource(data=(data, "params.split=test"), n=100)
+    settings = MetricSettings(resamples=0, fid_resamples=0)
+    command = EvaluateMetrics(
+        tests, str(tmp_path / "ref"), str(tmp_path / "out"), metrics=("fid", "kid"), settings=settings
+    )
+    assert command.run() is not None
 
 
 def test_probe_uncertainty_joins_by_class(tmp_path):

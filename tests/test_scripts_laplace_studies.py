@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricSettings
+from ldm.commands.images import ImageSource
+from ldm.commands.shared import Placement
 from scripts import (
     benchmark_bayesdiff,
-    evaluate,
     filter_by_uncertainty,
     resample_laplace,
     sample_laplace,
@@ -57,9 +59,9 @@ def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     found = {row["removed by"]: row for row in rows}
     assert {"none", "sum", "patch_max", "random", "random, s.d."} <= set(found)
     assert found["none"]["z_fid"] is None and found["none"]["kept"] == 30
-    keep = ["--images", str(tmp_path / "samples" / "samples.npz"), "--keep", str(out / "kept" / "sum.txt")]
-    quick = ["--ref", str(folder / "ref"), "--metrics", "fid", "--fid_resamples", "0", "--device", "cpu"]
-    (row,) = evaluate.main(["calc", *keep, *quick, "--out", str(tmp_path / "calc")])
+    keep = ImageSource(images=str(tmp_path / "samples" / "samples.npz"), keep=str(out / "kept" / "sum.txt"))
+    quick = {"metrics": ("fid",), "settings": MetricSettings(fid_resamples=0), "place": Placement("cpu")}
+    (row,) = EvaluateMetrics(keep, str(folder / "ref"), str(tmp_path / "calc"), **quick).run()
     assert row.value == pytest.approx(found["sum"]["fid"], rel=1e-6)
     with pytest.raises(FileExistsError, match="holds a table"):
         filter_by_uncertainty.main([*shared, "--out", str(out)])

@@ -38,10 +38,21 @@ COMMANDS: dict[str, Entry] = {
     ),
     "uncertainty pixels": Entry("uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel."),
     "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
+    "evaluate reference": Entry(
+        "evaluate_reference", "EvaluateReference", "Extract the features of a reference set once."
+    ),
+    "evaluate metrics": Entry("evaluate_metrics", "EvaluateMetrics", "Measure images against a reference."),
+    "evaluate classifier": Entry(
+        "evaluate_classifier", "EvaluateClassifier", "Train the small classifier whose features small data take."
+    ),
+    "evaluate recognise": Entry(
+        "evaluate_recognise", "EvaluateRecognise", "Recognise samples by a classifier of the real images."
+    ),
 }
 GROUPS: dict[str, str] = {
     "sample": "Draw samples of a model, or of the members of an ensemble.",
     "uncertainty": "Measure what an ensemble does not know.",
+    "evaluate": "Measure how good images are, whatever made them.",
 }
 
 

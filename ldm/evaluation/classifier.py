@@ -183,7 +183,7 @@ def load_classifier(path: str | os.PathLike) -> SmallClassifier:
     for file in (Path(path), record_path(path)):
         if not file.is_file():
             raise FileNotFoundError(
-                f"no classifier at {file}; train one on your data with scripts/train_classifier.py, which writes NAME"
+                f"no classifier at {file}; train one on your data with `decu evaluate classifier`, which writes NAME"
                 ".safetensors and NAME.yaml"
             )
     spec = OmegaConf.to_container(OmegaConf.load(record_path(path)))

@@ -7,6 +7,7 @@ same noise is added as the strength grows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -80,14 +81,22 @@ def distort(images: Tensor, positions: Sequence[int], name: str, strength: float
     return ((floats + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def named_strength(words: str) -> tuple[str, float]:
-    """("blur", 0.5) of "blur:0.5".
+@dataclass(frozen=True)
+class Distortion:
+    """A distortion by name, and its strength in [0, 1]."""
+
+    name: str
+    strength: float
+
+
+def read_distortion(words: str) -> Distortion:
+    """Read the words "blur:0.5".
 
     Raises:
         ValueError: if the text has another form.
     """
     name, _, strength = words.partition(":")
     try:
-        return name, float(strength)
+        return Distortion(name, float(strength))
     except ValueError as error:
         raise ValueError(f"a distortion is NAME:STRENGTH, such as blur:0.5; got '{words}'") from error

@@ -35,7 +35,7 @@ FEATURE_KINDS = Activations._fields
 PART = 500
 
 
-class ImageSource(Protocol):
+class ImageSet(Protocol):
     """Images uint8 [B, C, H, W] by position; see `ldm.pipelines.images`."""
 
     def __len__(self) -> int: ...
@@ -91,7 +91,7 @@ def split_images(count: int) -> dict[str, tuple[int, int]]:
 
 @torch.no_grad()
 def compute_activations(
-    source: ImageSource,
+    source: ImageSet,
     span: tuple[int, int],
     extractor: Extractor,
     batch_size: int,
@@ -114,7 +114,7 @@ def compute_activations(
 
 
 def extract(
-    source: ImageSource,
+    source: ImageSet,
     extractor: Extractor,
     folder: str | Path,
     *,
@@ -206,7 +206,7 @@ def open_features(folder: str | Path) -> FeatureSet:
     """
     folder = Path(folder)
     if not is_feature_folder(folder):
-        raise FileNotFoundError(f"{folder} holds no complete features; run scripts/evaluate.py ref (again)")
+        raise FileNotFoundError(f"{folder} holds no complete features; run `decu evaluate reference` (again)")
     arrays = {kind: folder / f"{kind}.npy" for kind in FEATURE_KINDS}
     return FeatureSet(
         **{kind: np.load(path, mmap_mode="r") for kind, path in arrays.items() if path.is_file()},

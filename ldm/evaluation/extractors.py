@@ -31,7 +31,7 @@ def make_extractor(
     """
     if name == "classifier":
         if weights is None:
-            raise ValueError("features 'classifier' need --weights, a file that scripts/train_classifier.py wrote")
+            raise ValueError("features 'classifier' need --weights, a file that `decu evaluate classifier` wrote")
         return ClassifierFeatures(weights)
     if name == "inception":
         return InceptionFeatures(weights)

@@ -68,7 +68,7 @@ class Extractor(nn.Module):
 
 
 class ClassifierFeatures(Extractor):
-    """Penultimate layer, logits and first channels of the last map of a classifier that train_classifier.py wrote."""
+    """Penultimate layer, logits and first channels of the last map of what `decu evaluate classifier` trained."""
 
     name = "classifier"
 
@@ -89,7 +89,7 @@ class ClassifierFeatures(Extractor):
         if images.shape[-2:] != (self.sizes.side, self.sizes.side):
             raise ValueError(
                 f"this classifier knows images of {self.sizes.side} x {self.sizes.side} pixels, got "
-                f"{images.shape[-2]} x {images.shape[-1]}; train one on such images (scripts/train_classifier.py), or "
+                f"{images.shape[-2]} x {images.shape[-1]}; train one on such images (`decu evaluate classifier`), or "
                 "give the data set another image_size"
             )
         maps, pooled, logits = self.network.activations(signed(images))

@@ -21,7 +21,7 @@ from ldm.checkpoint import load_checkpoint
 from ldm.data.base import check_choice
 from ldm.data.npz import Rows
 from ldm.data.pictures import Files, decode
-from ldm.evaluation.extraction import ImageSource
+from ldm.evaluation.extraction import ImageSet
 from ldm.images import to_uint8
 from ldm.util import generator, instantiate_from_config
 
@@ -50,7 +50,7 @@ def as_bytes(images: Tensor | np.ndarray, name: str) -> Tensor:
     )
 
 
-def probed(source: ImageSource) -> dict[str, str]:
+def probed(source: ImageSet) -> dict[str, str]:
     """{content_sha256: hash of some images, spread over a source}, for `describe`: tells it from others of its size,
     such as samples drawn anew into the same folder."""
     digest, last = hashlib.sha256(), len(source) - 1
@@ -215,7 +215,7 @@ class SampledImages:
 class Chosen:
     """Some images of another source, by position, in the order given."""
 
-    def __init__(self, source: ImageSource, positions: Sequence[int], why: str):
+    def __init__(self, source: ImageSet, positions: Sequence[int], why: str):
         wrong = [position for position in positions if not 0 <= position < len(source)]
         if wrong or not len(positions):
             raise ValueError(f"{why}: expected positions 0..{len(source) - 1}, got {wrong[:5] or 'none'}")
@@ -235,7 +235,7 @@ class Chosen:
         return {**self.source.describe(), "chosen": self.why, "count": len(self), "positions_sha256": digest}
 
 
-def positions_of(source: ImageSource, words: Iterable[str]) -> list[int]:
+def positions_of(source: ImageSet, words: Iterable[str]) -> list[int]:
     """Positions of lines that are numbers, or for a folder paths below it.
 
     Raises:
@@ -253,7 +253,7 @@ def positions_of(source: ImageSource, words: Iterable[str]) -> list[int]:
     return found
 
 
-def load_images(path: str | Path, channels: int = 3, image_size: int | None = None) -> ImageSource:
+def load_images(path: str | Path, channels: int = 3, image_size: int | None = None) -> ImageSet:
     """The images of a folder, .zip, .npz, .pt, .pth or .safetensors file.
 
     Raises:

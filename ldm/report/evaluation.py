@@ -1,18 +1,26 @@
-"""Figures of image metrics: against the number of images, and against the strength of distortions."""
+"""Tables and figures of image metrics: alone, against the number of images, against the strength of distortions."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ldm.evaluation.sample_sizes import SizeSummary
+from ldm.evaluation.metrics import MetricRow
+from ldm.evaluation.sample_sizes import SizedRow, SizeSummary, summarise_sizes, without_bias
+from ldm.experiments.image_metrics import DistortedRow
 from ldm.images import save_figure
 from ldm.report.plots import COLOURS, MARKERS
+from ldm.report.tables import write_csv
+from ldm.util import atomic_write
 
 LABELS = {
     "fid": "FID",
@@ -28,6 +36,46 @@ PANEL = (2.9, 2.5)  # inches
 def label(metric: str) -> str:
     """A metric's name in figures."""
     return LABELS.get(metric, metric.replace("_", " "))
+
+
+def metric_lines(rows: Sequence[MetricRow]) -> list[str]:
+    """Return a line of text a number, with its interval where it has one."""
+    lines = []
+    for row in rows:
+        between = f"  [{row.low:.5g}, {row.high:.5g}]  {row.interval}" if not math.isnan(row.low) else ""
+        lines.append(f"{row.metric:>14}  {row.value:.6g}{between}")
+    return lines
+
+
+def write_metrics(out: Path, rows: Sequence[MetricRow], features: str, seed: int) -> None:
+    """Write metrics.csv and metrics.json; `features` names what they were computed from."""
+    table = [{**asdict(row), "features": features, "seed": seed} for row in rows]
+    write_csv(out / "metrics.csv", table, overwrite=True)
+    with atomic_write(out / "metrics.json", overwrite=True) as file:
+        file.write_text(json.dumps({row["metric"]: row for row in table}, indent=1) + "\n")
+
+
+def write_sample_sizes(out: Path, rows: Sequence[SizedRow]) -> float | None:
+    """Write sample_sizes.csv and sample_sizes.png; return FID extrapolated to infinitely many images, where it can be.
+
+    Of one size, or without FID, nothing can be extrapolated.
+    """
+    summaries = summarise_sizes(rows)
+    write_csv(out / "sample_sizes.csv", [asdict(summary) for summary in summaries], overwrite=True)
+    sizes = {row.size for row in rows if row.metric == "fid"}
+    unbiased = without_bias(rows) if len(sizes) > 1 else None
+    sample_size_plot(summaries, out / "sample_sizes.png", unbiased_fid=unbiased, overwrite=True)
+    return unbiased
+
+
+def write_distortions(out: Path, rows: Sequence[DistortedRow]) -> None:
+    """Write distortions.csv and distortions.png."""
+    write_csv(out / "distortions.csv", [row.columns() for row in rows], overwrite=True)
+    curves: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    for one in rows:
+        points = curves.setdefault(one.row.metric, {}).setdefault(one.distortion.name, [])
+        points.append((one.distortion.strength, one.row.value, one.row.low, one.row.high))
+    distortion_plot(curves, out / "distortions.png", overwrite=True)
 
 
 def sample_size_plot(
@@ -56,7 +104,9 @@ def sample_size_plot(
     for number, (axes, metric) in enumerate(zip(grid, metrics, strict=False)):
         chosen = [summary for summary in summaries if summary.metric == metric]
         sizes = [summary.size for summary in chosen]
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 4, "lw": 1.4}
+        colour = COLOURS[number % len(COLOURS)]
+        marker = MARKERS[number % len(MARKERS)]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4, "lw": 1.4}
         errors = [0 if math.isnan(summary.error) else summary.error for summary in chosen]
         axes.errorbar(sizes, [summary.mean for summary in chosen], errors, capsize=2, **style)
         if metric == "fid" and unbiased_fid is not None:

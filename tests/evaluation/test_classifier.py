@@ -17,7 +17,6 @@ from ldm.evaluation.classifier import (
 )
 from ldm.pipelines.images import DataSetImages
 from ldm.util import generator
-from scripts import train_classifier as script
 
 TINY = Architecture(1, 8, 10, width=4, num_features=16)
 
@@ -52,7 +51,7 @@ def test_files_give_the_same_network_and_must_belong_together(tmp_path):
     (tmp_path / "b.safetensors").replace(path)
     with pytest.raises(ValueError, match="sha256"):
         load_classifier(path)
-    with pytest.raises(FileNotFoundError, match="train_classifier"):
+    with pytest.raises(FileNotFoundError, match="decu evaluate classifier"):
         load_classifier(tmp_path / "none.safetensors")
 
 
@@ -76,16 +75,3 @@ def test_what_does_not_fit_is_refused():
     images, labels = digits(count=20)
     with pytest.raises(ValueError, match="expected images"):
         train_classifier(SmallClassifier(Architecture(3, 8, 10)), images, labels, ClassifierTraining(), 0)
-
-
-def test_script_writes_weights_and_record(tmp_path):
-    out = tmp_path / "digits.safetensors"
-    words = ["--base", "configs/evaluation/digits.yaml", "--out", str(out), "--epochs", "1", "--device", "cpu"]
-    rate = script.main([*words, "classifier.width=4"])
-    spec = OmegaConf.load(tmp_path / "digits.yaml")
-    assert spec.test_accuracy == rate and spec.test_images == 359 and spec.architecture.width == 4
-    assert accuracy(load_classifier(out), *digits("test")) == rate
-    with pytest.raises(FileExistsError):
-        script.main(words)
-    with pytest.raises(ValueError, match="unknown keys"):
-        script.main([*words, "--overwrite", "classifier.depth=4"])

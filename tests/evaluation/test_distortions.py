@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ldm.evaluation.distortions import DISTORTIONS, blur, distort, named_strength
+from ldm.evaluation.distortions import DISTORTIONS, Distortion, blur, distort, read_distortion
 from ldm.util import generator
 
 
@@ -69,6 +69,6 @@ def test_wrong_names_and_strengths_are_refused():
     for name, strength in (("warp", 0.5), ("blur", 1.5)):
         with pytest.raises(ValueError, match="strength in"):
             distort(images(), range(6), name, strength)
-    assert named_strength("blur:0.5") == ("blur", 0.5)
+    assert read_distortion("blur:0.5") == Distortion("blur", 0.5)
     with pytest.raises(ValueError, match="NAME:STRENGTH"):
-        named_strength("blur")
+        read_distortion("blur")

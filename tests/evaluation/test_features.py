@@ -78,7 +78,7 @@ def test_names_and_weights_that_are_missing_say_what_to_do(weights):
         make_extractor("torch.nn.Flatten", params={"sides": 2})
     with pytest.raises(ValueError, match="a file of weights goes to --weights"):
         make_extractor("models/digits.safetensors")
-    with pytest.raises(ValueError, match="train_classifier"):
+    with pytest.raises(ValueError, match="decu evaluate classifier"):
         make_extractor("classifier")
 
 

@@ -1,0 +1,60 @@
+"""`decu evaluate recognise`: how many class-conditional samples a classifier of the real images recognises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from ldm.commands.shared import ModelSource, Placement
+from ldm.options import option
+from ldm.settings import Sampling, Speed
+
+
+@dataclass(frozen=True)
+class EvaluateRecognise:
+    """Recognise class-conditional samples with a classifier of the real images, and see whether they are copies.
+
+    Examples:
+      decu evaluate recognise --run logs/2026-01-01T00-00-00_digits --n 50
+      decu evaluate recognise --base configs/latent-diffusion/digits.yaml --ckpt model.ckpt
+
+    The classifier and its own accuracy come from the config's training and validation data. Also prints how far
+    samples, and real test images, lie from their nearest training image: copies would lie nearer than test images do.
+    """
+
+    default_steps: ClassVar[int] = 50
+    default_scale: ClassVar[float] = 1.0
+
+    source: ModelSource
+    n: int = 50
+    """Samples of each class."""
+    real: int = 10000
+    """Training and test images that are used at most, drawn by --seed."""
+    grid: Annotated[str | None, option(metavar="FILE", default="no picture")] = None
+    """Write ten samples of each class to this picture too."""
+    sampling: Sampling = Sampling()
+    place: Placement = Placement()
+    speed: Speed = Speed()
+
+    def run(self) -> float:
+        """Sample, recognise and print; return the share of samples that is recognised."""
+        from pathlib import Path
+
+        from ldm.experiments.recognition import recognise_samples
+        from ldm.images import save_image, tile_images
+
+        pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
+        found = recognise_samples(pipeline, self.n, self.real)
+        if self.grid:
+            save_image(tile_images(found.first_of_each(10), columns=10, zoom=4), Path(self.grid), overwrite=True)
+        print("  ".join(f"{label}: {rate:.1%}" for label, rate in enumerate(found.rates)))
+        count = len(found.images)
+        print(f"recognised {found.mean:.2%} of {count} samples; real test images {found.real:.2%}")
+        samples = found.samples_apart
+        real = found.real_apart
+        print(
+            "distance to the nearest training image (RMS of -1 .. 1), median and smallest: "
+            f"samples {samples.median:.3f}, {samples.smallest:.3f}; "
+            f"real test images {real.median:.3f}, {real.smallest:.3f}"
+        )
+        return found.mean
