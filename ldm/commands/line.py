@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import importlib
+import io
 import signal
 import sys
 import textwrap
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import tyro
 
+from ldm.commands.words import collapse, normalise
 from ldm.options import SHOWN
 
 
@@ -73,39 +73,28 @@ def load_command(name: str) -> type[Command]:
 
 
 def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
-    """Make a command from words; a word that does not fit ends the process with code 2 and names what would."""
+    """Make a command from words; a word that does not fit ends the process with code 2 and names what would.
+
+    --help shows the command's own options and names the shared ones; --help_all explains those, too.
+    """
     SHOWN.update(steps=getattr(command, "default_steps", 200), scale=getattr(command, "default_scale", 1.0))
-    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(command, args=_normalised(command, words), prog=prog, config=markers, use_underscores=True)
+    words = normalise(command, words)
+    if "--help_all" in words:
+        return _parse(command, ["--help"], prog)
+    if "-h" not in words and "--help" not in words:
+        return _parse(command, words, prog)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=getattr(sys.stdout, "encoding", None) or "utf-8")
+    try:
+        with contextlib.redirect_stdout(shown):
+            return _parse(command, ["--help"], prog)
+    finally:
+        shown.seek(0)
+        print(collapse(shown.read()), end="")
 
 
-def _normalised(command: type[Command], words: Sequence[str]) -> list[str]:
-    """Rewrite older spellings: switches of three states without a value, and the second name of DPM-Solver++."""
-    switches = {f"--{name}" for name in _optional_switches(command)}
-    found: list[str] = []
-    for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
-        positive = word.replace("--no-", "--", 1).replace("--no_", "--", 1)
-        if word in switches and following not in ("True", "False", "None"):
-            found += [word, "True"]
-        elif positive != word and positive in switches:
-            found += [positive, "False"]
-        else:
-            found.append("DPM-Solver++" if word == "dpmpp_2m" else word)
-    return found
-
-
-def _optional_switches(command: type) -> set[str]:
-    """Return the options that are True, False, or left to the config."""
-    names = set()
-    for name, hint in typing.get_type_hints(command, include_extras=True).items():
-        inner, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
-        if dataclasses.is_dataclass(inner):
-            names |= _optional_switches(typing.cast(type, inner))
-        elif isinstance(inner, types.UnionType) and set(typing.get_args(inner)) == {bool, type(None)}:
-            given = [note.name for note in notes if getattr(note, "name", None)]
-            names.add(given[0] if given else name)
-    return names
+def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
+    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(command, args=words, prog=prog, config=markers, use_underscores=True)
 
 
 def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any:

@@ -1,0 +1,80 @@
+"""From words to a command: older spellings, shared groups of the help, and how errors end the process."""
+
+import pytest
+
+from ldm.commands.line import load_command, main, overview, parse, run_command
+from ldm.commands.words import collapse
+
+CLASSES = "uncertainty classes"
+
+
+def parsed(*words):
+    return parse(load_command(CLASSES), ["--path", "an ensemble", *words], "decu")
+
+
+def test_published_spellings_are_those_of_the_fields():
+    published = parsed("--ddim_steps", "7", "--ddim_eta", "0.5", "--unc_branch", "0", "3", "--base_comp", "-1")
+    assert (published.sampling.steps, published.sampling.eta) == (7, 0.5)
+    assert published.branching.step == (0, 3) and published.branching.base == (-1,)
+    ours = parsed("--steps", "7", "--eta", "0.5", "--unc_branch", "0", "3", "--base_comp", "-1")
+    assert ours == published
+
+
+@pytest.mark.parametrize(
+    ("words", "clip"),
+    [
+        ([], None),
+        (["--clip_denoised"], True),
+        (["--clip_denoised", "False"], False),
+        (["--no-clip_denoised"], False),
+    ],
+)
+def test_a_switch_of_three_states(words, clip):
+    assert parsed(*words).sampling.clip is clip
+
+
+def test_a_second_name_of_a_sampler():
+    assert parsed("--sampler", "dpmpp_2m").sampling.sampler == "DPM-Solver++"
+
+
+@pytest.mark.parametrize("words", [["--unc_branch", "1", "--branch_at", "0.5"], ["--stepz", "3"], ["--steps", "3x"]])
+def test_words_that_do_not_fit_end_with_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*words)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_of_a_run_end_with_their_sentence_and_code_1(tmp_path):
+    with pytest.raises(SystemExit, match=r"^error: .* holds no ensemble\.yaml"):
+        run_command(CLASSES, ["--path", str(tmp_path)])
+
+
+def test_help_names_shared_options_and_help_all_explains_them(capsys):
+    texts = {}
+    for word in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            parsed(word)
+        assert stop.value.code == 0
+        texts[word] = capsys.readouterr().out
+    assert "--eps_scaler" in texts["--help"] and "The divisor b" not in texts["--help"]
+    assert "The divisor b" in texts["--help_all"]
+    for name in ("--path", "--n", "--unc_branch", "--distance", "--keep_images"):
+        assert name in texts["--help"]
+
+
+def test_a_group_is_collapsed_in_either_form_of_the_help():
+    boxed = "╭─ options ─╮\n│ --own X    │\n╰─────╯\n╭─ speed options ─╮\n│ --chunk N    what │\n╰─────╯\n"
+    plain = " options\n -----\n  --own X\n\n speed options\n ------\n  Words.\n\n  --chunk N    what\n"
+    for text in (boxed, plain):
+        short = collapse(text)
+        assert "--own X" in short and "what" not in short
+        assert short.endswith("  speed: --chunk\n")
+
+
+def test_what_is_no_command_is_answered_with_the_list(capsys):
+    with pytest.raises(SystemExit, match="no command 'uncertainty clases'"):
+        main(["uncertainty", "clases"])
+    listed = capsys.readouterr().out
+    assert "uncertainty pixels" in listed and "gather" not in listed
+    assert "gather" in overview()
