@@ -106,9 +106,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: int = 200) -> No
 
 
 def add_posterior_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which posterior of `scripts/fit_laplace.py`, seen how, and how members and states are drawn from it."""
+    """Which posterior of `decu laplace fit`, seen how, and how members and states are drawn from it."""
     add = parser.add_argument
-    add("--posterior", required=True, help="folder that fit_laplace.py wrote, of this model")
+    add("--posterior", required=True, help="folder that decu laplace fit wrote, of this model")
     add("--curvature", help="see the fit through another curvature that it gathered for (--also)")
     for name in ("prior_precision", "sigma_noise", "temperature"):
         add(f"--{name}", type=float, help=f"another {name} than the fit's")

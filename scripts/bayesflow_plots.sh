@@ -39,7 +39,7 @@ trained() { # name, further configs: train it, or go on where it stopped, or tak
 
 fitted() { # name: fit the posterior of its run, if there is none
     local out=$logs/posteriors/$1
-    [ -f "$out/laplace.yaml" ] || python scripts/fit_laplace.py --run "$(newest "$1")" --draws "$draws" ${fit:+--n "$fit"} --out "$out"
+    [ -f "$out/laplace.yaml" ] || python -m ldm laplace fit --run "$(newest "$1")" --draws "$draws" ${fit:+--n "$fit"} --out "$out"
 }
 
 trained "$data-flow"

@@ -11,7 +11,7 @@ every method is compared with it on the same images (ranks of pixels and of imag
 calibration: the last layer is refitted to --bootstraps draws of the training images, with as many noise draws an image
 as the posterior's fit had; predictive variances of held-out (x_t, t) are compared with the refits' for each curvature.
 
-Posteriors are those of fit_laplace.py (--also sandwich gathers for all curvatures); the one of --published was fitted
+Posteriors are those of decu laplace fit (--also sandwich gathers for all curvatures); the one of --published was fitted
 with --published. Any run will do. Tables go to the screen and to --out.
 """
 
@@ -52,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     for command in (first, second):
         add_model_arguments(command, steps=10)
         add_posterior_arguments(command)
-        command.add_argument("--published", help="posterior of fit_laplace.py --published, for the published method")
+        command.add_argument("--published", help="posterior of decu laplace fit --published, for the published method")
         command.add_argument("--out", required=True, help="folder of the tables")
     first.add_argument("--n", type=int, default=20, help="images")
     first.add_argument("--grids", type=int, nargs="+", default=[10, 40], help="numbers of steps")

@@ -1,6 +1,6 @@
 """Trainings, ensembles, samplers, posteriors on a device that refuses the CPU's tensors beside its own, as a GPU does.
 
-It computes by the CPU's kernels, so what scripts write there is what they write on the CPU.
+It computes by the CPU's kernels, so what commands write there is what they write on the CPU.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch.utils import cpp_extension
 
 import main
 from tests.ensembles import write_ensemble
-from tests.posteriors import table, write_model
+from tests.posteriors import model_words, table, write_model
 from tests.training.runs import losses
 
 HERE = Path(__file__).parent
@@ -87,33 +87,45 @@ def test_trainings_have_the_losses_of_the_cpu(run, tmp_path):
 
 def test_samples_and_uncertainties_are_those_of_the_cpu(run, tmp_path):
     write_ensemble(tmp_path)
-    one = write_model(tmp_path, guidance_scale=2.0)[:4]
-    scripts = [
-        ["get_unc_synsets.py", "--path", tmp_path, "--n", 2, "--curve", "--diversity", "--base_comp", "all"],
-        ["get_unc_pixels.py", "--path", tmp_path, "--n", 1, "--space", "image", "latent"],
-        ["sample_model.py", "--path", tmp_path],
-        ["sample_model_rollout.py", "--path", tmp_path, "--classes", 3],
+    one = model_words(write_model(tmp_path, guidance_scale=2.0))[:4]
+    commands = [
+        [
+            "decu",
+            "uncertainty",
+            "classes",
+            "--path",
+            tmp_path,
+            "--n",
+            2,
+            "--curve",
+            "--diversity",
+            "--base_comp",
+            "all",
+        ],
+        ["decu", "uncertainty", "pixels", "--path", tmp_path, "--n", 1, "--space", "image", "latent"],
+        ["decu", "sample", "members", "--path", tmp_path],
+        ["decu", "rollout", "--path", tmp_path, "--classes", 3],
     ]
     for sampler in ("DDIM", "DDPM", "PLMS", "DPM-Solver++", "Heun"):
-        scripts.append(["scripts/sample_diffusion.py", *one, "--n", 3, "--steps", 4, "--sampler", sampler])
-    run(*both(scripts, tmp_path))
-    for number in range(len(scripts)):
+        commands.append(["scripts/sample_diffusion.py", *one, "--n", 3, "--steps", 4, "--sampler", sampler])
+    run(*both(commands, tmp_path))
+    for number in range(len(commands)):
         agree(tmp_path / f"second{number}", tmp_path / f"cpu{number}")
 
 
 def test_posteriors_and_their_maps_are_those_of_the_cpu(run, tmp_path):
-    model = write_model(tmp_path)[:4]
-    fit = ["scripts/fit_laplace.py", *model, "--n", 40, "--draws", 2, "--prior_precision", 50, "--also", "sandwich"]
-    maps = ["scripts/sample_laplace.py", *model, "--posterior", tmp_path / "cpu0", "--n", 2, "--steps", 3, "--draws", 3]
-    scripts = [fit, *([*maps, "--method", method] for method in ("persistent", "tangents", "bayesdiff"))]
-    run(*both(scripts, tmp_path))
-    for number in range(len(scripts)):
+    model = model_words(write_model(tmp_path))[:4]
+    fit = ["decu", "laplace", "fit", *model, "--n", 40, "--draws", 2, "--prior_precision", 50, "--also", "sandwich"]
+    maps = ["decu", "laplace", "sample", *model, "--posterior", tmp_path / "cpu0", "--n", 2, "--steps", 3, "--draws", 3]
+    commands = [fit, *([*maps, "--method", method] for method in ("persistent", "tangents", "bayesdiff"))]
+    run(*both(commands, tmp_path))
+    for number in range(len(commands)):
         agree(tmp_path / f"second{number}", tmp_path / f"cpu{number}")
 
 
-def both(scripts, folder):
-    """Each script on the CPU and on the second device, into `cpu0`, `second0`, ..."""
-    for number, words in enumerate(scripts):
+def both(commands, folder):
+    """Each command on the CPU and on the second device, into `cpu0`, `second0`, ..."""
+    for number, words in enumerate(commands):
         for device in ("cpu", "second"):
             yield [*words, "--device", device, "--out", folder / f"{device}{number}"]
 

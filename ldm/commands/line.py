@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import signal
 import sys
@@ -37,6 +38,11 @@ COMMANDS: dict[str, Entry] = {
         "uncertainty_classes", "UncertaintyClasses", "Measure what is not known, class by class."
     ),
     "uncertainty pixels": Entry("uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel."),
+    "laplace fit": Entry("laplace_fit", "FitLaplace", "Fit the posterior of a model's last layer."),
+    "laplace sample": Entry("laplace_sample", "SampleLaplace", "Sample with a variance for every pixel."),
+    "laplace sweep": Entry("laplace_sweep", "SweepLaplace", "Map under a grid of sigma_noise and prior_precision."),
+    "laplace resample": Entry("laplace_resample", "ResampleLaplace", "Finish again from states around one."),
+    "laplace filter": Entry("laplace_filter", "FilterLaplace", "Leave out uncertain images, beside random removal."),
     "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
     "evaluate reference": Entry(
         "evaluate_reference", "EvaluateReference", "Extract the features of a reference set once."
@@ -52,6 +58,7 @@ COMMANDS: dict[str, Entry] = {
 GROUPS: dict[str, str] = {
     "sample": "Draw samples of a model, or of the members of an ensemble.",
     "uncertainty": "Measure what an ensemble does not know.",
+    "laplace": "Fit a posterior of a model's last layer, and sample with its variances.",
     "evaluate": "Measure how good images are, whatever made them.",
 }
 
@@ -94,7 +101,14 @@ def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
 
 def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
     markers = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(command, args=words, prog=prog, config=markers, use_underscores=True)
+    return tyro.cli(
+        command,
+        args=words,
+        prog=prog,
+        description=inspect.getdoc(command),
+        config=markers,
+        use_underscores=True,
+    )
 
 
 def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any:

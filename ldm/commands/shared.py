@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from ldm.pipelines import EnsemblePipeline, ModelPipeline, PosteriorPipeline
 
 Split = Literal["binned_classes", "masked_classes"]
+# The methods of `ldm.pipelines.METHODS`.
+VarianceMethod = Literal[
+    "persistent",
+    "tangents",
+    "bayesdiff",
+    "bayesdiff_skip",
+    "published",
+    "published_skip",
+    "path",
+]
 ClassNames = Annotated[tuple[int | str, ...], option(metavar="CLASS ...", default="all classes")]
 SpreadClasses = Annotated[
     tuple[int | str, ...], option(metavar="CLASS ...", default="up to ten, spread over the images per class")
@@ -137,6 +148,15 @@ class Placement:
 
     device: str = "auto"
     """auto, cpu or cuda[:N]."""
+
+
+def read_params(words: Sequence[str]) -> dict[str, Any]:
+    """Return the keywords that words A=B name, dotted ones nested."""
+    from omegaconf import OmegaConf
+
+    found = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def read_scale(given: str | float) -> Any:

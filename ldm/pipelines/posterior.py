@@ -33,15 +33,15 @@ from ldm.uncertainty.propagation import (
 from ldm.util import derive_seed, generator
 
 METHODS = {
-    "persistent": "sampled weights, each held for the whole walk: the truth within its sampling error",
+    "persistent": "sampled weights, each held for the whole trajectory: the truth within its sampling error",
     "tangents": "its first-order limit: derivatives in the directions of the draws",
-    "bayesdiff": "weights drawn anew at every step, total variance",
+    "bayesdiff": "weights drawn again at every step, total variance",
     "bayesdiff_skip": "the same with states drawn at every few steps, slopes held between",
     "published": "BayesDiff as published, with its defects; samplers of one evaluation a step",
     "published_skip": "BayesDiff-Skip as published",
-    "path": "integral of the predictive variance along the plain walk, no further evaluations",
+    "path": "integral of the predictive variance along the plain trajectory, no further evaluations",
 }
-SAMPLED = ("persistent", "tangents")  # weights held for the whole walk, through whatever acts on predictions
+SAMPLED = ("persistent", "tangents")  # weights held for the whole trajectory, through whatever acts on predictions
 HYPERPARAMETERS = ("prior_precision", "sigma_noise", "temperature")
 ONE_EVALUATION = ("DDIM", "DDPM", "Euler")  # samplers whose step is affine in one evaluation
 

@@ -1,14 +1,13 @@
-"""Samples with their uncertainty: what is measured of a batch, and the pictures of maps, steps and ranks."""
+"""Samples with their uncertainty on disk: arrays, scores, and the pictures of maps, steps and ranks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
@@ -17,130 +16,26 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.diffusion.noise import ImageNoise
-from ldm.diffusion.samplers import Step, make_sampler
-from ldm.evaluation.features import Extractor
-from ldm.images import DPI, Panel, beyond, save_figure, side_by_side, to_uint8, without_outliers
-from ldm.pipelines import PosteriorPipeline
-from ldm.uncertainty import control_maps as control_maps
-from ldm.uncertainty.propagation import VarianceStep
-from ldm.uncertainty.scores import SCORES, Mask, feature_entropy, score_table, total
-from ldm.util import derive_seed
-
-CONTROL_MAPS = ("energy", "edges", "differences", "seeds")
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What is measured of every image besides its map.
-
-    Attributes:
-        masks: {name: mask} of segmentation scores.
-        extractor: network for the entropy of features over members; none where None.
-        control_maps: of `CONTROL_MAPS`, scored by their sum.
-        share, parts: of the percentile and of the patches.
-        seeds: noises of the control map `seeds`, drawn from the middle of the trajectory on.
-        step_maps: keep the map of every step.
-    """
-
-    masks: Mapping[str, Mask] = field(default_factory=dict)
-    extractor: Extractor | None = None
-    control_maps: Sequence[str] = ()
-    share: float = 95.0
-    parts: int = 4
-    seeds: int = 8
-    step_maps: bool = False
-
-
-def score_names(masks: Sequence[str], controls: Sequence[str] = (), features: bool = False) -> list[str]:
-    """Names of the scores that `measure_batch` gives for these masks and control maps, `features` with an extractor."""
-    segmented = [f"segmentation_{name}" for name in masks]
-    return [*SCORES, *segmented, *["feature_entropy"] * features, *(f"control_map_{name}" for name in controls)]
-
-
-@torch.no_grad()
-def measure_batch(
-    posterior: PosteriorPipeline, method: str, labels: Sequence[int] | None, images: Sequence[int], measures: Measures
-) -> dict[str, NDArray]:
-    """Samples and their uncertainty by one of `METHODS`.
-
-    Returns:
-        images uint8 [B, H, W, C]; latents and their variance [B, c, h, w]; map [B, H, W], the pixels' variance with
-        channels averaged; step_sums [B, S], the state's variance summed; step_maps [B, S, h, w] where asked for; and
-        score_NAME [B] for every score.
-    """
-    steps, trajectory = [], []
-    for last in posterior.steps(method, labels, images):
-        trajectory.append(last.step)
-        steps.append(last.var.mean(1) if measures.step_maps else last.var.sum((1, 2, 3)))
-    pipeline, channels = posterior.pipeline, last.var.shape[1]
-    stacked = torch.stack(steps, 1)
-    pixels, decoded = posterior.pixel_variance(last, images), pipeline.decode(last.step.x_next)
-    scores = score_table(pixels.cpu(), decoded, dict(measures.masks), measures.share, measures.parts)
-    if measures.extractor is not None:
-        scores["feature_entropy"] = entropy_of_members(posterior, last, measures.extractor)
-    scores |= {
-        f"control_map_{name}": _control_map(name, posterior, labels, images, trajectory, measures)
-        for name in measures.control_maps
-    }
-    found = {
-        "latents": last.step.x_next,
-        "variance": last.var,
-        "map": pixels.mean(1),
-        "step_sums": channels * stacked.sum((2, 3)) if measures.step_maps else stacked,
-        **({"step_maps": stacked} if measures.step_maps else {}),
-        **{f"score_{name}": value for name, value in scores.items()},
-    }
-    arrays = {name: value.float().cpu().numpy() for name, value in found.items() if not name.startswith("score_")}
-    arrays |= {name: value.double().cpu().numpy() for name, value in found.items() if name.startswith("score_")}
-    return {"images": to_uint8(decoded), **arrays}
-
-
-def entropy_of_members(posterior: PosteriorPipeline, last: VarianceStep, extractor: Extractor) -> Tensor:
-    """`feature_entropy` of the members' decoded images [B].
-
-    Raises:
-        ValueError: for a method that samples no weights.
-    """
-    if last.members is None or last.tangent:
-        raise ValueError("the entropy of features needs sampled members: --method persistent")
-    pictures = to_uint8(posterior.pipeline.decode(last.members.flatten(0, 1)))
-    pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(posterior.pipeline.device)
-    features = torch.cat([extractor(extractor.prepared(part)) for part in pictures.split(posterior.chunk)])
-    return feature_entropy(features.unflatten(0, last.members.shape[:2]))
-
-
-def _control_map(
-    name: str,
-    posterior: PosteriorPipeline,
-    labels: Sequence[int] | None,
-    images: Sequence[int],
-    trajectory: Sequence[Step],
-    measures: Measures,
-) -> Tensor:
-    """Sum [B] of a map that knows no posterior."""
-    pipeline = posterior.pipeline
-    if name == "edges":
-        return total(control_maps.edge_strength(pipeline.decode(trajectory[-1].x_next)))
-    if name == "differences":
-        return total(control_maps.successive_differences(trajectory))
-    if name == "energy":
-        features = posterior.predictive(labels).features(trajectory[-1].x, trajectory[-1].u)
-        return total(control_maps.feature_energy(posterior.laplace, features))
-    middle = trajectory[len(trajectory) // 2]
-    sampler, denoiser = make_sampler("DDIM", eta=1.0), posterior.build(labels)(pipeline.model.network)
-
-    def sample_again(seed: int):
-        noise = ImageNoise(derive_seed("seeds", pipeline.sampling.seed, seed), tuple(images), device=pipeline.device)
-        return sampler(denoiser, pipeline.model.schedule, middle.x, pipeline.times, noise=noise, start=middle.index)
-
-    return total(control_maps.seed_variance(sample_again, measures.seeds))
+from ldm.images import (
+    DPI,
+    Panel,
+    beyond,
+    heat_maps,
+    save_figure,
+    save_image,
+    side_by_side,
+    tile_images,
+    to_uint8,
+    without_outliers,
+)
+from ldm.report.tables import write_csv
+from ldm.util import atomic_write
 
 
 def step_maps_figure(
     images: NDArray[np.uint8],
     maps: NDArray,
-    times: Sequence[float],
+    times: Sequence[float] | NDArray,
     path: str | os.PathLike,
     columns: int = 10,
     label: str = "variance of the state",
@@ -164,7 +59,7 @@ def step_maps_figure(
     low, high = without_outliers(values)
     drawn, across, down = _draw_tiles(axes, values, cmap="cividis", vmin=low, vmax=high if high > low else low + 1)
     for centre, step in zip(across, chosen, strict=True):
-        where = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        where: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
         axes.text(centre, 1.01, f"u = {times[step]:.3g}", **where, fontsize=7)
     height, width = maps.shape[2:]
     left = across[-1] + 0.6 * width
@@ -256,3 +151,59 @@ def sweep_figure(
     bar.set_label("variance of the pixel", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     save_figure(figure, path, overwrite)
+
+
+def write_variance_report(
+    out: Path,
+    found: Mapping[str, NDArray],
+    labels: Sequence[int] | None,
+    times: Sequence[float] | NDArray,
+    *,
+    comment: str,
+    rank_by: str,
+    shown: int,
+) -> None:
+    """Write samples.npz, scores.csv, maps.png, steps.png and ranked.png of samples with their variances.
+
+    Args:
+        found: arrays of `ldm.experiments.variance_samples.measure_batch`, of all images.
+        labels: the class of every image [N]; None for an unconditional model.
+        times: u of each step's end [S].
+        comment: the first line of the table.
+        rank_by: the score that ranked.png is in the order of.
+        shown: images in maps.png; steps.png has up to eight.
+    """
+    images = found["images"]
+    kept = {name: found[name] for name in ("map", "variance", "latents", "step_sums")}
+    kept["step_maps"] = found["step_maps"][:shown]
+    if labels is not None:
+        kept["arr_1"] = np.asarray(labels)
+    with atomic_write(out / "samples.npz", overwrite=True) as partial:
+        np.savez_compressed(partial, arr_0=images, times=times, **kept)  # type: ignore[arg-type]
+    scores = {name.removeprefix("score_"): value for name, value in found.items() if name.startswith("score_")}
+    rows = []
+    for image in range(len(images)):
+        row: dict[str, Any] = {"image": image}
+        if labels is not None:
+            row["class"] = int(labels[image])
+        rows.append({**row, **{name: float(value[image]) for name, value in scores.items()}})
+    write_csv(out / "scores.csv", rows, [comment], overwrite=True)
+    maps = found["map"][:shown]
+    titles = None if labels is None else [f"class {label}" for label in labels[:shown]]
+    limits = without_outliers(maps)
+    label = "variance of the pixel"
+    heat_maps(images[:shown], maps, out / "maps.png", label, titles=titles, limits=limits, overwrite=True)
+    first = min(8, len(found["step_maps"]))
+    step_maps_figure(images[:first], found["step_maps"][:first], times, out / "steps.png", overwrite=True)
+    ranked_figure(images, scores[rank_by], out / "ranked.png", rank_by, overwrite=True)
+
+
+def write_variants(pictures: Tensor, out: Path, kind: str, shown: int) -> None:
+    """Write variants_KIND.png and .npz of variants [V, N, C, H, W] in [-1, 1]: image by image, the first `shown` in
+    the picture."""
+    pixels = to_uint8(pictures.transpose(0, 1).flatten(0, 1))
+    count = len(pictures)
+    canvas = tile_images(pixels[: shown * count], count, zoom=max(1, 48 // pixels.shape[1]))
+    save_image(canvas, out / f"variants_{kind}.png", overwrite=True)
+    with atomic_write(out / f"variants_{kind}.npz", overwrite=True) as partial:
+        np.savez_compressed(partial, arr_0=pixels)

@@ -12,7 +12,7 @@ from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import read_csv
 from ldm.uncertainty.aleatoric import data_covariance
 from scripts import benchmark_bayesflow
-from tests.posteriors import write_model
+from tests.posteriors import model_words, write_model
 
 FLOW = {"parameterization": "velocity"}
 FLOW["path_config"] = {"target": "ldm.diffusion.schedule.FlowSchedule", "params": {"time_scale": 1000.0}}
@@ -20,7 +20,7 @@ FLOW["path_config"] = {"target": "ldm.diffusion.schedule.FlowSchedule", "params"
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    return [*write_model(tmp_path_factory.mktemp("flow"), **FLOW), "--steps", "3"]
+    return [*model_words(write_model(tmp_path_factory.mktemp("flow"), **FLOW)), "--steps", "3"]
 
 
 @pytest.fixture(scope="module")

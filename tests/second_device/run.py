@@ -1,7 +1,7 @@
 """Run scripts of the project on the second device: python -m tests.second_device.run LIBRARY COMMANDS.json
 
-COMMANDS.json: a list of commands, each a list of words; the first is the script. `--gpus` and `--device second` mean
-the second device. A device is registered for good, so this is a process of its own.
+COMMANDS.json: a list of commands, each a list of words; the first is `decu`, or a script. `--gpus`
+and `--device second` mean the second device. A device is registered for good, so this is a process of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from ldm.commands import line
 from ldm.training import session
 from ldm.training.trainer import Devices
 
@@ -108,7 +109,10 @@ def main(library: str, commands: str) -> None:
     for words in json.loads(Path(commands).read_text()):
         print("$", *words, flush=True)
         sys.argv = words
-        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        if words[0] == "decu":
+            line.main(words[1:])
+        else:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,25 @@
-"""What is made of a posterior from the command line: sweep, filtering, variants, benchmarks."""
+"""What is made of a posterior by commands: sweep, filtering, variants, benchmarks."""
 
 import json
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricSettings
 from ldm.commands.images import ImageSource
-from ldm.commands.shared import Placement
-from scripts import (
-    benchmark_bayesdiff,
-    filter_by_uncertainty,
-    resample_laplace,
-    sample_laplace,
-    sweep_laplace,
-)
+from ldm.commands.laplace_filter import FilterLaplace, MetricName
+from ldm.commands.laplace_resample import Kind, ResampleLaplace
+from ldm.commands.laplace_sample import SampleLaplace
+from ldm.commands.laplace_sweep import SweepLaplace
+from ldm.evaluation.metrics import METRICS
+from ldm.images import to_uint8
+from ldm.settings import Sampling
+from ldm.uncertainty.resampling import VARIANT_KINDS
+from scripts import benchmark_bayesdiff
 from tests.cli import call
-from tests.posteriors import table, write_posterior
+from tests.posteriors import CPU, table, write_posterior
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +27,15 @@ def place(tmp_path_factory):
     return write_posterior(tmp_path_factory.mktemp("laplace"))
 
 
+def test_the_commands_know_what_the_library_measures():
+    assert get_args(MetricName) == tuple(METRICS) and get_args(Kind) == VARIANT_KINDS
+
+
 def test_the_sweep_scales_as_the_formulas_say(place, tmp_path):
-    _, words = place
-    grid = ["--sigmas", "0.05", "0.5", "--precisions", "1", "100", "--n", "3"]
+    sweep = SweepLaplace(out=str(tmp_path / "sweep"), sigmas=(0.05, 0.5), precisions=(1.0, 100.0), n=3, **place.shared)
     with pytest.raises(ValueError, match="--image below it"):
-        sweep_laplace.main([*words, *grid, "--image", "3", "--out", str(tmp_path / "sweep")])
-    rows = sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
+        replace(sweep, image=3)
+    rows = sweep.run()
     totals = {(row["sigma_noise"], row["prior_precision"]): row["total"] for row in rows}
     assert totals[0.5, 1.0] == pytest.approx(100 * totals[0.05, 100.0], rel=1e-3)
     assert all(0 <= row["slope_sigma"] <= 2.001 for row in rows if row["slope_sigma"] is not None)
@@ -37,47 +43,47 @@ def test_the_sweep_scales_as_the_formulas_say(place, tmp_path):
     maps = np.load(tmp_path / "sweep" / "sweep.npz")["maps"]
     assert maps.shape == (2, 2, 3, 8, 8)
     alone = []
-    for size in "12":
-        more = ["--method", "persistent", "--steps", "2", "--batch_size", size, "--out", str(tmp_path / size)]
-        sweep_laplace.main([*words, "--sigmas", "0.5", "--precisions", "1", "--n", "2", *more])
-        alone.append(np.load(tmp_path / size / "sweep.npz")["maps"])
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        one = replace(sweep, sigmas=(0.5,), precisions=(1.0,), n=2, method="persistent", batch_size=size, out=str(out))
+        replace(one, sampling=Sampling(steps=2)).run()
+        alone.append(np.load(out / "sweep.npz")["maps"])
     np.testing.assert_allclose(*alone, rtol=1e-3, atol=1e-4 * alone[0].max())
     with pytest.raises(FileExistsError, match="holds a sweep"):
-        sweep_laplace.main([*words, *grid, "--out", str(tmp_path / "sweep")])
+        sweep.run()
 
 
 def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
-    folder, words = place
-    quick = ["--method", "path", "--n", "30", "--batch_size", "30", "--shown", "1", "--control_maps", "edges"]
-    sample_laplace.main([*words, *quick, "--out", str(tmp_path / "samples")])
-    shared = ["--samples", str(tmp_path / "samples"), "--ref", str(folder / "ref"), "--random", "3", "--device", "cpu"]
-    out = tmp_path / "filtered"
-    rows = filter_by_uncertainty.main([*shared, "--keep", "0.5", "--out", str(out)])
-    scores = [float(row["sum"]) for row in table(tmp_path / "samples" / "scores.csv")]
+    samples, ref, out = tmp_path / "samples", str(place.folder / "ref"), tmp_path / "filtered"
+    quick = {"n": 30, "batch_size": 30, "shown": 1, "control_maps": ("edges",)}
+    SampleLaplace(out=str(samples), method="path", **quick, **place.shared).run()
+    command = FilterLaplace(str(samples), ref, str(out), keep=0.5, random=3, place=CPU)
+    rows = command.run()
+    scores = [float(row["sum"]) for row in table(samples / "scores.csv")]
     kept = [int(line) for line in (out / "kept" / "sum.txt").read_text().split()]
     assert len(kept) == 15 and max(scores[i] for i in kept) <= min(scores[i] for i in set(range(30)) - set(kept))
     found = {row["removed by"]: row for row in rows}
     assert {"none", "sum", "patch_max", "random", "random, s.d."} <= set(found)
     assert found["none"]["z_fid"] is None and found["none"]["kept"] == 30
-    keep = ImageSource(images=str(tmp_path / "samples" / "samples.npz"), keep=str(out / "kept" / "sum.txt"))
-    quick = {"metrics": ("fid",), "settings": MetricSettings(fid_resamples=0), "place": Placement("cpu")}
-    (row,) = EvaluateMetrics(keep, str(folder / "ref"), str(tmp_path / "calc"), **quick).run()
+    keep = ImageSource(images=str(samples / "samples.npz"), keep=str(out / "kept" / "sum.txt"))
+    quick = {"metrics": ("fid",), "settings": MetricSettings(fid_resamples=0), "place": CPU}
+    (row,) = EvaluateMetrics(keep, ref, str(tmp_path / "calc"), **quick).run()
     assert row.value == pytest.approx(found["sum"]["fid"], rel=1e-6)
     with pytest.raises(FileExistsError, match="holds a table"):
-        filter_by_uncertainty.main([*shared, "--out", str(out)])
-    shared.append("--overwrite")
-    filter_by_uncertainty.main([*shared, "--keep", "0.67", "--per_class", "--scores", "sum", "--out", str(out)])
+        command.run()
+    command = replace(command, overwrite=True, per_class=True)
+    replace(command, keep=0.67, scores=("sum",)).run()
     for name in ("sum", "random_1"):
         stayed = [int(line) % 10 for line in (out / "kept" / f"{name}.txt").read_text().split()]
         assert sorted(stayed) == sorted([*range(10)] * 2)  # two of the three images of each class
-    names = ["sum", "percentile", "control_map_edges"]
-    more = ["--rule", "sigma", "--per_class", "--metrics", "fid", "--scores", *names, "--out", str(tmp_path / "sigma")]
-    found = {row["removed by"]: row for row in filter_by_uncertainty.main([*shared, *more])}
+    names = ("sum", "percentile", "control_map_edges")
+    sigma = replace(command, rule="sigma", metrics=("fid",), scores=names, out=str(tmp_path / "sigma"))
+    found = {row["removed by"]: row for row in sigma.run()}
     features, reference = (
-        np.load(at / "pooled.npy").astype(float) for at in (tmp_path / "sigma/features", folder / "ref")
+        np.load(at / "pooled.npy").astype(float) for at in (tmp_path / "sigma/features", place.folder / "ref")
     )
     for name in names:
-        values = np.array([float(row[name]) for row in table(tmp_path / "samples" / "scores.csv")])
+        values = np.array([float(row[name]) for row in table(samples / "scores.csv")])
         kept = [i for i in range(30) if values[i] <= values[i % 10 :: 10].mean() + values[i % 10 :: 10].std()]
         assert found[name]["kept"] == len(kept)
         counts = np.bincount(np.array(kept) % 10, minlength=10)
@@ -97,24 +103,40 @@ def frechet(a, b):
 
 
 def test_variants_of_a_cut(place, tmp_path):
-    folder, words = place
-    shared = [*words, "--cut", "2", "--n", "4", "--variants", "3", "--kinds", "variance", "uniform", "members"]
-    rows = resample_laplace.main(
-        [*shared, "--classifier", str(folder / "c.safetensors"), "--out", str(tmp_path / "out")]
+    command = ResampleLaplace(
+        cut=2,
+        n=4,
+        variants=3,
+        kinds=("variance", "uniform", "members"),
+        classifier=place.classifier,
+        out=str(tmp_path / "out"),
+        **place.shared,
     )
+    rows = command.run()
     assert [row["kind"] for row in rows] == ["variance", "uniform", "members"]
     assert all(row["diversity"] > 0 for row in rows)
-    plain = [*words[:6], *words[8:10], "--n", "4", "--out", str(tmp_path / "plain")]
-    call("sample model", plain)
+    pipeline = place.load()
+    plain = to_uint8(pipeline.decode(pipeline.sample_latents(range(4), range(4))))
     pictures = np.load(tmp_path / "out" / "variants_uniform.npz")["arr_0"].reshape(4, 3, 8, 8, 1)
-    np.testing.assert_array_equal(pictures[:, 0], np.load(tmp_path / "plain" / "samples.npz")["arr_0"])
+    np.testing.assert_array_equal(pictures[:, 0], plain)
     with pytest.raises(ValueError, match="--cut 4"):
-        resample_laplace.main([*words, "--cut", "4", "--out", str(tmp_path / "no")])
+        replace(command, cut=4, out=str(tmp_path / "no")).run()
+    with pytest.raises(ValueError, match="3 --draws for 4 --variants"):
+        replace(command, variants=4, posterior=replace(place.posterior, draws=2))
+
+
+def test_the_studies_take_words(place, tmp_path):
+    """One of each, and an option that none of them has."""
+    call("laplace sweep", [*place.words, "--sigmas", "0.1", "--precisions", "1", "--n", "2", "--out", tmp_path / "a"])
+    call("laplace resample", [*place.words, "--cut", "1", "--n", "1", "--kinds", "uniform", "--out", tmp_path / "b"])
+    assert (tmp_path / "a" / "sweep.csv").exists() and (tmp_path / "b" / "numbers.csv").exists()
+    with pytest.raises(SystemExit):
+        call("laplace filter", ["--samples", "a", "--ref", "b", "--out", "c", "--rule", "none"])
 
 
 def test_the_benchmarks_tables(place, tmp_path):
-    folder, words = place
-    published = ["--published", str(folder / "published")]
+    words = place.words
+    published = ["--published", str(place.folder / "published")]
     out = ["--out", str(tmp_path)]
     few = ["--n", "3", "--grids", "3", "--truth", "4", "--methods", "tangents", "bayesdiff"]
     rows = benchmark_bayesdiff.main(["propagation", *words, *published, *few, *out])
@@ -129,4 +151,6 @@ def test_the_benchmarks_tables(place, tmp_path):
     }
     assert json.loads((tmp_path / "record.json").read_text())["options"]["command"] == "calibration"
     with pytest.raises(ValueError, match="did not gather"):
-        sample_laplace.main([*words[:6], "--posterior", str(folder / "published"), "--curvature", "full", *out])
+        SampleLaplace(
+            place.model, replace(place.published, curvature="full"), str(tmp_path / "samples"), place=CPU
+        ).run()

@@ -1,0 +1,163 @@
+"""`decu laplace filter`: does leaving out the uncertain images make a set better?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from ldm.commands.shared import Placement
+from ldm.options import option
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ldm.evaluation.extraction import FeatureSet
+    from ldm.evaluation.filtering import Positions
+
+MetricName = Literal["fid", "sfid", "is", "kid", "cmmd", "cmmd_biased", "precision_recall", "density_coverage"]
+# Columns of scores.csv that are no scores.
+NAMES = ("image", "class")
+
+
+@dataclass(frozen=True)
+class FilterLaplace:
+    """Leave out the uncertain images of a set, and measure what is kept beside random removals of equal size.
+
+    --samples is a folder of `decu laplace sample` (samples.npz and scores.csv), --ref one that `decu evaluate ref`
+    wrote, whose features are used. Of every score the most certain share --keep stays (or with --rule sigma, as
+    published, what does not exceed mean + standard deviation). `random` removes as many at random, of each class as
+    many under --per_class, --random times; scores that leave other numbers have random removals of their own.
+
+    Examples:
+      decu laplace filter --samples results/samples --ref results/digits-train --keep 0.8 --out results/filtered
+      decu laplace filter --samples results/samples --ref results/digits-train --rule sigma \\
+          --scores sum patch_max segmentation_threshold --out results/as_published
+
+    Writes table.csv: for each score and metric the value and z, its distance from its random removals in their standard
+    deviations, empty where these do not differ; and kept/SCORE.txt, positions for `decu evaluate calc --keep`.
+    """
+
+    samples: str
+    """The folder of the samples and their scores."""
+    ref: str
+    """The folder of the reference's features."""
+    out: str
+    """The folder of the output."""
+    keep: float = 0.8
+    """The share of the images to keep."""
+    rule: Literal["share", "sigma"] = "share"
+    """Keep a share, or what is at most mean + standard deviation (published)."""
+    per_class: bool = False
+    """Choose within each class, so that no class goes for being uncertain."""
+    scores: Annotated[tuple[str, ...] | None, option(metavar="NAME ...", default="all")] = None
+    """Columns of scores.csv."""
+    random: int = 5
+    """Random removals."""
+    metrics: tuple[MetricName, ...] = ("fid", "kid", "precision_recall")
+    """What is measured of each set."""
+    batch_size: int = 100
+    """Images in one pass of the extractor."""
+    seed: int = 0
+    """The seed of the random removals."""
+    overwrite: bool = False
+    """Replace outputs that exist."""
+    place: Placement = Placement()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1 or self.random < 2:
+            raise ValueError(f"--keep lies between 0 and 1 and --random is at least 2, got {self.keep}, {self.random}")
+
+    def run(self) -> list[dict[str, Any]]:
+        """Remove, measure, and write the table; return its rows."""
+        from tqdm import tqdm
+
+        from ldm.evaluation.extraction import open_features
+        from ldm.evaluation.metrics import Options, Reference, measure, obstacle
+        from ldm.experiments.removal import make_removals
+        from ldm.records import write_record
+        from ldm.report.tables import markdown_table, read_csv, write_csv
+        from ldm.util import atomic_write
+
+        out = Path(self.out)
+        if (out / "table.csv").exists() and not self.overwrite:
+            raise FileExistsError(f"{out} holds a table; choose another folder, or --overwrite")
+        rows = read_csv(Path(self.samples) / "scores.csv")
+        scores = self._scores(rows)
+        groups = self._groups(rows)
+        found = open_features(self.ref)
+        features = self._features(found)
+        for name in self.metrics:
+            if (reason := obstacle(name, found, features)) is not None:
+                raise ValueError(f"{name} cannot be computed: {reason}")
+        reference = Reference(found)
+        removals = make_removals(
+            scores,
+            groups,
+            rule=self.rule,
+            share=self.keep,
+            repeats=self.random,
+            seed=self.seed,
+        )
+        plain = Options(resamples=0, fid_resamples=0, kid_subsets=0, splits=0)
+        values = {}
+        for name, positions in tqdm(removals.sets.items(), unit="set"):
+            measured = measure(self.metrics, reference, features.rows(positions), plain)
+            values[name] = {row.metric: float(row.value) for row in measured}
+            with atomic_write(out / "kept" / f"{name}.txt", overwrite=True) as partial:
+                partial.write_text("\n".join(map(str, positions.tolist())) + "\n")
+        table = removals.table(values)
+        kept = f"{self.keep:g}" if self.rule == "share" else "what is at most mean + s.d."
+        kept += " of each class" * self.per_class
+        note = f"kept {kept} of {len(rows)}; z > 0: better than random"
+        print(markdown_table(table, 4), note, sep="\n")
+        write_csv(out / "table.csv", table, [note], overwrite=True)
+        write_record(out / "record.json", self, overwrite=True)
+        return table
+
+    def _scores(self, rows: list[dict[str, Any]]) -> dict[str, NDArray]:
+        """Return the values [N] of the scores asked for.
+
+        Raises:
+            ValueError: for a score that the samples do not have.
+        """
+        import numpy as np
+
+        known = [name for name in rows[0] if name not in NAMES]
+        wanted = self.scores or known
+        unknown = sorted(set(wanted) - set(known))
+        if unknown:
+            raise ValueError(f"scores.csv has no {', '.join(unknown)}; it has {', '.join(known)}")
+        return {name: np.array([float(row[name]) for row in rows]) for name in wanted}
+
+    def _groups(self, rows: list[dict[str, Any]]) -> list[Positions]:
+        """Return the positions among which the uncertain images are sought: all, or those of each class.
+
+        Raises:
+            ValueError: for --per_class of samples without classes.
+        """
+        import numpy as np
+
+        from ldm.experiments.removal import class_groups
+
+        if not self.per_class:
+            return [np.arange(len(rows))]
+        if "class" not in rows[0]:
+            raise ValueError("--per_class needs classes, and these samples have none (an unconditional model)")
+        return class_groups([row["class"] for row in rows])
+
+    def _features(self, reference: FeatureSet) -> FeatureSet:
+        """Return the features of the samples, by the reference's own extractor."""
+        from ldm.evaluation.extraction import extract
+        from ldm.evaluation.extractors import make_extractor
+        from ldm.jobs import pick_device
+        from ldm.pipelines.images import load_images
+
+        made = reference.settings["features"]
+        extractor = make_extractor(made["extractor"], made.get("weights"), made.get("params"), made.get("channels", 3))
+        device = pick_device(self.place.device)
+        source = load_images(Path(self.samples) / "samples.npz")
+        folder = Path(self.out) / "features"
+        features = extract(source, extractor.to(device), folder, batch_size=self.batch_size, device=device)
+        assert features is not None  # one process extracts all
+        return features
