@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from ldm.commands.evaluate_metrics import MetricName
 from ldm.commands.shared import Placement
 from ldm.options import option
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ldm.evaluation.extraction import FeatureSet
     from ldm.evaluation.filtering import Positions
 
-MetricName = Literal["fid", "sfid", "is", "kid", "cmmd", "cmmd_biased", "precision_recall", "density_coverage"]
 # Columns of scores.csv that are no scores.
 NAMES = ("image", "class")
 
@@ -24,7 +24,7 @@ NAMES = ("image", "class")
 class FilterLaplace:
     """Leave out the uncertain images of a set, and measure what is kept beside random removals of equal size.
 
-    --samples is a folder of `decu laplace sample` (samples.npz and scores.csv), --ref one that `decu evaluate ref`
+    --samples is a folder of `decu laplace sample` (samples.npz and scores.csv), --ref one that `decu evaluate reference`
     wrote, whose features are used. Of every score the most certain share --keep stays (or with --rule sigma, as
     published, what does not exceed mean + standard deviation). `random` removes as many at random, of each class as
     many under --per_class, --random times; scores that leave other numbers have random removals of their own.
@@ -35,7 +35,7 @@ class FilterLaplace:
           --scores sum patch_max segmentation_threshold --out results/as_published
 
     Writes table.csv: for each score and metric the value and z, its distance from its random removals in their standard
-    deviations, empty where these do not differ; and kept/SCORE.txt, positions for `decu evaluate calc --keep`.
+    deviations, empty where these do not differ; and kept/SCORE.txt, positions for `decu evaluate metrics --keep`.
     """
 
     samples: str

@@ -7,9 +7,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricSettings
+from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricName, MetricSettings
 from ldm.commands.images import ImageSource
-from ldm.commands.laplace_filter import FilterLaplace, MetricName
+from ldm.commands.laplace_filter import FilterLaplace
 from ldm.commands.laplace_resample import Kind, ResampleLaplace
 from ldm.commands.laplace_sample import SampleLaplace
 from ldm.commands.laplace_sweep import SweepLaplace
