@@ -24,8 +24,8 @@ NAMES = ("image", "class")
 class FilterLaplace:
     """Leave out the uncertain images of a set, and measure what is kept beside random removals of equal size.
 
-    --samples is a folder of `decu laplace sample` (samples.npz and scores.csv), --ref one that `decu evaluate reference`
-    wrote, whose features are used. Of every score the most certain share --keep stays (or with --rule sigma, as
+    --samples is a folder of `decu laplace sample` (samples.npz and scores.csv), --ref one of `decu evaluate
+    reference`, whose features are used. Of every score the most certain share --keep stays (or with --rule sigma, as
     published, what does not exceed mean + standard deviation). `random` removes as many at random, of each class as
     many under --per_class, --random times; scores that leave other numbers have random removals of their own.
 
