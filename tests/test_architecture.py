@@ -23,6 +23,11 @@ RAISED_LIMITS: dict[str, tuple[int, str]] = {
 }
 # (rule, path) -> reason.
 EXEMPT: dict[tuple[str, str], str] = {
+    ("no_argparse_below_commands", "ldm/arguments.py"): "what scripts that are no commands yet share",
+    ("no_argparse_below_commands", "ldm/cli.py"): "the same",
+    ("no_argparse_below_commands", "ldm/experiments/probes.py"): "the same",
+    ("no_argparse_below_commands", "ldm/training/members.py"): "the same",
+    ("no_argparse_below_commands", "ldm/training/session.py"): "the same",
     ("no_global_randomness", "ldm/training/callbacks.py"): "dropout draws from torch's own generator; seeded a step",
     ("no_global_randomness", "ldm/training/session.py"): "torch initialises parameters from its generator, by --seed",
     ("no_global_randomness", "scripts/noisy_classifier.py"): "the same, for a network trained from scratch",
@@ -170,6 +175,44 @@ def rule_lightning_stays_in_its_rooms(file):
     for line, name in imports(file):
         if name.split(".")[0] in LIGHTNING and not LIGHTNING_ROOMS.match(file.path):
             yield f"{line}: imports {name}"
+
+
+def rule_no_argparse_below_commands(file):
+    """A library function never takes what a command line parsed."""
+    if not file.path.startswith("ldm/") or file.path.startswith("ldm/commands/"):
+        return
+    yield from (f"{line}: imports {name}" for line, name in imports(file) if name.split(".")[0] == "argparse")
+    for node in walk(file, ast.Name, ast.Attribute):
+        if name_of(node).split(".")[-1] == "Namespace":
+            yield f"{node.lineno}: a Namespace"
+
+
+def near_limits(file):
+    """What has come within a tenth of a limit: mend the idea before the limit is met."""
+    lines = file.text.count("\n")
+    if lines > 0.9 * FILE_LINES:
+        yield f"{file.path}: {lines} lines of {FILE_LINES}"
+    for node in walk(file, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef):
+        limit = CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES
+        length = node.end_lineno - node.lineno + 1
+        if length > 0.9 * limit:
+            yield f"{file.path}: {node.name} has {length} lines of {limit}"
+
+
+def prose_share(files):
+    """The share of lines that are comments or docstrings."""
+    prose = total = 0
+    for file in files:
+        tokens = tokenize.generate_tokens(io.StringIO(file.text).readline)
+        lines = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+        for node in walk(file, ast.Module, ast.ClassDef, ast.FunctionDef):
+            for child in node.body:
+                is_text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+                if is_text and isinstance(child.value.value, str):
+                    lines.update(range(child.lineno, child.end_lineno + 1))
+        prose += len(lines)
+        total += file.text.count("\n")
+    return prose / total
 
 
 def rule_sizes(file):
@@ -337,6 +380,9 @@ OFFENCES = [
     ("modules_are_torch_only", MODULE, "from ldm.jobs import claim"),
     ("lightning_stays_in_its_rooms", "ldm/laplace.py", "import pytorch_lightning as pl"),
     ("lightning_stays_in_its_rooms", "scripts/x.py", "from lightning.fabric import Fabric"),
+    ("no_argparse_below_commands", BRANCH, "import argparse"),
+    ("no_argparse_below_commands", BRANCH, "def f(options: argparse.Namespace): pass"),
+    ("no_argparse_below_commands", BRANCH, "def f(options: Namespace): pass"),
     ("sizes", MODULE, "x = 1\n" * 301),
     ("sizes", MODULE, "def f():\n" + "    x = 1\n" * 60),
     ("sizes", MODULE, "class A:\n" + "    x = 1\n" * 250),
@@ -361,6 +407,7 @@ OFFENCES = [
     ("library_does_not_print", MODULE, "print(1)"),
 ]
 INNOCENT = [
+    ("no_argparse_below_commands", "ldm/commands/compvis.py", "import argparse"),
     ("imports_go_down", BRANCH, "from ldm.diffusion.samplers import Step\nfrom ldm.uncertainty import measures"),
     ("imports_go_down", "scripts/x.py", "from ldm.evaluation import fid\nimport main"),
     ("scripts_start_alone", "scripts/x.py", "def f():\n    import main"),
@@ -449,6 +496,20 @@ def test_circles_are_found_where_they_hide():
 
 def test_no_module_imports_itself_by_way_of_others():
     assert not circles(TREE)
+
+
+def test_a_fifth_of_the_lines_is_prose():
+    """Comments and docstrings, which the best code bases give a fifth to two fifths of their lines."""
+    halves = [source("a.py", "x = 1  # a reason\n"), source("b.py", "x = 1\n")]
+    assert prose_share(halves) == 0.5
+    assert prose_share([file for file in TREE if file.path.startswith("ldm/")]) >= 0.2
+
+
+def test_what_is_near_its_limit_is_named(capsys):
+    """The limits warn at nine tenths: `pytest -rP tests/test_architecture.py` prints the list."""
+    assert list(near_limits(source("x.py", "x = 1\n" * 271))) == ["x.py: 271 lines of 300"]
+    assert len(list(near_limits(source("x.py", "def f():\n" + "    x = 1\n" * 54)))) == 1
+    print(*(line for file in TREE for line in near_limits(file)), sep="\n")
 
 
 def test_texts_name_no_machine():

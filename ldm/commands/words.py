@@ -13,10 +13,9 @@ ON_ALREADY = ("--ema",)
 # Groups of options that many commands share; the help names them, and --help_all explains them.
 SHARED = ("sampling", "sampling.scaling", "sampling.classifier", "place", "speed")
 # A group is a box, or where the terminal has no such characters a heading between two empty lines.
-_GROUP = re.compile(
-    r"^╭─ (?P<boxed>[\w.]+) options ─.*?^╰[^\n]*╯\n|^ (?P<plain>[\w.]+) options *\n -+ *\n.*?(?=^ [\w.]+ options *\n|\Z)",
-    re.M | re.S,
-)
+_BOXED = r"^╭─ (?P<boxed>[\w.]+) options ─.*?^╰[^\n]*╯\n"
+_PLAIN = r"^ (?P<plain>[\w.]+) options *\n -+ *\n.*?(?=^ [\w.]+ options *\n|\Z)"
+_GROUP = re.compile(f"{_BOXED}|{_PLAIN}", re.M | re.S)
 _OPTION = re.compile(r"^(?:│|  ?) ?(--\w+)", re.M)
 
 
