@@ -1,4 +1,4 @@
-"""Noising in training: which times are drawn, how much data and noise they mean, what time the network is told.
+"""Noising in training: which times are drawn, how much data and noise they mean, what time the network takes.
 
 A time `t` [B] has one of two kinds. A `TableProcess` counts the entries of a table of betas from 0 (latent-diffusion,
 ADM). A `ContinuousProcess` takes the times u of its schedule as they are, in float64.
@@ -27,7 +27,7 @@ class BetaSchedule:
         timesteps: T, the number of entries.
         linear_start, linear_end: the first and the last beta of all names but cosine.
         cosine_s: the offset of the cosine table.
-        unit_time: the network is told (t + 1) / T (DDAE) in place of t.
+        unit_time: the network takes (t + 1) / T (DDAE) in place of t.
     """
 
     given: Sequence[float] | None = None
@@ -53,7 +53,7 @@ class BetaSchedule:
 
 
 class NoiseProcess(ABC):
-    """x_t = alpha(t) x_0 + sigma(t) noise at the times of training, and what a network is told of them."""
+    """x_t = alpha(t) x_0 + sigma(t) noise at the times of training, and what a network takes as time."""
 
     schedule: Schedule
 
@@ -65,7 +65,7 @@ class NoiseProcess(ABC):
     @property
     @abstractmethod
     def cleanest(self) -> float:
-        """The t of the cleanest state whose time a network can be told."""
+        """The t of the cleanest state whose time a network can take."""
 
     @abstractmethod
     def training_times(self, draws: Tensor) -> Tensor:

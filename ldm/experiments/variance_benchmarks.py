@@ -248,7 +248,7 @@ def data_scaling(
 ) -> list[Row]:
     """Mean predictive variance on held-out states when N / part images were seen; see `slope`.
 
-    The trunk stays as trained; sigma and prior are those found with all images, so that the number alone changes.
+    The backbone stays as trained; sigma and prior are those found with all images, so that the number alone changes.
     """
     seed = pipeline.sampling.seed
     whole = new_posterior(pipeline)

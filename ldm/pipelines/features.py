@@ -64,7 +64,7 @@ class DataStates:
 
 
 def make_backbone(model: LatentDiffusion, label: int | None = None) -> Backbone:
-    """The trunk of a model; a class-conditional one sees `label`, or else its null class.
+    """Make the backbone of a model; a class-conditional one sees `label`, or else its null class.
 
     Raises:
         ValueError: if the model needs a label and neither is there.

@@ -52,7 +52,7 @@ def as_bytes(images: Tensor | np.ndarray, name: str) -> Tensor:
 
 def probed(source: ImageSet) -> dict[str, str]:
     """{content_sha256: hash of some images, spread over a source}, for `describe`: tells it from others of its size,
-    such as samples drawn anew into the same folder."""
+    such as samples drawn again into the same folder."""
     digest, last = hashlib.sha256(), len(source) - 1
     for place in sorted({number * last // (_PROBED - 1) for number in range(_PROBED)}) if last >= 0 else ():
         digest.update(source.read(place, place + 1).contiguous().numpy().tobytes())

@@ -67,7 +67,7 @@ class PosteriorPipeline:
 
     @property
     def chunk(self) -> int:
-        """States in one pass of the trunk."""
+        """States in one pass of the backbone."""
         return self.pipeline.passes.limit or 64
 
     @property
@@ -118,7 +118,7 @@ class PosteriorPipeline:
         )
 
     def plain(self, labels: Sequence[int] | None, images: Sequence[int]) -> Iterator[Step]:
-        """The plain sampler's walk."""
+        """Yield the plain sampler's steps."""
         pipeline = self.pipeline
         denoiser = self.build(labels)(pipeline.model.network)
         where = (pipeline.model.schedule, self.initial(images), pipeline.times)
@@ -157,10 +157,10 @@ class PosteriorPipeline:
         self.check(method)
         pipeline, model = self.pipeline, self.pipeline.model
         if method in SAMPLED:
-            walk = sampled_steps if method == "persistent" else tangent_steps
+            propagate = sampled_steps if method == "persistent" else tangent_steps
             chunk = self.chunk if method == "persistent" else max(1, self.chunk // len(images))
             where = (model.network, self.members, model.schedule, self.initial(images), pipeline.times)
-            return walk(self.sampler(labels), self.build(labels), *where, chunk=chunk, noise=self.noise(images))
+            return propagate(self.sampler(labels), self.build(labels), *where, chunk=chunk, noise=self.noise(images))
         denoiser = self.predictive(labels)
         if method == "path":
             where = (model.schedule, self.initial(images), pipeline.times)
@@ -182,11 +182,11 @@ class PosteriorPipeline:
 
     @property
     def latent(self) -> bool:
-        """Whether the sampler walks in a first stage's latents."""
+        """Whether the states of the sampler are a first stage's latents."""
         return not isinstance(self.pipeline.model.first_stage_model, IdentityFirstStage)
 
     def pixel_variance(self, last: VarianceStep, images: Sequence[int]) -> Tensor:
-        """Variance of the pixels [B, C, H, W] at the end of a walk.
+        """Variance of the pixels [B, C, H, W] at the end of sampling.
 
         Members are decoded, tangents pushed through the decoder (without quantisation, which has no derivative); a
         recursion, which knows neither, is decoded from independent draws of its latents.

@@ -23,12 +23,12 @@ GRAPH_ROWS = 64
 
 
 class FastFeatures:
-    """`unet.features` under autocast and compiled: the frozen trunk, where nearly all of the operations are.
+    """`unet.features` under autocast and compiled: the frozen backbone, where nearly all of the operations are.
 
     The solve, the samplers and every estimate stay outside and keep their precision; the features come out in the type
     of `unet.out`. Under `torch.func` transforms and forward derivatives the code runs uncompiled.
 
-    Code is compiled for each number of images anew, up to torch's limit of such numbers; others run uncompiled.
+    Code is compiled again for each number of images, up to torch's limit of such numbers; others run uncompiled.
 
     Args:
         plain: `unet.features`.

@@ -51,7 +51,7 @@ class DiffusionModel(pl.LightningModule):
         path_config: former name of `schedule_config`.
         times_config: law of its training times (`ldm.diffusion.training_times`); uniform by default.
         sigma_data: standard deviation of the data, which the target "edm" needs.
-        unit_time: the network is told t / T (DDAE).
+        unit_time: the network takes t / T as time (DDAE).
         learned_variance: hybrid, vlb, or the arguments of `LearnedVariance`; the network has 2 C output channels.
 
     Attributes:

@@ -156,7 +156,7 @@ def sampled(*args: Any, **options: Any) -> Propagated:
 
     Args, in order: sampler; `build(network) -> Denoiser`; network; members; schedule; the state x [B, C, H, W] at
     times[0];
-    times. By name: `chunk` (images a trunk pass holds), `noise`, and the sampler's own options.
+    times. By name: `chunk` (images in one pass of the backbone), `noise`, and the sampler's own options.
 
     The variance is unbiased, with relative standard error sqrt(2 / (M - 1)) a pixel.
     """
