@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 
 # Switches that are on where nothing is said: the first version took the word as well.
-ON_ALREADY = ("--ema",)
+ON_ALREADY = ("--ema", "--standardise")
 # Groups of options that many commands share; the help names them, and --help_all explains them.
 SHARED = ("sampling", "sampling.scaling", "sampling.classifier", "place", "speed")
 # A group is a box, or where the terminal has no such characters a heading between two empty lines.
@@ -25,7 +25,7 @@ def collapse(text: str) -> str:
 
     def shorten(group: re.Match[str]) -> str:
         name = group["boxed"] or group["plain"]
-        if name not in SHARED:
+        if not any(name == shared or name.endswith(f".{shared}") for shared in SHARED):
             return group[0]
         names = " ".join(_OPTION.findall(group[0]))
         lines.append(f"  {name.rpartition('.')[2]}: {names}")
