@@ -40,7 +40,7 @@ def split_command(line):
     if not line.startswith(("decu ", "python ")):
         return None
     head, *rest = line.split(maxsplit=2)
-    if head == "python" and rest[0] in DOORS:
+    if head == "python" and DOORS.get(rest[0]) in COMMANDS:
         return DOORS[rest[0]], shlex.split(rest[1], comments=True)
     if head == "python" and not line.startswith("python -m ldm "):
         return None
