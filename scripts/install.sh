@@ -20,7 +20,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
 fi
 
 extra=${1:-}
-stamp="$VIRTUAL_ENV/.decu-$(cat pyproject.toml requirements.txt scripts/install.sh | cksum | cut -d' ' -f1)-$extra"
+stamp="$VIRTUAL_ENV/.decu-$(cat pyproject.toml setup.py requirements.txt scripts/install.sh | cksum | cut -d' ' -f1)-$extra"
 if [ ! -f "$stamp" ]; then
     echo "installing into $VIRTUAL_ENV (several minutes the first time)"
     began=$SECONDS

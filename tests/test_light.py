@@ -16,19 +16,20 @@ import ldm
 print(json.dumps({"modules": sorted(set(sys.modules) - before), "version": ldm.__version__, "dir": dir(ldm)}))
 """
 
-# The help of every command, in one process: by command its text, its exit code and what heavy it brought in.
+# The help of every command, in one process: by command and word its text, its exit code and what heavy it brought in.
 HELP = """
 import contextlib, io, json, sys
 from ldm.commands.line import COMMANDS, load_command, overview, parse
 found = {"": [overview(), 0, sorted(HEAVY & set(sys.modules))]}
 for name in COMMANDS:
-    text, code = io.StringIO(), None
-    with contextlib.redirect_stdout(text):
-        try:
-            parse(load_command(name), ["--help"], f"decu {name}")
-        except SystemExit as end:
-            code = end.code
-    found[name] = [text.getvalue(), code, sorted(HEAVY & set(sys.modules))]
+    for word in ("--help", "--help_all"):
+        text, code = io.StringIO(), None
+        with contextlib.redirect_stdout(text):
+            try:
+                parse(load_command(name), [word], f"decu {name}")
+            except SystemExit as end:
+                code = end.code
+        found[f"{name} {word}"] = [text.getvalue(), code, sorted(HEAVY & set(sys.modules))]
 print(json.dumps(found))
 """
 
@@ -60,4 +61,7 @@ def test_help_of_every_command_is_light_and_leaves_no_default_open(tmp_path):
     assert {name: code for name, (_, code, _) in helps.items() if code != 0} == {}
     open_defaults = [name for name, (text, _, _) in helps.items() if "(default: None)" in " ".join(text.split())]
     assert not open_defaults, "say with option(default=...) what happens where the value is None"
-    assert all(name in helps[""][0] for name in helps)
+    assert all(name.partition(" --")[0] in helps[""][0] for name in helps)
+    assert all(
+        len(helps[f"{name}_all"][0]) >= len(text) for name, (text, _, _) in helps.items() if name.endswith("--help")
+    )

@@ -147,6 +147,11 @@ def run_as_script(name: str) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Run `decu`: name a command, or list what there is."""
     words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["--version"]:
+        from ldm import __version__
+
+        print(f"decu {__version__}")
+        return
     for count in (2, 1):
         name = " ".join(words[:count])
         if len(words) >= count and name in COMMANDS:
@@ -155,7 +160,7 @@ def main(words: Sequence[str] | None = None) -> None:
     asked = words[:1] if words and words[0] in GROUPS else []
     print(overview(asked[0] if asked else None))
     wrong = words[len(asked) :]
-    if wrong and wrong[0] not in ("-h", "--help", "--version"):
+    if wrong and wrong[0] not in ("-h", "--help"):
         sys.exit(f"error: there is no command '{' '.join(words[:2])}'; the commands are listed above")
 
 

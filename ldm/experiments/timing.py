@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,7 +22,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.options import option
 from ldm.pipelines import build_model
 from ldm.records import Row, record
-from ldm.training.config import load_config
+from ldm.training.config import load_config, packaged_configs
 from ldm.util import atomic_write, generator
 
 # Configs whose networks are benchmarked with random weights: parameters of the UNet, operations of a pass, latents.
@@ -56,8 +55,8 @@ class TimingPlan:
 
 
 def load_size_config(size: str) -> DictConfig:
-    """Load the config of a size from the repository."""
-    return load_config([str(Path(__file__).parents[2] / SIZES[size])])
+    """Load the config of a size, from the project's own configs."""
+    return load_config([str(packaged_configs().parent / SIZES[size])])
 
 
 def draw_model(config: Mapping[str, Any], device: torch.device, seed: int = 0) -> LatentDiffusion:

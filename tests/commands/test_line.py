@@ -2,6 +2,7 @@
 
 import pytest
 
+from ldm import __version__
 from ldm.commands.line import load_command, main, overview, parse, run_command
 from ldm.commands.words import collapse
 
@@ -78,3 +79,8 @@ def test_what_is_no_command_is_answered_with_the_list(capsys):
     listed = capsys.readouterr().out
     assert "uncertainty pixels" in listed and "gather" not in listed
     assert "gather" in overview()
+
+
+def test_the_command_knows_its_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"decu {__version__}\n"
