@@ -15,7 +15,6 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # main.py lies there
 
-import main as training  # noqa: E402
 from ldm.arguments import (  # noqa: E402
     add_model_arguments,
     open_model,
@@ -27,6 +26,8 @@ from ldm.evaluation.recognition import PixelClassifier  # noqa: E402
 from ldm.images import heat_maps, save_image, tile_images  # noqa: E402
 from ldm.pipelines import ModelPipeline  # noqa: E402
 from ldm.training.runs import runs_named  # noqa: E402
+from ldm.training.session import train  # noqa: E402
+from ldm.training.settings import Training  # noqa: E402
 from ldm.uncertainty.aleatoric import data_posterior  # noqa: E402
 from ldm.util import instantiate_from_config  # noqa: E402
 
@@ -46,8 +47,8 @@ def trained(name: str, *configs: str) -> Path:
     known = runs_named(LOGS, name) if LOGS.is_dir() else []
     if known and (known[-1].path / "finished.json").exists():
         return known[-1].path
-    bases = [str(ROOT / config) for config in configs]
-    return training.main(["--base", *bases, "-t", "--scale_lr", "False", "--name", name, "--logdir", str(LOGS)])
+    bases = tuple(str(ROOT / config) for config in configs)
+    return train(Training(bases, scale_lr=False, name=name, logdir=str(LOGS)))
 
 
 flow_run, twin_run = trained("digits-flow", FLOW), trained("digits-diffusion", FLOW, TWIN)
@@ -69,8 +70,8 @@ for name, model in (("flow", flow), ("diffusion", twin)):
     save_image(tile_images(pictures, columns=10, zoom=4), RESULTS / f"samples_{name}.png", overwrite=True)
 
 # %% Quality against steps: a flow needs few, for its lines are straight
-train = instantiate_from_config(flow.config["data"]["params"]["train"])
-items = [train[index] for index in range(len(train))]
+training_set = instantiate_from_config(flow.config["data"]["params"]["train"])
+items = [training_set[index] for index in range(len(training_set))]
 classifier = PixelClassifier(
     torch.stack([item["image"] for item in items]).numpy(), [int(item["class_label"]) for item in items]
 )

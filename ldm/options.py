@@ -9,6 +9,11 @@ import tyro
 
 # What a command takes where neither its words nor the config say; its help names these.
 SHOWN: dict[str, float] = {"steps": 200, "scale": 5}
+# Marks of a field that no option of its own stands for.
+FIXED = tyro.conf.Fixed
+SUPPRESSED = tyro.conf.Suppress
+# Mark of a switch that is written with its value, --scale_lr False.
+WITH_VALUE = tyro.conf.FlagConversionOff
 
 
 def option(*aliases: str, name: str | None = None, metavar: str | None = None, default: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Plain values: how samples are drawn, where members branch, how fast the network runs, what a training is.
+"""Plain values: how samples are drawn, where members branch, how fast the network runs, where features are read.
 
 A pipeline holds these values, and a command shows their fields as options of the same names. Nothing here imports
 torch, so that a command's help answers at once. A field that is None takes what the config says, or the default that
@@ -8,7 +8,7 @@ its description names.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ldm.options import option
 
@@ -233,46 +233,3 @@ class FeatureReading:
             raise ValueError(f"give one of --t, --logsnr, --index; got {given}")
         if self.pool != "none" and not (self.pool.isdigit() and int(self.pool) >= 1):
             raise ValueError(f"--pool takes a number from 1, or none; got '{self.pool}'")
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is said of a training on the command line; latent-diffusion's options, DECU's, and ours.
-
-    `trainer` holds options of Lightning's Trainer, `changes` dotlist words over the config.
-    """
-
-    base: tuple[str, ...] = ()
-    resume: str = ""
-    epoch: int | None = None
-    name: str = ""
-    postfix: str = ""
-    logdir: str = "logs"
-    project: str = ""
-    train: bool = False
-    no_test: bool = False
-    debug: bool = False
-    seed: int = 23
-    scale_lr: bool = True
-    gpus: str | None = None
-    cpus: int = 1
-    every_n_epochs: int | None = None
-    every_n_steps: int | None = None
-    start_from_pretrained: bool = False
-    component: int | Literal["all"] = 0
-    members: int | None = None
-    ensemble_name: str = ""
-    overwrite_data_root: str = ""
-    synset_bins: bool = False
-    trainer: dict[str, Any] = field(default_factory=dict)
-    changes: tuple[str, ...] = ()
-
-    @property
-    def joint(self) -> bool:
-        """Whether all members train together in this run."""
-        return self.component == "all"
-
-    @property
-    def member(self) -> int:
-        """The number of the member that trains, 0 for a base model or for all of them: a part of every seed."""
-        return self.component if self.start_from_pretrained and isinstance(self.component, int) else 0

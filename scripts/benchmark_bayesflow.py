@@ -42,6 +42,8 @@ from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import markdown_table, read_csv, write_csv
 from ldm.training.config import load_config
 from ldm.training.runs import runs_named
+from ldm.training.session import train
+from ldm.training.settings import Training
 from ldm.util import atomic_write, instantiate_from_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,29 +122,36 @@ def cost(walks: PosteriorPipeline, labels: list[int], images: list[int]) -> list
 
 def low_data_run(options: argparse.Namespace, rotation: int | None, seed: int) -> Path:
     """The run of a low_data model (or the control), trained if it is not there; a stopped training continues."""
-    import main as training
     from scripts import make_bins
 
     folder = Path(options.out).resolve() / NAME
     logs = folder / f"{'control' if rotation is None else rotation}_{seed}"
     known = runs_named(logs, NAME) if logs.is_dir() else []
-    device = ["-t", "--gpus", "0" if options.device == "cpu" else "0,"]
+    gpus = "0" if options.device == "cpu" else "0,"
     if known and known[-1].finished.exists():
         return known[-1].path
     if known and (known[-1].checkpoints / "last.ckpt").exists():
-        return training.main(["--resume", str(known[-1].path), *device])
-    words = []
+        return train(Training(resume=str(known[-1].path), gpus=gpus))
+    changes = []
     if rotation is not None:
         bins, key = folder / f"bins_{rotation}", "data.params.train"
         if not (bins / "subsets_binned_classes.yaml").exists():
             asked = ["--base", options.low_data_base[0], "--rotation", rotation, "--components", 1, "--out", bins]
             make_bins.main([*map(str, asked), "--classes_per_bin", f"{KEPT}:2", "all:8"])
         data = load_config(options.low_data_base).data.params.train
-        words = [f"{key}.target=ldm.data.subsets.ComponentSubset", f"{key}.params.folder={bins}"]
-        words += [f"{key}.params.dataset.target={data.target}"]
-        words += [f"{key}.params.dataset.params.{name}={value}" for name, value in data.get("params", {}).items()]
-    named = ["--name", NAME, "--logdir", str(logs), "--seed", str(seed), "--scale_lr", "False"]
-    return training.main(["--base", *options.low_data_base, *device, *named, *words])
+        changes = [f"{key}.target=ldm.data.subsets.ComponentSubset", f"{key}.params.folder={bins}"]
+        changes += [f"{key}.params.dataset.target={data.target}"]
+        changes += [f"{key}.params.dataset.params.{name}={value}" for name, value in data.get("params", {}).items()]
+    training = Training(
+        base=tuple(options.low_data_base),
+        gpus=gpus,
+        name=NAME,
+        logdir=str(logs),
+        seed=seed,
+        scale_lr=False,
+        changes=tuple(changes),
+    )
+    return train(training)
 
 
 def once(path: Path, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -46,6 +46,8 @@ from ldm.settings import Branching, Sampling
 from ldm.training.config import load_config
 from ldm.training.gathering import gather_members
 from ldm.training.runs import runs_named
+from ldm.training.session import train
+from ldm.training.settings import Training
 from ldm.util import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,8 +119,6 @@ def bins_of(options: argparse.Namespace, rotation: int) -> Path:
 
 def ensemble_of(options: argparse.Namespace, variant: str, rotation: int) -> Path | None:
     """Folder of the ensemble of a variant and rotation, trained and gathered if it is not there (and may be)."""
-    import main as training
-
     logs = Path(options.out) / f"{variant}_{rotation}"
     if found := sorted(logs.glob(f"{NAME}_*_{options.members}/ensemble.yaml")):
         return found[-1].parent
@@ -128,17 +128,26 @@ def ensemble_of(options: argparse.Namespace, variant: str, rotation: int) -> Pat
     if variant == DEFAULT and rotation == options.rotations[0]:
         members = max(members, options.most_members)
     joint = runs_named(logs, f"_{NAME}all") if logs.is_dir() else []
-    device = ["-t", "--gpus", "0" if options.device == "cpu" else "0,"]
-    if joint and (joint[-1].checkpoints / "last.ckpt").exists():
-        if not joint[-1].finished.exists():
-            training.main(["--resume", str(joint[-1].path), *device])
-    else:
-        changes = VARIANTS[variant]
-        words = ["--base", options.base, *[change for change in changes if change.endswith(".yaml")], *device]
-        words += ["--scale_lr", "False", "--start_from_pretrained", "--component", "all", "--members", str(members)]
-        words += ["--seed", str(options.seed), "--logdir", str(logs), "--ensemble_name", NAME]
-        words += [change for change in changes if not change.endswith(".yaml")]
-        training.main([*words, f"data.params.train.params.folder={bins_of(options, rotation)}", *options.dotlist])
+    gpus = "0" if options.device == "cpu" else "0,"
+    if not joint or not (joint[-1].checkpoints / "last.ckpt").exists():
+        configs = [change for change in VARIANTS[variant] if change.endswith(".yaml")]
+        changes = [change for change in VARIANTS[variant] if not change.endswith(".yaml")]
+        bins = f"data.params.train.params.folder={bins_of(options, rotation)}"
+        training = Training(
+            (options.base, *configs),
+            gpus=gpus,
+            scale_lr=False,
+            start_from_pretrained=True,
+            component="all",
+            members=members,
+            seed=options.seed,
+            logdir=str(logs),
+            ensemble_name=NAME,
+            changes=(*changes, bins, *options.dotlist),
+        )
+        train(training)
+    elif not joint[-1].finished.exists():
+        train(Training(resume=str(joint[-1].path), gpus=gpus))
     for count in sorted({members, options.members}, reverse=True):
         folder = gather_members(logs, NAME, count, overwrite=True)
     return folder

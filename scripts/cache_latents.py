@@ -15,25 +15,23 @@ import logging
 import sys
 
 from ldm.cli import run_script
+from ldm.commands.line import parse
+from ldm.commands.train import Train
 from ldm.jobs import pick_device
-from ldm.training.config import load_config, point_data
 from ldm.training.latent_cache import find_cached_modules, prepare_latents
-from ldm.training.session import prepare_data, prepare_model, read_member
+from ldm.training.session import prepare_data, prepare_model, read_training_config
 
 
 def main(argv: list[str] | None = None) -> bool:
-    import main as training
-
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return True
-    options, _, dotlist = training.parse(argv)
+    training = parse(Train, argv, "cache_latents.py").training
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    config = load_config(options.base, dotlist, options.start_from_pretrained, needs=("model", "data"))
-    component = read_member(options) if options.start_from_pretrained else None
-    config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
-    model, data = prepare_model(config, options), prepare_data(config, options)
+    config = read_training_config(training)
+    model = prepare_model(config, training)
+    data = prepare_data(config, training)
     if not find_cached_modules(data):
         raise ValueError("name the folder of the latents: data.params.latent_cache=DIR")
     complete = prepare_latents(model, config, data, pick_device(), finish=False)

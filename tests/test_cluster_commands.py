@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-import main
 from ldm.commands.line import load_command, parse
+from ldm.commands.train import Train
+from ldm.training.settings import Training
 from scripts import cluster_commands
 
 TRAIN = [
@@ -28,10 +29,18 @@ def test_one_training_a_component():
     lines = cluster_commands.main([*TRAIN, "--gpus", "2"])
     for member, line in enumerate(lines):
         python, script, *words = shlex.split(line)
-        options, trainer, dotlist = main.parse(words)
-        assert (python, script, trainer, dotlist) == ("python", "main.py", {}, ["data.params.batch_size=4"])
-        assert (options.component, options.seed, options.ensemble_name) == (member, 7 + member, "b")
-        assert options.start_from_pretrained and options.train and options.gpus == "2" and options.base == ["a.yaml"]
+        command = parse(load_command("train"), words, "")
+        assert (python, script) == ("python", "main.py")
+        expected = Training(
+            base=("a.yaml",),
+            gpus="2",
+            start_from_pretrained=True,
+            component=member,
+            seed=7 + member,
+            ensemble_name="b",
+            changes=("data.params.batch_size=4",),
+        )
+        assert command == Train(expected, train=True)
     assert len(lines) == 3
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import main
 from ldm import Sampling, load_model
 from ldm.checkpoint import load_checkpoint
 from ldm.commands.sample_model import SampleModel
 from ldm.commands.shared import ModelSource, Placement
 from ldm.laplace import load_laplace
 from ldm.settings import ClassifierGuidance
+from ldm.training.session import train
+from ldm.training.settings import Training
 from ldm.util import generator
 from tests.cli import call
 
@@ -96,7 +97,7 @@ def test_a_posterior_gives_the_same_predictive_law(place, expected):
 
 def test_a_run_goes_on_where_it_stopped(place, expected):
     """Four more steps of the flow, whose checkpoint holds the optimiser's moments."""
-    main.main(["--resume", FLOW, "-t", "--gpus", "0,", "--max_steps", "44"])
+    train(Training(resume=FLOW, gpus="0,", trainer={"max_steps": 44}))
     content = load_checkpoint(f"{FLOW}/checkpoints/last.ckpt")
     assert content["global_step"] == 44
     name = "model.diffusion_model.x_embedder.proj.weight"

@@ -10,15 +10,31 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-import main as trainer
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
 from ldm.commands.line import COMMANDS
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.storage import read_ensemble
+from ldm.training.session import train
+from ldm.training.settings import Training
 from scripts import export_trunk, make_bins
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
+
+
+def make_member(folder, component, ensemble, **trainer):
+    """The training of a member of an ensemble, of the config in a folder."""
+    return Training(
+        base=(f"{folder}/tiny.yaml",),
+        gpus="0,",
+        scale_lr=False,
+        start_from_pretrained=True,
+        logdir=f"{folder}/logs",
+        seed=component,
+        component=component,
+        ensemble_name=ensemble,
+        trainer=trainer,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +63,7 @@ def components(tmp_path_factory):
     OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
     make_bins.main(["--base", str(folder / "tiny.yaml"), "--out", str(folder / "bins"), "--components", "2"])
     for component in range(2):
-        trainer.main(
-            f"--base {folder}/tiny.yaml -t --gpus 0, --scale_lr False --start_from_pretrained --logdir {folder}/logs "
-            f"--seed {component} --component {component} --ensemble_name boot".split()
-        )
+        train(make_member(folder, component, "boot"))
     return folder
 
 
@@ -166,21 +179,27 @@ def test_classes_that_do_not_exist_or_come_twice_are_refused(name, ensemble, tmp
 def test_ensembles_whose_names_end_alike_are_told_apart(components, ensemble):
     """A newer run of 'reboot' is no component of 'boot'; nor is one of 'my_boot', by the name that it recorded."""
     for name in ("reboot", "my_boot"):
-        trainer.main(
-            f"--base {components}/tiny.yaml -t --gpus 0, --scale_lr False --start_from_pretrained --max_steps 1 "
-            f"--logdir {components}/logs --seed 1 --component 1 --ensemble_name {name}".split()
-        )
+        train(make_member(components, 1, name, max_steps=1))
     words = ["--path", f"{components}/logs", "--ensemble_name", "boot", "--ensemble_comps", "2", "--data_name", "again"]
     again = call("gather", words)
     assert read_ensemble(again).spec["members"] == read_ensemble(ensemble).spec["members"]
 
 
 def test_trunk_of_a_run_and_its_recognition(components, capsys):
-    run_folder = trainer.main(
-        f"--base {components}/tiny.yaml -t --gpus 0, --logdir {components}/trunks --name trunk "
-        "model.params.use_ema=true data.params.validation.target=ldm.data.digits.Digits "
-        "data.params.validation.params.split=test --limit_val_batches 1".split()
+    validation = "data.params.validation"
+    training = Training(
+        base=(f"{components}/tiny.yaml",),
+        gpus="0,",
+        logdir=f"{components}/trunks",
+        name="trunk",
+        changes=(
+            "model.params.use_ema=true",
+            f"{validation}.target=ldm.data.digits.Digits",
+            f"{validation}.params.split=test",
+        ),
+        trainer={"limit_val_batches": 1},
     )
+    run_folder = train(training)
     out = export_trunk.main(["--run", str(run_folder), "--out", str(components / "exported.ckpt")])
     state = load_state_dict(out)
     kept = load_state_dict(run_folder / "checkpoints" / "last.ckpt")

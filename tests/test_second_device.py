@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.utils import cpp_extension
 
-import main
+from tests.cli import call
 from tests.ensembles import write_ensemble
 from tests.posteriors import model_words, table, write_model
 from tests.training.runs import losses
@@ -79,7 +79,7 @@ def test_trainings_have_the_losses_of_the_cpu(run, tmp_path):
     starts = [[*words, "--logdir", tmp_path / "second"] for words in (trunk, members)]
     run(*(["main.py", *words] for words in starts))
     for words in (trunk, members):
-        main.main([str(word) for word in [*words, "--logdir", tmp_path / "cpu"]])
+        call("train", [*words, "--logdir", tmp_path / "cpu"])
     for name in ("backbone", "anchoredall"):
         ours, theirs = (losses(next((tmp_path / folder).glob(f"*{name}"))) for folder in ("second", "cpu"))
         assert ours == pytest.approx(theirs, rel=1e-9) and len(theirs) >= 3

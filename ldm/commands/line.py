@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import re
 import signal
 import sys
 import textwrap
@@ -19,6 +20,9 @@ import tyro
 from ldm.commands.words import collapse, normalise
 from ldm.options import SHOWN
 
+# A word over a config: model.params.timesteps=100.
+CHANGE = re.compile(r"\w+(\.\w+)+=")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -31,6 +35,7 @@ class Entry:
 
 # Groups and commands in the order in which the help shows them.
 COMMANDS: dict[str, Entry] = {
+    "train": Entry("train", "Train", "Train a model, a member of an ensemble, or all members at once."),
     "sample model": Entry("sample_model", "SampleModel", "Draw samples of a diffusion model, a released one included."),
     "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
@@ -82,10 +87,10 @@ def load_command(name: str) -> type[Command]:
 def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
     """Make a command from words; a word that does not fit ends the process with code 2 and names what would.
 
-    --help shows the command's own options and names the shared ones; --help_all explains those, too.
+    --help shows the command's own options and names the shared ones; --help_all explains those, too. A command that
+    has `add_words` is given the words that are no options of its own, those of the form a.b=c first.
     """
     SHOWN.update(steps=getattr(command, "default_steps", 200), scale=getattr(command, "default_scale", 1.0))
-    words = normalise(command, words)
     if "--help_all" in words:
         return _parse(command, ["--help"], prog)
     if "-h" not in words and "--help" not in words:
@@ -100,15 +105,23 @@ def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
 
 
 def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
-    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(
-        command,
-        args=words,
-        prog=prog,
-        description=inspect.getdoc(command),
-        config=markers,
-        use_underscores=True,
-    )
+    settings: dict[str, Any] = {
+        "prog": prog,
+        "description": inspect.getdoc(command),  # the whole of it: the parser would drop the examples
+        "config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        "use_underscores": True,
+    }
+    if not hasattr(command, "add_words"):
+        return tyro.cli(command, args=normalise(command, words), **settings)
+    # Taken out first: an option of several values before it would take a.b=c for one of them.
+    changes = [word for word in words if CHANGE.match(word)]
+    own = normalise(command, [word for word in words if not CHANGE.match(word)])
+    made, unknown = tyro.cli(command, args=own, return_unknown_args=True, **settings)
+    try:
+        return made.add_words([*changes, *unknown])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any:

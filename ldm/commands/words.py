@@ -6,10 +6,17 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-# Switches that are on where nothing is said: the first version took the word as well.
-ON_ALREADY = ("--ema", "--standardise")
+from ldm.options import WITH_VALUE
+
+# What a switch may be followed by.
+TRUTH = {
+    **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
+    **dict.fromkeys(("no", "false", "f", "n", "0"), False),
+}
 # Groups of options that many commands share; the help names them, and --help_all explains them.
 SHARED = ("sampling", "sampling.scaling", "sampling.classifier", "place", "speed")
 # A group is a box, or where the terminal has no such characters a heading between two empty lines.
@@ -37,32 +44,77 @@ def collapse(text: str) -> str:
     return "\n".join([text.rstrip("\n"), "Shared options, which --help_all explains:", *lines, ""])
 
 
+@dataclass(frozen=True)
+class Switch:
+    """An option that is True or False.
+
+    Args:
+        name: of the option, without dashes.
+        aliases: further spellings, with their dashes.
+        default: what it is where nothing is said.
+        valued: whether the parser takes a value after it (True, False, where the config may decide also None), or the
+            option alone, in the one form that changes the default.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    default: bool | None
+    valued: bool
+
+    @property
+    def spellings(self) -> dict[str, bool]:
+        """Every spelling, with what it means when no value follows."""
+        names = (self.name, self.name.replace("_", "-"))
+        positive = {f"--{name}": True for name in names} | dict.fromkeys(self.aliases, True)
+        return positive | {f"--no{dash}{name}": False for name in names for dash in "-_"}
+
+    def takes(self, word: str) -> bool:
+        """Whether a word that follows is the value of this switch."""
+        return word.lower() in TRUTH or (self.valued and word == "None")
+
+    def write(self, meaning: bool, value: str) -> list[str]:
+        """Return the words for the parser; `value` is what followed, or empty."""
+        if value and value.lower() not in TRUTH:
+            return [f"--{self.name}", value]
+        chosen = (TRUTH[value.lower()] if value else True) == meaning
+        if self.valued:
+            return [f"--{self.name}", str(chosen)]
+        if chosen == self.default:
+            return []
+        return [f"--{self.name}" if chosen else f"--no-{self.name}"]
+
+
 def normalise(command: type, words: Sequence[str]) -> list[str]:
-    """Rewrite older spellings: switches of three states without a value, those that are on already, a second name."""
-    switches = {f"--{name}" for name in _optional_switches(command)}
+    """Rewrite older spellings: switches with and without a value (-t True), the second name of DPM-Solver++."""
+    switches = {spelling: switch for switch in find_switches(command) for spelling in switch.spellings}
     found: list[str] = []
-    for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
-        positive = word.replace("--no-", "--", 1).replace("--no_", "--", 1)
-        if word in switches and following not in ("True", "False", "None"):
-            found += [word, "True"]
-        elif positive != word and positive in switches:
-            found += [positive, "False"]
-        elif word in ON_ALREADY:
-            continue
-        else:
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        head, given, value = word.partition("=")
+        if head not in switches:
             found.append("DPM-Solver++" if word == "dpmpp_2m" else word)
+            continue
+        switch = switches[head]
+        if not given and rest and switch.takes(rest[0]):
+            value = rest.pop(0)
+        found += switch.write(switch.spellings[head], value)
     return found
 
 
-def _optional_switches(command: type) -> set[str]:
-    """Return the options that are True, False, or left to the config."""
-    names = set()
-    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+def find_switches(kind: type, value: Any = None) -> Iterator[Switch]:
+    """Yield the switches of a command and of the values that it holds; `value` has the defaults, where there is one."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
         inner, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        given = getattr(value, field.name, None if field.default is dataclasses.MISSING else field.default)
         if dataclasses.is_dataclass(inner):
-            names |= _optional_switches(typing.cast(type, inner))
-        elif isinstance(inner, types.UnionType) and set(typing.get_args(inner)) == {bool, type(None)}:
-            given = [note.name for note in notes if getattr(note, "name", None)]
-            names.add(given[0] if given else name)
-    return names
+            yield from find_switches(typing.cast(type, inner), given)
+            continue
+        optional = isinstance(inner, types.UnionType) and set(typing.get_args(inner)) == {bool, type(None)}
+        if inner is bool or optional:
+            names = [note.name for note in notes if getattr(note, "name", None)]
+            aliases = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
+            valued = optional or WITH_VALUE in notes
+            yield Switch(names[0] if names else field.name, tuple(aliases), given, valued)

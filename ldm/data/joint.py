@@ -15,7 +15,7 @@ Key = tuple[int, int, int]  # member, epoch of that member, position in its data
 class JointDataset(Dataset):
     """Items of M data sets by (member, epoch, position): each member's own augmentation belongs to its own epoch."""
 
-    def __init__(self, members: Sequence[Dataset]):
+    def __init__(self, members: Sequence[Any]):
         self.members = list(members)
         self.epochs: dict[int, int] = {}
 

@@ -98,7 +98,7 @@ class ImageLogger(Callback):
         training = pl_module.training
         pl_module.eval()
         batch = {name: value[: self.max_images] for name, value in batch.items()}
-        images = pl_module.log_images(batch, **self.options)
+        images = pl_module.log_images(batch, **self.options)  # type: ignore[operator]
         pl_module.train(training)
         for kind, tensor in images.items():
             tensor = tensor.detach().float().cpu()

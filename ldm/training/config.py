@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 # Data sets that a config may name.
 SPLITS = ("train", "validation", "test", "predict")
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Return a config as plain dictionaries, lists and values, with what it refers to filled in."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def merge_configs(base: DictConfig, over: DictConfig) -> DictConfig:
@@ -208,7 +213,7 @@ def read_data_config(words: Sequence[str]) -> dict[str, Any]:
         ValueError: if the words name no target, or the config has no such split.
     """
     if ".yaml" not in words[0]:
-        own = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+        own = to_plain(OmegaConf.from_dotlist(list(words)))
         if "target" not in own:
             raise ValueError(f"--data needs target=..., or CONFIG.yaml:train; got {' '.join(words)}")
         return own
@@ -217,4 +222,4 @@ def read_data_config(words: Sequence[str]) -> dict[str, Any]:
     if split not in params or split not in SPLITS:
         known = ", ".join(f"{file}:{name}" for name in SPLITS if name in params)
         raise ValueError(f"--data {words[0]}: expected one of {known}")
-    return OmegaConf.to_container(params[split], resolve=True)
+    return to_plain(params[split])

@@ -108,7 +108,7 @@ class JointMembers(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Hand each member what its rules ask of its training data."""
-        modules = getattr(self.trainer.datamodule, "modules", ())
+        modules = getattr(getattr(self.trainer, "datamodule", None), "modules", ())
         accumulated = self.trainer.world_size * self.trainer.accumulate_grad_batches
         for training, module in zip(self._trainings, modules, strict=True):
             data = module.dataset("train")
@@ -166,7 +166,8 @@ class JointMembers(pl.LightningModule):
         noisy, times = (torch.stack(values) for values in zip(*inputs, strict=True))
         stacked = Members({name: torch.stack([heads[name] for heads in self.heads]) for name in self.heads[0]})
         network = MemberNetwork(first.network, stacked)
-        output = network(noisy, times, None if labels[0] is None else torch.stack(labels))  # [M, B, c, h, w]
+        known = [one for one in labels if one is not None]
+        output = network(noisy, times, torch.stack(known) if known else None)  # [M, B, c, h, w]
         return [
             member.add_penalty(*member.compute_loss(output[m], x[m], t[m], noise[m], seen[m]))
             for m, member in enumerate(self._members)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from ldm.jobs import shard_from_environment
 from ldm.memory import rows_that_fit
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.config import to_plain
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def open_stores(
             inner = innermost(module.datasets[name])
             views = count_views(inner, module.latent_views)
             settings = {"first_stage": first_stage, "data": describe_data(inner)}
-            yield module, name, LatentStore(module.latent_cache, settings, len(inner._all_labels), views, shard)
+            yield module, name, LatentStore(str(module.latent_cache), settings, len(inner._all_labels), views, shard)
 
 
 def fill(
@@ -90,17 +91,17 @@ def prepare_latents(
     """
     if not find_cached_modules(data):
         return True
-    model = getattr(model, "members", [model])[0]
-    if isinstance(model.first_stage_model, IdentityFirstStage):
+    own: LatentDiffusion = getattr(model, "members", [model])[0]
+    if isinstance(own.first_stage_model, IdentityFirstStage):
         log.warning("data.params.latent_cache: this model has no first stage, there is nothing to encode")
         return True
-    first_stage = OmegaConf.to_container(config.model.params.first_stage_config, resolve=True)
-    found = list(open_stores(model, first_stage, data, shard_from_environment()))
+    first_stage = to_plain(config.model.params.first_stage_config)
+    found = list(open_stores(own, first_stage, data, shard_from_environment()))
     for module, name, store in found:
-        fill(store, module, name, model, device)
+        fill(store, module, name, own, device)
         if finish:
             store.work.shard = (0, 1)
-            fill(store, module, name, model, device)
+            fill(store, module, name, own, device)
             module.datasets[name] = with_latents(module.datasets[name], store)
             log.info("latents of %s: %s", name, store.folder)
     return all(store.complete for _, _, store in found)

@@ -6,7 +6,6 @@ finished every member gets a run directory as its own training would have left, 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from ldm.data.module import DataModuleFromConfig
 from ldm.records import write_record
 from ldm.training.config import point_data
 from ldm.training.joint import JointMembers, start_members
+from ldm.training.processes import ALL_MEMBERS
 from ldm.training.runs import RunDirectory, new_run
+from ldm.training.settings import Training
 from ldm.util import atomic_write, instantiate_from_config
 
-ALL_MEMBERS = "all"
 MADE = "members.json"
 
 
@@ -61,28 +61,25 @@ class JointDataModule(pl.LightningDataModule):
         return self.modules[0].val_dataloader()
 
 
-def is_joint(options: argparse.Namespace) -> bool:
-    """Whether all members train together."""
-    return bool(options.start_from_pretrained) and options.component == ALL_MEMBERS
+def build_members(config: DictConfig, training: Training) -> JointMembers:
+    """Start the members' heads on one base checkpoint, member m with the draws of seed `training.seed` + m."""
+    model = instantiate_from_config(config.model)
+    return JointMembers(start_members(model, training.member_count, training.seed))
 
 
-def build_members(config: DictConfig, options: argparse.Namespace) -> JointMembers:
-    """Start the members' heads on one base checkpoint, member m with the draws of seed `options.seed` + m."""
-    return JointMembers(start_members(instantiate_from_config(config.model), options.members, options.seed))
-
-
-def build_joint_data(config: DictConfig, options: argparse.Namespace) -> JointDataModule:
-    """The data of every member, in the order of its own run."""
+def build_joint_data(config: DictConfig, training: Training) -> JointDataModule:
+    """Build the data of every member, in the order of its own run."""
     modules = []
-    for member in range(options.members):
+    for member in range(training.member_count):
         module = instantiate_from_config(point_data(config, member).data)
-        module.seed, module.member = options.seed + member, member
+        module.seed = training.seed + member
+        module.member = member
         modules.append(module)
     return JointDataModule(modules)
 
 
 def write_member_runs(
-    run: RunDirectory, model: JointMembers, config: DictConfig, options: argparse.Namespace, step: int
+    run: RunDirectory, model: JointMembers, config: DictConfig, training: Training, step: int
 ) -> list[Path]:
     """Give every member of a finished training a run directory beside the training's own; once.
 
@@ -96,7 +93,7 @@ def write_member_runs(
     name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL_MEMBERS)
     made: dict[str, str] = json.loads((run.path / MADE).read_text()) if (run.path / MADE).exists() else {}
     for number in range(len(model.members)):
-        seed = options.seed + number
+        seed = training.seed + number
         own = RunDirectory(run.path.parent / made[str(number)]) if str(number) in made else None
         if own is None or not own.path.is_dir():
             own = new_run(run.path.parent, f"{name}{seed}")
@@ -112,7 +109,7 @@ def write_member_runs(
             "global_step": step,
         }
         save_checkpoint(content, own.checkpoints / "last.ckpt", overwrite=True)
-        write_record(own.finished, vars(options), overwrite=True, step=step, trained_in=run.path.name)
+        write_record(own.finished, training.flat_options(), overwrite=True, step=step, trained_in=run.path.name)
         made[str(number)] = own.path.name
         _write(run.path / MADE, made)
     return [run.path.parent / directory for directory in made.values()]

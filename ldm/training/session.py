@@ -2,48 +2,73 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from pytorch_lightning.plugins.environments import ClusterEnvironment
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ldm.jobs import step_from_environment
 from ldm.memory import keep_freed_memory
 from ldm.records import write_record
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
-from ldm.training.config import learning_rate, load_config, point_data, shared_batch
+from ldm.training.config import learning_rate, load_config, point_data, shared_batch, to_plain
+from ldm.training.joint import JointMembers
 from ldm.training.labels import check_labels
 from ldm.training.latent_cache import prepare_latents
-from ldm.training.members import ALL_MEMBERS, build_members, is_joint, write_member_runs
-from ldm.training.members import build_joint_data as build_joint_data
-from ldm.training.runs import RunDirectory, find_run, new_run
+from ldm.training.members import build_joint_data, build_members, write_member_runs
+from ldm.training.processes import find_known_run, is_first, make_run, share_run
+from ldm.training.runs import RunDirectory
+from ldm.training.settings import Training
 from ldm.training.slurm import Job
-from ldm.training.stopping import SaveWhenStopped, StopAtNaN
+from ldm.training.stopping import SaveWhenStopped, StopAtNaN, StoppedBySignal
 from ldm.training.trainer import Devices, choose_devices, cluster_environment, split_trainer_options
 from ldm.training.wandb import wandb_logger
 from ldm.util import instantiate_from_config
 
-log = logging.getLogger("main")
+log = logging.getLogger(__name__)
 
-RUN_VARIABLE = "LDM_RUN_DIRECTORY"
-# Options that a resumed run takes from the run it continues.
-KEPT_OPTIONS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr")
 # What writes pictures where a config says nothing of it.
 PICTURES = {"target": "ldm.training.callbacks.ImageLogger", "params": {"batch_frequency": 750, "max_images": 4}}
 
 
-@dataclass
+def train(training: Training, fit: bool = True) -> Path:
+    """Do a whole run: set it up, train, evaluate on the test set; return its run directory.
+
+    Signals act at the end of a step (`ldm.training.stopping`): Ctrl-C and SIGTERM save first, SIGUSR2 saves and goes
+    on.
+
+    Args:
+        training: what to train, and how.
+        fit: False only sets the run up and tests.
+
+    Raises:
+        ValueError: for a config or options that cannot be trained with; nothing is left behind then.
+        StoppedBySignal: after Ctrl-C or SIGTERM.
+        KeyboardInterrupt: after a second Ctrl-C, which saves nothing.
+        FloatingPointError: if the loss is not finite; the checkpoints of earlier steps are kept.
+    """
+    session = set_up(training)
+    try:
+        if fit:
+            session.fit()
+        session.test()
+    except SystemExit as stop:  # by which Lightning answers an interrupt
+        if getattr(session.trainer, "received_sigterm", False):
+            raise StoppedBySignal(signal.SIGTERM, saved=False) from stop
+        raise KeyboardInterrupt from stop
+    log.info("done: %s", session.run.path)
+    return session.run.path
+
+
+@dataclass(frozen=True)
 class Session:
     """What a training needs, ready to fit."""
 
@@ -52,7 +77,7 @@ class Session:
     trainer: pl.Trainer
     run: RunDirectory
     checkpoint: Path | None
-    options: argparse.Namespace
+    training: Training
     resumed: bool
     config: DictConfig
 
@@ -61,132 +86,76 @@ class Session:
         # Lightning does this after it has restored the weights, which would round those of float64.
         self.trainer.precision_plugin.convert_module(self.model)
         try:
-            with told_to_children(self.run):
+            with share_run(self.run):
                 self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
         except BaseException:
-            if not self.resumed and self.trainer.global_step == 0 and is_first() and not self.options.debug:
+            if not self.resumed and self.trainer.global_step == 0 and is_first() and not self.training.debug:
                 self.run.discard()
             raise
         if is_first():
             step = self.trainer.global_step
-            if is_joint(self.options):
-                for path in write_member_runs(self.run, self.model, self.config, self.options, step):
+            if isinstance(self.model, JointMembers):
+                for path in write_member_runs(self.run, self.model, self.config, self.training, step):
                     log.info("member: %s", path)
-            write_record(self.run.finished, vars(self.options), overwrite=True, step=step)
+            write_record(self.run.finished, self.training.flat_options(), overwrite=True, step=step)
 
     def test(self) -> None:
         """Evaluate on the test set, where the config has one."""
-        if not self.options.no_test and "test" in self.data.dataset_configs:
-            with told_to_children(self.run):
+        if self.training.test and "test" in getattr(self.data, "dataset_configs", ()):
+            with share_run(self.run):
                 self.trainer.test(self.model, self.data)
 
 
-@contextmanager
-def told_to_children(run: RunDirectory) -> Iterator[None]:
-    """Name the run directory to the processes that the first one starts, and to no later training of this process."""
-    if is_first():
-        os.environ[RUN_VARIABLE] = str(run.path)
-    try:
-        yield
-    finally:
-        if is_first():
-            os.environ.pop(RUN_VARIABLE, None)
-
-
-def is_first() -> bool:
-    """True in the process that writes files and logs."""
-    return (rank_zero_only.rank or 0) == 0
-
-
 def build_callbacks(
-    run: RunDirectory, config: DictConfig, lightning: DictConfig, options: argparse.Namespace, monitor: str | None
+    run: RunDirectory, config: DictConfig, lightning: DictConfig, training: Training, monitor: str | None
 ) -> list[Callback]:
     """Our defaults, changed or switched off by `lightning.callbacks.{name}`, and the checkpoint writer."""
-    given = OmegaConf.to_container(lightning.get("callbacks") or OmegaConf.create({}), resolve=True)
+    given = to_plain(lightning.get("callbacks") or OmegaConf.create({}))
     pictures = {**PICTURES, **(given.pop("image_logger", None) or {})}
     callbacks = [
         SetupCallback(run, config, lightning),
         EMACallback(),
-        SeededSteps(options.seed, read_member(options)),
+        SeededSteps(training.seed, training.member),
         instantiate_from_config(pictures),
         StopAtNaN(),
         LearningRateMonitor(logging_interval="step"),
         CUDACallback(),
     ]
     callbacks += [instantiate_from_config(callback) for callback in given.values() if callback and "target" in callback]
-    checkpoint = OmegaConf.to_container(lightning.get("modelcheckpoint") or OmegaConf.create({}), resolve=True)
+    checkpoint = to_plain(lightning.get("modelcheckpoint") or OmegaConf.create({}))
     if "target" in checkpoint:
         params = {"dirpath": run.checkpoints, **(checkpoint.get("params") or {})}
         callbacks.append(instantiate_from_config({**checkpoint, "params": params}))
         checkpoint, monitor = {}, None
     keeper = KeepCheckpoints.from_options(
-        run.checkpoints, checkpoint.get("params") or {}, monitor, options.every_n_epochs, options.every_n_steps
+        run.checkpoints, checkpoint.get("params") or {}, monitor, training.every_n_epochs, training.every_n_steps
     )
-    callbacks += [keeper, SaveWhenStopped(keeper.save, on_error=not options.debug)]
+    callbacks += [keeper, SaveWhenStopped(keeper.save, on_error=not training.debug)]
     if lightning.trainer.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     return callbacks
 
 
-def read_member(options: argparse.Namespace) -> int:
-    """The number of the member that is trained; 0 for a base model or for all members. It is part of every seed."""
-    return options.component if options.start_from_pretrained and not is_joint(options) else 0
-
-
-def run_folders(options: argparse.Namespace) -> list[Path]:
-    """Where the run of a SLURM job may be: that of --resume, and those below --logdir."""
-    resumed, logdir = Path(options.resume), Path(options.logdir)
-    own = [resumed.parent.parent if resumed.is_file() else resumed] if options.resume else []
-    return own + (sorted(path for path in logdir.iterdir() if path.is_dir()) if logdir.is_dir() else [])
-
-
-def known_run(options: argparse.Namespace, job: Job | None) -> tuple[RunDirectory | None, Path | None]:
-    """(run, checkpoint) where a run is resumed or requeued, or given by the process that started this one.
-
-    Raises:
-        ValueError: if a process that is not the first cannot come to know its run directory.
-    """
-    run = job.requeued_run(run_folders(options)) if job else None
-    if RUN_VARIABLE in os.environ and not is_first():
-        run = RunDirectory(Path(os.environ[RUN_VARIABLE]))
-    elif not is_first() and step_from_environment()[1] == 1:
-        raise ValueError("start main.py once, without torchrun: it starts its processes itself (--gpus 0,1)")
-    requeued = run is not None and (job is not None and job.restarts > 0)
-    if options.resume and not requeued:
-        return find_run(options.resume, options.epoch)
-    last = run.checkpoints / "last.ckpt" if requeued else None
-    return run, last if last is not None and last.exists() else None
-
-
-def make_run(options: argparse.Namespace, job: Job | None) -> RunDirectory:
-    """A new run directory; in a later process of a SLURM step the one that its first process makes."""
-    if job and not is_first():
-        return job.joined_run(lambda: run_folders(options))
-    name = (options.name or Path((options.base or ["run"])[0]).stem) + options.postfix
-    if options.ensemble_name:
-        name += f"_{options.ensemble_name}{ALL_MEMBERS if is_joint(options) else options.seed}"
-    return new_run(options.logdir, name)
-
-
-def prepare_model(config: DictConfig, options: argparse.Namespace) -> pl.LightningModule:
+def prepare_model(config: DictConfig, training: Training) -> pl.LightningModule:
     """The model with its draws seeded; where a member is trained, all but its heads is frozen."""
-    if is_joint(options):
-        return build_members(config, options)
+    if training.joint:
+        return build_members(config, training)
     model = instantiate_from_config(config.model)
-    if options.start_from_pretrained:
-        model.start_from_pretrained(options.component, options.seed)
+    if training.start_from_pretrained:
+        model.start_from_pretrained(training.member, training.seed)
     if hasattr(model, "seed_draws"):
-        model.seed_draws(options.seed, read_member(options))
+        model.seed_draws(training.seed, training.member)
     return model
 
 
-def prepare_data(config: DictConfig, options: argparse.Namespace) -> pl.LightningDataModule:
+def prepare_data(config: DictConfig, training: Training) -> pl.LightningDataModule:
     """The data in the order of this run, set up; where all members train at once, in the order of each."""
-    if is_joint(options):
-        data = build_joint_data(config, options)
+    if training.joint:
+        data = build_joint_data(config, training)
     else:
         data = instantiate_from_config(config.data)
-        data.seed, data.member = options.seed, read_member(options)
+        data.seed = training.seed
+        data.member = training.member
     data.setup()
     return data
 
@@ -210,73 +179,93 @@ def build_trainer(
         pl.loggers.CSVLogger(run.path, name=f"csv_resumed_{earlier}" if earlier else "csv", version=""),
         *more,
     ]
-    settings = {"max_epochs": -1 if chosen.get("max_steps") else 1000, "enable_model_summary": False}
+    settings: dict[str, Any] = {"max_epochs": -1 if chosen.get("max_steps") else 1000, "enable_model_summary": False}
     settings |= {**devices.options, **split_trainer_options(chosen)}
     plugins = [*environment, *(settings.pop("plugins", None) or []), PlainCheckpointIO()]
-    own = {"default_root_dir": run.path, "callbacks": callbacks, "logger": loggers, "plugins": plugins}
+    own: dict[str, Any] = {"default_root_dir": run.path, "callbacks": callbacks, "logger": loggers, "plugins": plugins}
     try:
         return pl.Trainer(use_distributed_sampler=False, **own, **settings)
     except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ValueError(f"the trainer options {dict(chosen)} were refused: {error}") from error
 
 
-def online_loggers(run: RunDirectory, record: DictConfig, options: argparse.Namespace) -> list[pl.loggers.Logger]:
+def online_loggers(run: RunDirectory, record: DictConfig, training: Training) -> list[pl.loggers.Logger]:
     """Weights & Biases' logger where its settings ask for it, in the project that --project names."""
     if not is_first():
         return []
-    shown = OmegaConf.to_container(record, resolve=True)
-    logger = wandb_logger(run.path, options.project or "decu", shown, run.path.name)
+    shown = to_plain(record)
+    logger = wandb_logger(run.path, training.project or "decu", shown, run.path.name)
     return [] if logger is None else [logger]
 
 
-def set_up(
-    options: argparse.Namespace, trainer_options: Mapping[str, Any], dotlist: Sequence[str], argv: Sequence[str]
-) -> Session:
-    """Model, data, trainer and run directory, ready to fit. What the config names is built before the directory is."""
-    job = Job.of(argv)
-    known, checkpoint = known_run(options, job)
-    saved = known if known and known.has_config else None
-    if saved:
-        for key, value in saved.config().run.items():
-            setattr(options, key, value)
-    start = [saved.config(), OmegaConf.create({"lightning": saved.config("lightning")})] if saved else []
-    config = load_config(options.base, dotlist, options.start_from_pretrained, start, needs=("model", "data"))
-    component = read_member(options) if options.start_from_pretrained else None
-    config = point_data(config, component, options.overwrite_data_root, options.synset_bins)
+def read_training_config(training: Training, start: Sequence[DictConfig] = ()) -> DictConfig:
+    """Merge the configs of a training, with its data those of its member; `start` goes below them."""
+    config = load_config(
+        training.base,
+        training.changes,
+        training.start_from_pretrained,
+        start,
+        needs=("model", "data"),
+    )
+    component = training.member if training.start_from_pretrained else None
+    return point_data(config, component, training.overwrite_data_root, training.synset_bins)
+
+
+def set_up(training: Training) -> Session:
+    """Put a training together, ready to fit. What the config names is built before the run directory is made."""
+    job = Job.from_environment([f"{name}={value}" for name, value in training.flat_options().items()])
+    known, checkpoint = find_known_run(training, job)
+    start = []
+    if known and known.has_config:
+        saved = known.config()
+        training = training.resuming(saved.run)
+        start = [saved, OmegaConf.create({"lightning": known.config("lightning")})]
+    config = read_training_config(training, start)
     lightning = config.pop("lightning", OmegaConf.create())
-    chosen = {**(lightning.get("trainer") or {}), **trainer_options}
-    options.gpus = options.gpus if options.gpus is not None else chosen.get("gpus")
+    chosen = {**(lightning.get("trainer") or {}), **training.trainer}
+    gpus = chosen.get("gpus") if training.gpus is None else training.gpus
     nodes = int(chosen.get("num_nodes", 1))
-    devices = choose_devices(options.gpus, options.cpus, nodes)
+    devices = choose_devices(gpus, training.cpus, nodes)
     environment = cluster_environment(devices.count, nodes)
-    pl.seed_everything(options.seed, verbose=False)
+    pl.seed_everything(training.seed, verbose=False)
     keep_freed_memory()
 
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
     shared = shared_batch(config, devices.count * accumulate)
-    rate = learning_rate(shared, options.scale_lr, devices.count, accumulate)
-    model = prepare_model(config, options)
-    data = prepare_data(shared, options)
+    rate = learning_rate(shared, training.scale_lr, devices.count, accumulate)
+    model = prepare_model(config, training)
+    data = prepare_data(shared, training)
     check_labels(model, data)
     prepare_latents(model, config, data, devices.own)
-    model.learning_rate = rate
+    model.learning_rate = rate  # type: ignore[assignment]
 
-    run = known or make_run(options, job)
+    run = known or make_run(training, job)
     if is_first():
-        write_record(run.path / "record.json", vars(options), overwrite=True)
+        write_run_record(run, training)
         if job:
             job.record(run)
-    record = OmegaConf.merge(config, {"run": {key: getattr(options, key) for key in KEPT_OPTIONS}})
-    lightning = OmegaConf.merge(lightning, {"trainer": chosen})
+    record = cast(DictConfig, OmegaConf.merge(config, {"run": training.kept_values}))
+    lightning = cast(DictConfig, OmegaConf.merge(lightning, {"trainer": chosen}))
     try:
-        callbacks = build_callbacks(run, record, lightning, options, getattr(model, "monitor", None))
-        trainer = build_trainer(run, callbacks, chosen, devices, environment, online_loggers(run, record, options))
+        callbacks = build_callbacks(run, record, lightning, training, getattr(model, "monitor", None))
+        loggers = online_loggers(run, record, training)
+        trainer = build_trainer(run, callbacks, chosen, devices, environment, loggers)
     except Exception:
         if known is None and is_first():
             run.discard()
         raise
     announce(run, model, devices.words)
-    return Session(model, data, trainer, run, checkpoint, options, known is not None, record)
+    return Session(model, data, trainer, run, checkpoint, training, known is not None, record)
+
+
+def write_run_record(run: RunDirectory, training: Training) -> None:
+    """Write record.json: how the run was started, and under `earlier` how it was before, each time that it was."""
+    file = run.path / "record.json"
+    earlier = []
+    if file.exists():
+        before = json.loads(file.read_text())
+        earlier = [*before.pop("earlier", []), before]
+    write_record(file, training.flat_options(), overwrite=True, earlier=earlier)
 
 
 def announce(run: RunDirectory, model: pl.LightningModule, devices: str) -> None:

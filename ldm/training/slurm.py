@@ -25,8 +25,8 @@ class Job:
     command: list[str]
 
     @classmethod
-    def of(cls, command: Sequence[str], environment: Mapping[str, str] = os.environ) -> Job | None:
-        """None outside SLURM."""
+    def from_environment(cls, command: Sequence[str], environment: Mapping[str, str] = os.environ) -> Job | None:
+        """Read what SLURM says of a command's job; None outside SLURM."""
         if "SLURM_JOB_ID" not in environment:
             return None
         restarts = int(environment.get("SLURM_RESTART_COUNT") or 0)
@@ -54,7 +54,7 @@ class Job:
             return None
         runs = self._runs(folders, lambda other: (other.job, other.command) == (self.job, self.command))
         unfinished = [run for run in runs if not run.finished.exists()]
-        return (unfinished[:1] or runs[-1:] or [None])[0]
+        return next(iter(unfinished[:1] or runs[-1:]), None)
 
     def joined_run(self, folders: Callable[[], Sequence[Path]], seconds: float = 300) -> RunDirectory:
         """The run that process 0 of this step makes; waits for it.

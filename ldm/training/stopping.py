@@ -22,11 +22,17 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 class StoppedBySignal(Exception):
-    """The training was saved and ends, with exit code 128 + signal."""
+    """A signal ended the training; a process then exits with 128 + `signum`.
 
-    def __init__(self, signum: int):
+    Args:
+        signum: number of the signal.
+        saved: whether last.ckpt was written first.
+    """
+
+    def __init__(self, signum: int, saved: bool = True):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
+        self.saved = saved
 
 
 def largest(trainer: pl.Trainer, values: list[int]) -> list[int]:

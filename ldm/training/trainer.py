@@ -57,7 +57,7 @@ class Devices:
 
     @property
     def own(self) -> torch.device:
-        """The device of this process, counted as in `ldm.cli.pick_device`."""
+        """The device of this process, counted as in `ldm.jobs.pick_device`."""
         if self.options["accelerator"] != "gpu":
             return torch.device("cpu")
         devices = self.options["devices"]
@@ -94,7 +94,8 @@ def _strategy(count: int) -> str | DDPStrategy:
     # Buffers need no broadcast in every step: averages are stepped alike in every process, all else is constant.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(find_unused_parameters=False, **{name: False})
+    options: dict[str, Any] = {"find_unused_parameters": False, name: False}
+    return DDPStrategy(**options)
 
 
 def cluster_environment(count: int, nodes: int = 1) -> list[ClusterEnvironment]:

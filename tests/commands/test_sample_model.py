@@ -9,7 +9,6 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-import main as trainer
 from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.commands.sample_model import SampleModel
 from ldm.commands.shared import ModelSource, Placement
@@ -19,6 +18,8 @@ from ldm.experiments.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.sampling import SamplePlan
 from ldm.settings import Sampling
+from ldm.training.session import train
+from ldm.training.settings import Training
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 
@@ -239,10 +240,10 @@ def test_base_runs_and_runs_of_members_can_be_sampled(tmp_path):
         "lightning": {"callbacks": {"image_logger": {"params": {"disabled": True}}}},
     }
     OmegaConf.save(OmegaConf.create(config), tmp_path / "tiny.yaml")
-    words = f"--base {tmp_path}/tiny.yaml -t --gpus 0, --scale_lr False --logdir {tmp_path}/logs --max_steps 1 "
-    words += "--enable_progress_bar False --log_every_n_steps 1"
-    for more in ("", " --start_from_pretrained --seed 1"):
-        folder = trainer.main((words + more).split())
+    quiet = {"max_steps": 1, "enable_progress_bar": False, "log_every_n_steps": 1}
+    given = {"base": (f"{tmp_path}/tiny.yaml",), "scale_lr": False, "logdir": f"{tmp_path}/logs", "trainer": quiet}
+    for more in ({}, {"start_from_pretrained": True, "seed": 1}):
+        folder = train(Training(**given, **more, gpus="0,"))
         out = sample(ModelSource(run=str(folder)), folder / "samples", TWO, n=2)
         kept = load_state_dict(folder / "checkpoints" / "last.ckpt")
         model = tiny_model()

@@ -1,4 +1,4 @@
-"""A classifier of noisy images: its loss at true noise levels, its files, training through main.py."""
+"""A classifier of noisy images: its loss at true noise levels, its files, a training of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import main as trainer
 from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.diffusion.noise import TrainingDraws
 from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
 from ldm.models.diffusion.classifier import NoisyClassifier
+from ldm.training.session import train
+from ldm.training.settings import Training
 
 ENCODER = {
     "target": "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModel",
@@ -103,7 +104,7 @@ def test_published_files_hold_the_network_alone(tmp_path):
         model.init_from_ckpt(str(tmp_path / "short.pt"))
 
 
-def test_it_trains_through_main(tmp_path):
+def test_it_trains(tmp_path):
     data = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
     params = {"classifier_config": ENCODER, "beta_schedule": "cosine"}
     config = {
@@ -116,8 +117,9 @@ def test_it_trains_through_main(tmp_path):
         "lightning": {"callbacks": {"image_logger": {"params": {"batch_frequency": 2}}}},
     }
     OmegaConf.save(OmegaConf.create(config), tmp_path / "classifier.yaml")
-    words = f"--base {tmp_path}/classifier.yaml -t --gpus 0, --scale_lr False --logdir {tmp_path}/logs --max_steps 3 "
-    run = trainer.main((words + "--enable_progress_bar False --log_every_n_steps 1").split())
+    quiet = {"max_steps": 3, "enable_progress_bar": False, "log_every_n_steps": 1}
+    base = (f"{tmp_path}/classifier.yaml",)
+    run = train(Training(base, gpus="0,", scale_lr=False, logdir=f"{tmp_path}/logs", trainer=quiet))
     state = load_state_dict(run / "checkpoints" / "last.ckpt")
     assert {name.split(".")[0] for name in state if name.startswith("classifier")} == {"classifier"}
     classifier().init_from_ckpt(str(run / "checkpoints" / "last.ckpt"))

@@ -13,12 +13,12 @@ from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-import main as trainer
 from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.config import load_config, read_config
 from ldm.util import instantiate_from_config
 from scripts.prep_data import read_keys
+from tests.cli import call
 from tests.conftest import golden_json, tiny_config, tiny_model
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -300,8 +300,8 @@ def test_the_published_command_trains_a_component(released, imagenet, tmp_path, 
     small += ["data.params.batch_size=2", "data.params.num_workers=0", "data.params.train.params.config.size=32"]
     small += ["data.params.validation.params.config.size=32", *words]
     with pytest.raises(ValueError, match="set data_root or --overwrite_data_root"):
-        trainer.main([*command.split(), str(tmp_path / "nowhere"), *small])
-    folder = trainer.main([*command.split(), str(imagenet), *small])
+        call("train", [*command.split(), tmp_path / "nowhere", *small])
+    folder = call("train", [*command.split(), imagenet, *small])
     content = load_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert list(content["state_dict"]) == [TABLE]
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5

@@ -1,10 +1,10 @@
-"""A config of a tiny model, for tests that call `main.py`, and one run of it that nothing disturbs."""
+"""A config of a tiny model, for tests of trainings, and one run of it that nothing disturbs."""
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import tiny_config
-from tests.training.runs import run_main
+from tests.training.runs import run_training
 
 
 def write_config(folder):
@@ -35,4 +35,4 @@ def config(tmp_path):
 def whole(tmp_path_factory):
     """The run directory of all eight steps, with a checkpoint kept every third step and the best by val/loss."""
     folder = tmp_path_factory.mktemp("whole")
-    return run_main(write_config(folder), folder, "--every_n_steps", "3", "model.params.monitor=val/loss")
+    return run_training(write_config(folder), folder, "model.params.monitor=val/loss", every_n_steps=3)

@@ -1,20 +1,42 @@
-"""What the tests of training share: calls of main.py, what its runs left, callbacks that disturb them."""
+"""What the tests of training share: trainings, what their runs left, callbacks that disturb them."""
 
 import csv
 import os
 import signal
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from pytorch_lightning.callbacks import Callback
 
-import main
 from ldm.checkpoint import load_checkpoint
+from ldm.commands.train import Train
+from ldm.training.session import train
+from ldm.training.settings import Training
 
 
-def run_main(config, tmp_path, *words):
-    """One training from a config."""
-    return main.main(["--base", str(config), "-t", "--gpus", "0,", "--logdir", str(tmp_path / "logs"), *words])
+def make_training(config, tmp_path, *changes, **options):
+    """A training from a config: words a.b=c, then fields of `Training` and options of Lightning's Trainer."""
+    names = {field.name for field in fields(Training)}
+    own = {name: value for name, value in options.items() if name in names}
+    trainer = {name: value for name, value in options.items() if name not in names}
+    given = {"base": (str(config),), "gpus": "0,", "logdir": str(tmp_path / "logs"), **own}
+    return Training(**given, changes=changes, trainer=trainer)
+
+
+def run_training(config, tmp_path, *changes, **options):
+    """The run directory of one training from a config, see `make_training`."""
+    return train(make_training(config, tmp_path, *changes, **options))
+
+
+def resume(run, *changes, **trainer):
+    """Continue the training of a run directory, or from one of its checkpoints."""
+    return train(Training(resume=str(run), gpus="0,", changes=changes, trainer=trainer))
+
+
+def run_command_line(config, tmp_path, *changes, **options):
+    """The same through the command, whose process a signal ends."""
+    return Train(make_training(config, tmp_path, *changes, **options), train=True).run()
 
 
 def only_run(tmp_path):

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import main
 from ldm.checkpoint import load_checkpoint, load_state_dict
 from ldm.training.checkpoints import KeepCheckpoints, link
 from ldm.training.runs import RunDirectory, find_run
+from ldm.training.session import train
+from ldm.training.settings import Training
 from scripts import export_trunk
-from tests.training.runs import assert_same_end, losses, run_main
+from tests.training.runs import assert_same_end, losses, resume, run_training
 
 
 def names(run):
@@ -19,9 +20,7 @@ def names(run):
 
 
 def test_epochs_are_kept_by_name_and_chosen_again(config, tmp_path):
-    run = run_main(
-        config, tmp_path, "--name", "run", "--every_n_epochs", "1", "--max_steps", "18", "model.params.monitor=null"
-    )
+    run = run_training(config, tmp_path, "model.params.monitor=null", name="run", every_n_epochs=1, max_steps=18)
     assert names(run) == ["epoch=000000.ckpt", "epoch=000001.ckpt", "epoch=000002.ckpt", "last.ckpt"]
     directory = RunDirectory(run)
     assert [load_checkpoint(directory.checkpoint(epoch))["global_step"] for epoch in (0, 1, None)] == [5, 10, 18]
@@ -34,7 +33,7 @@ def test_epochs_are_kept_by_name_and_chosen_again(config, tmp_path):
     weight = "model.diffusion_model.out.2.weight"
     assert torch.equal(load_state_dict(trunk)[weight], kept["model_ema.diffusion_modelout2weight"])
     before = losses(run)
-    assert main.main(["--resume", str(run), "--epoch", "1", "-t"]) == run
+    assert train(Training(resume=str(run), epoch=1, gpus="0,")) == run
     assert losses(run) == before, "the third epoch again"
     assert len(list(run.glob("csv*"))) == 2
 
@@ -47,7 +46,7 @@ def test_every_kept_file_resumes_exactly(tmp_path, whole, kept):
     assert best == ["best-epoch=000000-step=00000005.ckpt"]
     before, file = losses(whole), whole / "checkpoints" / (best[0] if kept == "best" else kept)
     last = load_checkpoint(whole / "checkpoints" / "last.ckpt")["state_dict"]
-    main.main(["--resume", str(file), "-t"])
+    resume(file)
     (whole / "csv" / "metrics.csv").unlink()
     start = load_checkpoint(file)["global_step"]
     assert losses(whole) == {step: loss for step, loss in before.items() if step >= start}
@@ -56,7 +55,7 @@ def test_every_kept_file_resumes_exactly(tmp_path, whole, kept):
 
 
 def test_the_best_needs_its_metric(config, tmp_path, recwarn):
-    run = run_main(config, tmp_path, "--check_val_every_n_epoch", "50", "model.params.monitor=val/loss")
+    run = run_training(config, tmp_path, "model.params.monitor=val/loss", check_val_every_n_epoch=50)
     assert names(run) == ["last.ckpt"]
     assert not [str(warning.message) for warning in recwarn if "monitor" in str(warning.message)]
 
@@ -119,18 +118,18 @@ def test_options_of_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "options",
     [
-        ["--precision", "bf16-mixed"],
-        ["--gradient_clip_val", "1"],
-        ["--accumulate_grad_batches", "2", "--precision", "bf16-mixed"],
+        {"precision": "bf16-mixed"},
+        {"gradient_clip_val": 1},
+        {"accumulate_grad_batches": 2, "precision": "bf16-mixed"},
     ],
     ids=["bf16", "clip", "accumulate-bf16"],
 )
-def test_trainer_options_run_and_resume_exactly(config, tmp_path, words):
-    whole = run_main(config, tmp_path, "--name", "whole", "--max_steps", "4", *words)
-    part = run_main(config, tmp_path, "--name", "part", "--max_steps", "2", *words)
-    main.main(["--resume", str(part), "-t", "--max_steps", "4"])
+def test_trainer_options_run_and_resume_exactly(config, tmp_path, options):
+    whole = run_training(config, tmp_path, name="whole", max_steps=4, **options)
+    part = run_training(config, tmp_path, name="part", max_steps=2, **options)
+    resume(part, max_steps=4)
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)
 
@@ -138,8 +137,8 @@ def test_trainer_options_run_and_resume_exactly(config, tmp_path, words):
 def test_clipping_changes_the_step(config, tmp_path):
     """A tiny bound on the gradient leaves Adam's epsilon in charge: the first step is smaller."""
     free, clipped = (
-        run_main(config, tmp_path, "--name", name, "--max_steps", "1", "--gradient_clip_val", value)
-        for name, value in (("free", "1e9"), ("clipped", "1e-9"))
+        run_training(config, tmp_path, name=name, max_steps=1, gradient_clip_val=value)
+        for name, value in (("free", 1e9), ("clipped", 1e-9))
     )
     name = "model.diffusion_model.out.2.weight"
     moved = [

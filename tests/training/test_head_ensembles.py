@@ -4,7 +4,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import main as trainer
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
@@ -13,7 +12,7 @@ from ldm.ensembles.storage import read_ensemble
 from ldm.pipelines import build_model
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
-from tests.training.runs import assert_same_end, losses
+from tests.training.runs import assert_same_end, losses, resume, run_training
 
 FACTORS = ["cond_stage_model.lora_A", "cond_stage_model.lora_B"]
 LOW_RANK = ["model.params.cond_stage_config.params.lora=true", "model.params.cond_stage_config.params.rank=4"]
@@ -44,29 +43,27 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(folder, kind, component=0, *words, logs="logs"):
-    command = (
-        f"--base {folder}/tiny.yaml -t --gpus 0, --scale_lr False --start_from_pretrained --logdir {folder}/{logs} "
-    )
-    command += f"--seed {component} --component {component} --ensemble_name {kind}"
-    return trainer.main([*command.split(), *KINDS[kind], *words])
+def train_member(folder, kind, component=0, logs="logs", **options):
+    given = {"start_from_pretrained": True, "scale_lr": False, "ensemble_name": kind, "logdir": f"{folder}/{logs}"}
+    given |= {"seed": component, "component": component}
+    return run_training(folder / "tiny.yaml", folder, *KINDS[kind], **given, **options)
 
 
 @pytest.mark.parametrize("kind", ["anchored", "rows"])
 def test_anchors_and_rules_resume_exactly(folder, kind):
-    whole = train(folder, kind, logs="whole")
-    part = train(folder, kind, 0, "--max_steps", "2", logs="part")
+    whole = train_member(folder, kind, logs="whole")
+    part = train_member(folder, kind, max_steps=2, logs="part")
     kept = load_checkpoint(part / "checkpoints" / "last.ckpt")
     assert not any("anchor" in name for name in kept["state_dict"])
     counts = [state["step"] for state in kept["optimizer_states"][0]["state"].values() if state["step"].ndim]
     assert [tuple(count.shape) for count in counts] == [(11,)] and 0 < int(counts[0].max()) <= 2
-    trainer.main(["--resume", str(part), "-t", "--max_steps", "4"])
+    resume(part, max_steps=4)
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)
 
 
 def test_a_low_rank_ensemble_from_training_to_the_table(folder):
-    runs = [train(folder, "lora", member) for member in range(2)]
+    runs = [train_member(folder, "lora", member) for member in range(2)]
     path = call("gather", ["--path", f"{folder}/logs", "--ensemble_name", "lora", "--ensemble_comps", "2"])
     ensemble = read_ensemble(path)
     assert sorted(ensemble.members.overrides) == FACTORS, "a member is its factors alone"

@@ -18,9 +18,10 @@ from ldm.util import instantiate_from_config
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 from tests.training.conftest import write_config
-from tests.training.runs import end_state, losses, run_main
+from tests.training.runs import end_state, losses, resume, run_training
 
-WORDS = ("--start_from_pretrained", "--ensemble_name", "b", "--scale_lr", "False")
+MEMBERS = {"start_from_pretrained": True, "ensemble_name": "b", "scale_lr": False}
+JOINT = {**MEMBERS, "seed": 4, "component": "all", "members": 2}
 
 
 @pytest.fixture
@@ -47,13 +48,12 @@ def members_of(tmp_path):
     return {path.name.rpartition("_")[2]: path for path in sorted((tmp_path / "logs").iterdir())}
 
 
-def separate_runs(config, tmp_path, *words):
-    return [run_main(config, tmp_path / "apart", *WORDS, "--seed", str(4 + m), "--component", str(m), *words)
-            for m in range(2)]  # fmt: skip
+def separate_runs(config, tmp_path):
+    return [run_training(config, tmp_path / "apart", **MEMBERS, seed=4 + m, component=m) for m in range(2)]
 
 
 def test_joint_training_equals_separate_runs(config, tmp_path):
-    run = run_main(config, tmp_path, *WORDS, "--seed", "4", "--component", "all", "--members", "2")
+    run = run_training(config, tmp_path, **JOINT)
     made, apart = members_of(tmp_path), separate_runs(config, tmp_path)
     assert sorted(made) == ["b4", "b5", "ball"]
     for number, single in enumerate(apart):
@@ -71,14 +71,11 @@ def test_joint_training_equals_separate_runs(config, tmp_path):
 
 
 def test_resumed_joint_training_is_exact(config, tmp_path):
-    words = (*WORDS, "--seed", "4", "--component", "all", "--members", "2")
-    whole = run_main(config, tmp_path, *words)
-    part = run_main(config, tmp_path / "stopped", *words, "--max_steps", "3")
+    whole = run_training(config, tmp_path, **JOINT)
+    part = run_training(config, tmp_path / "stopped", **JOINT, max_steps=3)
     made = json.loads((part / "members.json").read_text())
     assert made.keys() == {"0", "1"}
-    import main
-
-    main.main(["--resume", str(part), "-t", "--gpus", "0,", "--max_steps", "8"])
+    resume(part, max_steps=8)
     for name, value in end_state(whole).items():
         assert torch.equal(value, end_state(part)[name]), name
     content = load_checkpoint(part / "checkpoints" / "last.ckpt")

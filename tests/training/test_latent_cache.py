@@ -13,7 +13,7 @@ from ldm.data.latents import LatentStore, count_views, describe_data, innermost,
 from scripts import cache_latents
 from tests.conftest import tiny_model
 from tests.training.conftest import write_config
-from tests.training.runs import end_state, losses, run_main
+from tests.training.runs import end_state, losses, run_training
 
 AUTOENCODER = {
     "target": "ldm.models.autoencoder.AutoencoderKL",
@@ -53,16 +53,16 @@ def assert_same_losses(first, second):
 
 
 def test_losses_of_a_trunk_are_those_of_encoding_on_the_fly(config, tmp_path):
-    plain = run_main(config, tmp_path / "plain")
-    run = run_main(config, tmp_path / "cached", cached(tmp_path))
+    plain = run_training(config, tmp_path / "plain")
+    run = run_training(config, tmp_path / "cached", cached(tmp_path))
     assert_same_losses(run, plain)
     (folder,) = (tmp_path / "latents").iterdir()
     assert sorted(path.name for path in folder.glob("*.npy")) == ["index_0.npy", "latents_0.npy"]
     assert np.load(folder / "latents_0.npy").shape == (len(Digits("test")), 1, 8, 8, 1)
     before = (folder / "latents_0.npy").stat().st_mtime_ns
-    run_main(config, tmp_path / "again", cached(tmp_path), "--max_steps", "1")
+    run_training(config, tmp_path / "again", cached(tmp_path), max_steps=1)
     assert (folder / "latents_0.npy").stat().st_mtime_ns == before, "what is there is not encoded again"
-    run_main(config, tmp_path / "other", cached(tmp_path), "--seed", "5", "--max_steps", "1")
+    run_training(config, tmp_path / "other", cached(tmp_path), seed=5, max_steps=1)
     assert len(list((tmp_path / "latents").iterdir())) == 2, (
         "another first stage (seed 5 draws its weights) has its own"
     )
@@ -74,10 +74,11 @@ def test_members_together_share_one_cache(config, tmp_path):
     save_checkpoint({"state_dict": model.state_dict()}, tmp_path / "trunk.ckpt")
     content.model.params.pretrained_path, content.model.params.use_ema = str(tmp_path / "trunk.ckpt"), False
     OmegaConf.save(content, config)
+    members = {"start_from_pretrained": True, "ensemble_name": "b", "component": "all", "members": 2}
     words = ("--start_from_pretrained", "--ensemble_name", "b", "--component", "all", "--members", "2")
-    plain = run_main(config, tmp_path / "plain", *words)
+    plain = run_training(config, tmp_path / "plain", **members)
     assert cache_latents.main(["--base", str(config), *words, cached(tmp_path)])
-    run = run_main(config, tmp_path / "cached", *words, cached(tmp_path))
+    run = run_training(config, tmp_path / "cached", cached(tmp_path), **members)
     assert len(list((tmp_path / "latents").iterdir())) == 1
     assert_same_losses(run, plain)
     for name, value in end_state(run).items():

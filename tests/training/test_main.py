@@ -1,4 +1,4 @@
-"""main.py as a user calls it: runs, resumes exactly, refuses what it does not know."""
+"""A training as a user calls it: it runs, resumes exactly, and refuses what it does not know."""
 
 import os
 import re
@@ -7,17 +7,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import main as trainer
 from ldm.checkpoint import load_checkpoint
 from ldm.training.config import learning_rate, load_config, merge_configs, point_data
+from ldm.training.processes import RUN_VARIABLE
 from ldm.training.runs import find_run, new_run, runs_named
-from ldm.training.session import RUN_VARIABLE
 from ldm.training.trainer import Devices, choose_devices, cluster_environment, parse_gpus, split_trainer_options
-from tests.training.runs import assert_same_end, end_state, losses, run_main
+from tests.training.runs import assert_same_end, end_state, losses, resume, run_command_line, run_training
 
 
 def test_a_run_leaves_configs_logs_and_checkpoints(config, tmp_path, caplog):
-    run = run_main(config, tmp_path, "--scale_lr", "False", "--name", "first", "model.params.monitor=val/loss")
+    run = run_command_line(config, tmp_path, "model.params.monitor=val/loss", scale_lr=False, name="first")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d_first", run.name)
     assert sum("no CUDA device" in record.message for record in caplog.records) == (not torch.cuda.is_available())
     content = load_checkpoint(run / "checkpoints" / "last.ckpt")
@@ -46,29 +45,29 @@ def test_pictures_at_the_steps_that_were_asked_for(config, tmp_path, frequency, 
         "increase_log_steps": early,
         "log_images_kwargs.ddim_steps": 1,
     }
-    words = [f"{params}.{name}={value}" for name, value in given.items()] + ["--max_steps", "6"]
-    run = run_main(config, tmp_path, *words)
+    changes = [f"{params}.{name}={value}" for name, value in given.items()]
+    run = run_training(config, tmp_path, *changes, max_steps=6)
     assert {int(file.name.split("_gs-")[1][:6]) for file in run.glob("images/train/*.png")} == expected
 
 
 def test_pictures_of_a_short_table_and_a_callback_of_ones_own(config, tmp_path):
     """Samples take no more steps than the table has entries; `image_logger.target` is what writes them."""
     params = "lightning.callbacks.image_logger.params"
-    words = ["model.params.timesteps=3", f"{params}.disabled=False", f"{params}.batch_frequency=1", "--max_steps", "1"]
-    assert len(list(run_main(config, tmp_path, *words).glob("images/train/samples*.png"))) == 1
+    changes = ["model.params.timesteps=3", f"{params}.disabled=False", f"{params}.batch_frequency=1"]
+    run = run_training(config, tmp_path, *changes, max_steps=1)
+    assert len(list(run.glob("images/train/samples*.png"))) == 1
     content = OmegaConf.load(config)
     content.lightning.callbacks.image_logger = {"target": "tests.training.runs.Fail", "params": {"step": 0}}
     OmegaConf.save(content, config)
     with pytest.raises(RuntimeError, match="the disk burns"):
-        run_main(config, tmp_path, "--name", "own", "--max_steps", "1")
+        run_training(config, tmp_path, name="own", max_steps=1)
 
 
 @pytest.mark.parametrize("stop", [3, 5, 7], ids=["mid-epoch", "epoch-end", "second-epoch"])
 def test_resume_gives_the_uninterrupted_losses(config, tmp_path, whole, stop):
     """Same losses, weights and averages, dropout included; an epoch has five batches."""
-    part = run_main(config, tmp_path, "--name", "part", "--max_steps", str(stop))
-    resumed = trainer.main(["--resume", str(part), "-t", "--gpus", "0,", "--max_steps", "8"])
-    assert resumed == part
+    part = run_training(config, tmp_path, name="part", max_steps=stop)
+    assert resume(part, max_steps=8) == part
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)
 
@@ -81,21 +80,18 @@ def test_labels_without_a_class_of_their_own_are_refused(config, tmp_path):
         (5, "n_classes: 11"),
     ):
         with pytest.raises(ValueError, match=f"labels up to 9.*{message}"):
-            run_main(config, tmp_path, f"{rows}={count}")
+            run_training(config, tmp_path, f"{rows}={count}")
     assert not (tmp_path / "logs").exists()
-    words = [f"{rows}=10", "model.params.cond_stage_config.params.null_class=False", "--max_steps", "1"]
-    assert run_main(config, tmp_path, *words)
+    changes = [f"{rows}=10", "model.params.cond_stage_config.params.null_class=False"]
+    assert run_training(config, tmp_path, *changes, max_steps=1)
 
 
 def test_accumulated_batches_draw_as_one_large_batch(config, tmp_path):
     """Two parts of four images see the times and noises of one batch of eight."""
-    whole = run_main(
-        config, tmp_path, "--name", "whole", "--max_steps", "1", "model.params.unet_config.params.dropout=0"
-    )
-    parts = run_main(
-        config, tmp_path, "--name", "parts", "--max_steps", "1", "--accumulate_grad_batches", "2",
-        "data.params.batch_size=4", "model.params.unet_config.params.dropout=0",
-    )  # fmt: skip
+    without = "model.params.unet_config.params.dropout=0"
+    whole = run_training(config, tmp_path, without, name="whole", max_steps=1)
+    half = "data.params.batch_size=4"
+    parts = run_training(config, tmp_path, without, half, name="parts", max_steps=1, accumulate_grad_batches=2)
     ends = [end_state(run) for run in (whole, parts)]
     for name, value in ends[0].items():
         if value.is_floating_point():
@@ -114,23 +110,6 @@ def test_learning_rate_scaling(config):
     with pytest.raises(ValueError, match=r"model\.learning_rate 0\.001, .* which would make 0\.048"):
         learning_rate(own, True, 3, 2)
     assert learning_rate(OmegaConf.merge(own, {"model": {"base_learning_rate": None}}), True, 3, 2) == 1e-3
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--base", "x.yaml", "--maxsteps", "3"], "unknown option '--maxsteps'"),
-        (["--base", "x.yaml", "-t", "True", "word"], "unknown option 'word'"),
-        (["--name", "a", "--resume", "b"], "cannot be given together"),
-        ([], "give a config"),
-        (["--base", "x.yaml", "--epoch", "3"], "--resume"),
-        (["--base", "x.yaml", "--max_steps"], "needs a value"),
-    ],
-)
-def test_words_it_does_not_know_are_errors(words, message, capsys):
-    with pytest.raises(SystemExit):
-        trainer.parse(words)
-    assert message in capsys.readouterr().err
 
 
 def test_configs_merge_and_a_new_target_replaces_its_params():

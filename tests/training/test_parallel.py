@@ -12,10 +12,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import main
 from ldm.checkpoint import save_checkpoint
 from tests.conftest import tiny_model
-from tests.training.runs import end_state, losses
+from tests.training.runs import end_state, losses, run_training
 
 ROOT = Path(__file__).parent.parent.parent
 # In float64, for Adam makes of a gradient's rounding in float32 a step as large as any other.
@@ -106,7 +105,8 @@ def test_a_slurm_step_of_two_processes(config, tmp_path, monkeypatch):
     assert [process.returncode for process in processes] == [0, 0], printed
     (run,) = (tmp_path / "two").iterdir()
     assert (run / "slurm.json").exists() and (run / "finished.json").exists()
-    one = main.main([*words, "data.params.batch_size=16", "--logdir", str(tmp_path / "one")])
+    changes = ["model.params.unet_config.params.dropout=0", "data.params.batch_size=16"]
+    one = run_training(config, tmp_path / "one", *changes, max_steps=2, precision="64-true")
     assert losses(run) == pytest.approx(losses(one), rel=1e-9) and len(losses(one)) == 2
 
 

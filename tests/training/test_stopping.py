@@ -6,18 +6,21 @@ import signal
 import pytest
 import torch
 
-import main
 from ldm.checkpoint import load_checkpoint
-from ldm.cli import run_script
+from ldm.jobs import requeue_when_asked
 from ldm.training.runs import RunDirectory, new_run
 from ldm.training.slurm import Job
-from tests.training.runs import assert_same_end, disturbance, losses, only_run, run_main
+from tests.training.runs import (
+    assert_same_end,
+    disturbance,
+    losses,
+    only_run,
+    resume,
+    run_command_line,
+    run_training,
+)
 
 QUIET = "lightning.callbacks.disturb=null"
-
-
-def resume(run, *words):
-    return main.main(["--resume", str(run), "-t", *words, QUIET])
 
 
 @pytest.mark.parametrize(
@@ -29,43 +32,39 @@ def test_signals_save_and_the_resumed_run_is_exact(config, tmp_path, whole, name
     """Training stops after the step that the signal falls into, also one that ends an epoch, or in a validation."""
     before = signal.getsignal(getattr(signal, name))
     with pytest.raises(SystemExit) as ended:
-        run_main(
-            config,
-            tmp_path,
-            "--name",
-            "part",
-            *disturbance("SendSignal", name=name, step=step - (not validation), validation=validation),
-        )
+        changes = disturbance("SendSignal", name=name, step=step - (not validation), validation=validation)
+        run_command_line(config, tmp_path, *changes, name="part")
     assert ended.value.code == code
     assert signal.getsignal(getattr(signal, name)) == before
     part = only_run(tmp_path)
     assert sorted(losses(part)) == list(range(step))
     assert load_checkpoint(part / "checkpoints" / "last.ckpt")["global_step"] == step
-    assert resume(part) == part
+    assert resume(part, QUIET) == part
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)
 
 
 def test_sigusr2_saves_and_goes_on(config, tmp_path, caplog):
-    run = run_main(config, tmp_path, *disturbance("SendSignal", name="SIGUSR2", step=2))
+    run = run_command_line(config, tmp_path, *disturbance("SendSignal", name="SIGUSR2", step=2))
     assert "saved" in caplog.text and "at step 3" in caplog.text
     assert sorted(losses(run)) == list(range(8))
 
 
 def test_an_error_saves_and_the_resumed_run_is_exact(config, tmp_path, whole):
     with pytest.raises(RuntimeError, match="the disk burns"):
-        run_main(config, tmp_path, "--name", "part", *disturbance("Fail", step=3))
+        run_training(config, tmp_path, *disturbance("Fail", step=3), name="part")
     part = only_run(tmp_path)
-    resume(part)
+    resume(part, QUIET)
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)
 
 
-@pytest.mark.parametrize("every", [[], ["--every_n_steps", "1"]], ids=["in-the-loss", "in-the-weights"])
+@pytest.mark.parametrize("every", [None, 1], ids=["in-the-loss", "in-the-weights"])
 def test_nan_is_stopped_with_its_step_and_never_saved(config, tmp_path, every):
     """The gradient of step 5 (counted from 0) is NaN: step 6 has weights, and step 7 a loss, that are not finite."""
     with pytest.raises(SystemExit) as ended:
-        run_main(config, tmp_path, "--every_n_epochs", "1", *every, *disturbance("SpoilGradient", step=5))
+        changes = disturbance("SpoilGradient", step=5)
+        run_command_line(config, tmp_path, *changes, every_n_epochs=1, every_n_steps=every)
     assert "not finite at step " + ("6" if every else "7") in ended.value.code
     kept = load_checkpoint(only_run(tmp_path) / "checkpoints" / "last.ckpt")
     assert kept["global_step"] == 5
@@ -73,17 +72,17 @@ def test_nan_is_stopped_with_its_step_and_never_saved(config, tmp_path, every):
 
 
 def test_failing_before_the_first_step_leaves_nothing(config, tmp_path, capsys):
-    missing = ["--start_from_pretrained", "model.params.pretrained_path=nowhere/trunk.ckpt"]
+    missing = ["model.params.pretrained_path=nowhere/trunk.ckpt"]
     bins = ["data.params.train.params.subset=nowhere/bins", "data.params.train.params.component=0"]
-    for words, message in (
-        (missing, "no base checkpoint at nowhere"),
-        (bins, "nowhere/bins"),
-        (["--max_steps", "x"], "max_steps"),
+    for changes, options, message in (
+        (missing, {"start_from_pretrained": True}, "no base checkpoint at nowhere"),
+        (bins, {}, "nowhere/bins"),
+        ([], {"max_steps": "x"}, "max_steps"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            run_main(config, tmp_path, *words)
+            run_training(config, tmp_path, *changes, **options)
     with pytest.raises(RuntimeError, match="disk burns"):
-        run_main(config, tmp_path, *disturbance("Fail", step=0))
+        run_training(config, tmp_path, *disturbance("Fail", step=0))
     assert not list((tmp_path / "logs").glob("*"))
 
 
@@ -110,8 +109,10 @@ def slurm(tmp_path, monkeypatch):
 
 def test_a_requeued_job_returns_to_its_run_directory(config, tmp_path, slurm):
     """SIGUSR1 saves and requeues in mid-training; the next start of the same command goes on from there."""
-    words = ["--name", "job", *disturbance("SendSignal", name="SIGUSR1", step=2), "--max_steps", "4"]
-    run_script(lambda: run_main(config, tmp_path, *words))
+    changes = disturbance("SendSignal", name="SIGUSR1", step=2)
+    options = {"name": "job", "max_steps": 4}
+    requeue_when_asked()
+    run_training(config, tmp_path, *changes, **options)
     first = only_run(tmp_path)
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     assert load_checkpoint(tmp_path / "asked.ckpt")["global_step"] == 3
@@ -119,42 +120,44 @@ def test_a_requeued_job_returns_to_its_run_directory(config, tmp_path, slurm):
     (tmp_path / "asked.ckpt").replace(first / "checkpoints" / "last.ckpt")
     (first / "finished.json").unlink()
     slurm.setenv("SLURM_RESTART_COUNT", "1")
-    assert run_main(config, tmp_path, *words) == first
+    assert run_training(config, tmp_path, *changes, **options) == first
     slurm.setenv("SLURM_JOB_ID", "4712")
-    other = run_main(config, tmp_path, *words)
+    other = run_training(config, tmp_path, *changes, **options)
     assert other != first, "another job has another directory"
     assert losses(first) == losses(other)
     assert_same_end(first, other)
 
 
 def test_runs_of_a_job_are_told_apart(tmp_path):
-    base, heads = (Job.of([name], {"SLURM_JOB_ID": "1"}) for name in ("base", "heads"))
+    base, heads = (Job.from_environment([name], {"SLURM_JOB_ID": "1"}) for name in ("base", "heads"))
     runs = {name: new_run(tmp_path, name) for name in ("base", "heads", "again")}
     base.record(runs["base"])
     heads.record(runs["heads"])
     heads.record(runs["again"])
     (runs["heads"].path / "finished.json").write_text("{}")
     folders = sorted(tmp_path.iterdir())
-    assert Job.of(["base"], {}) is None
+    assert Job.from_environment(["base"], {}) is None
     assert base.requeued_run(folders) is None, "a first start has no run"
     restarted = {"SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": "2"}
-    assert Job.of(["base"], restarted).requeued_run(folders) == runs["base"]
-    assert Job.of(["heads"], restarted).requeued_run(folders) == runs["again"], "the one that is not finished"
-    assert Job.of(["base"], {**restarted, "SLURM_JOB_ID": "2"}).requeued_run(folders) is None
+    assert Job.from_environment(["base"], restarted).requeued_run(folders) == runs["base"]
+    assert Job.from_environment(["heads"], restarted).requeued_run(folders) == runs["again"], (
+        "the one that is not finished"
+    )
+    assert Job.from_environment(["base"], {**restarted, "SLURM_JOB_ID": "2"}).requeued_run(folders) is None
     assert base.joined_run(lambda: folders) == runs["base"]
     with pytest.raises(ValueError, match="no run directory within"):
-        Job.of(["base"], restarted).joined_run(lambda: folders, seconds=0.1)
+        Job.from_environment(["base"], restarted).joined_run(lambda: folders, seconds=0.1)
     assert json.loads((runs["base"].path / "slurm.json").read_text())["command"] == ["base"]
     assert RunDirectory(folders[0]) in runs.values()
 
 
 def test_resuming_in_float64_is_exact(config, tmp_path):
     """Weights that were restored before the model is made float64 would lose what float32 does not hold."""
-    words = ["--precision", "64-true", "--name"]
-    whole = run_main(config, tmp_path / "whole", *words, "whole")
+    whole = run_training(config, tmp_path / "whole", name="whole", precision="64-true")
     with pytest.raises(SystemExit):
-        run_main(config, tmp_path, *words, "part", *disturbance("SendSignal", name="SIGTERM", step=2))
+        changes = disturbance("SendSignal", name="SIGTERM", step=2)
+        run_command_line(config, tmp_path, *changes, name="part", precision="64-true")
     part = only_run(tmp_path)
-    resume(part)
+    resume(part, QUIET)
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)

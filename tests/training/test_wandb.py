@@ -7,7 +7,7 @@ import pytest
 
 from ldm.training.wandb import read_env, settings, wandb_logger, wanted
 from tests.comparisons import hide
-from tests.training.runs import only_run, run_main
+from tests.training.runs import only_run, run_training
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_it_is_off_without_a_key(chosen, on):
 
 
 def test_without_a_key_a_run_has_tensorboard_alone(config, tmp_path):
-    run_main(config, tmp_path)
+    run_training(config, tmp_path)
     assert any((only_run(tmp_path) / "tensorboard").iterdir()) and not (only_run(tmp_path) / "wandb").exists()
 
 
@@ -62,6 +62,6 @@ def test_without_the_package_training_goes_on_and_says_so(monkeypatch, caplog, t
 )
 def test_a_run_is_recorded_offline(monkeypatch, config, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run_main(config, tmp_path, "--project", "flows")
+    run_training(config, tmp_path, project="flows")
     (folder,) = (only_run(tmp_path) / "wandb").glob("offline-run-*")
     assert any(folder.glob("*.wandb"))

@@ -1,10 +1,13 @@
-"""Messages of Lightning that tell a user of `main.py` nothing: dropped by their wording, everything else is shown."""
+"""What a training prints: our own messages, and of Lightning's those that tell a user something."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 
+from ldm.training.processes import is_first
+
+# What is dropped, by its wording.
 MESSAGES = (
     "litlogger",
     "GPU available:",
@@ -39,17 +42,30 @@ LOGGERS = (
 )
 
 
-def needed(record: logging.LogRecord) -> bool:
-    """False for a message of the list."""
+def start_logging(debug: bool = False) -> None:
+    """Show what `ldm` logs in the first process, and what Lightning logs but for the messages listed here.
+
+    Args:
+        debug: show everything, of Lightning too.
+    """
+    logging.basicConfig(format="%(message)s")
+    level = logging.INFO if is_first() else logging.ERROR
+    logging.getLogger("ldm").setLevel(logging.DEBUG if debug else level)
+    if not debug:
+        drop_messages()
+
+
+def is_needed(record: logging.LogRecord) -> bool:
+    """Return False for a message of the list."""
     text = record.getMessage()
     return not any(words in text for words in MESSAGES)
 
 
-def quieten() -> None:
+def drop_messages() -> None:
     """Drop the messages and warnings listed here, for the rest of the process."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        if needed not in logger.filters:
-            logger.addFilter(needed)
+        if is_needed not in logger.filters:
+            logger.addFilter(is_needed)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)

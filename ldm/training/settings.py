@@ -1,0 +1,113 @@
+"""What a training is: its configs, its seed, which member trains, where it runs. A plain value, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from ldm.options import FIXED, SUPPRESSED, WITH_VALUE, option, option_values
+
+# Fields that a resumed run takes from the run that it continues.
+KEPT_FIELDS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: latent-diffusion's options, DECU's, and ours.
+
+    Raises:
+        ValueError: for options that do not go together, or a component that is neither a number nor all.
+    """
+
+    base: Annotated[tuple[str, ...], option("-b", metavar="YAML ...", default="none; or give --resume")] = ()
+    """The configs, which are merged from left to right."""
+    resume: Annotated[str, option("-r", metavar="DIR", default="a new run")] = ""
+    """Continue the training of this run directory, or from this checkpoint of one."""
+    epoch: Annotated[int | None, option(metavar="N", default="the last checkpoint")] = None
+    """With --resume DIR, continue from the checkpoint that was kept of this epoch."""
+    name: Annotated[str, option("-n", metavar="NAME", default="the first config's name")] = ""
+    """The name of the run directory, after the time."""
+    postfix: Annotated[str, option("-f", metavar="TEXT", default="nothing")] = ""
+    """Append this to the run's name."""
+    logdir: Annotated[str, option("-l", metavar="DIR")] = "logs"
+    """The folder in which run directories are made."""
+    project: Annotated[str, option("-p", metavar="NAME", default="decu")] = ""
+    """The project of Weights & Biases, where that is turned on (WANDB_API_KEY)."""
+    test: bool = True
+    """Evaluate on the test set after training, where the config has one; --no-test leaves it out."""
+    debug: Annotated[bool, option("-d")] = False
+    """Log at debug level, and do not save when an error stops the run."""
+    seed: Annotated[int, option("-s", metavar="N")] = 23
+    """The seed of every draw."""
+    scale_lr: Annotated[bool, WITH_VALUE, option(metavar="True|False")] = True
+    """Multiply the base learning rate by devices * batch size * accumulated batches."""
+    gpus: Annotated[str | None, option(metavar="LIST|N", default="the config's, or the CPU")] = None
+    """The GPUs: '0,' or '0,1' list them and a number counts them; without CUDA the CPU is used."""
+    cpus: Annotated[int, option(metavar="N")] = 1
+    """The number of processes when training runs on the CPU."""
+    every_n_epochs: Annotated[int | None, option(metavar="N", default="the config's, or none are kept")] = None
+    """Keep a checkpoint every N epochs, by name; this goes before lightning.modelcheckpoint.params."""
+    every_n_steps: Annotated[int | None, option(metavar="N", default="the config's, or none are kept")] = None
+    """Keep a checkpoint every N optimiser steps, by name."""
+    start_from_pretrained: bool = False
+    """Train the heads of a member: load model.params.pretrained_path and freeze all else."""
+    component: Annotated[int | Literal["all"], option(metavar="N|all")] = 0
+    """The number of the member, which decides its data and its start; or all: train every member in one run."""
+    members: Annotated[int | None, option(metavar="M", default="5")] = None
+    """With --component all, the number of members; their seeds are --seed, --seed + 1, ..."""
+    ensemble_name: Annotated[str, option(metavar="NAME", default="none")] = ""
+    """The name of the ensemble, which goes into the run's name for `decu gather` to find."""
+    overwrite_data_root: Annotated[str, option(metavar="DIR", default="the config's")] = ""
+    """The root folder of the training and validation data."""
+    synset_bins: bool = False
+    """Hand synset_bins to data sets that take it."""
+    trainer: Annotated[Mapping[str, Any], FIXED, SUPPRESSED] = field(default_factory=dict)
+    """Options of Lightning's Trainer by name, {"max_steps": 100} for example."""
+    changes: Annotated[tuple[str, ...], FIXED, SUPPRESSED] = ()
+    """Words a.b=c over the config."""
+
+    def __post_init__(self) -> None:
+        if self.name and self.resume:
+            raise ValueError("-n/--name and -r/--resume cannot be given together: a resumed run keeps its directory")
+        if not self.base and not self.resume:
+            raise ValueError("give a config (--base FILE.yaml) or a run to continue (--resume DIR)")
+        if self.epoch is not None and not self.resume:
+            raise ValueError("--epoch chooses a checkpoint of the run that --resume DIR continues")
+        if isinstance(self.component, int) and self.component < 0:
+            raise ValueError(f"--component takes a number from 0, or all; got {self.component}")
+        complete = self.start_from_pretrained and self.ensemble_name
+        if self.component == "all" and not self.resume and not complete:
+            raise ValueError("--component all needs --start_from_pretrained, and --ensemble_name for the members' runs")
+        if self.members is not None and self.component != "all":
+            raise ValueError("--members goes with --component all")
+
+    @property
+    def joint(self) -> bool:
+        """Whether all members train together in this run."""
+        return self.start_from_pretrained and self.component == "all"
+
+    @property
+    def member(self) -> int:
+        """The number of the member that trains, 0 for a base model or for all of them: a part of every seed."""
+        return self.component if self.start_from_pretrained and isinstance(self.component, int) else 0
+
+    @property
+    def member_count(self) -> int:
+        """The number of members of a joint training."""
+        return 5 if self.members is None else self.members
+
+    @property
+    def kept_values(self) -> dict[str, Any]:
+        """What a resumed run takes over, by the names of the fields."""
+        values = {name: getattr(self, name) for name in KEPT_FIELDS}
+        return {**values, "members": self.member_count if self.joint else None}
+
+    def resuming(self, kept: Mapping[str, Any]) -> Training:
+        """Return this training with what the run that it continues kept; other keys are passed over."""
+        return replace(self, **{name: value for name, value in kept.items() if name in KEPT_FIELDS})
+
+    def flat_options(self) -> dict[str, Any]:
+        """Return every option by its name, those of Lightning's Trainer among them, for records."""
+        options = option_values(self)
+        return options | options.pop("trainer")
