@@ -80,7 +80,8 @@ def test_2m_is_the_sampler(model, io, arguments):
     samples, _ = DPMSolverSampler(model).sample(S=10, unconditional_guidance_scale=3.0, **arguments)
     denoiser = model.denoiser(io["sample/classes"], 3.0)
     expected = run(dpm_solver_2m(denoiser, model.schedule, io["sample/x_T"], model.sampling_times(10)))
-    torch.testing.assert_close(samples, expected)
+    # Two orders of the same float32 operations: the last bits of numbers of this size, on some processors.
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("kind", [DDIMSampler, PLMSSampler, DPMSolverSampler])
