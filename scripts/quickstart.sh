@@ -24,7 +24,7 @@ if [ ! -f "$trunk" ]; then
     else
         python main.py --base $config -t --gpus 0, --scale_lr False --name digits_trunk
     fi
-    python scripts/export_trunk.py --run "$(newest logs digits_trunk)" --out "$trunk"
+    python -m ldm export --run "$(newest logs digits_trunk)" --out "$trunk"
 fi
 
 [ -f data/digits_bins/subsets_binned_classes.yaml ] || python scripts/make_bins.py --base $config

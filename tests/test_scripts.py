@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
+from ldm.commands.export import Export
 from ldm.commands.line import COMMANDS
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.storage import read_ensemble
 from ldm.training.session import train
 from ldm.training.settings import Training
-from scripts import export_trunk, make_bins
+from scripts import make_bins
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 
@@ -200,7 +201,7 @@ def test_trunk_of_a_run_and_its_recognition(components, capsys):
         trainer={"limit_val_batches": 1},
     )
     run_folder = train(training)
-    out = export_trunk.main(["--run", str(run_folder), "--out", str(components / "exported.ckpt")])
+    out = Export(str(run_folder), str(components / "exported.ckpt")).run()
     state = load_state_dict(out)
     kept = load_state_dict(run_folder / "checkpoints" / "last.ckpt")
     assert not any(name.startswith("model_ema") for name in state)

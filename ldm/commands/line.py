@@ -36,6 +36,7 @@ class Entry:
 # Groups and commands in the order in which the help shows them.
 COMMANDS: dict[str, Entry] = {
     "train": Entry("train", "Train", "Train a model, a member of an ensemble, or all members at once."),
+    "export": Entry("export", "Export", "Write the weights of a training as a base checkpoint."),
     "sample model": Entry("sample_model", "SampleModel", "Draw samples of a diffusion model, a released one included."),
     "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
@@ -59,12 +60,17 @@ COMMANDS: dict[str, Entry] = {
     "evaluate recognise": Entry(
         "evaluate_recognise", "EvaluateRecognise", "Recognise samples by a classifier of the real images."
     ),
+    "exposure measure": Entry(
+        "exposure_measure", "MeasureExposure", "Measure how far sampling drifts from training: norms, delta_t, x_t."
+    ),
+    "exposure choose": Entry("exposure_choose", "ChooseScaling", "Choose the epsilon scaling that corrects it."),
 }
 GROUPS: dict[str, str] = {
     "sample": "Draw samples of a model, or of the members of an ensemble.",
     "uncertainty": "Measure what an ensemble does not know.",
     "laplace": "Fit a posterior of a model's last layer, and sample with its variances.",
     "evaluate": "Measure how good images are, whatever made them.",
+    "exposure": "Exposure bias, and the epsilon scaling that corrects it (docs/epsilon_scaling.md).",
 }
 
 

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset, default_collate
 
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.epsilon_scaling import EpsilonScaling
+from ldm.diffusion.epsilon_scaling import EpsilonScaling, ScaledDenoiser
 from ldm.diffusion.noise import INITIAL
+from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise
 from ldm.evaluation.exposure import EpsilonWatch, Norms, Residuals, StateMoments, StepMoments, each_step, observe
 from ldm.jobs import WorkList
@@ -55,7 +56,7 @@ class Chains:
             watch = EpsilonWatch(plain)
             wrapped, norms = self._wrapped(watch, EpsilonScaling(), labels), Norms(watch, self.steps)
             steps = each_step(sampler, wrapped, model.schedule, x0, self.pipeline.times, _one_noise(noise))
-            found |= self._walk("training", steps, [norms])
+            found |= self._observe("training", steps, [norms])
             own = norms.latest
         start = model.schedule.noised(x0, noise.initial(x0.shape).to(x0), float(self.pipeline.times[0]))
         for name, scaling in self.scalings.items():
@@ -66,7 +67,7 @@ class Chains:
             wrapped = self._wrapped(watch, scaling, labels)
             steps = sampler(wrapped, model.schedule, start, self.pipeline.times, noise=noise)
             norms = Norms(watch, self.steps)
-            found |= self._walk(name, steps, [norms, states, residuals])
+            found |= self._observe(name, steps, [norms, states, residuals])
             if self.training:
                 found[f"{name}/longer"] = StepMoments(self.steps)
                 for step, training in own.items():
@@ -98,7 +99,7 @@ class Chains:
         wrappers = replace(self.pipeline.wrappers, scaling=scaling)
         return wrappers.wrap(denoiser, self.pipeline.times, self.pipeline.sampling.sampler, labels)
 
-    def _walk(self, name: str, steps: Iterable, observers: list) -> MomentsByName:
+    def _observe(self, name: str, steps: Iterable, observers: list) -> MomentsByName:
         observe(steps, *observers)
         norms, *rest = observers
         found = {name: norms.moments}
@@ -126,7 +127,7 @@ def load_split(config: Mapping[str, Any], split: str) -> Dataset:
     return instantiate_from_config(params[split])
 
 
-def measured(
+def measure_chains(
     chains: Chains, work: WorkList, parts: Mapping[str, range], progress: Callable[[int], Any]
 ) -> MomentsByName | None:
     """Measure the parts of this process's share that have no file; the moments of all, or None while others work."""
@@ -141,11 +142,11 @@ def measured(
         progress(len(parts[key]))
     if not work.complete(parts):
         return None
-    return merged(work.folder / f"{key}.safetensors" for key in parts)
+    return merge_moments(work.folder / f"{key}.safetensors" for key in parts)
 
 
-def merged(files: Iterable) -> MomentsByName:
-    """The moments that files of `measured` hold, together."""
+def merge_moments(files: Iterable) -> MomentsByName:
+    """The moments that files of `measure_chains` hold, together."""
     together: MomentsByName = {}
     for file in files:
         tensors, names = load_state_dict(file), {}
@@ -156,3 +157,10 @@ def merged(files: Iterable) -> MomentsByName:
             moments = StepMoments.from_tensors(parts)
             together[name] = together[name].merge(moments) if name in together else moments
     return together
+
+
+def compute_factors(schedule: Schedule, times: Tensor, scaling: EpsilonScaling) -> Tensor:
+    """Return lambda of each step [S]; ones where the scaling is off."""
+    if scaling.off:
+        return torch.ones(len(times) - 1, dtype=torch.float64)
+    return ScaledDenoiser(None, schedule, scaling, times).factor(times[:-1])

@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ldm.diffusion.epsilon_scaling import ScaledDenoiser, noise_level
+from ldm.checkpoint import save_tensors
+from ldm.diffusion.epsilon_scaling import noise_level
 from ldm.diffusion.schedule import Schedule
 from ldm.evaluation.exposure import delta, state_distance
-from ldm.experiments.exposure import MomentsByName
+from ldm.experiments.exposure import Chains, MomentsByName, compute_factors
 from ldm.report.plots import Curve, curve_plot
+from ldm.report.tables import write_csv
 
 Table = list[dict[str, float]]
 
@@ -58,13 +59,6 @@ def state_table(schedule: Schedule, times: Tensor, moments: MomentsByName, chain
             row["floor"] = float(floor)
             row |= {f"{name}_delta": float(value), f"{name}_excess": float(value - floor), f"{name}_w2": float(far)}
     return rows
-
-
-def compute_factors(schedule: Schedule, times: Tensor, scaling) -> Tensor:
-    """lambda of each step [S]; ones where the scaling is off."""
-    if scaling.off:
-        return torch.ones(len(times) - 1, dtype=torch.float64)
-    return ScaledDenoiser(None, schedule, scaling, times).factor(times[:-1])
 
 
 def norm_plot(rows: Table, file: str | Path, chains: list[str], dimensions: int, title: str = "") -> None:
@@ -124,3 +118,25 @@ def _finite(x: list[float], *columns: list[float]) -> list[list[float]]:
     """Only the points with a finite x (a flow's first and EDM's last level are infinite)."""
     kept = [place for place, value in enumerate(x) if math.isfinite(value)]
     return [[column[place] for place in kept] for column in (x, *columns)]
+
+
+def write_exposure(out: Path, chains: Chains, moments: MomentsByName) -> Table:
+    """Write the tables norms.csv and states.csv, their figures and the moments themselves; return the norms."""
+    schedule = chains.pipeline.model.schedule
+    times = chains.pipeline.times
+    names = list(chains.scalings)
+    factors = {name: compute_factors(schedule, times, scaling) for name, scaling in chains.scalings.items()}
+    norms = norm_table(schedule, times, moments, factors)
+    states = state_table(schedule, times, moments, names)
+    write_csv(out / "norms.csv", norms, overwrite=True)
+    write_csv(out / "states.csv", states, overwrite=True)
+    title = f"{chains.pipeline.sampling.sampler}, {len(times) - 1} steps"
+    norm_plot(norms, out / "norms.png", names, moments["data"].mean[0].numel(), title)
+    ratio_plot(norms, out / "ratios.png", names, title)
+    delta_plot(states, out / "delta.png", names, title)
+    distance_plot(states, out / "distance.png", names, title)
+    tensors = {}
+    for name, found in moments.items():
+        tensors |= {f"{name}.{kind}": value for kind, value in found.tensors().items()}
+    save_tensors(tensors, out / "moments.safetensors", overwrite=True)
+    return norms

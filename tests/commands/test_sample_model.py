@@ -14,7 +14,6 @@ from ldm.commands.sample_model import SampleModel
 from ldm.commands.shared import ModelSource, Placement
 from ldm.diffusion.noise import ImageNoise, slerp
 from ldm.diffusion.samplers import SAMPLERS, make_sampler, run
-from ldm.experiments.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.sampling import SamplePlan
 from ldm.settings import Sampling
@@ -22,17 +21,18 @@ from ldm.training.session import train
 from ldm.training.settings import Training
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
+from tests.exact import ExactNetwork
 
 # Batches of other sizes round differently in the last bits; ten guided steps leave less than this.
 ROUNDING = {"atol": 2e-4, "rtol": 2e-4}
 
 
 class ExactGaussian(LatentDiffusion):
-    """Its denoiser is that of N(0.3, 0.5^2) for any label, so that samples have a closed form."""
+    """Its network is that of N(0.3, 0.5^2) for any label, so that samples have a closed form."""
 
-    def denoiser(self, cond=None, scale=1.0, network=None):
-        mean = torch.full(self.latent_shape, 0.3)
-        return GaussianDenoiser(self.schedule, mean, torch.full(self.latent_shape, 0.25))
+    @property
+    def network(self):
+        return ExactNetwork(self, 0.3, 0.25)
 
 
 FIVE = Sampling(steps=5)
@@ -205,7 +205,7 @@ def test_more_steps_from_one_latent_change_the_sample_little(tmp_path):
     }
     model = ExactGaussian(**config["params"])
     x = ImageNoise(42, (0, 1, 2, 3)).initial((4, 1, 8, 8))
-    exact = model.denoiser().flow(x, 1000.0, 0.0)
+    exact = model.network.exact.flow(x, 1000.0, 0.0)
     distance = {steps: (value - exact).square().mean().sqrt() for steps, value in found.items()}
     # DDIM is of first order: half the step, half the error (0.56 here, the times being coarse near the data).
     assert distance[100] < 0.65 * distance[50] < 0.65 * 0.1 * 0.5, "a tenth of the data's standard deviation"

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ldm.checkpoint import load_checkpoint, load_state_dict
+from ldm.commands.export import Export
 from ldm.training.checkpoints import KeepCheckpoints, link
 from ldm.training.runs import RunDirectory, find_run
 from ldm.training.session import train
 from ldm.training.settings import Training
-from scripts import export_trunk
 from tests.training.runs import assert_same_end, losses, resume, run_training
 
 
@@ -28,10 +28,10 @@ def test_epochs_are_kept_by_name_and_chosen_again(config, tmp_path):
         directory.checkpoint(7)
     with pytest.raises(ValueError, match="is a checkpoint"):
         find_run(directory.checkpoint(1), 1)
-    trunk = export_trunk.main(["--run", str(run), "--epoch", "1", "--out", str(tmp_path / "trunk.ckpt")])
+    base = Export(str(run), str(tmp_path / "base.ckpt"), epoch=1).run()
     kept = load_checkpoint(directory.checkpoint(1))["state_dict"]
     weight = "model.diffusion_model.out.2.weight"
-    assert torch.equal(load_state_dict(trunk)[weight], kept["model_ema.diffusion_modelout2weight"])
+    assert torch.equal(load_state_dict(base)[weight], kept["model_ema.diffusion_modelout2weight"])
     before = losses(run)
     assert train(Training(resume=str(run), epoch=1, gpus="0,")) == run
     assert losses(run) == before, "the third epoch again"

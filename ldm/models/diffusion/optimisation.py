@@ -153,6 +153,6 @@ def check_base(path: str | None) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"no base checkpoint at {path} (model.params.pretrained_path): train it with main.py and write it with "
-            "scripts/export_trunk.py, or download it with prep_data.sh"
+            "`decu export`, or download it with prep_data.sh"
         )
     return path

@@ -1,8 +1,9 @@
-"""Exposure bias and the choice of lambda from the command line, on an exact Gaussian and on a tiny network."""
+"""`decu exposure measure` and `decu exposure choose` on an exact Gaussian and on a tiny network."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,18 +11,19 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.commands.evaluate_reference import EvaluateReference
+from ldm.commands.exposure_choose import ChooseScaling
+from ldm.commands.exposure_measure import MeasureExposure
 from ldm.commands.images import FeatureChoice, ImageSource
-from ldm.commands.shared import Placement
+from ldm.commands.shared import ModelSource, Placement
 from ldm.data.base import LabelledImages
-from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.epsilon_scaling import load_scaling
 from ldm.evaluation.exposure import StepMoments
-from ldm.experiments.toy import GaussianDenoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.report.tables import read_csv
+from ldm.settings import Sampling, Scaling
 from ldm.util import generator
-from scripts import choose_eps_scaling, exposure_bias
 from tests.conftest import tiny_config, tiny_model
+from tests.exact import ExactNetwork
 
 FACTOR = 1.03
 
@@ -38,47 +40,55 @@ class Gaussians(LabelledImages):
 
 
 class Exact(LatentDiffusion):
-    """Its denoiser is exact, but for a noise that is too long by `FACTOR` where that acts."""
+    """Its network is exact, but for a noise that is `factor` times too long."""
 
     factor = 1.0
 
-    def denoiser(self, cond=None, scale=1.0, network=None):
-        mean = torch.full(self.latent_shape, 0.2)
-        exact = GaussianDenoiser(self.schedule, mean, torch.full(self.latent_shape, 0.25))
-
-        def longer(x, u):
-            alpha, sigma = self.schedule.coefficients(u, x)
-            eps = self.factor * exact(x, u).eps
-            return Prediction((x - sigma * eps) / alpha, eps)
-
-        return exact if self.factor == 1 else longer
+    @property
+    def network(self):
+        return ExactNetwork(self, 0.2, 0.25, self.factor)
 
 
 class TooLong(Exact):
     factor = FACTOR
 
 
-def words_of(folder, target, schedule="cosine", **params):
+RESPACED = Sampling(steps=10, spacing="respace")
+SMALL = {"n": 200, "batch_size": 50, "place": Placement("cpu")}
+SEARCH = {"method": "search", "rounds": 1, "points": 3, "low": 1.0, "high": 1.06}
+
+
+def write_model(folder, target, schedule="cosine", **params):
+    """The config and the checkpoint of a model with an exact denoiser, and its data."""
     config = tiny_config(beta_schedule=schedule, guidance_scale=1.0, **params)
-    config["target"] = target
-    data = {"params": {"train": {"target": "tests.test_exposure_scripts.Gaussians"}}}
+    config["target"] = f"tests.commands.test_exposure.{target}"
+    data = {"params": {"train": {"target": "tests.commands.test_exposure.Gaussians"}}}
     OmegaConf.save(OmegaConf.create({"model": config, "data": data}), folder / "exact.yaml")
     save_checkpoint({"state_dict": tiny_model(beta_schedule=schedule).state_dict()}, folder / "model.ckpt")
-    words = ["--base", str(folder / "exact.yaml"), "--ckpt", str(folder / "model.ckpt"), "--device", "cpu"]
-    return [*words, "--steps", "10", "--spacing", "respace", "--n", "200", "--batch_size", "50"]
+    return ModelSource(base=str(folder / "exact.yaml"), ckpt=str(folder / "model.ckpt"))
+
+
+def measured(source, out, sampling):
+    """Measure the exposure bias, and return the folder."""
+    return MeasureExposure(source, str(out), sampling=sampling, **SMALL).run()
+
+
+def chosen(source, out, sampling, **options):
+    """Choose a scaling, and return it."""
+    return ChooseScaling(source, str(out), sampling=sampling, **SMALL, **options).run()
 
 
 def test_an_exact_sampler_has_no_bias(tmp_path, monkeypatch):
     """Norms as in training, delta_t at its floor; parts are shared by two processes and merge to the same numbers."""
-    words = words_of(tmp_path, "tests.test_exposure_scripts.Exact", "linear")
-    many = [word if word != "10" else "50" for word in words] + ["--sampler", "Heun"]
+    source = write_model(tmp_path, "Exact", "linear")
+    many = replace(RESPACED, steps=50, sampler="Heun")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        out = exposure_bias.main([*many, "--out", str(tmp_path / "two")])
+        out = measured(source, tmp_path / "two", many)
         assert (out / "norms.csv").exists() == (rank == "1")
     monkeypatch.delenv("WORLD_SIZE")
-    one = exposure_bias.main([*many, "--out", str(tmp_path / "one")])
+    one = measured(source, tmp_path / "one", many)
     assert (one / "norms.csv").read_text() == (out / "norms.csv").read_text()
     norms, states = read_csv(out / "norms.csv"), read_csv(out / "states.csv")
     for row in norms:
@@ -98,71 +108,45 @@ def test_an_exact_sampler_has_no_bias(tmp_path, monkeypatch):
 
 def test_the_estimate_finds_how_much_too_long_the_noise_is(tmp_path):
     """A noise that is FACTOR times the exact one everywhere: where lambda is FACTOR nothing is left to correct."""
-    words = words_of(tmp_path, "tests.test_exposure_scripts.TooLong")
-    common = [*words, "--sampler", "DDPM"]
-    plain = exposure_bias.main([*common, "--eps_scaler", str(FACTOR), "--out", str(tmp_path / "bias")])
+    source = write_model(tmp_path, "TooLong")
+    sampling = replace(RESPACED, sampler="DDPM")
+    plain = measured(source, tmp_path / "bias", replace(sampling, scaling=Scaling(FACTOR)))
     rows = read_csv(plain / "norms.csv")
     assert rows[-1]["scaled_lambda"] == FACTOR and rows[-1]["sampling_over_training"] > 1.001
     states = read_csv(plain / "states.csv")
     assert states[-1]["scaled_w2"] < 0.5 * states[-1]["sampling_w2"], "the correction brings x_t back"
-    found = choose_eps_scaling.main([*common, "--method", "norms", "--rounds", "2", "--out", str(tmp_path / "norms")])
+    found = chosen(source, tmp_path / "norms", sampling, rounds=2)
     assert len(found.table) == 10 and load_scaling(tmp_path / "norms" / "schedule.yaml") == found
     table = read_csv(tmp_path / "norms" / "choice.csv")
-    again = exposure_bias.main(
-        [*common, "--eps_schedule", str(tmp_path / "norms" / "schedule.yaml"), "--out", str(tmp_path / "after")]
-    )
+    schedule = Scaling(schedule=str(tmp_path / "norms" / "schedule.yaml"))
+    again = measured(source, tmp_path / "after", replace(sampling, scaling=schedule))
     after = read_csv(again / "norms.csv")
     assert {row["lambda_1"] for row in table} == {row["scaled_lambda"] for row in after} or len(after) == 10
     errors = [[abs(row[f"{kind}"] / row["training"] - 1) for row in after] for kind in ("sampling", "scaled_corrected")]
     assert sum(errors[1]) < 0.5 * sum(errors[0]), "corrected norms come nearer to training's"
     with pytest.raises(FileExistsError, match="choose another --out"):
-        choose_eps_scaling.main([*common, "--method", "norms", "--out", str(tmp_path / "norms")])
-    with pytest.raises(ValueError, match="this script chooses lambda"):
-        choose_eps_scaling.main([*common, "--eps_scaler", "1.1", "--out", str(tmp_path / "wrong")])
+        chosen(source, tmp_path / "norms", sampling)
+    with pytest.raises(ValueError, match="this command chooses lambda"):
+        chosen(source, tmp_path / "wrong", replace(sampling, scaling=Scaling(1.1)))
 
 
 def test_the_search_finds_the_b_that_undoes_the_excess(tmp_path):
     """By the Frechet distance of pixels, whose reference is the data itself."""
-    words = words_of(tmp_path, "tests.test_exposure_scripts.TooLong", clip_denoised=False)
-    features = "tests.test_exposure_scripts.PixelFeatures"
+    source = write_model(tmp_path, "TooLong", clip_denoised=False)
+    sampling = replace(RESPACED, sampler="DDPM")
+    features = "tests.commands.test_exposure.PixelFeatures"
     ref = tmp_path / "ref"
-    data = "target=tests.test_exposure_scripts.Gaussians"
-    chosen = FeatureChoice(features, channels=1)
-    EvaluateReference(ImageSource(data=(data,)), str(ref), features=chosen, place=Placement("cpu")).run()
-    more = [
-        "--method",
-        "search",
-        "--sampler",
-        "DDPM",
-        "--rounds",
-        "1",
-        "--points",
-        "3",
-        "--low",
-        "1.0",
-        "--high",
-        "1.06",
-    ]
-    found = choose_eps_scaling.main([*words, *more, "--ref", str(ref), "--out", str(tmp_path / "search")])
+    data = ImageSource(data=("target=tests.commands.test_exposure.Gaussians",))
+    EvaluateReference(data, str(ref), features=FeatureChoice(features, channels=1), place=Placement("cpu")).run()
+    found = chosen(source, tmp_path / "search", sampling, ref=str(ref), **SEARCH)
     scores = {row["b"]: row["fid"] for row in read_csv(tmp_path / "search" / "choice.csv")}
     assert set(scores) == {1.0, 1.03, 1.06} and found.b == FACTOR == min(scores, key=scores.get)
     assert json.loads((tmp_path / "search" / "record.json").read_text())["scaling"]["b"] == FACTOR
-    by_norms = [
-        *words,
-        *more[:2],
-        "--metric",
-        "norms",
-        *more[4:],
-        "--sampler",
-        "DDPM",
-        "--out",
-        str(tmp_path / "by_norms"),
-    ]
-    assert choose_eps_scaling.main(by_norms).b > 1
-    by_states = ["states" if word == "norms" else word.replace("by_norms", "by_states") for word in by_norms]
-    assert choose_eps_scaling.main(by_states).b == FACTOR, "x_t comes back to where it should be"
+    assert chosen(source, tmp_path / "by_norms", sampling, metric="norms", **SEARCH).b > 1
+    by_states = chosen(source, tmp_path / "by_states", sampling, metric="states", **SEARCH)
+    assert by_states.b == FACTOR, "x_t comes back to where it should be"
     with pytest.raises(ValueError, match="needs --ref"):
-        choose_eps_scaling.main([*words, *more, "--out", str(tmp_path / "wrong")])
+        chosen(source, tmp_path / "wrong", sampling, **SEARCH)
 
 
 class PixelFeatures(torch.nn.Module):
@@ -190,14 +174,13 @@ def test_classes_counted_as_steps_pool_to_the_whole():
 def test_a_flow_is_measured_but_for_its_first_point(tmp_path):
     """At pure noise -log SNR is infinite and lambda is 1: the table has no row for it."""
     flow = {"path_config": {"target": "ldm.diffusion.schedule.FlowSchedule"}, "parameterization": "velocity"}
-    words = words_of(tmp_path, "tests.test_exposure_scripts.Exact", "linear", **flow)
-    words = [word for word in words if word not in ("--spacing", "respace")]
+    source = write_model(tmp_path, "Exact", "linear", **flow)
     save_checkpoint({"state_dict": tiny_model(**flow).state_dict()}, tmp_path / "model.ckpt", overwrite=True)
-    common = [*words, "--sampler", "Heun"]
-    found = choose_eps_scaling.main([*common, "--method", "norms", "--rounds", "1", "--out", str(tmp_path / "norms")])
+    sampling = Sampling("Heun", 10)
+    found = chosen(source, tmp_path / "norms", sampling, rounds=1)
     assert len(found.table) == 9 and all(abs(factor - 1) < 0.02 for _, factor in found.table)
-    schedule = str(tmp_path / "norms" / "schedule.yaml")
-    out = exposure_bias.main([*common, "--eps_schedule", schedule, "--out", str(tmp_path / "bias")])
+    schedule = Scaling(schedule=str(tmp_path / "norms" / "schedule.yaml"))
+    out = measured(source, tmp_path / "bias", replace(sampling, scaling=schedule))
     rows = read_csv(out / "norms.csv")
     assert rows[0]["minus_log_snr"] == float("inf") and rows[0]["scaled_lambda"] == 1.0
     assert all(abs(row["scaled_over_training"] - 1) < 0.02 for row in rows)
