@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
         "uncertainty_classes", "UncertaintyClasses", "Measure what is not known, class by class."
     ),
     "uncertainty pixels": Entry("uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel."),
+    "uncertainty toy": Entry("uncertainty_toy", "UncertaintyToy", "Compare estimates where the truth is known."),
     "laplace fit": Entry("laplace_fit", "FitLaplace", "Fit the posterior of a model's last layer."),
     "laplace sample": Entry("laplace_sample", "SampleLaplace", "Sample with a variance for every pixel."),
     "laplace sweep": Entry("laplace_sweep", "SweepLaplace", "Map under a grid of sigma_noise and prior_precision."),

@@ -1,4 +1,4 @@
-"""The picture of `scripts/toy_uncertainty.py`: true epistemic uncertainty in the plane beside what an ensemble sees."""
+"""True epistemic uncertainty in the plane beside what an ensemble sees: the picture and the table's comments."""
 
 from __future__ import annotations
 
@@ -13,39 +13,19 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Circle
 from matplotlib.ticker import LogFormatterMathtext, NullFormatter
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from ldm.experiments.toy_study import ESTIMATES, Growth, PlaneMap, Toy
 from ldm.images import save_figure
+from ldm.records import Row
 from ldm.report.plots import COLOURS, MARKERS, Curve
 
 # Maps and curves span at most this many decades below their maximum.
 DECADES = 4
 _CONTOURS = 25
 INK = "#222222"
-
-
-class PlaneMap(NamedTuple):
-    """Two maps [H, W] in nats over states z_u, the points the class was learned from, and where its states lie.
-
-    `extent` is (left, right, bottom, top), row 0 of the maps at the bottom; `points` [N, 2] are alpha x_0; `centre` [2]
-    and `radius` give the disc that holds 95 % of the class's true z_u. All in latent units.
-    """
-
-    title: str
-    truth: NDArray[np.float64]
-    estimate: NDArray[np.float64]
-    extent: tuple[float, float, float, float]
-    points: NDArray[np.float64]
-    centre: tuple[float, float]
-    radius: float
-
-
-class Growth(NamedTuple):
-    """Mutual information [K] of ensembles of `members` [K] exact draws, and the `truth` it grows to, in nats."""
-
-    members: ArrayLike
-    information: ArrayLike
-    truth: float
+# The estimates of the curves.
+_DRAWN = ("kl", "bhattacharyya", "wasserstein", "plain_kl")
 
 
 class Scatter(NamedTuple):
@@ -100,6 +80,39 @@ def toy_figure(
     _draw_growths(panels[1], growths)
     _draw_scatter(panels[2], scatter, members, estimate)
     save_figure(figure, path, overwrite)
+
+
+def estimate_curves(rows: Sequence[Row], counts: Sequence[int]) -> dict[str, Curve]:
+    """Return the truth and the estimates against observations, means over classes and states."""
+
+    def mean(name: str, count: int) -> float:
+        values = [row[name] for row in rows if row["observations"] == count]
+        return math.nan if values[0] is None else float(np.mean(values))
+
+    names = {"truth": "truth", **{name: ESTIMATES[name] for name in _DRAWN}}
+    return {words: Curve(counts, [mean(name, count) for count in counts]) for name, words in names.items()}
+
+
+def describe_estimates(figures: Mapping[str, Mapping[str, float]], share: float, states: int) -> list[str]:
+    """Return in words what `summarise_estimates` and `share_bracketed` found of some states."""
+    lines = [f"Monte Carlo between Bhattacharyya and KL (4 standard errors): {share:.2%} of {states} states"]
+    for name, one in figures.items():
+        within = f"among states of equal observations {one['spearman_within']:.3f}"
+        ratio = f"geometric mean ratio to it {one['ratio']:.2f}"
+        lines.append(f"{name}: Spearman with the truth {one['spearman']:.3f}, {within}; {ratio}")
+    return lines
+
+
+def describe_toy(toy: Toy) -> list[str]:
+    """Return in words where members branch, and what the columns of the table are."""
+    settings = toy.settings
+    u, s = float(toy.times[toy.at]), float(toy.times[toy.at + 1])
+    return [
+        f"step {toy.at} of {settings.steps}, from t = {u:g} to {s:g}, eta {settings.eta:g}; "
+        f"{settings.members} members, seed {settings.seed}",
+        "truth, kl, monte_carlo (and its standard error), bhattacharyya, plain_kl, exact_kl in nats; wasserstein is "
+        "PaiDE of squared latent distances at eta 0; z in latent units",
+    ]
 
 
 def _draw_maps(figure: SubFigure, maps: Sequence[PlaneMap], estimate: str) -> None:
