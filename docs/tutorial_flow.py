@@ -25,9 +25,9 @@ from ldm.diffusion.samplers import SAMPLERS, run  # noqa: E402
 from ldm.evaluation.recognition import PixelClassifier  # noqa: E402
 from ldm.images import heat_maps, save_image, tile_images  # noqa: E402
 from ldm.pipelines import ModelPipeline  # noqa: E402
+from ldm.settings import Training  # noqa: E402
 from ldm.training.runs import runs_named  # noqa: E402
 from ldm.training.session import train  # noqa: E402
-from ldm.training.settings import Training  # noqa: E402
 from ldm.uncertainty.aleatoric import data_posterior  # noqa: E402
 from ldm.util import instantiate_from_config  # noqa: E402
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ldm.settings import Branching, Sampling, Speed
-from ldm.training.settings import Training
+from ldm.settings import Branching, Sampling, Speed, Training
 
 if TYPE_CHECKING:
     from ldm.pipelines import EnsemblePipeline as EnsemblePipeline

@@ -40,10 +40,10 @@ from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions
 from ldm.records import write_record
 from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import markdown_table, read_csv, write_csv
+from ldm.settings import Training
 from ldm.training.config import load_config
 from ldm.training.runs import runs_named
 from ldm.training.session import train
-from ldm.training.settings import Training
 from ldm.util import atomic_write, instantiate_from_config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -42,12 +42,11 @@ from ldm.pipelines.images import real_images
 from ldm.records import write_record
 from ldm.report.control_report import write_control_report
 from ldm.report.tables import read_csv, write_csv
-from ldm.settings import Branching, Sampling
+from ldm.settings import Branching, Sampling, Training
 from ldm.training.config import load_config
 from ldm.training.gathering import gather_members
 from ldm.training.runs import runs_named
 from ldm.training.session import train
-from ldm.training.settings import Training
 from ldm.util import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -68,6 +68,8 @@ BASE = {
     "ldm.images",
     "ldm.records",
     "ldm.settings",
+    "ldm.settings.sampling",
+    "ldm.settings.training",
     "ldm.options",
     "ldm.stats",
 }

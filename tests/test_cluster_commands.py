@@ -7,7 +7,7 @@ import pytest
 
 from ldm.commands.line import load_command, parse
 from ldm.commands.train import Train
-from ldm.training.settings import Training
+from ldm.settings import Training
 from scripts import cluster_commands
 
 TRAIN = [

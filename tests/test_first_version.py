@@ -13,9 +13,8 @@ from ldm.checkpoint import load_checkpoint
 from ldm.commands.sample_model import SampleModel
 from ldm.commands.shared import ModelSource, Placement
 from ldm.laplace import load_laplace
-from ldm.settings import ClassifierGuidance
+from ldm.settings import ClassifierGuidance, Training
 from ldm.training.session import train
-from ldm.training.settings import Training
 from ldm.util import generator
 from tests.cli import call
 

@@ -16,8 +16,8 @@ from ldm.commands.line import COMMANDS
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.storage import read_ensemble
+from ldm.settings import Training
 from ldm.training.session import train
-from ldm.training.settings import Training
 from scripts import make_bins
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ldm.options import option
-from ldm.training.settings import Training
+from ldm.settings import Training
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from ldm.checkpoint import save_checkpoint
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import DataModuleFromConfig
 from ldm.records import write_record
+from ldm.settings import Training
 from ldm.training.config import point_data
 from ldm.training.joint import JointMembers, start_members
 from ldm.training.processes import ALL_MEMBERS
 from ldm.training.runs import RunDirectory, new_run
-from ldm.training.settings import Training
 from ldm.util import atomic_write, instantiate_from_config
 
 MADE = "members.json"

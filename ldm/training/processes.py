@@ -10,8 +10,8 @@ from pathlib import Path
 from pytorch_lightning.utilities import rank_zero
 
 from ldm.jobs import step_from_environment
+from ldm.settings import Training
 from ldm.training.runs import RunDirectory, find_run, new_run
-from ldm.training.settings import Training
 from ldm.training.slurm import Job
 
 RUN_VARIABLE = "LDM_RUN_DIRECTORY"

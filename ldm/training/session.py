@@ -17,6 +17,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 from ldm.memory import keep_freed_memory
 from ldm.records import write_record
+from ldm.settings import Training
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch, to_plain
@@ -26,7 +27,6 @@ from ldm.training.latent_cache import prepare_latents
 from ldm.training.members import build_joint_data, build_members, write_member_runs
 from ldm.training.processes import find_known_run, is_first, make_run, share_run
 from ldm.training.runs import RunDirectory
-from ldm.training.settings import Training
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN, StoppedBySignal
 from ldm.training.trainer import Devices, choose_devices, cluster_environment, split_trainer_options

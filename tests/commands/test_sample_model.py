@@ -16,9 +16,8 @@ from ldm.diffusion.noise import ImageNoise, slerp
 from ldm.diffusion.samplers import SAMPLERS, make_sampler, run
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.sampling import SamplePlan
-from ldm.settings import Sampling
+from ldm.settings import Sampling, Training
 from ldm.training.session import train
-from ldm.training.settings import Training
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 from tests.exact import ExactNetwork

@@ -9,7 +9,7 @@ import pytest
 import main
 from ldm.commands.line import load_command, parse
 from ldm.commands.train import Train
-from ldm.training.settings import Training
+from ldm.settings import Training
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ("x.yaml",)

@@ -12,8 +12,8 @@ from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.diffusion.noise import TrainingDraws
 from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
 from ldm.models.diffusion.classifier import NoisyClassifier
+from ldm.settings import Training
 from ldm.training.session import train
-from ldm.training.settings import Training
 
 ENCODER = {
     "target": "ldm.modules.diffusionmodules.openaimodel.EncoderUNetModel",

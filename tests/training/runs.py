@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import Callback
 
 from ldm.checkpoint import load_checkpoint
 from ldm.commands.train import Train
+from ldm.settings import Training
 from ldm.training.session import train
-from ldm.training.settings import Training
 
 
 def make_training(config, tmp_path, *changes, **options):

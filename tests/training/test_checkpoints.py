@@ -8,10 +8,10 @@ import torch
 
 from ldm.checkpoint import load_checkpoint, load_state_dict
 from ldm.commands.export import Export
+from ldm.settings import Training
 from ldm.training.checkpoints import KeepCheckpoints, link
 from ldm.training.runs import RunDirectory, find_run
 from ldm.training.session import train
-from ldm.training.settings import Training
 from tests.training.runs import assert_same_end, losses, resume, run_training
 
 

@@ -1,0 +1,34 @@
+"""Plain values: how samples are drawn, where members branch, how fast the network runs, what a training is.
+
+A pipeline holds these values, and a command shows their fields as options of the same names. Nothing here imports
+torch, so that a command's help answers at once.
+"""
+
+from ldm.settings.sampling import (
+    Branching,
+    ClassifierGuidance,
+    FeatureReading,
+    Precision,
+    SamplerName,
+    Sampling,
+    Scaling,
+    Spacing,
+    Speed,
+    Variance,
+)
+from ldm.settings.training import KEPT_FIELDS, Training
+
+__all__ = [
+    "KEPT_FIELDS",
+    "Branching",
+    "ClassifierGuidance",
+    "FeatureReading",
+    "Precision",
+    "SamplerName",
+    "Sampling",
+    "Scaling",
+    "Spacing",
+    "Speed",
+    "Training",
+    "Variance",
+]
