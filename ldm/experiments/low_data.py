@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from ldm.evaluation.recognition import nearest_distances
+from ldm.experiments.exposure import load_split
 from ldm.experiments.variance_benchmarks import BENCHMARKED_METHODS
-from ldm.pipelines import ModelPipeline, PosteriorPipeline, new_posterior, observations
+from ldm.pipelines import ModelPipeline, PosteriorPipeline, chosen_positions, new_posterior, observations
 from ldm.records import Row
 from ldm.stats import auroc, mean_interval
 
 NEIGHBOUR = "distance to the nearest training image"
 RENOISED = "gamma^2 of the re-noised sample"
 NOISE_SHARES = tuple(tenth / 10 for tenth in range(1, 10))
+
+
+def load_own_data(pipeline: ModelPipeline, split: str, count: int | None = None) -> Dataset:
+    """Return a split of the data that a model's config names, or `count` of its images."""
+    data = load_split(pipeline.config, split)
+    return data if count is None else Subset(data, chosen_positions(len(data), count, pipeline.sampling.seed))
 
 
 def fit_posterior(pipeline: ModelPipeline, train: Dataset, draws: int = 4) -> PosteriorPipeline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import dropwhile, takewhile
 from numbers import Real
 
@@ -53,6 +53,13 @@ def read_comments(path: str | os.PathLike) -> list[str]:
     """The comment lines above a table, without their `# `."""
     with open(path, encoding="utf-8") as file:
         return [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), file)]
+
+
+def read_or_make(path: str | os.PathLike, make: Callable[[], Iterable[Mapping[str, Value]]]) -> list[dict[str, Value]]:
+    """Return the rows of a table, which is made and written if it is not there."""
+    if not os.path.exists(path):
+        write_csv(path, make())
+    return read_csv(path)
 
 
 def markdown_table(rows: Iterable[Mapping[str, Value]], digits: int = 4) -> str:

@@ -1,6 +1,5 @@
-"""What is made of a posterior by commands: sweep, filtering, variants, benchmarks."""
+"""What is made of a posterior by commands: sweep, filtering, variants."""
 
-import json
 from dataclasses import replace
 from typing import get_args
 
@@ -17,7 +16,6 @@ from ldm.evaluation.metrics import METRICS
 from ldm.images import to_uint8
 from ldm.settings import Sampling
 from ldm.uncertainty.resampling import VARIANT_KINDS
-from scripts import benchmark_bayesdiff
 from tests.cli import call
 from tests.posteriors import CPU, table, write_posterior
 
@@ -134,23 +132,7 @@ def test_the_studies_take_words(place, tmp_path):
         call("laplace filter", ["--samples", "a", "--ref", "b", "--out", "c", "--rule", "none"])
 
 
-def test_the_benchmarks_tables(place, tmp_path):
-    words = place.words
-    published = ["--published", str(place.folder / "published")]
-    out = ["--out", str(tmp_path)]
-    few = ["--n", "3", "--grids", "3", "--truth", "4", "--methods", "tangents", "bayesdiff"]
-    rows = benchmark_bayesdiff.main(["propagation", *words, *published, *few, *out])
-    assert rows[0]["method"] == "truth" and len(rows) == 4
-    assert (rows[0]["total"], rows[0]["pixel"]) == pytest.approx((1, 1))
-    with pytest.raises(ValueError, match="Heun is not first order"):
-        benchmark_bayesdiff.main(["propagation", *words, "--sampler", "Heun", *out])
-    few = ["--bootstraps", "5", "--held_out", "8"]
-    rows = benchmark_bayesdiff.main(["calibration", *words, *published, *few, *out])
-    assert {"sandwich, sigma from residuals", "published (ef doubled, sigma 1, precision 1)"} <= {
-        row["posterior"] for row in rows
-    }
-    assert json.loads((tmp_path / "record.json").read_text())["options"]["command"] == "calibration"
+def test_a_curvature_that_was_not_gathered_is_an_error(place, tmp_path):
+    published = replace(place.published, curvature="full")
     with pytest.raises(ValueError, match="did not gather"):
-        SampleLaplace(
-            place.model, replace(place.published, curvature="full"), str(tmp_path / "samples"), place=CPU
-        ).run()
+        SampleLaplace(place.model, published, str(tmp_path / "samples"), place=CPU).run()

@@ -13,7 +13,7 @@ from benchmarks.tangents import TangentTimes
 from benchmarks.training import TrainingTimes
 from ldm import Sampling, Speed
 from ldm.commands.line import parse
-from ldm.commands.shared import ModelSource, Placement
+from ldm.commands.shared import Placement
 from ldm.experiments.timing import Timing, TimingPlan, compare_rounds, count_operations
 from tests.ensembles import write_ensemble
 from tests.posteriors import write_model
@@ -67,8 +67,7 @@ def test_samplers_are_ranked_against_the_reference(tmp_path, monkeypatch):
 
 
 def test_tangents_are_timed_against_the_same_work(tmp_path):
-    write_model(tmp_path)
-    source = ModelSource(base=str(tmp_path / "tiny.yaml"), ckpt=str(tmp_path / "model.ckpt"))
+    source = write_model(tmp_path)
     out = str(tmp_path / "t.csv")
     rows = TangentTimes(source, k=2, repeats=1, out=out, sampling=Sampling(steps=3), place=CPU).run()
     assert rows[0]["over_plain"] == 1 and all(math.isfinite(row["seconds"]) for row in rows)

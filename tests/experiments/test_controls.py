@@ -1,6 +1,5 @@
 """Controls of the uncertainty: known answers on made-up tables, baselines of a tiny ensemble computed again."""
 
-import argparse
 import math
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 from ldm import Branching, Sampling, load_ensemble
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.experiments.controls import class_controls, embedding_spread, members_study, pooled_scores, same_class
+from ldm.experiments.cost import measure_ensemble_costs
 from ldm.report.control_report import baseline_table, variant_table, write_control_report
 from ldm.report.tables import read_csv
-from scripts import benchmark_decu
 from tests.ensembles import SPREAD, TABLE, write_ensemble
 
 
@@ -22,7 +21,7 @@ def run_of(shift=0.0, order=(0, 1, 2, 3)):
     return [{"class": label, "bin": bins[k], "mi_mean": 4.0 - k + shift} for k, label in enumerate(order)]
 
 
-def test_the_same_class_under_different_budgets():
+def test_the_same_class_with_different_numbers_of_images():
     runs = [run_of(order=np.roll(range(4), k)) for k in range(4)]
     runs[1] = [{**row, "mi_mean": 9.0} if row["class"] == 3 else row for row in runs[1]]  # 3 is in bin "1" there
     rows = same_class([row for run in runs for row in run])
@@ -117,15 +116,10 @@ def test_report_names_what_falls(tmp_path):
     assert (tmp_path / "same_class_0.png").stat().st_size > 1000
 
 
-def test_samples_are_judged_by_real_images_of_the_configs_data():
-    options = benchmark_decu.parse(["--base", "configs/latent-diffusion/digits.yaml", "--out", "o", "--real", "300"])
-    classifier, references = benchmark_decu.judge_of(options)
-    assert sorted(references) == list(range(10)) and sum(map(len, references.values())) == 300
-    right = [classifier.recognised(images, np.full(len(images), label)) for label, images in references.items()]
-    assert np.concatenate(right).mean() > 0.9
-
-
-def test_words_may_stand_anywhere():
-    options = benchmark_decu.parse(["--base", "b.yaml", "--out", "o", "--variants", "lora", "a.b=1", "--n", "3"])
-    assert isinstance(options, argparse.Namespace)
-    assert (options.variants, options.dotlist, options.n) == (["lora"], ["a.b=1"], 3)
+def test_costs_count_the_passes_of_a_branched_ensemble(tmp_path):
+    folder = write_ensemble(tmp_path)
+    pipeline = load_ensemble(folder, Sampling(steps=2), Branching(at=0.5), device="cpu")
+    plain, one_step, whole = measure_ensemble_costs(pipeline, 2)
+    assert plain["passes_an_image"] == 2
+    assert one_step["passes_an_image"] == whole["passes_an_image"] == 1 + pipeline.members
+    assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in (plain, one_step, whole))
