@@ -83,7 +83,7 @@ def instantiate_from_config(config: Mapping[str, Any] | str) -> Any:
     """
     if isinstance(config, str) and config in _MARKERS:
         return None
-    if not isinstance(config, Mapping) and not hasattr(config, "keys"):
+    if not isinstance(config, Mapping):
         raise ValueError(f"expected a mapping with 'target' and 'params' or one of {_MARKERS}, got {config!r}")
     if "target" not in config:
         raise ValueError(f"config has no 'target'; its keys are {sorted(map(str, config))}")

@@ -71,7 +71,7 @@ def data_posterior(
     if (probes is None) != (generator is None):
         raise ValueError("probes and generator go together: Hutchinson's estimate draws signs, the exact one none")
     factor = _factor(schedule, u, x)
-    signs = None if probes is None else rademacher(probes, x, generator)
+    signs = None if probes is None or generator is None else rademacher(probes, x, generator)
     var = factor * diagonal(lambda state: denoiser(state, u).x0, x, signs, chunk)
     return DataPosterior(denoiser(x, u).x0, var.clamp(min=0), float((var < 0).double().mean()))
 

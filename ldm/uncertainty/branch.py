@@ -7,8 +7,9 @@ they do not know: its mutual information with the weights is the epistemic uncer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -41,8 +42,7 @@ def branch_index(
     steps = len(times) - 1
     kinds = {"step": step, "at": at, "time": time}
     given = {name: value for name, value in kinds.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"give one of step, at, time; got {given}")
+    _check_one_kind(given)
     if step is not None:
         index = step
     elif time is not None:
@@ -72,14 +72,33 @@ def branch_indices(
     """
     kinds = {"step": step, "at": at, "time": time}
     given = {name: value for name, value in kinds.items() if value is not None}
-    if len(given) != 1:
-        return [branch_index(times, **given, default=default)]
-    ((name, value),) = given.items()
-    points = value if isinstance(value, Sequence) else [value]
-    found = [branch_index(times, **{name: point}) for point in points]
+    _check_one_kind(given)
+    if not given:
+        return [branch_index(times, default=default)]
+    by_step = [branch_index(times, step=point) for point in _listed(step)]
+    by_share = [branch_index(times, at=point) for point in _listed(at)]
+    by_time = [branch_index(times, time=point) for point in _listed(time)]
+    found = by_step + by_share + by_time
     if len(set(found)) != len(found):
-        raise ValueError(f"the branch points {list(points)} are the steps {found} of {len(times) - 1}: name each once")
+        points = [*_listed(step), *_listed(at), *_listed(time)]
+        raise ValueError(f"the branch points {points} are the steps {found} of {len(times) - 1}: name each once")
     return found
+
+
+def _check_one_kind(given: Mapping[str, object]) -> None:
+    """Raise a ValueError if branch points of several kinds are given."""
+    if len(given) > 1:
+        raise ValueError(f"give one of step, at, time; got {given}")
+
+
+Point = TypeVar("Point", int, float)
+
+
+def _listed(points: Point | Sequence[Point] | None) -> Sequence[Point]:
+    """Return one or several branch points as a sequence, empty for None."""
+    if points is None:
+        return ()
+    return points if isinstance(points, Sequence) else (points,)
 
 
 @dataclass(frozen=True)

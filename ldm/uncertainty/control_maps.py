@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.diffusion.samplers import Step
+from ldm.diffusion.samplers import Step, run
 from ldm.laplace import LastLayerLaplace
 
 
@@ -56,10 +56,4 @@ def seed_variance(sample: Callable[[int], Iterator[Step]], seeds: int) -> Tensor
     """
     if seeds < 2:
         raise ValueError(f"a variance over seeds needs at least 2, got {seeds}")
-    ends = []
-    for seed in range(seeds):
-        last = None
-        for step in sample(seed):
-            last = step.x_next
-        ends.append(last)
-    return torch.stack(ends).var(0)
+    return torch.stack([run(sample(seed)) for seed in range(seeds)]).var(0)

@@ -39,7 +39,7 @@ class Estimator:
         """
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {sorted(DISTANCES)}, got '{self.distance}'")
-        return DISTANCES[self.distance](gaussian, scale=self.scale)
+        return DISTANCES[self.distance](gaussian, "sample", self.scale)
 
     @property
     def units(self) -> str:

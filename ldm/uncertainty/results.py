@@ -72,7 +72,9 @@ class ClassInformation:
         if more.label != self.label:
             raise ValueError(f"noises of one class are joined, got the classes {self.label} and {more.label}")
         axes = {name: _LATENTS_AXIS if name == "latents" else -1 for name in self.tensors()}
-        joined = {name: torch.cat([getattr(self, name), getattr(more, name)], axis) for name, axis in axes.items()}
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(self, name), getattr(more, name)], axis) for name, axis in axes.items()
+        }
         return replace(self, **joined)
 
     def without_samples(self) -> ClassInformation:

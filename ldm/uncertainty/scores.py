@@ -162,6 +162,10 @@ MASKS: dict[str, Mask] = {"threshold": threshold_mask, "saliency": saliency_mask
 
 def score_table(maps: Tensor, images: Tensor, masks: dict[str, Mask], share: float, parts: int) -> dict[str, Tensor]:
     """Every score of maps [B, ...] beside their images [B, C, H, W] in [-1, 1]: {name: [B]}."""
-    chosen = {**SCORES, "percentile": partial(percentile, share=share), "patch_max": partial(patch_max, parts=parts)}
+    chosen: dict[str, Callable[[Tensor], Tensor]] = {
+        **SCORES,
+        "percentile": partial(percentile, share=share),
+        "patch_max": partial(patch_max, parts=parts),
+    }
     found = {name: score(maps) for name, score in chosen.items()}
     return found | {f"segmentation_{name}": within(maps, mask(images).to(maps.device)) for name, mask in masks.items()}

@@ -234,8 +234,15 @@ class LatentDiffusion(DDPM):
                 "embedder are classes (null_class: false); use scale 1"
             )
         network = self.network if network is None else network
-        options = {"scale": scale, "learned_range": self.learned_variance is not None}
-        return make_denoiser(network, self.schedule, self.target, cond, null_class=self.null_class, **options)
+        return make_denoiser(
+            network,
+            self.schedule,
+            self.target,
+            cond,
+            null_class=self.null_class,
+            scale=scale,
+            learned_range=self.learned_variance is not None,
+        )
 
     @torch.no_grad()
     def sample(

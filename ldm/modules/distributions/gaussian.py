@@ -9,36 +9,36 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Gaussian:
     """M diagonal Gaussians N(mean_i, diag(var_i)), together the equal-weight mixture (1/M) sum_i N(mean_i, var_i).
 
     Args:
         mean: [M, B, ...] (images: [M, B, C, H, W]), latent or pixel units.
         var: anything that broadcasts to `mean`, units squared; a number or a 0-d tensor is shared by all elements,
-            and 0 means zero covariance (DDIM with eta = 0).
+            and 0 means zero covariance (DDIM with eta = 0). It is kept as a tensor.
 
     Raises:
         ValueError: if `mean` has no member and batch axes, or `var` does not broadcast to it.
     """
 
     mean: Tensor
-    var: Tensor | float = 0.0
+    var: Tensor
 
-    def __post_init__(self):
-        if self.mean.ndim < 2 or not self.mean.is_floating_point():
+    def __init__(self, mean: Tensor, var: Tensor | float = 0.0) -> None:
+        if mean.ndim < 2 or not mean.is_floating_point():
             raise ValueError(
-                f"mean must be a floating-point tensor [M, B, ...] with the member axis first, got {self.mean.dtype} "
-                f"{tuple(self.mean.shape)}; for one member use mean[None]"
+                f"mean must be a floating-point tensor [M, B, ...] with the member axis first, got {mean.dtype} "
+                f"{tuple(mean.shape)}; for one member use mean[None]"
             )
-        var = torch.as_tensor(self.var, dtype=self.mean.dtype if isinstance(self.var, (int, float)) else None)
-        var = var.to(self.mean.device)
-        fits = var.ndim <= self.mean.ndim and all(
-            size in (1, full) for size, full in zip(var.shape[::-1], self.mean.shape[::-1], strict=False)
+        kept = torch.as_tensor(var, dtype=mean.dtype if isinstance(var, (int, float)) else None).to(mean.device)
+        fits = kept.ndim <= mean.ndim and all(
+            size in (1, full) for size, full in zip(kept.shape[::-1], mean.shape[::-1], strict=False)
         )
         if not fits:
-            raise ValueError(f"var {tuple(var.shape)} does not broadcast to mean {tuple(self.mean.shape)}")
-        object.__setattr__(self, "var", var)
+            raise ValueError(f"var {tuple(kept.shape)} does not broadcast to mean {tuple(mean.shape)}")
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "var", kept)
 
     @property
     def members(self) -> int:

@@ -45,9 +45,11 @@ def decoded_draws(decode: Decode, z: Tensor, var: Tensor, noise: Noise, count: i
     Elements are drawn on their own, as the recursion has them; its negative variances count as 0. `noise(draw, shape)`
     is a stream an image (`ImageNoise`), so that an image's variance does not depend on its batch.
     """
-    total = total_of_squares = 0.0
     center = decode(z)
+    total = torch.zeros_like(center)
+    total_of_squares = torch.zeros_like(center)
     for draw in range(count):
         away = decode(z + var.clamp(min=0).sqrt() * noise(draw, z.shape).to(z)) - center
-        total, total_of_squares = total + away, total_of_squares + away.square()
+        total = total + away
+        total_of_squares = total_of_squares + away.square()
     return (total_of_squares - total.square() / count) / (count - 1)

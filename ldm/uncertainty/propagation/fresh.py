@@ -95,7 +95,11 @@ class PredictiveDenoiser:
     def slopes(self, transition: Transition, like: Tensor) -> tuple[Tensor, Tensor]:
         """(A, B) of x' = A x + B f: what line 2 gives for (x, f) = (1, 0) and (0, 1)."""
         one, zero, levels = torch.ones_like(like[:1]), torch.zeros_like(like[:1]), self.schedule.per_image(transition.u)
-        return tuple(transition.mean(*self.target.solve(f, x, *levels)) for x, f in ((one, zero), (zero, one)))
+
+        def end(x: Tensor, f: Tensor) -> Tensor:
+            return transition.mean(*self.target.solve(f, x, *levels))
+
+        return end(one, zero), end(zero, one)
 
 
 @torch.no_grad()
@@ -168,20 +172,19 @@ class _Recursion:
         known, published = bool((self.var > 0).any()), self.form == "published"
         a, b = self.denoiser.slopes(step.transition, step.x)
         draw = number % self.every == 0 or (not published and known and self.slope is None)
-        law = None
-        if published or not draw or (self.begin is None and number < 2):
-            law = self.denoiser.law(step.x, step.u)
-            if self.begin is None:
-                _check_first_order(step, a * step.x + b * law[0])
         if not draw:
+            variance = self._variance_at_state(step, a, b)
             slope = 0 if self.slope is None else self.slope
-            self.var = a**2 * self.var if published else (a + b * slope) ** 2 * self.var + b**2 * law[1]
+            self.var = a**2 * self.var if published else (a + b * slope) ** 2 * self.var + b**2 * variance
         elif published:
+            variance = self._variance_at_state(step, a, b)
             x = _around(step, self.var, self.particles, self.source, pairs=False)
             f, _ = self.denoiser.states(x, step.u)
             covariance = (x * f).mean(0) - step.x * f.mean(0)
-            self.var = a**2 * self.var + 2 * a * b * covariance + b**2 * law[1]
+            self.var = a**2 * self.var + 2 * a * b * covariance + b**2 * variance
         else:
+            if self.begin is None and number < 2:
+                self._variance_at_state(step, a, b)  # for its check
             x = _around(step, self.var, self.particles, self.source) if known else step.x[None]
             f, gamma = self.denoiser.states(x, step.u)
             self.slope = _slope(x, f, self.var) if known else None
@@ -190,6 +193,13 @@ class _Recursion:
             else:
                 self.var = _by_steps(self.begin, self.denoiser, x, step.index)
         return self.var
+
+    def _variance_at_state(self, step: Step, a: Tensor, b: Tensor) -> Tensor:
+        """Evaluate gamma^2 at the sampler's own state; without `begin` raise a ValueError unless F = A x + B f."""
+        output, variance = self.denoiser.law(step.x, step.u)
+        if self.begin is None:
+            _check_first_order(step, a * step.x + b * output)
+        return variance
 
 
 def beginning(sampler: Callable[..., Iterator[Step]], schedule: Schedule, times: Tensor, **options: Any) -> Begin:

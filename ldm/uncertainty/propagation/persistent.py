@@ -174,6 +174,7 @@ def tangents(*args: Any, **options: Any) -> Propagated:
 
 def _last(steps: Iterator[VarianceStep]) -> Propagated:
     *_, last = steps
+    assert last.members is not None  # both generators above give them
     return Propagated(last.step.x_next, last.var, last.members)
 
 
