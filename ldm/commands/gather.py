@@ -92,7 +92,7 @@ class Gather:
         from ldm.pipelines import build_model
         from ldm.training.config import load_config
 
-        config = load_config([self.base])
+        config = load_config([str(self.base)])
         folder = Path(str(self.out))
         base, members = read_published(str(self.published))
         model = build_model(config)

@@ -159,14 +159,16 @@ def read_params(words: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
-def read_scale(given: str | float) -> Any:
+def read_scale(given: str | float) -> Literal["sum", "mean"] | float:
     """Read sum, mean, or a factor above 0.
 
     Raises:
         ValueError: for anything else.
     """
-    if given in ("sum", "mean"):
-        return given
+    if given == "sum":
+        return "sum"
+    if given == "mean":
+        return "mean"
     try:
         factor = float(given)
     except ValueError:

@@ -134,10 +134,10 @@ class UncertaintyPixels:
         for noise, path in enumerate(self._pictures(pipeline, space)):
             heat_maps(found.images[:, noise], shown[:, noise], path, label, titles, limits, 5, self.overwrite)
             print(path)
-        numbers = {
-            "images": found.images.numpy(),
-            "mi": maps.numpy(),
-            "classes": np.asarray(found.classes),
-        }
         with atomic_write(self.folder / f"{self._stem(pipeline, space)}.npz", overwrite=True) as partial:
-            np.savez_compressed(partial, **numbers)
+            np.savez_compressed(
+                partial,
+                images=found.images.numpy(),
+                mi=maps.numpy(),
+                classes=np.asarray(found.classes),
+            )

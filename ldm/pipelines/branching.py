@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BranchingPipeline(ModelPipeline):
     """An ensemble on its base model; `checkpoint` is the base checkpoint.
 
@@ -32,7 +32,7 @@ class BranchingPipeline(ModelPipeline):
         branching: where the members branch, and which of them sample up to there.
     """
 
-    ensemble: Ensemble | None = None
+    ensemble: Ensemble
     branching: Branching = Branching()
 
     def with_(
@@ -167,7 +167,14 @@ class BranchingPipeline(ModelPipeline):
         return InterleavedMembers(chosen)
 
     def sample_branched(
-        self, labels: Sequence[int], images: Sequence[int], bases: Sequence[int], **keep: bool
+        self,
+        labels: Sequence[int],
+        images: Sequence[int],
+        bases: Sequence[int],
+        *,
+        keep_before: bool = False,
+        keep_after: bool = False,
+        only_first: bool = False,
     ) -> Branched:
         """Sample with each base member up to the branch and with all members from there.
 
@@ -175,9 +182,14 @@ class BranchingPipeline(ModelPipeline):
 
         Args:
             labels: [B]; images: [B], numbers that name the noise; bases: [K].
-            keep: `keep_before`, `keep_after`, `only_first`, see `ldm.uncertainty.branch.branch`.
+            keep_before, keep_after, only_first: see `ldm.uncertainty.branch.branch`.
         """
-        return branch(**self._chains(labels, images, bases), **keep)
+        return branch(
+            **self._chains(labels, images, bases),
+            keep_before=keep_before,
+            keep_after=keep_after,
+            only_first=only_first,
+        )
 
     @torch.no_grad()
     def branched_steps(self, labels: Sequence[int], images: Sequence[int], bases: Sequence[int]) -> Iterator[Step]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm.pipelines.branching import BranchingPipeline
 from ldm.pipelines.information import InformationPlan, measure_classes, measure_pixels
 from ldm.settings import Branching
+from ldm.uncertainty.information import Scale
 from ldm.uncertainty.results import Information, PixelInformation
 
 
@@ -75,7 +76,7 @@ class EnsemblePipeline(BranchingPipeline):
         n: int = 1,
         *,
         spaces: Sequence[str] = ("image",),
-        scale: str | float = "sum",
+        scale: Scale = "sum",
         joint: bool = True,
     ) -> PixelInformation:
         """Measure the mutual information between each pixel of the final sample and the members, in nats.

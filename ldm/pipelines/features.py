@@ -203,7 +203,9 @@ class BackboneFeatures(nn.Module):
         """Features [B, D] of images [B, C, H, W] in [-1, 1]."""
         images = images.to(self.model.device)
         x0 = self.model.get_first_stage_encoding(self.model.encode_first_stage(images))
-        (u,), (tap,), total = self.reading.times, self.reading.taps, 0.0
+        (u,) = self.reading.times
+        (tap,) = self.reading.taps
+        total = x0.new_zeros(())
         for draw in self.reading.draws:
             eps = keyed_normal([("trunk features", self.reading.seed, draw)], x0.shape[1:]).to(x0)
             read = self.backbone.read(self.reading.taps, x0, eps.expand_as(x0), u, self.reading.pool)

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ldm.checkpoint import load_checkpoint
-from ldm.data.base import check_choice
+from ldm.data.base import LabelledImages, check_choice
 from ldm.data.npz import Rows
 from ldm.data.pictures import Files, decode
 from ldm.evaluation.extraction import ImageSet
@@ -169,7 +168,7 @@ class TensorImages:
 class DataSetImages:
     """The images of one of the project's data sets, in its own order; `config` is what it was built from."""
 
-    def __init__(self, data: Dataset, config: Any = None):
+    def __init__(self, data: LabelledImages, config: Any = None):
         self.data, self.config = data, config
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from ldm.evaluation.diversity import pairwise_lpips, pairwise_ssim
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.modules.losses import LPIPS
 from ldm.pipelines.branching import BranchingPipeline
+from ldm.uncertainty.information import Scale
 from ldm.uncertainty.quantities import Estimator, Quantities, compare_groups, compute_quantities, pixel_maps, step_curve
 from ldm.uncertainty.results import ClassInformation
 
@@ -211,7 +212,7 @@ def measure_pixels(
     n: int,
     *,
     spaces: Sequence[str] = ("image",),
-    scale: str | float = "sum",
+    scale: Scale = "sum",
     joint: bool = True,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield of each class images [n, C, H, W] of its first base member, and maps [n, h, w] in each space.

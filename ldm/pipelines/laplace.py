@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -37,7 +37,9 @@ def observations(
 
     Yields rows of one image one after the other, inputs scaled as the network takes them, targets as it regresses them.
     """
-    positions = range(len(data)) if positions is None else positions
+    if positions is None:
+        assert isinstance(data, Sized)  # a map-style data set
+        positions = range(len(data))
     sampled = TrainingDraws(seed, purpose="laplace")
     loader = DataLoader(Subset(data, list(positions)), batch_size, num_workers=workers)
     device, done = next(model.parameters()).device, 0
@@ -54,6 +56,7 @@ def observations(
         if model.cond_stage_model is not None:
             cond = batch[model.cond_stage_key].to(device).repeat_interleave(draws, 0)
             if model.label_dropout:
+                assert model.null_class is not None  # what a dropped label becomes
                 cond = torch.where(uniform < model.label_dropout, torch.full_like(cond, model.null_class), cond)
         x, time = model.network_input(model.q_sample(z, t, noise), t)
         yield Observation(x, time, cond, model.target.of(z, noise, *model.levels(t, z)))

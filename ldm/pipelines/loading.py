@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoint import load_checkpoint
 from ldm.ensembles.heads import merge
@@ -72,8 +72,18 @@ def load_model(
     place = pick_device(device)
     speed = speed or Speed()
     model, passes, decoding = _ready(model, speed, place)
-    values = {"sampling": sampling or Sampling(), "speed": speed, "averaged": ema, "defaults": defaults or Defaults()}
-    return ModelPipeline(model, config, checkpoint, place, passes, decoding, **values).check()
+    return ModelPipeline(
+        model,
+        config,
+        checkpoint,
+        place,
+        passes,
+        decoding,
+        sampling or Sampling(),
+        speed,
+        averaged=ema,
+        defaults=defaults or Defaults(),
+    ).check()
 
 
 def load_ensemble(
@@ -170,7 +180,9 @@ def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
     Raises:
         ValueError: if the config's model is something else, a first stage for example.
     """
-    spec = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(config)["model"], resolve=True))
+    spec = OmegaConf.create(OmegaConf.to_container(_as_node(config)["model"], resolve=True))
+    if not isinstance(spec, DictConfig):
+        raise ValueError(f"a config's model is a mapping with target and params, got '{spec}'")
     target = get_obj_from_str(spec.target)
     if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):
         raise ValueError(f"model.target {spec.target} is no LatentDiffusion, there is nothing to sample from it")
@@ -179,6 +191,11 @@ def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
         if params is not None and "ckpt_path" in params:
             params.ckpt_path = None
     return instantiate_from_config(spec)
+
+
+def _as_node(config: Mapping[str, Any]) -> DictConfig:
+    """Return a mapping as OmegaConf's, which interpolates and selects."""
+    return config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
 
 
 def load_weights(
@@ -205,7 +222,7 @@ def load_weights(
     alone = network_alone(content, averaged) is not None
     model.init_from_ckpt(str(checkpoint), use_averaged=averaged, content=content)
     if alone and any(True for _ in model.first_stage_model.parameters()):
-        first_stage = OmegaConf.select(OmegaConf.create(config or {}), FIRST_STAGE)
+        first_stage = OmegaConf.select(_as_node(config or {}), FIRST_STAGE)
         if not first_stage:
             raise ValueError(f"{checkpoint} holds the network alone: name its first stage in the config, {FIRST_STAGE}")
         model.first_stage_model.init_from_ckpt(first_stage)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser
-from ldm.diffusion.epsilon_scaling import scaled
+from ldm.diffusion.epsilon_scaling import ScaledDenoiser, scaled
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step
 from ldm.diffusion.samplers.registry import Sampler
@@ -112,7 +112,7 @@ class PosteriorPipeline:
             wrappers.scaling,
             pipeline.times,
         )
-        factor = None if wrappers.scaling.off else around.factor
+        factor = around.factor if isinstance(around, ScaledDenoiser) else None
         return PredictiveDenoiser(
             self.laplace, model.schedule, model.target, cond, null, pipeline.scale, chunk=self.chunk, factor=factor
         )
@@ -163,8 +163,9 @@ class PosteriorPipeline:
             return propagate(self.sampler(labels), self.build(labels), *where, chunk=chunk, noise=self.noise(images))
         denoiser = self.predictive(labels)
         if method == "path":
-            where = (model.schedule, self.initial(images), pipeline.times)
-            return trajectory_steps(self.sampler(labels)(denoiser, *where, noise=self.noise(images)), denoiser)
+            x = self.initial(images)
+            plain = self.sampler(labels)(denoiser, model.schedule, x, pipeline.times, noise=self.noise(images))
+            return trajectory_steps(plain, denoiser)
         published = method.startswith("published")
         begin = None
         if pipeline.sampling.sampler not in ONE_EVALUATION and not published:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from ldm.settings import Speed
 
 log = logging.getLogger(__name__)
 
+# What torch.compile's `options` may hold.
+CompileOption = str | int | bool | Callable[..., Any]
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA graphs save the time between kernels, which counts where there are few images.
 GRAPH_ROWS = 64
@@ -42,8 +44,8 @@ class FastFeatures:
         self.dtype = supported(precision, device)
         self.compiled = compiled
         # Of a frozen network on the CPU, weights may be laid out once for its kernels.
-        own = {"options": {"freezing": True}} if device.type == "cpu" else {}
-        self._whole = torch.compile(plain, dynamic=False, **own) if compiled else plain
+        own: dict[str, CompileOption] | None = {"freezing": True} if device.type == "cpu" else None
+        self._whole = torch.compile(plain, dynamic=False, options=own) if compiled else plain
         graphs = compiled and device.type == "cuda"
         self._graphed = torch.compile(plain, dynamic=False, mode="reduce-overhead") if graphs else None
 
@@ -108,7 +110,7 @@ def with_speed(model: LatentDiffusion, speed: Speed, device: torch.device) -> tu
 def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
     """Return a frozen UNet whose features are computed as `speed` says: itself, or a copy around the same weights."""
     if speed.channels_last:
-        unet.to(memory_format=torch.channels_last)
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     plain = getattr(unet, "features", None)
     if isinstance(plain, FastFeatures):
         plain = plain.plain
@@ -122,7 +124,7 @@ def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
     else:
         features = FastFeatures(plain, device, speed.precision, speed.compile)
     unet = copy.copy(unet)
-    unet.features = features
+    vars(unet)["features"] = features  # before the class's method, and no module of its own
     return unet
 
 

@@ -16,6 +16,7 @@ from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
 from ldm.diffusion.denoiser import Denoiser, clipped
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, load_scaling, published_scaling, scaled
 from ldm.diffusion.samplers import SAMPLERS, ancestral
+from ldm.diffusion.samplers.ancestral import MeanShift
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.classifier import NoisyClassifier, load_classifier_weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -35,7 +36,14 @@ class GuidingClassifier:
     scale: float
     checkpoint: Path
 
-    def score(self, model: LatentDiffusion, labels: Tensor) -> ClassifierScore:
+    def score(self, model: LatentDiffusion, labels: Tensor | None) -> ClassifierScore:
+        """Return the gradient of its log probability of classes [B].
+
+        Raises:
+            ValueError: where there are no classes to guide to.
+        """
+        if labels is None:
+            raise ValueError("a classifier guides to classes, and these images have none: name classes")
         return ClassifierScore(self.module, model.schedule, labels, self.scale)
 
     def describe(self) -> dict[str, Any]:
@@ -66,10 +74,11 @@ class Wrappers:
             return denoiser
         return classifier_guided(denoiser, self.classifier.score(self.model, labels))
 
-    def mean_shift(self, sampler: str, labels: Tensor | None):
+    def mean_shift(self, sampler: str, labels: Tensor | None) -> MeanShift | None:
         """What ancestral sampling adds to its means, if it is guided by a classifier."""
-        guided = self.classifier is not None and SAMPLERS[sampler] is ancestral
-        return self.classifier.score(self.model, labels).mean_shift if guided else None
+        if self.classifier is None or SAMPLERS[sampler] is not ancestral:
+            return None
+        return self.classifier.score(self.model, labels).mean_shift
 
     def describe(self) -> dict[str, Any]:
         """What the outputs depend on; None where a wrapper is off."""

@@ -91,10 +91,10 @@ def _check_one_kind(given: Mapping[str, object]) -> None:
         raise ValueError(f"give one of step, at, time; got {given}")
 
 
-Point = TypeVar("Point", int, float)
+_Point = TypeVar("_Point", int, float)
 
 
-def _listed(points: Point | Sequence[Point] | None) -> Sequence[Point]:
+def _listed(points: _Point | Sequence[_Point] | None) -> Sequence[_Point]:
     """Return one or several branch points as a sequence, empty for None."""
     if points is None:
         return ()
