@@ -8,4 +8,5 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 ruff check .
 ruff format --check .
+python -m mypy
 OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-2}" --dist worksteal --durations 10 "$@"

@@ -234,14 +234,9 @@ class LatentDiffusion(DDPM):
                 "embedder are classes (null_class: false); use scale 1"
             )
         network = self.network if network is None else network
+        learned = self.learned_variance is not None
         return make_denoiser(
-            network,
-            self.schedule,
-            self.target,
-            cond,
-            null_class=self.null_class,
-            scale=scale,
-            learned_range=self.learned_variance is not None,
+            network, self.schedule, self.target, cond, null_class=self.null_class, scale=scale, learned_range=learned
         )
 
     @torch.no_grad()
