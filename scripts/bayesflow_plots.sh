@@ -4,7 +4,7 @@
 # NAME: a config of configs/flow-matching (digits, mnist, fashion-mnist, kmnist, cifar10)
 # DIR: where runs, posteriors and figures go (default logs); R: noise draws an image of a fit (default 4);
 # N: images to fit to (default: all); WORDS a.b=c change the trainings' config, paths.data_root for example;
-# OPTIONS go to scripts/bayesflow_plots.py, see its --help.
+# OPTIONS go to decu laplace plots, see its --help.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -46,6 +46,6 @@ trained "$data-flow"
 trained "$data-diffusion" configs/flow-matching/diffusion-twin.yaml
 fitted "$data-flow"
 fitted "$data-diffusion"
-python scripts/bayesflow_plots.py --flow "$(newest "$data-flow")" --flow_posterior "$logs/posteriors/$data-flow" \
+python -m ldm laplace plots --flow "$(newest "$data-flow")" --flow_posterior "$logs/posteriors/$data-flow" \
     --diffusion "$(newest "$data-diffusion")" --diffusion_posterior "$logs/posteriors/$data-diffusion" \
     --out "$logs/bayesflow/$data" "$@"

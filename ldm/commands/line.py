@@ -50,6 +50,7 @@ COMMANDS: dict[str, Entry] = {
     "laplace sweep": Entry("laplace_sweep", "SweepLaplace", "Map under a grid of sigma_noise and prior_precision."),
     "laplace resample": Entry("laplace_resample", "ResampleLaplace", "Finish again from states around one."),
     "laplace filter": Entry("laplace_filter", "FilterLaplace", "Leave out uncertain images, beside random removal."),
+    "laplace plots": Entry("laplace_plots", "PlotLaplace", "Draw every figure of BayesFlow for a flow and its twin."),
     "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
     "evaluate reference": Entry(
         "evaluate_reference", "EvaluateReference", "Extract the features of a reference set once."

@@ -8,63 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ldm.experiments.flow_study import VarianceTrajectory
+from ldm.experiments.flow_study import sample_trajectory as sample_trajectory
 from ldm.images import DPI, save_figure, to_uint8
-from ldm.pipelines import PosteriorPipeline
-
-
-@dataclass(frozen=True)
-class VarianceTrajectory:
-    """A sampling trajectory with its variances.
-
-    Attributes:
-        shares: noise shares [S + 1], from 1 on.
-        states, variances: [S + 1, B, c, h, w], in units that all schedules share.
-        pictures: the last states, decoded [B, C, H, W].
-        labels: the classes [B].
-    """
-
-    name: str
-    shares: Tensor
-    states: Tensor
-    variances: Tensor
-    pictures: Tensor
-    labels: Sequence[int]
-
-    @property
-    def totals(self) -> Tensor:
-        """Mean variance of an element [S + 1, B]."""
-        return self.variances.flatten(2).mean(2)
-
-
-@torch.no_grad()
-def sample_trajectory(
-    posterior: PosteriorPipeline, name: str, method: str, labels: Sequence[int] | None, images: Sequence[int]
-) -> VarianceTrajectory:
-    """Sample once by one of `ldm.pipelines.METHODS` and keep every step; without classes all images are of class 0."""
-    path, times = posterior.pipeline.model.schedule, posterior.pipeline.times
-    scale = (path.alpha(times) + path.sigma(times)).float()
-    steps = list(posterior.steps(method, labels, images))
-    states = torch.stack([steps[0].step.x, *(each.step.x_next for each in steps)]).cpu()
-    variances = torch.stack([torch.zeros_like(steps[0].var), *(each.var for each in steps)]).cpu()
-    by_time = scale.reshape(-1, 1, 1, 1, 1)
-    shares = path.sigma(times) / (path.alpha(times) + path.sigma(times))
-    pictures = posterior.pipeline.decode(steps[-1].step.x_next)
-    return VarianceTrajectory(
-        name,
-        shares,
-        states / by_time,
-        variances / by_time**2,
-        pictures,
-        [0] * len(images) if labels is None else list(labels),
-    )
 
 
 def curves_by_class(

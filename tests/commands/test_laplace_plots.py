@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.report.tables import read_csv
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("by_class", "by_pixel", "grid_flow", "grid_diffusion", "methods", "two_kinds", "totals_by_steps")
 TINY = "data.params.batch_size=4 lightning.trainer.max_steps=1"
 SMALL = "--n 2 --shown 1 --draws 2 --by_steps 2 --quality_n 1 --real 200 --probes 1 --flow_steps 2 --diffusion_steps 2"
