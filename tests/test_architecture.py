@@ -23,10 +23,9 @@ RAISED_LIMITS: dict[str, tuple[int, str]] = {}
 EXEMPT: dict[tuple[str, str], str] = {
     ("no_argparse_below_commands", "ldm/arguments.py"): "what scripts that are no commands yet share",
     ("no_argparse_below_commands", "ldm/cli.py"): "the same",
-    ("no_argparse_below_commands", "ldm/experiments/probes.py"): "the same",
     ("no_global_randomness", "ldm/training/callbacks.py"): "dropout draws from torch's own generator; seeded a step",
     ("no_global_randomness", "ldm/training/session.py"): "torch initialises parameters from its generator, by --seed",
-    ("no_global_randomness", "scripts/noisy_classifier.py"): "the same, for a network trained from scratch",
+    ("no_global_randomness", "ldm/experiments/noisy_classifiers.py"): "the same, for a network trained from scratch",
     (
         "no_global_randomness",
         "ldm/pipelines/features.py",

@@ -66,6 +66,22 @@ COMMANDS: dict[str, Entry] = {
         "exposure_measure", "MeasureExposure", "Measure how far sampling drifts from training: norms, delta_t, x_t."
     ),
     "exposure choose": Entry("exposure_choose", "ChooseScaling", "Choose the epsilon scaling that corrects it."),
+    "features probe": Entry("features_probe", "FeaturesProbe", "Probe what a model's features know of classes."),
+    "features uncertainty": Entry(
+        "features_uncertainty", "FeaturesUncertainty", "Compare probes with an ensemble's uncertainty by class."
+    ),
+    "features contrastive": Entry(
+        "features_contrastive", "FeaturesContrastive", "Measure alignment and uniformity of features."
+    ),
+    "features classifier": Entry(
+        "features_classifier", "FeaturesClassifier", "Train a head on features of noisy images, test it by noise level."
+    ),
+    "features network": Entry(
+        "features_classifier", "FeaturesNetwork", "The same of a wide residual network from scratch."
+    ),
+    "features guide": Entry(
+        "features_classifier", "FeaturesGuide", "Test a classifier that guides a diffusion model by noise level."
+    ),
 }
 GROUPS: dict[str, str] = {
     "sample": "Draw samples of a model, or of the members of an ensemble.",
@@ -73,6 +89,7 @@ GROUPS: dict[str, str] = {
     "laplace": "Fit a posterior of a model's last layer, and sample with its variances.",
     "evaluate": "Measure how good images are, whatever made them.",
     "exposure": "Exposure bias, and the epsilon scaling that corrects it (docs/epsilon_scaling.md).",
+    "features": "Measure what the features of a diffusion model know.",
 }
 
 

@@ -45,9 +45,18 @@ class ModelSource:
     """Take averaged weights, where there are any."""
 
     def load(
-        self, sampling: Sampling | None = None, speed: Speed | None = None, device: str = "auto", steps: int = 200
+        self,
+        sampling: Sampling | None = None,
+        speed: Speed | None = None,
+        device: str = "auto",
+        steps: int = 200,
+        epoch: int | None = None,
     ) -> ModelPipeline:
-        """Load the model; `steps` are taken where neither `sampling` nor the config say."""
+        """Load the model; `steps` are taken where neither `sampling` nor the config say.
+
+        Args:
+            epoch: with a run directory, the checkpoint kept of this epoch in place of the last.
+        """
         from ldm.pipelines import Defaults, load_model
 
         return load_model(
@@ -56,6 +65,7 @@ class ModelSource:
             base=self.base,
             ckpt=self.ckpt,
             ema=self.ema,
+            epoch=epoch,
             pretrained=self.pretrained,
             speed=speed,
             device=device,

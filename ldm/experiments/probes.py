@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,36 +35,63 @@ def draw_probe_positions(count: int, wanted: int | None, seed: int) -> list[int]
     return sorted(drawn_positions(count, wanted, seed, "probe images"))
 
 
+@dataclass(frozen=True)
+class ProbePlan:
+    """How a model's features are probed.
+
+    Attributes:
+        training: how the heads learn.
+        tuning: how the encoder and its head learn.
+        seed: of the first split, order and test noise; `seeds` count on from it.
+        n_train: training images, drawn by the seed; all where None.
+        copies: noised and augmented copies of each training image, between which epochs take turns.
+        validation: the share of the training images that heads are chosen on.
+        images_per_pass: images in one pass through the backbone.
+        latent_cache: a folder for latents of a model with a first stage.
+    """
+
+    training: ProbeTraining = field(default_factory=ProbeTraining)
+    tuning: Tuning = field(default_factory=Tuning)
+    seed: int = 42
+    seeds: int = 3
+    n_train: int | None = None
+    copies: int = 1
+    validation: float = 0.1
+    images_per_pass: int = 100
+    latent_cache: str | None = None
+
+
 class ProbeStudy:
     """Training and test images of a model's config, and the probes of what is read from them.
 
     Args:
-        options: seed, n_train, copies, seeds, validation, epochs, batch_size, learning_rate, standardise, draws,
-            images_per_pass, tuning_epochs, tuning_rate, latent_cache, precision (see `scripts/linear_probe.py`).
+        plan: how many images, heads and seeds.
         folder: where features are kept.
+
+    Raises:
+        ValueError: if the config names no images to test on.
     """
 
-    def __init__(self, pipeline: ModelPipeline, options: argparse.Namespace, folder: Path):
-        self.pipeline, self.options, self.folder = pipeline, options, folder
+    def __init__(self, pipeline: ModelPipeline, plan: ProbePlan, folder: Path):
+        self.pipeline = pipeline
+        self.plan = plan
+        self.folder = folder
         config = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True))
         params = config.data.params
-        if options.latent_cache:
-            params.update({"latent_cache": options.latent_cache, "latent_views": options.copies})
+        if plan.latent_cache:
+            params.update({"latent_cache": plan.latent_cache, "latent_views": plan.copies})
         if not params.get("validation"):
             raise ValueError("the config has no data.params.validation: a probe needs images to be tested on")
         params = OmegaConf.to_container(params)
         self.configs = {"train": params["train"], "test": params["validation"]}
         known = {key: value for key, value in params.items() if key not in ("global_batch_size", "test", "predict")}
-        module = DataModuleFromConfig(**{"batch_size": options.images_per_pass, **known})
+        module = DataModuleFromConfig(**{"batch_size": plan.images_per_pass, **known})
         module.setup()
         prepare_latents(pipeline.model, config, module, pipeline.device)
         self.data = {"train": module.dataset("train"), "test": module.dataset("validation")}
         self.classes = self.data["train"].n_classes
-        self.positions = draw_probe_positions(len(self.data["train"]), options.n_train, options.seed)
-        self.training = ProbeTraining(
-            options.epochs, options.batch_size, options.learning_rate, standardise=options.standardise
-        )
-        self.seeds = range(options.seed, options.seed + options.seeds)
+        self.positions = draw_probe_positions(len(self.data["train"]), plan.n_train, plan.seed)
+        self.seeds = range(plan.seed, plan.seed + plan.seeds)
 
     def states(self, split: str, copy: int = 0) -> DataStates:
         """States of the training images (those chosen) or of all test images."""
@@ -77,17 +103,17 @@ class ProbeStudy:
     ) -> GridFeatures:
         """Features below `folder/name`, read or made."""
         states = self.states(split, copy)
-        settings = {"weights": weights, "precision": self.options.precision, "label": backbone.cond}
+        settings = {"weights": weights, "precision": self.pipeline.speed.precision, "label": backbone.cond}
         with tqdm(total=len(states), desc=name, unit="image") as bar:
             return load_or_make_features(
                 states, backbone, reading, self.folder / name, settings,
-                batch_size=self.options.images_per_pass, progress=bar.update,
+                batch_size=self.plan.images_per_pass, progress=bar.update,
             )  # fmt: skip
 
     def _probe(self, copies: list[Arrays], labels: NDArray, tested: Callable[..., Any], name: str) -> ProbeResult:
         with step_bar(f"{name} heads", len(self.seeds)) as progress:
             return probe(
-                copies, labels, tested, self.classes, self.training, self.seeds, self.options.validation,
+                copies, labels, tested, self.classes, self.plan.training, self.seeds, self.plan.validation,
                 self.pipeline.device, progress,
             )  # fmt: skip
 
@@ -97,7 +123,7 @@ class ProbeStudy:
         """Probe every place of a reading; `weights` names what the backbone was given, else the pipeline checkpoint."""
         weights = weights or sha256(self.pipeline.checkpoint)
         copies = []
-        for copy in range(self.options.copies):
+        for copy in range(self.plan.copies):
             draws = tuple(range(copy * len(reading.draws), (copy + 1) * len(reading.draws)))
             copies.append(self.read(backbone, replace(reading, draws=draws), "train", f"{name}_{copy}", weights, copy))
 
@@ -126,15 +152,14 @@ class ProbeStudy:
         Raises:
             ValueError: in fp16, whose small gradients would vanish.
         """
-        if self.options.precision == "fp16":
+        if self.pipeline.speed.precision == "fp16":
             raise ValueError("--finetune keeps no scale of the loss, which fp16 needs: take bf16 or float32")
         u, tap = place
         states, tests = self.states("train"), self.states("test")
-        training = Tuning(self.options.tuning_epochs, self.options.batch_size, self.options.tuning_rate)
         one = replace(reading, times=(u,), taps={tap: reading.taps[tap]})
         found = []
         with step_bar("tuning", len(self.seeds)) as progress:
             for seed in self.seeds:
-                rows, _ = validation_split(states.labels.numpy(), self.options.validation, seed)
-                found.append(tune(backbone, one, states, rows, tests, self.classes, training, seed, progress))
+                rows, _ = validation_split(states.labels.numpy(), self.plan.validation, seed)
+                found.append(tune(backbone, one, states, rows, tests, self.classes, self.plan.tuning, seed, progress))
         return found

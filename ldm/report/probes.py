@@ -1,16 +1,116 @@
-"""Figures of probes: accuracy by layer and noise level, curves over training, recognition against noise."""
+"""Tables and figures of probes: accuracy by layer and noise level, curves over training, recognition by noise."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from ldm.evaluation.probe import ProbeResult
+from ldm.evaluation.taps import Reading
 from ldm.images import save_figure
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.pipelines.features import log_snr
+from ldm.report.tables import write_csv
+
+# Columns of alignment, and what they are called.
+KINDS = {"alignment": "alignment: two noises of an image", "class_alignment": "alignment: two images of a class"}
+
+
+def write_places(
+    out: Path, name: str, result: ProbeResult, reading: Reading, model: LatentDiffusion, overwrite: bool = False
+) -> None:
+    """Write validation accuracies of every place as a table, and as a heat map where there are several."""
+    rows = []
+    for place in reading.places:
+        values = [100 * seed[place] for seed in result.validation]
+        row = {
+            "t": place[0],
+            "log_snr": log_snr(model, place[0]),
+            "layer": place[1],
+            "validation": float(np.mean(values)),
+            "deviation": float(np.std(values)),
+            "chosen": place == result.place,
+        }
+        rows.append(row)
+    note = (
+        f"linear probe of {name}: % of validation images recognised, mean and s.d. over {len(result.validation)} seeds"
+    )
+    write_csv(out / f"{name}.csv", rows, [note], overwrite)
+    if len(rows) == 1:
+        return
+    layers = list(reading.taps)
+    means = np.array([row["validation"] for row in rows]).reshape(len(reading.times), len(layers)).T
+    columns = [f"{u:.4g}\n({log_snr(model, u):.1f})" for u in reading.times]
+    u, tap = result.place
+    where = (layers.index(tap), reading.times.index(u))
+    labels = ("validation accuracy (%)", "time (log-SNR)", "layer", f"{name}: test {100 * result.mean:.2f} %")
+    heat_map(means, layers, columns, out / f"{name}.png", *labels, chosen=where, overwrite=overwrite)
+
+
+def write_probes(
+    out: Path, results: Mapping[str, ProbeResult], tuned: Sequence[float] | None, overwrite: bool = False
+) -> list[dict[str, Any]]:
+    """Write results.csv and errors.csv, and return the rows of results.csv.
+
+    Args:
+        results: by what the features are: trained, untrained, pixels.
+        tuned: test accuracies of the encoder fine-tuned at the place of `trained`, one a seed.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, result in results.items():
+        u, tap = result.place
+        test = {"test": 100 * result.mean, "deviation": 100 * result.deviation, "seeds": len(result.test)}
+        rows.append({"features": name, "t": u, "layer": tap, **test})
+    if tuned is not None:
+        u, tap = results["trained"].place
+        test = {"test": 100 * float(np.mean(tuned)), "deviation": 100 * float(np.std(tuned)), "seeds": len(tuned)}
+        rows.append({"features": "fine-tuned", "t": u, "layer": tap, **test})
+    note = "% of test images recognised at the place chosen on validation images: mean and s.d. over seeds"
+    write_csv(out / "results.csv", rows, [note], overwrite)
+    errors = []
+    for name, result in results.items():
+        means = 100 * np.mean(result.errors, axis=0)
+        errors += [{"features": name, "class": label, "error": float(error)} for label, error in enumerate(means)]
+    write_csv(out / "errors.csv", errors, ["% of each class's test images that the probe mistakes"], overwrite)
+    return rows
+
+
+def contrast_plot(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Draw uniformity against each alignment: a curve a place, along the checkpoints."""
+    several = len({row["t"] for row in rows}) > 1
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for kind, xlabel in KINDS.items():
+        for row in (row for row in rows if kind in row):
+            name = row["layer"] + (f", t = {row['t']:.4g}" if several else "")
+            x, y = panels.setdefault(xlabel, {}).setdefault(name, ([], []))
+            x.append(row[kind])
+            y.append(row["uniformity"])
+    count = len({row["checkpoint"] for row in rows})
+    title = f"layers along {count} checkpoints, the last as a large dot" if count > 1 else ""
+    trajectories(panels, path, "uniformity", title, overwrite)
+
+
+def write_recognition(
+    out: Path,
+    rows: Sequence[Mapping[str, Any]],
+    beside: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write recognition.csv and recognition.png; tables of other runs, by name, go `beside` into the figure."""
+    write_csv(out / "recognition.csv", rows, ["% of test images recognised at each noise level"], overwrite)
+    curves = {
+        name: ([row["log_snr"] for row in table], [row["recognised"] for row in table])
+        for name, table in {out.name: rows, **(beside or {})}.items()
+    }
+    label = "log signal-to-noise ratio, 2 ln(alpha / sigma)"
+    line_plot(curves, out / "recognition.png", label, "test images recognised (%)", overwrite=overwrite)
 
 
 def heat_map(

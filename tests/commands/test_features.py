@@ -1,8 +1,9 @@
-"""Scripts on a diffusion model's features, as a user calls them, on a small untrained model of digits."""
+"""The commands of `decu features`, on a small untrained model of digits."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,36 +12,48 @@ from omegaconf import OmegaConf
 from ldm.checkpoint import save_checkpoint
 from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricSettings
 from ldm.commands.evaluate_reference import EvaluateReference
+from ldm.commands.features_classifier import FeaturesClassifier, FeaturesGuide, FeaturesNetwork, RecognitionOutput
+from ldm.commands.features_contrastive import FeaturesContrastive
+from ldm.commands.features_probe import FeaturesProbe
+from ldm.commands.features_uncertainty import FeaturesUncertainty
 from ldm.commands.images import FeatureChoice, ImageSource
+from ldm.commands.shared import ModelSource, Placement
 from ldm.data.digits import Digits
 from ldm.diffusion.noise import keyed_normal
 from ldm.evaluation.extractors import make_extractor
-from ldm.experiments.probes import draw_probe_positions
+from ldm.evaluation.noise_conditional import WRN_TRAINING, NoisyTraining
+from ldm.experiments.probes import ProbePlan, draw_probe_positions
 from ldm.report.tables import read_csv, write_csv
+from ldm.settings import FeatureReading
 from ldm.util import instantiate_from_config
-from scripts import contrastive, linear_probe, noisy_classifier, probe_uncertainty
+from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 from tests.models.test_classifier_training import ENCODER
 
 DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
 TESTS = {"target": "ldm.data.digits.Digits", "params": {"split": "test"}}
-TAPS = ["--layers", "mid", "out_1"]
+TAPS = ("mid", "out_1")
+CPU = Placement("cpu")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Words that name a config with digits and a checkpoint."""
+    """A config with digits, and a checkpoint."""
     folder = tmp_path_factory.mktemp("features")
     data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 8, "train": DIGITS, "validation": TESTS}}
     config = {"model": tiny_config(), "data": data, "probe": {"at": {"t": [50]}, "layer": "out_1"}}
     OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
     save_checkpoint({"state_dict": tiny_model().state_dict()}, folder / "model.ckpt")
-    return ["--base", str(folder / "tiny.yaml"), "--ckpt", str(folder / "model.ckpt"), "--device", "cpu"]
+    return ModelSource(base=str(folder / "tiny.yaml"), ckpt=str(folder / "model.ckpt"))
 
 
 def test_linear_probe(source, tmp_path):
-    words = [*source, "--grid", "--t", "20", "200", *TAPS, "--n_train", "200", "--epochs", "3", "--seeds", "2"]
-    results = linear_probe.main([*words, "--pixels", "--untrained", "--out", str(tmp_path)])
+    reading = FeatureReading(t=(20.0, 200.0), layers=TAPS)
+    command = FeaturesProbe(
+        source, str(tmp_path), grid=True, n_train=200, epochs=3, seeds=2, reading=reading, place=CPU
+    )
+    command = replace(command, pixels=True, untrained=True)
+    results = command.run()
     assert {name: len(result.test) for name, result in results.items()} == {"trained": 2, "untrained": 2, "pixels": 2}
     rows = read_csv(tmp_path / "trained.csv")
     assert len(rows) == 4
@@ -49,22 +62,25 @@ def test_linear_probe(source, tmp_path):
     assert (best["t"], best["layer"]) == results["trained"].place
     assert (tmp_path / "trained.png").is_file()
     assert json.loads((tmp_path / "record.json").read_text())["n_train"] == 200
-    again = linear_probe.main([*words, "--pixels", "--untrained", "--out", str(tmp_path), "--overwrite"])
+    again = replace(command, overwrite=True).run()
     assert [again[name].test for name in results] == [results[name].test for name in results]
     with pytest.raises(FileExistsError, match="overwrite"):
-        linear_probe.main([*words, "--out", str(tmp_path)])
+        command.run()
 
 
 def test_linear_probe_takes_its_place_from_the_config_and_tunes(source, tmp_path):
-    words = ["--n_train", "64", "--epochs", "1", "--seeds", "1", "--finetune", "--out", str(tmp_path)]
-    results = linear_probe.main([*source, *words])
+    words = ["--base", source.base, "--ckpt", source.ckpt, "--device", "cpu", "--no_standardise"]
+    more = ["--n_train", 64, "--epochs", 1, "--seeds", 1, "--finetune", "--out", tmp_path]
+    results = call("features probe", [*words, *more])
     assert results["trained"].place == (50.0, "out_1")
     assert [row["features"] for row in read_csv(tmp_path / "results.csv")] == ["trained", "fine-tuned"]
 
 
 def test_contrastive(source, tmp_path):
-    words = ["--t", "50", *TAPS, "--n", "100", "--positives", "noise", "class", "--out", str(tmp_path)]
-    rows = contrastive.main([*source, *words])
+    reading = FeatureReading(t=(50.0,), layers=TAPS)
+    pairs = ("noise", "class")
+    command = FeaturesContrastive(source, str(tmp_path), n=100, positives=pairs, reading=reading, place=CPU)
+    rows = command.run()
     assert [row["layer"] for row in rows] == ["mid", "out_1"]
     assert all(0 <= row["alignment"] < row["class_alignment"] <= 4 for row in rows)
     assert all(-8 <= row["uniformity"] <= 0 for row in rows)
@@ -73,12 +89,12 @@ def test_contrastive(source, tmp_path):
 
 @pytest.mark.parametrize("command", ["ddae", "wrn"])
 def test_noisy_classifier(source, tmp_path, command):
-    words = ["--n_train", "32", "--n_test", "20", "--epochs", "1", "--out", str(tmp_path / command)]
+    output = RecognitionOutput(str(tmp_path / command), n_test=20)
+    few = {"n_train": 32, "epochs": 1, "place": CPU}
     if command == "ddae":
-        rows = noisy_classifier.main(["ddae", *source, *words])
+        rows = FeaturesClassifier(source, output, **few).run()
     else:
-        own = ["--base", source[1], "--mode", "VE", "--depth", "10", "--width", "1", "--warm_up", "0"]
-        rows = noisy_classifier.main(["wrn", *own, "--device", "cpu", *words])
+        rows = FeaturesNetwork(source.base, output, mode="VE", depth=10, width=1, warm_up=0, **few).run()
     assert len(rows) == (20 if command == "ddae" else 18)
     assert all(0 <= row["recognised"] <= 100 for row in rows)
     assert (tmp_path / command / "recognition.png").is_file()
@@ -94,8 +110,8 @@ def test_a_guiding_classifier_is_measured_under_the_noise_it_was_trained_on(tmp_
     for parameter in classifier.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     save_checkpoint({"state_dict": classifier.state_dict()}, tmp_path / "c.ckpt")
-    words = ["--base", str(tmp_path / "c.yaml"), "--ckpt", str(tmp_path / "c.ckpt"), "--device", "cpu", "--seed", "0"]
-    rows = noisy_classifier.main(["adm", *words, "--n_test", "60", "--out", str(tmp_path / "out")])
+    output = RecognitionOutput(str(tmp_path / "out"), n_test=60, seed=0)
+    rows = FeaturesGuide(str(tmp_path / "c.yaml"), str(tmp_path / "c.ckpt"), output, place=CPU).run()
     assert [row["t"] for row in rows] == list(range(1, 41, 2)) and not (
         tmp_path / "out/classifier.safetensors"
     ).exists()
@@ -111,12 +127,13 @@ def test_a_guiding_classifier_is_measured_under_the_noise_it_was_trained_on(tmp_
         assert row["recognised"] == pytest.approx(100 * float(right.float().mean()))
     with pytest.raises(ValueError, match="expected the config of a NoisyClassifier"):
         OmegaConf.save(OmegaConf.create({"model": tiny_config(), "data": {}}), tmp_path / "d.yaml")
-        noisy_classifier.main(["adm", "--base", str(tmp_path / "d.yaml"), *words[2:], "--out", str(tmp_path / "no")])
+        other = RecognitionOutput(str(tmp_path / "no"))
+        FeaturesGuide(str(tmp_path / "d.yaml"), str(tmp_path / "c.ckpt"), other, place=CPU).run()
 
 
 def test_trunk_features_serve_the_metrics(source, tmp_path):
     """FID of the digits' training images from their test images, in the features of the trunk."""
-    params = ["base=" + source[1], "ckpt=" + source[3], "t=50", "layer=out_1"]
+    params = [f"base={source.base}", f"ckpt={source.ckpt}", "t=50", "layer=out_1"]
     extractor = make_extractor(
         "ldm.pipelines.features.BackboneFeatures",
         params=dict(word.split("=") for word in params) | {"t": 50.0},
@@ -140,9 +157,23 @@ def test_probe_uncertainty_joins_by_class(tmp_path):
     table = [{"class": label, "name": f"c{label}", "bin": "1", "mi_mean": label / 10} for label in range(5)]
     write_csv(tmp_path / "errors.csv", errors)
     write_csv(tmp_path / "uncertainty.csv", table)
-    words = ["--probe", str(tmp_path), "--uncertainty", str(tmp_path), "--out", str(tmp_path / "out")]
-    rows = probe_uncertainty.main(words)
+    command = FeaturesUncertainty(str(tmp_path), str(tmp_path), str(tmp_path / "out"))
+    rows = command.run()
     assert [row["probe error"] for row in rows] == [10.0, 9.0, 8.0, 7.0, 6.0]
     assert "Spearman -1.00" in json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     with pytest.raises(ValueError, match="only 0 classes"):
-        probe_uncertainty.main([*words, "--features", "pixels"])
+        replace(command, features="pixels").run()
+
+
+def test_defaults_are_those_of_the_library():
+    """The head's, the network's and the probe's trainings, which the commands repeat so as not to import torch."""
+    names = ("epochs", "batch_size", "learning_rate", "warm_up")
+    for command, training in ((FeaturesClassifier, NoisyTraining()), (FeaturesNetwork, WRN_TRAINING)):
+        assert [getattr(command, name) for name in names] == [getattr(training, name) for name in names]
+    assert FeaturesProbe(ModelSource(), "out")._plan() == ProbePlan()
+
+
+def test_a_table_to_draw_beside_must_be_there(source, tmp_path):
+    output = RecognitionOutput(str(tmp_path), beside=(str(tmp_path / "none.csv"),))
+    with pytest.raises(FileNotFoundError, match="--beside takes"):
+        FeaturesClassifier(source, output, place=CPU).run()

@@ -1,0 +1,204 @@
+"""`decu features classifier`, `network` and `guide`: how much of an image is recognised under noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from ldm.commands.shared import ModelSource, Placement
+from ldm.options import option
+from ldm.settings import FeatureReading, Precision, Speed
+
+if TYPE_CHECKING:
+    from ldm.experiments.noisy_classifiers import NoisyStudy
+
+Changes = Annotated[tyro.conf.Positional[tuple[str, ...]], option(metavar="A.B=C ...", default="none")]
+Images = Annotated[int | None, option(metavar="N", default="all")]
+
+
+@dataclass(frozen=True)
+class RecognitionOutput:
+    """What is measured, and where it goes."""
+
+    out: str
+    """The folder of the output."""
+    n_test: Images = None
+    """Test images, drawn by --seed."""
+    beside: Annotated[tuple[str, ...], option(metavar="CSV ...", default="none")] = ()
+    """recognition.csv of other runs, for the figure."""
+    seed: int = 42
+    """The seed of everything that is drawn."""
+    overwrite: bool = False
+    """Replace outputs that exist."""
+
+    def check(self) -> None:
+        """Make sure before anything is computed that the outputs may be written, and that other tables are there.
+
+        Raises:
+            FileExistsError: if an output is there, unless --overwrite is given.
+            FileNotFoundError: if a table of --beside is not.
+        """
+        from ldm.records import refuse_existing
+
+        refuse_existing([Path(self.out) / "recognition.csv"], self.overwrite)
+        missing = [file for file in self.beside if not Path(file).is_file()]
+        if missing:
+            raise FileNotFoundError(f"--beside takes recognition.csv of other runs; there is no {missing[0]}")
+
+    def write(self, command: Any, study: NoisyStudy) -> list[dict[str, Any]]:
+        """Measure, write and print; return a row a noise level."""
+        from ldm.checkpoint import save_tensors
+        from ldm.records import write_record
+        from ldm.report.probes import write_recognition
+        from ldm.report.tables import markdown_table, read_csv
+
+        out = Path(self.out)
+        beside = {Path(file).parent.name: read_csv(file) for file in self.beside}
+        rows = study.recognise(self.n_test, self.seed)
+        if study.trained is not None:
+            save_tensors(study.trained.state_dict(), out / "classifier.safetensors", overwrite=self.overwrite)
+        write_recognition(out, rows, beside, self.overwrite)
+        write_record(out / "record.json", command, overwrite=True, parameters=study.parameters)
+        print(markdown_table(rows))
+        return rows
+
+
+@dataclass(frozen=True)
+class FeaturesClassifier:
+    """Train a small head on a diffusion model's frozen features to recognise noisy images, and test it by noise level.
+
+    Examples:
+      decu features classifier --run logs/2026-01-01T00-00-00_mnist --layers mid --out results/noisy_ddae
+
+    The images have the model's own noise, and come from its config. Writes the weights of the head, recognition.csv
+    (rate by log signal-to-noise ratio) and recognition.png. See `decu features network` and `decu features guide`.
+    """
+
+    source: ModelSource
+    output: RecognitionOutput
+    epoch: Annotated[int | None, option(metavar="E", default="the last checkpoint")] = None
+    """The checkpoint that --run kept of this epoch."""
+    layers: Annotated[str | None, option(metavar="NAME", default="the config's probe.layer")] = None
+    """The layer."""
+    pool: Annotated[str, option(metavar="K|none")] = "1"
+    """Means of a K x K grid of the map, or none for every position."""
+    label: Annotated[int | None, option(metavar="CLASS", default="the null class")] = None
+    """The class that a conditional backbone is given."""
+    precision: Annotated[Precision, option(metavar="float32|bf16|fp16")] = "float32"
+    """The precision of the backbone's products."""
+    epochs: int = 15
+    """Passes of the training."""
+    batch_size: int = 128
+    """Images in a step."""
+    learning_rate: float = 1e-3
+    """The rate at its highest."""
+    warm_up: int = 0
+    """Epochs over which the rate rises."""
+    n_train: Images = None
+    """Training images, drawn by --seed."""
+    place: Placement = Placement()
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train and test the head; return a row a noise level."""
+        from ldm.evaluation.noise_conditional import NoisyTraining
+        from ldm.experiments.noisy_classifiers import make_noisy_head, seeded_initialisation
+
+        self.output.check()
+        reading = FeatureReading(layers=(self.layers,) if self.layers else None, pool=self.pool, label=self.label)
+        speed = Speed(chunk=1, precision=self.precision)
+        with seeded_initialisation(self.output.seed):
+            pipeline = self.source.load(speed=speed, device=self.place.device, epoch=self.epoch)
+            study = make_noisy_head(pipeline, reading)
+        training = NoisyTraining(self.epochs, self.batch_size, self.learning_rate, self.warm_up)
+        study.train(training, self.n_train, self.output.seed)
+        return self.output.write(self, study)
+
+
+@dataclass(frozen=True)
+class FeaturesNetwork:
+    """Train a wide residual network of noisy images from scratch, and test it by noise level.
+
+    Examples:
+      decu features network --base configs/ddae/DDPM_ddpm.yaml --mode VP --out results/noisy_vp
+      decu features network --base configs/ddae/mnist.yaml --mode VE --depth 10 --width 1 --epochs 2 \\
+          --beside results/noisy_ddae/recognition.csv --out results/noisy_ve
+
+    Writes what `decu features classifier` writes.
+    """
+
+    base: str
+    """The config whose images it is trained on."""
+    output: RecognitionOutput
+    changes: Changes = ()
+    """Values of the config to change."""
+    mode: Literal["VP", "VE"] = "VP"
+    """The noise of DDPM in 1,000 steps (VP), or of EDM (VE)."""
+    depth: int = 28
+    """Layers, 6 n + 4."""
+    width: int = 10
+    """A factor on 16, 32 and 64 channels."""
+    epochs: int = 200
+    """Passes of the training."""
+    batch_size: int = 128
+    """Images in a step."""
+    learning_rate: float = 0.1
+    """The rate at its highest."""
+    warm_up: int = 5
+    """Epochs over which the rate rises."""
+    n_train: Images = None
+    """Training images, drawn by --seed."""
+    place: Placement = Placement()
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train and test the network; return a row a noise level."""
+        from dataclasses import replace
+
+        from ldm.evaluation.noise_conditional import WRN_TRAINING
+        from ldm.experiments.noisy_classifiers import make_wide_resnet, seeded_initialisation
+        from ldm.jobs import pick_device
+        from ldm.training.config import load_config
+
+        self.output.check()
+        config = load_config([self.base], self.changes, needs=("model", "data"))
+        with seeded_initialisation(self.output.seed):
+            study = make_wide_resnet(config, self.mode, self.depth, self.width, pick_device(self.place.device))
+        names = ("epochs", "batch_size", "learning_rate", "warm_up")
+        training = replace(WRN_TRAINING, **{name: getattr(self, name) for name in names})
+        study.train(training, self.n_train, self.output.seed)
+        return self.output.write(self, study)
+
+
+@dataclass(frozen=True)
+class FeaturesGuide:
+    """Test a classifier that main.py trained to guide a diffusion model, by noise level; nothing is trained.
+
+    Examples:
+      decu features guide --base configs/guided-diffusion/mnist-classifier.yaml \\
+          --ckpt logs/2026-01-01T00-00-00_classifier/checkpoints/last.ckpt --out results/noisy_adm
+
+    The images have the noise of the model that it guides. Writes recognition.csv and recognition.png.
+    """
+
+    base: str
+    """The config of the classifier, a NoisyClassifier with its data."""
+    ckpt: str
+    """Its weights."""
+    output: RecognitionOutput
+    changes: Changes = ()
+    """Values of the config to change."""
+    place: Placement = Placement()
+
+    def run(self) -> list[dict[str, Any]]:
+        """Test the classifier; return a row a noise level."""
+        from ldm.experiments.noisy_classifiers import load_noisy_classifier, seeded_initialisation
+        from ldm.jobs import pick_device
+        from ldm.training.config import load_config
+
+        self.output.check()
+        config = load_config([self.base], self.changes, needs=("model", "data"))
+        with seeded_initialisation(self.output.seed):
+            study = load_noisy_classifier(config, self.ckpt, pick_device(self.place.device))
+        return self.output.write(self, study)

@@ -1,0 +1,79 @@
+"""Whether two quantities of the classes rank them alike: a probe's errors, and an ensemble's uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ldm.stats import Interval, spearman
+from ldm.util import generator
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class ClassAgreement:
+    """A row a class with both quantities, and Spearman's rank correlation with its 95 % interval over classes."""
+
+    rows: list[dict[str, Any]]
+    correlation: Interval
+
+    def describe(self) -> str:
+        """Return the correlation in words."""
+        found = self.correlation
+        return f"Spearman {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] over {len(self.rows)} classes"
+
+
+def join_by_class(
+    errors: Sequence[dict[str, Any]], uncertain: Sequence[dict[str, Any]], features: str, measure: str
+) -> ClassAgreement:
+    """Join a probe's errors with an ensemble's uncertainty by class.
+
+    Args:
+        errors: rows of errors.csv of `decu features probe`.
+        uncertain: rows of uncertainty.csv of `decu uncertainty classes`.
+        features: which features' errors: trained, untrained or pixels.
+        measure: a column of `uncertain`.
+
+    Raises:
+        ValueError: if fewer than three classes are in both, or there is no such column.
+    """
+    own = {row["class"]: row["error"] for row in errors if row["features"] == features}
+    by_class = {row["class"]: row for row in uncertain}
+    shared = sorted(own.keys() & by_class.keys())
+    if len(shared) < 3:
+        raise ValueError(f"only {len(shared)} classes are in both tables ({features}): nothing to compare")
+    if measure not in by_class[shared[0]]:
+        raise ValueError(f"--measure is a column of uncertainty.csv: {', '.join(by_class[shared[0]])}")
+    rows = [
+        {
+            "class": label,
+            "name": str(by_class[label]["name"]),
+            "training images": str(by_class[label]["bin"]),
+            "uncertainty": by_class[label][measure],
+            "probe error": own[label],
+        }
+        for label in shared
+    ]
+    x, y = (np.asarray([row[key] for row in rows], dtype=float) for key in ("uncertainty", "probe error"))
+    return ClassAgreement(rows, resample_spearman(x, y))
+
+
+def resample_spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> Interval:
+    """Return Spearman's correlation with its 95 % interval over resampled classes [N].
+
+    Draws whose ranks are all tied are left out.
+    """
+    source = generator("probe uncertainty")
+    found = []
+    for _ in range(RESAMPLES):
+        chosen = torch.randint(len(x), (len(x),), generator=source).numpy()
+        if len(set(x[chosen])) > 1 and len(set(y[chosen])) > 1:
+            found.append(spearman(x[chosen], y[chosen]))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(spearman(x, y), float(low), float(high))
