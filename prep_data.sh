@@ -14,4 +14,4 @@ fi
   echo "error: $python lacks the project's packages: run 'bash scripts/quickstart.sh', or pip install -r requirements.txt in a virtual environment" >&2
   exit 1
 }
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "$python" "$here/scripts/prep_data.py" "$@"
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m ldm data prepare "$@"

@@ -27,7 +27,7 @@ if [ ! -f "$trunk" ]; then
     python -m ldm export --run "$(newest logs digits_trunk)" --out "$trunk"
 fi
 
-[ -f data/digits_bins/subsets_binned_classes.yaml ] || python scripts/make_bins.py --base $config
+[ -f data/digits_bins/subsets_binned_classes.yaml ] || python -m ldm data bins --base $config
 
 if [ ! -f "$ensemble/ensemble.yaml" ]; then
     step "training the five components"

@@ -18,7 +18,6 @@ from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.storage import read_ensemble
 from ldm.settings import Training
 from ldm.training.session import train
-from scripts import make_bins
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 
@@ -62,7 +61,7 @@ def components(tmp_path_factory):
         },
     }
     OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
-    make_bins.main(["--base", str(folder / "tiny.yaml"), "--out", str(folder / "bins"), "--components", "2"])
+    call("data bins", ["--base", str(folder / "tiny.yaml"), "--out", str(folder / "bins"), "--components", "2"])
     for component in range(2):
         train(make_member(folder, component, "boot"))
     return folder

@@ -82,6 +82,11 @@ COMMANDS: dict[str, Entry] = {
     "features guide": Entry(
         "features_classifier", "FeaturesGuide", "Test a classifier that guides a diffusion model by noise level."
     ),
+    "data bins": Entry("data_bins", "MakeBins", "Draw which images each member of an ensemble sees."),
+    "data latents": Entry("data_latents", "EncodeLatents", "Encode the images of a training before it starts."),
+    "data prepare": Entry("data_prepare", "PrepareData", "Fetch published data sets and networks, and verify them."),
+    "cluster train": Entry("cluster", "ClusterTrain", "Print a training for each member, or a SLURM array of them."),
+    "cluster share": Entry("cluster", "ClusterShare", "Print jobs that share a command's work, or a SLURM array."),
 }
 GROUPS: dict[str, str] = {
     "sample": "Draw samples of a model, or of the members of an ensemble.",
@@ -90,6 +95,8 @@ GROUPS: dict[str, str] = {
     "evaluate": "Measure how good images are, whatever made them.",
     "exposure": "Exposure bias, and the epsilon scaling that corrects it (docs/epsilon_scaling.md).",
     "features": "Measure what the features of a diffusion model know.",
+    "data": "Data sets: fetched, split among members, encoded.",
+    "cluster": "The work of an ensemble on the jobs of a cluster.",
 }
 
 
@@ -113,7 +120,8 @@ def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
     """Make a command from words; a word that does not fit ends the process with code 2 and names what would.
 
     --help shows the command's own options and names the shared ones; --help_all explains those, too. A command that
-    has `add_words` is given the words that are no options of its own, those of the form a.b=c first.
+    has `add_words` is given the words that are no options of its own: those of the form a.b=c, the unknown ones, and
+    what follows -- as it is.
     """
     SHOWN.update(steps=getattr(command, "default_steps", 200), scale=getattr(command, "default_scale", 1.0))
     if "--help_all" in words:
@@ -139,11 +147,12 @@ def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
     if not hasattr(command, "add_words"):
         return tyro.cli(command, args=normalise(command, words), **settings)
     # Taken out first: an option of several values before it would take a.b=c for one of them.
-    changes = [word for word in words if CHANGE.match(word)]
-    own = normalise(command, [word for word in words if not CHANGE.match(word)])
+    end = list(words).index("--") if "--" in words else len(words)
+    changes = [word for word in words[:end] if CHANGE.match(word)]
+    own = normalise(command, [word for word in words[:end] if not CHANGE.match(word)])
     made, unknown = tyro.cli(command, args=own, return_unknown_args=True, **settings)
     try:
-        return made.add_words([*changes, *unknown])
+        return made.add_words([*changes, *unknown, *words[end:]])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

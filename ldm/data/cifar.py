@@ -83,7 +83,7 @@ def find_layout(root: Path, split: str, layout: str) -> tuple[str, Path]:
     raise ValueError(
         f"{root} has no CIFAR-10 in layout '{layout}': expected {BATCHES[split][0]}, {BATCHES[split][0]}.bin, "
         f"{split}/<class>/ in it, or the path of a .zip of that; fetch it with\n"
-        f"  python scripts/prep_data.py --dataset cifar10 --root {root.parent}"
+        f"  decu data prepare --dataset cifar10 --root {root.parent}"
     )
 
 

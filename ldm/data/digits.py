@@ -29,7 +29,7 @@ class Digits(LabelledImages):
         resize: how sizes above 8 are made, "bilinear" or "nearest".
         test_fraction: share of each class held out as "test".
         channels: 1, or 3 equal ones.
-        subset: folder of `scripts/make_bins.py` that says which images to keep; all where not given.
+        subset: folder of `decu data bins` that says which images to keep; all where not given.
         component: which member's bootstrap of the subset; the subset without bootstrap where not given.
         dataset_name: "binned_classes" or "masked_classes", which of the folder's lists.
         transform: see `LabelledImages`.
@@ -57,7 +57,7 @@ class Digits(LabelledImages):
         if image_size < _SIDE:
             raise ValueError(f"image_size must be at least {_SIDE}, got {image_size}")
         if component is not None and subset is None:
-            raise ValueError(f"component {component} needs subset, the folder scripts/make_bins.py wrote; got none")
+            raise ValueError(f"component {component} needs subset, the folder that `decu data bins` wrote; got none")
         pixels, digits = load_digits(return_X_y=True)
         labels = torch.as_tensor(digits, dtype=torch.int64)
         kept = split_positions(labels, split, test_fraction, "digits")

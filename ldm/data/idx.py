@@ -69,7 +69,7 @@ def find_idx(root: Path, prefix: str, kind: str, data_name: str = "mnist") -> Pa
             return path
     raise ValueError(
         f"{root} has no {stems[0]} nor {stems[0]}.gz; fetch them into {root.parent / data_name} with\n"
-        f"  python scripts/prep_data.py --dataset {data_name} --root {root.parent}"
+        f"  decu data prepare --dataset {data_name} --root {root.parent}"
     )
 
 
@@ -86,7 +86,7 @@ class IdxImages(LabelledImages):
         seed: seed of the transform's draws.
     """
 
-    data_name = "mnist"  # of prep_data.py
+    data_name = "mnist"  # of decu data prepare
     names: tuple[str, ...] | None = None  # of the classes; the numbers 0.. where a subclass gives none
 
     def __init__(

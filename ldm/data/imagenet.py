@@ -64,7 +64,7 @@ class ImageNetPart(FileImages):
         if not (self.root / "data").is_dir():
             raise ValueError(
                 f"{self.root / 'data'} does not exist; set data_root or --overwrite_data_root, or prepare it with\n"
-                "  python scripts/prep_data.py --dataset imagenet --root data\n"
+                "  decu data prepare --dataset imagenet --root data\n"
                 "and set it to data/imagenet"
             )
         files = Files(self.root / "data")

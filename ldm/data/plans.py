@@ -119,11 +119,11 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} must be a mapping with format: {_FORMAT}, got {found}; write it again with make_bins.py"
+            f"{path} must be a mapping with format: {_FORMAT}, got {found}; write it again with `decu data bins`"
         )
     absent = {"dataset_name", "images", "components", "bins", "class_names"} - set(content)
     if absent:
-        raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; write it again with make_bins.py")
+        raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; write it again with `decu data bins`")
     del content["format"]
     names = content.pop("class_names")
     members = content.pop("components")
@@ -148,7 +148,7 @@ def make_bins_command(
     config: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the shell command that makes the missing files of `folder` for the data set of `config`."""
-    words = ["python", "scripts/make_bins.py"]
+    words = ["decu", "data", "bins"]
     if config is None:
         words += ["--base", "CONFIG"]
     else:
@@ -196,7 +196,7 @@ def read_member_subset(
     """Return the plan in `folder` and the positions in `dataset` that a member sees, int64 [K].
 
     Args:
-        folder: folder that `scripts/make_bins.py` wrote.
+        folder: folder that `decu data bins` wrote.
         dataset_name: "binned_classes" or "masked_classes".
         member: its number; None for the subset without bootstrap.
         dataset: the full data set.

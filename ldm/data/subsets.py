@@ -75,7 +75,7 @@ class ComponentSubset(Dataset):
 
     Args:
         dataset: the full data set, or its `target`/`params` config.
-        folder: folder that `scripts/make_bins.py` wrote.
+        folder: folder that `decu data bins` wrote.
         component: the member; None for the subset without bootstrap.
         dataset_name: "binned_classes" or "masked_classes".
 

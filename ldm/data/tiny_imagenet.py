@@ -46,7 +46,7 @@ class TinyImageNet(FileImages):
         if not tops:
             raise ValueError(
                 f"{root} holds no wnids.txt, so it is not Tiny-ImageNet; fetch it with\n"
-                "  python scripts/prep_data.py --dataset tiny-imagenet"
+                "  decu data prepare --dataset tiny-imagenet"
             )
         top = tops[0]
         synsets = sorted(read_lines(files, f"{top}wnids.txt"))

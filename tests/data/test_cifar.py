@@ -72,7 +72,7 @@ def test_the_three_forms_hold_the_same_images(tmp_path):
 
 
 def test_absent_or_damaged_batches_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"prep_data\.py --dataset cifar10"):
+    with pytest.raises(ValueError, match=r"decu data prepare --dataset cifar10"):
         CIFAR10(str(tmp_path))
     write_binary(tmp_path / "cifar-10-batches-bin")
     path = tmp_path / "cifar-10-batches-bin/data_batch_3.bin"

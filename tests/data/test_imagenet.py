@@ -12,7 +12,7 @@ from PIL import Image
 from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
 from ldm.data.prepare.published import subsets_from_pickle
 from ldm.util import instantiate_from_config
-from scripts import make_bins
+from tests.cli import call
 
 SYNSETS = ("n01440764", "n01443537", "n06596364")
 
@@ -86,7 +86,9 @@ def test_a_config_as_omegaconf_gives_it(root):
         ImageNetTrain(data_root=str(root), config={"degradation": "bsrgan"})
     with pytest.raises(ValueError, match="needs data_root"):
         ImageNetTrain()
-    with pytest.raises(ValueError, match=r"prep_data\.py --dataset imagenet --root data\nand set it to data/imagenet"):
+    with pytest.raises(
+        ValueError, match=r"decu data prepare --dataset imagenet --root data\nand set it to data/imagenet"
+    ):
         ImageNetTrain(data_root=str(root / "elsewhere"))
 
 
@@ -100,14 +102,15 @@ def test_a_member_reads_its_published_list_and_bins(root):
     assert [item["relpath"] for item in data] == [listed[0], listed[1], listed[3]]
     assert data.labels.tolist() == [1, 1, 0]
     assert data.bins == {0: 1, 1: 100, 2: "all"}
-    with pytest.raises(ValueError, match=r"make_bins\.py .*--components 8"):
+    with pytest.raises(ValueError, match=r"decu data bins .*--components 8"):
         ImageNetTrain(data_root=str(root), comp_numb=7)
 
 
 def test_make_bins_writes_the_lists_that_a_member_reads(root, capsys):
     train = ["--target", "ldm.data.imagenet.ImageNetTrain", "--params", f"data_root={root}"]
-    make_bins.main(
-        [*train, "--out", str(root / "data_train"), "--classes_per_bin", "1:1", "2:1", "all:1", "--components", "2"]
+    call(
+        "data bins",
+        [*train, "--out", str(root / "data_train"), "--classes_per_bin", "1:1", "2:1", "all:1", "--components", "2"],
     )
     member = ImageNetTrain(data_root=str(root), comp_numb=1, config={"size": 16})
     counts = member.labels.bincount().tolist()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
+from ldm.commands.data_prepare import PrepareData
 from ldm.data.folder import ImageFolder
 from ldm.data.prepare import ffhq as prepare_ffhq
 from ldm.data.prepare import lsun as prepare_lsun
-from scripts import prep_data
+from ldm.data.prepare import sources
+from ldm.training import released
+from ldm.training.config import packaged_configs
 from tests.data.archives import md5, packed
 from tests.models.test_classifier_training import ENCODER, classifier
 
@@ -27,35 +31,35 @@ def picture(kind: str, shade: int) -> bytes:
 def test_released_models_are_checked_against_their_configs(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "guided-diffusion").mkdir()
     OmegaConf.save(OmegaConf.create({"model": ENCODER}), tmp_path / "guided-diffusion" / "imagenet-128-classifier.yaml")
-    monkeypatch.setattr(prep_data, "CONFIGS", tmp_path)
+    monkeypatch.setattr(released, "packaged_configs", lambda: tmp_path)
     state = classifier().classifier.state_dict()
     save_checkpoint({name: value.half() for name, value in state.items()}, tmp_path / "served.pt")
     server.files = {"/imagenet-128-classifier.pt": (tmp_path / "served.pt").read_bytes()}
-    command = ["--dataset", "adm", "--only", "imagenet-128-classifier", "--url", server.url]
-    prep_data.main([*command, "--models_root", str(tmp_path / "nets")])
+    command = PrepareData("adm", only="imagenet-128-classifier", url=server.url, models_root=str(tmp_path / "nets"))
+    command.run()
     assert (tmp_path / "nets" / "adm" / "imagenet-128-classifier.pt").exists()
     assert f"all {len(state)} keys and shapes as released" in capsys.readouterr().out
     asked = len(server.requests)
-    prep_data.main([*command, "--models_root", str(tmp_path / "nets")])
+    command.run()
     assert len(server.requests) == asked, "nothing is fetched twice"
     server.pages = {"/imagenet-128-classifier.pt": "<!DOCTYPE html> Too many users have viewed this file"}
     with pytest.raises(ValueError, match=r"a web page in place of the file: 'Too many users have viewed this file'"):
-        prep_data.main([*command, "--models_root", str(tmp_path / "others")])
+        replace(command, models_root=str(tmp_path / "others")).run()
     mine = tmp_path / "nets" / "adm" / "imagenet-128-classifier.pt"
     content = bytearray(mine.read_bytes())
     content[len(content) // 2] ^= 1
     mine.write_bytes(content)
     with pytest.raises(ValueError, match=r"is damaged \(its part .*move it away"):
-        prep_data.main([*command, "--models_root", str(tmp_path / "nets")])
-    for words in (["--dataset", "mnist", "--only", "cifar10-32"], ["--dataset", "adm", "--only", "cifar100"]):
-        with pytest.raises(SystemExit):
-            prep_data.main(words)
+        command.run()
+    for wrong in (PrepareData("mnist", only="cifar10-32"), PrepareData("adm", only="cifar100")):
+        with pytest.raises(ValueError, match="--only goes with --dataset adm"):
+            wrong.run()
 
 
 def test_every_released_model_has_its_config():
-    folder = prep_data.CONFIGS / "guided-diffusion"
-    assert all((folder / f"{name}.yaml").is_file() for name in prep_data.ADM)
-    assert len({source.url for source in prep_data.SOURCES["adm"]}) == 6
+    folder = packaged_configs() / "guided-diffusion"
+    assert all((folder / f"{name}.yaml").is_file() for name in sources.ADM)
+    assert len({source.url for source in sources.SOURCES["adm"]}) == 6
 
 
 def test_ffhq_is_verified_file_by_file(server, tmp_path, monkeypatch):
@@ -69,24 +73,24 @@ def test_ffhq_is_verified_file_by_file(server, tmp_path, monkeypatch):
     listing = json.dumps(entries).encode()
     served = {"/list.json": listing, **{f"/{name}": content for name, content in contents.items()}}
     server.files = dict(served)
-    source = prep_data.Source("", "list.json", len(listing), md5(listing), url="http://127.0.0.1:1/never")
-    monkeypatch.setitem(prep_data.SOURCES, "ffhq", [source])
-    command = ["--dataset", "ffhq", "--root", str(tmp_path), "--url", server.url]
+    source = sources.PublishedFile("", "list.json", len(listing), md5(listing), url="http://127.0.0.1:1/never")
+    monkeypatch.setitem(sources.SOURCES, "ffhq", [source])
+    command = PrepareData("ffhq", root=str(tmp_path), url=server.url)
     broken = f"/{next(iter(contents))}"
     server.files[broken] = contents[broken[1:]][:-1] + b"?"
     with pytest.raises(ValueError, match="expected md5"):
-        prep_data.main(command)
+        command.run()
     (tmp_path / "ffhq" / f"{broken[1:]}.rejected").unlink()
     server.files = dict(served)
-    prep_data.main(command)
+    command.run()
     data = ImageFolder(str(tmp_path / "ffhq"), image_size=8)
     assert len(data) == 3 and float(data[2]["image"][0, 0, 0]) == pytest.approx(20 / 127.5 - 1, abs=1e-5)
     asked = len(server.requests)
-    prep_data.main(command)
+    command.run()
     assert len(server.requests) == asked
     (tmp_path / "ffhq" / broken[1:]).write_bytes(b"mine")
     with pytest.raises(ValueError, match="move it away"):
-        prep_data.main(command)
+        command.run()
     assert prepare_ffhq.published_address(entries["0"]["thumbnail"]) == prepare_ffhq.drive_url("X")
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(ValueError, match="not FFHQ's list"):
@@ -110,21 +114,21 @@ def test_towers_are_exported_and_resumed(server, tmp_path, monkeypatch):
         members = {f"{name}_lmdb/data.mdb": (tmp_path / f"{name}_lmdb" / "data.mdb").read_bytes()}
         server.files[f"/{name}_lmdb.zip"] = packed(tmp_path / f"{name}.zip", members).read_bytes()
     monkeypatch.setitem(
-        prep_data.SOURCES, "lsun-tower", [prep_data.Source("", f"{name}_lmdb.zip") for name in pictures]
+        sources.SOURCES, "lsun-tower", [sources.PublishedFile("", f"{name}_lmdb.zip") for name in pictures]
     )
-    command = ["--dataset", "lsun-tower", "--root", str(tmp_path / "data"), "--url", server.url]
-    prep_data.main(command)
+    command = PrepareData("lsun-tower", root=str(tmp_path / "data"), url=server.url)
+    command.run()
     images = tmp_path / "data" / "lsun-tower" / "images"
     data = ImageFolder(str(images), folder="tower_train", image_size=8)
     assert (
         len(data) == 3 and (images / "tower_train" / "b0" / "0ab0.webp").read_bytes() == pictures["tower_train"]["0ab0"]
     )
     (images / "tower_train" / "b0" / "0ab0.webp").unlink()
-    prep_data.main(command)
+    command.run()
     assert (images / "tower_train" / "b0" / "0ab0.webp").exists()
     (images / "tower_train" / "b0" / "0ab0.webp").write_bytes(b"mine")
     with pytest.raises(ValueError, match="move it away"):
-        prep_data.main(command)
+        command.run()
     with pytest.raises(ValueError, match="holds 3 pictures, the published database 4"):
         prepare_lsun.export(tmp_path / "tower_train_lmdb", tmp_path / "out", 4)
 
@@ -133,7 +137,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
     for attempt in (
         prepare_lsun.database,
-        lambda folder: prep_data.main(["--dataset", "lsun-tower", "--root", str(folder)]),
+        lambda folder: PrepareData("lsun-tower", root=str(folder)).run(),
     ):
         with pytest.raises(ValueError, match=r"pip install 'decu-uncertainty\[lsun\]'"):
             attempt(tmp_path)

@@ -18,7 +18,7 @@ from ldm.data.prepare.published import (
     published_plan,
 )
 from ldm.data.subsets import ComponentSubset, list_file, read_subsets, subsets_file
-from scripts import make_bins
+from tests.cli import call
 
 SYNSETS = [f"n{number:08d}" for number in range(6)]
 BINS = {1: SYNSETS[4:], 10: [SYNSETS[0]], 1300: SYNSETS[1:4]}
@@ -45,11 +45,12 @@ def full(part, **params) -> ImageNetTrain:
 
 
 def convert(part, kind, *more):
-    make_bins.main(
+    call(
+        "data bins",
         [
             *("--target", "ldm.data.imagenet.ImageNetTrain", "--params", f"data_root={part.parent}"),
             *("--convert", str(part / f"subsets_{kind}.pkl"), *more),
-        ]
+        ],
     )
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.config import load_config, read_config
+from ldm.training.released import read_keys
 from ldm.util import instantiate_from_config
-from scripts.prep_data import read_keys
 from tests.cli import call
 from tests.conftest import golden_json, tiny_config, tiny_model
 

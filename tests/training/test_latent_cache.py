@@ -10,7 +10,7 @@ from ldm.data.augmentation import NonLeaky
 from ldm.data.base import Compose, Crop, Flip
 from ldm.data.digits import Digits
 from ldm.data.latents import LatentStore, count_views, describe_data, innermost, with_latents
-from scripts import cache_latents
+from tests.cli import call
 from tests.conftest import tiny_model
 from tests.training.conftest import write_config
 from tests.training.runs import end_state, losses, run_training
@@ -77,7 +77,7 @@ def test_members_together_share_one_cache(config, tmp_path):
     members = {"start_from_pretrained": True, "ensemble_name": "b", "component": "all", "members": 2}
     words = ("--start_from_pretrained", "--ensemble_name", "b", "--component", "all", "--members", "2")
     plain = run_training(config, tmp_path / "plain", **members)
-    assert cache_latents.main(["--base", str(config), *words, cached(tmp_path)])
+    assert call("data latents", ["--base", str(config), *words, cached(tmp_path)])
     run = run_training(config, tmp_path / "cached", cached(tmp_path), **members)
     assert len(list((tmp_path / "latents").iterdir())) == 1
     assert_same_losses(run, plain)

@@ -142,7 +142,7 @@ def published_lists(folder: str | Path, dataset_name: str) -> dict[int | None, P
 def read_folder_plan(
     folder: str | Path, dataset_name: str, member: int | None, dataset: Dataset, config: Mapping[str, Any]
 ) -> Subsets | None:
-    """Return the plan in a folder: the YAML of `make_bins.py`, else the published pickle's; None without both.
+    """Return the plan in a folder: the YAML of `decu data bins`, else the published pickle's; None without both.
 
     Arguments and errors are those of `ldm.data.subsets.read_plan`.
     """

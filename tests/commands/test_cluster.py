@@ -5,13 +5,13 @@ import subprocess
 
 import pytest
 
-from ldm.commands.line import load_command, parse
+from ldm.commands.cluster import SHARED_COMMANDS, ClusterShare, ClusterTrain
+from ldm.commands.line import COMMANDS, load_command, parse
 from ldm.commands.train import Train
 from ldm.settings import Training
-from scripts import cluster_commands
+from tests.cli import call
 
 TRAIN = [
-    "train",
     "--members",
     "3",
     "--seed",
@@ -22,11 +22,11 @@ TRAIN = [
     "b",
     "data.params.batch_size=4",
 ]
-SHARE = ["share", "--jobs", "2", "--", "get_unc_synsets.py", "--path", "an ensemble", "--n", "4"]
+SHARE = ["--jobs", "2", "--", "get_unc_synsets.py", "--path", "an ensemble", "--n", "4"]
 
 
 def test_one_training_a_component():
-    lines = cluster_commands.main([*TRAIN, "--gpus", "2"])
+    lines = call("cluster train", [*TRAIN, "--gpus", "2"])
     for member, line in enumerate(lines):
         python, script, *words = shlex.split(line)
         command = parse(load_command("train"), words, "")
@@ -45,7 +45,7 @@ def test_one_training_a_component():
 
 
 def test_jobs_share_the_work_of_a_script():
-    lines = cluster_commands.main(SHARE)
+    lines = call("cluster share", SHARE)
     for rank, line in enumerate(lines):
         *environment, python, script, path, folder, n, four = shlex.split(line)
         assert environment == [f"RANK={rank}", "WORLD_SIZE=2"] and (python, script) == ("python", "get_unc_synsets.py")
@@ -56,7 +56,7 @@ def test_jobs_share_the_work_of_a_script():
 def test_the_array_runs_the_line_of_its_task(tmp_path):
     """The text runs under bash; an `srun` of its own prints what it was called with."""
     script, tools = tmp_path / "jobs.sh", tmp_path / "bin"
-    cluster_commands.main(["share", "--slurm", str(script), "--cpus", "3", *SHARE[1:]])
+    call("cluster share", ["--slurm", script, "--cpus", "3", *SHARE])
     assert "#SBATCH --array=0-1" in script.read_text() and "--requeue" in script.read_text()
     assert "#SBATCH --gpus=1\n#SBATCH --time" in script.read_text()
     tools.mkdir()
@@ -66,13 +66,13 @@ def test_the_array_runs_the_line_of_its_task(tmp_path):
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "1/2 3 python get_unc_synsets.py --path an ensemble --n 4\n"
     with pytest.raises(FileExistsError):
-        cluster_commands.main(["share", "--slurm", str(script), *SHARE[1:]])
+        call("cluster share", ["--slurm", script, *SHARE])
 
 
 def test_trainings_of_an_array_are_steps_that_slurm_can_signal(tmp_path):
     """Without srun the signal before the end of a job's time would not reach Python."""
     script = tmp_path / "components.sh"
-    lines = cluster_commands.main([*TRAIN, "--gpus", "0", "--slurm", str(script)])
+    lines = call("cluster train", [*TRAIN, "--gpus", "0", "--slurm", script])
     assert all(
         line.startswith("srun python main.py") and f"{number}) {line} ;;" in script.read_text()
         for number, line in enumerate(lines)
@@ -81,15 +81,24 @@ def test_trainings_of_an_array_are_steps_that_slurm_can_signal(tmp_path):
     assert "Afterwards: python save_ensemble.py" in script.read_text()
 
 
+def test_commands_share_their_work_as_scripts_do():
+    words = ["data", "latents", "--base", "x.yaml", "data.params.latent_cache=y", "--seed", "3", "--logdir", "z"]
+    lines = call("cluster share", ["--jobs", "2", "--", *words])
+    assert lines[1] == f"RANK=1 WORLD_SIZE=2 python -m ldm {' '.join(words)}"
+    for name in SHARED_COMMANDS:
+        assert name in COMMANDS
+
+
 @pytest.mark.parametrize(
-    ("words", "match"),
+    ("make", "match"),
     [
-        (["train", "--ensemble_name", "b"], "--base"),
-        (["share", "--", "sample_model.py"], "shares its work"),
-        (["share", "--members", "3", "--", "get_unc_synsets.py"], "unknown options"),
-        ([*TRAIN, "--members", "0"], "at least one job"),
+        (lambda: ClusterTrain("b").run(), "--base"),
+        (lambda: ClusterShare(command=("sample_model.py",)).run(), "shares its work"),
+        (lambda: ClusterShare().add_words(["--members", "3", "--", "get_unc_synsets.py"]), "unknown options"),
+        (lambda: ClusterTrain("b", members=0), "at least one job"),
+        (lambda: ClusterShare(count=0), "at least one job"),
     ],
 )
-def test_errors_say_what_is_wrong(words, match):
+def test_errors_say_what_is_wrong(make, match):
     with pytest.raises(ValueError, match=match):
-        cluster_commands.main(words)
+        make()

@@ -1,4 +1,4 @@
-"""scripts/make_bins.py on every kind of data set, from the files to what a member trains on."""
+"""`decu data bins` on every kind of data set, from the files to what a member trains on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.commands.data_bins import MakeBins
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.subsets import ComponentSubset, list_file, read_subsets
 from ldm.util import instantiate_from_config
-from scripts import make_bins
+from tests.cli import call
 
 NAMES = [f"n{number:08d}" for number in range(4)]
 COUNT = 5  # images a class
@@ -72,7 +73,7 @@ def imagenet(root):
 
 
 def words(target, params):
-    """The data set on make_bins' command line."""
+    """The data set on the command line."""
     flat = {name: value for name, value in params.items() if name != "config"}
     size = [f"config.size={params['config']['size']}"] if "config" in params else []
     return ["--target", target, "--params", *(f"{name}={value}" for name, value in flat.items()), *size]
@@ -86,10 +87,10 @@ def test_every_data_set_goes_from_files_to_members(make, tmp_path, capsys):
     config = {"target": target, "params": params}
     whole = instantiate_from_config(config)
     n = whole.n_classes
-    make_bins.main([*words(target, params), "--out", str(out), "--classes_per_bin", "1:2", f"all:{n - 2}"])
-    make_bins.main([*words(target, params), "--out", str(out), "--dataset", "masked_classes", "--hidden_from", "3"])
+    call("data bins", [*words(target, params), "--out", str(out), "--classes_per_bin", "1:2", f"all:{n - 2}"])
+    call("data bins", [*words(target, params), "--out", str(out), "--dataset", "masked_classes", "--hidden_from", "3"])
     capsys.readouterr()
-    make_bins.main(["--show", str(out)])
+    call("data bins", ["--show", str(out)])
     assert capsys.readouterr().out.count("5 members") == 2
     sees = read_subsets(out, "masked_classes").sees
     for component in range(5):
@@ -107,8 +108,8 @@ def test_a_member_trains_on_the_classes_it_sees_even_on_less_than_a_batch(tmp_pa
     target, params = folder(tmp_path)
     config = {"target": target, "params": params}
     out = ["--out", str(tmp_path / "bins")]
-    make_bins.main([*words(target, params), *out, "--dataset", "masked_classes", "--components", "3"])
-    make_bins.main([*words(target, params), *out, "--classes_per_bin", "1:4"])
+    call("data bins", [*words(target, params), *out, "--dataset", "masked_classes", "--components", "3"])
+    call("data bins", [*words(target, params), *out, "--classes_per_bin", "1:4"])
     masked = read_subsets(tmp_path / "bins", "masked_classes")
 
     def batches(**chosen):
@@ -141,7 +142,7 @@ def test_imagenet_has_the_published_bins_beside_its_images(tmp_path, capsys):
         "data: {params: {train: {target: ldm.data.imagenet.ImageNetTrain, "
         "params: {data_root: '${paths.data_root}', comp_numb: 0}}}}\n"
     )
-    make_bins.main(["--base", str(tmp_path / "cin.yaml"), f"paths.data_root={tmp_path / 'imagenet'}"])
+    call("data bins", ["--base", str(tmp_path / "cin.yaml"), f"paths.data_root={tmp_path / 'imagenet'}"])
     assert f"wrote 7 files to {part}" in capsys.readouterr().out
     member = instantiate_from_config(
         {
@@ -159,10 +160,10 @@ def test_imagenet_has_the_published_bins_beside_its_images(tmp_path, capsys):
 
 def test_words_that_change_a_config_need_one(capsys):
     with pytest.raises(SystemExit):
-        make_bins.main(["--target", "a.B", "paths.data_root=x"])
-    with pytest.raises(SystemExit):
-        make_bins.main(["--target", "a.B", "--convert", "subsets.pkl", "--rotation", "1"])
-    assert "--convert takes published ones" in capsys.readouterr().err
+        call("data bins", ["--target", "a.B", "paths.data_root=x"])
+    assert "changes a config; give one with --base" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--convert takes published ones"):
+        MakeBins(target="a.B", convert="subsets.pkl", rotation=1)
 
 
 def omniglot_in_small(root):
@@ -197,7 +198,8 @@ def test_the_configs_of_ensembles(name, counts, class_sizes, size, tmp_path):
     root.mkdir()
     STAND_INS[name](root)
     base = f"configs/latent-diffusion/{name}.yaml"
-    make_bins.main(
+    call(
+        "data bins",
         ["--base", base, "--classes_per_bin", *counts, "--out", str(tmp_path), f"paths.data_root={root}"],
     )
     whole = read_subsets(tmp_path)

@@ -1,0 +1,100 @@
+"""`decu data prepare` (prep_data.sh): data sets and released networks from their published addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ldm.options import option
+
+# Networks rather than images: they go below --models_root, each into the folder named here.
+NETWORKS = {"pretrained": "", "adm": "adm"}
+
+
+@dataclass(frozen=True)
+class PrepareData:
+    """Fetch data sets and pretrained networks from their published addresses, verify and unpack them.
+
+    A download that broke off is resumed; a file that is there and correct is used; no file of yours is deleted or
+    overwritten. ImageNet needs a login: the command says what to download, and unpacks it then.
+
+    Examples:
+      bash prep_data.sh --dataset mnist
+      bash prep_data.sh --dataset cifar10,fashion-mnist --root data
+      bash prep_data.sh --dataset mnist --url https://example.org/mirror/mnist
+      decu data prepare --dataset imagenet
+      decu data prepare --dataset pretrained
+      decu data prepare --dataset adm --only cifar10-32,imagenet-128-classifier
+      decu data prepare --dataset lsun-tower,ffhq
+    """
+
+    dataset: Annotated[str, option(metavar="NAME,..")]
+    """One or more, by commas: mnist, fashion-mnist, kmnist, cifar10, tiny-imagenet, imagenet, pretrained, adm,
+    lsun-tower, ffhq."""
+    root: str = "data"
+    """The folder of the data sets; each has its own below it."""
+    models_root: str = "pretrained_models"
+    """The folder of networks (pretrained, adm)."""
+    only: Annotated[str | None, option(metavar="NAME,..", default="all of them")] = None
+    """Of adm, only these: names of configs in configs/guided-diffusion, by commas."""
+    url: Annotated[str | None, option(metavar="URL", default="the published addresses")] = None
+    """A mirror that holds the published files of the one data set asked for."""
+
+    @property
+    def names(self) -> list[str]:
+        """The data sets that were asked for."""
+        return [name.strip() for name in self.dataset.split(",") if name.strip()]
+
+    @property
+    def only_names(self) -> list[str]:
+        """The networks of adm that were asked for; all where there are none."""
+        return self.only.split(",") if self.only else []
+
+    def run(self) -> list[Path]:
+        """Prepare each data set, and say where it is; return the files.
+
+        Raises:
+            ValueError: for a name that is not published here, a file that is not as published, or options that
+                exclude each other.
+        """
+        self._check()
+        found = []
+        for name in self.names:
+            folder = Path(self.models_root, NETWORKS[name]) if name in NETWORKS else Path(self.root) / name
+            try:
+                paths = self._prepare(name, folder)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{name}: {error}") from error
+            listed = ", ".join(str(path.relative_to(folder)) for path in paths)
+            print(f"{name}: ready in {folder} ({listed})")
+            found += paths
+        return found
+
+    def _check(self) -> None:
+        from ldm.data.prepare.sources import ADM, SOURCES
+
+        unknown = [name for name in self.names if name not in SOURCES]
+        if unknown or not self.names:
+            raise ValueError(f"--dataset takes one or more of {', '.join(SOURCES)}; got '{self.dataset}'")
+        if self.url and len(self.names) > 1:
+            raise ValueError(f"--url goes with a single data set, got {len(self.names)}")
+        if self.only_names and (self.names != ["adm"] or not set(self.only_names) <= set(ADM)):
+            raise ValueError(f"--only goes with --dataset adm and takes names of {', '.join(ADM)}; got '{self.only}'")
+
+    def _prepare(self, name: str, folder: Path) -> list[Path]:
+        """Fetch, verify and unpack one data set or the networks of one name."""
+        from ldm.data.prepare import sources
+        from ldm.training.released import prepare_adm, prepare_networks
+
+        if name == "adm":
+            return prepare_adm(folder, self.url, self.only_names, report=print)
+        if name == "pretrained":
+            return prepare_networks(folder, self.url, report=print)
+        if name == "imagenet":
+            return sources.prepare_imagenet(folder, self.url)
+        if name == "lsun-tower":
+            return sources.prepare_lsun(folder, self.url)
+        if name == "ffhq":
+            return sources.prepare_faces(folder, self.url)
+        return sources.prepare_images(name, folder, self.url)
