@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# DECU on the digits that scikit-learn carries, from nothing: install, trunk, five components, ensemble, samples,
+# DECU on the digits that scikit-learn carries, from nothing: install, base model, five members, ensemble, samples,
 # rollouts, uncertainty per class and per pixel. What exists is kept: a second run only fills in what is missing.
-#   bash scripts/quickstart.sh [DIR]          DIR: where the components and results go (default logs)
+#   bash scripts/quickstart.sh [DIR]          DIR: where the members and results go (default logs)
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/install.sh"
 
 logs=${1:-logs}
 config=configs/latent-diffusion/digits.yaml
-trunk=logs/pretrained/digits/trunk.ckpt
+base=logs/pretrained/digits/trunk.ckpt
 ensemble=$logs/bootstrapped_digits_5
 began=$SECONDS
 step() { printf '\n[%3d s] %s\n' "$((SECONDS - began))" "$*"; }
 newest() { { ls -d "$1"/*_"$2" 2>/dev/null || true; } | sort | tail -n 1; }
 
-if [ ! -f "$trunk" ]; then
-    step "training the trunk"
+if [ ! -f "$base" ]; then
+    step "training the base model"
     run=$(newest logs digits_trunk)
     if [ -n "$run" ] && [ -f "$run/finished.json" ]; then
         echo "using the finished run $run"
@@ -24,13 +24,13 @@ if [ ! -f "$trunk" ]; then
     else
         python main.py --base $config -t --gpus 0, --scale_lr False --name digits_trunk
     fi
-    python -m ldm export --run "$(newest logs digits_trunk)" --out "$trunk"
+    python -m ldm export --run "$(newest logs digits_trunk)" --out "$base"
 fi
 
 [ -f data/digits_bins/subsets_binned_classes.yaml ] || python -m ldm data bins --base $config
 
 if [ ! -f "$ensemble/ensemble.yaml" ]; then
-    step "training the five components"
+    step "training the five members"
     run=$(newest "$logs" digits_bootstrappedall)
     if [ -n "$run" ] && [ -f "$run/finished.json" ]; then
         echo "using the finished run $run"
