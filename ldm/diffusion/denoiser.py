@@ -34,6 +34,8 @@ class Prediction:
 
 
 class Denoiser(Protocol):
+    """What samplers ask: the data and noise in states x [..., B, C, H, W] at time u, one number or [B]."""
+
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction: ...
 
 
