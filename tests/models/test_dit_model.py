@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.arguments import open_model
 from ldm.checkpoint import save_checkpoint
 from ldm.diffusion.noise import ImageNoise
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.taps import Reading, resolve_taps
-from ldm.pipelines import build_model, load_weights
+from ldm.pipelines import build_model, load_model, load_weights
 from ldm.pipelines.features import DataStates, make_backbone
+from ldm.settings import Speed
 from ldm.training.config import read_config
 from ldm.util import instantiate_from_config
 
@@ -40,8 +39,8 @@ def pipeline(tmp_path_factory):
     fresh = build_model(config)
     save_checkpoint(fresh.model.diffusion_model.state_dict(), folder / "dit.pt")
     save_checkpoint({"state_dict": fresh.first_stage_model.state_dict()}, folder / "stage.ckpt")
-    options = {"run": None, "base": str(folder / "tiny.yaml"), "ckpt": str(folder / "dit.pt"), "pretrained": None}
-    pipeline = open_model(argparse.Namespace(**options, ema=True, device="cpu", precision="float32", chunk=1))
+    source = {"base": folder / "tiny.yaml", "ckpt": folder / "dit.pt"}
+    pipeline = load_model(**source, speed=Speed(chunk=1), device="cpu")
     for name, value in fresh.state_dict().items():
         assert torch.equal(pipeline.model.state_dict()[name], value), name
     return pipeline
@@ -61,26 +60,25 @@ def test_samples_of_classes_under_guidance(pipeline):
 def test_features_of_its_blocks_and_fine_tuning(pipeline):
     data = instantiate_from_config(DIGITS)
     states = DataStates(pipeline.model, data, range(24))
-    trunk = make_backbone(pipeline.model)
-    assert trunk.cond == 1000
-    taps = resolve_taps(trunk.network, ["layer-0", "layer-2"])
+    backbone = make_backbone(pipeline.model)
+    assert backbone.cond == 1000
+    taps = resolve_taps(backbone.network, ["layer-0", "layer-2"])
     reading = Reading((122.0,), taps)
     x0 = states.read(0, 5)
-    found = trunk.features(x0, range(5), reading)
+    found = backbone.features(x0, range(5), reading)
     assert {place: tuple(value.shape) for place, value in found.items()} == {
         (122.0, "layer-0"): (5, 32),
         (122.0, "layer-2"): (5, 32),
     }
     one = Reading((122.0,), {"layer-2": taps["layer-2"]})
-    accuracy = tune(trunk, one, states, np.arange(24), states, 10, Tuning(1, 8), seed=0)
+    accuracy = tune(backbone, one, states, np.arange(24), states, 10, Tuning(1, 8), seed=0)
     assert 0 <= accuracy <= 1
 
 
 def test_a_network_alone_needs_its_first_stage(pipeline, tmp_path):
-    config = OmegaConf.load(pipeline.options.base)
+    config = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True))
     del config.model.params.first_stage_config.params.ckpt_path
     OmegaConf.save(config, tmp_path / "none.yaml")
-    options = argparse.Namespace(**{**vars(pipeline.options), "base": str(tmp_path / "none.yaml")})
     with pytest.raises(ValueError, match="first stage"):
-        open_model(options)
+        load_model(base=tmp_path / "none.yaml", ckpt=pipeline.checkpoint, device="cpu")
     load_weights(build_model(config), pipeline.checkpoint, config=pipeline.config)
