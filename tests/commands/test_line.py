@@ -84,3 +84,18 @@ def test_what_is_no_command_is_answered_with_the_list(capsys):
 def test_the_command_knows_its_version(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"decu {__version__}\n"
+
+
+def test_interrupts_end_a_command_without_a_traceback_and_faults_of_ours_do_not(monkeypatch, capsys):
+    def run_raising(error):
+        def run(_):
+            raise error
+
+        monkeypatch.setattr(load_command(CLASSES), "run", run)
+        return run_command(CLASSES, ["--path", "an ensemble"])
+
+    with pytest.raises(SystemExit) as stop:
+        run_raising(KeyboardInterrupt())
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(KeyError):
+        run_raising(KeyError("a fault of ours"))
