@@ -124,9 +124,7 @@ def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
     what follows -- as it is.
     """
     SHOWN.update(steps=getattr(command, "default_steps", 200), scale=getattr(command, "default_scale", 1.0))
-    if "--help_all" in words:
-        return _parse(command, ["--help"], prog)
-    if "-h" not in words and "--help" not in words:
+    if not {"-h", "--help", "--help_all"} & set(words):
         return _parse(command, words, prog)
     shown = io.TextIOWrapper(io.BytesIO(), encoding=getattr(sys.stdout, "encoding", None) or "utf-8")
     try:
@@ -134,7 +132,8 @@ def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
             return _parse(command, ["--help"], prog)
     finally:
         shown.seek(0)
-        print(collapse(shown.read()), end="")
+        text = shown.read()
+        print(text if "--help_all" in words else collapse(text), end="")
 
 
 def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
