@@ -57,7 +57,12 @@ def test_the_curve_begins_with_the_table_and_ends_before_ln_m(walked):
 def test_outputs_state_the_distance_its_scale_and_both_kinds(walked):
     folder = walked / "samps_uncs_branch2"
     comments = " | ".join(read_comments(folder / "uncertainty.csv"))
-    for words in ("distance_scale: sum", "squared latent units, summed", "one-step", "between chains that have parted"):
+    for words in (
+        "distance_scale: sum",
+        "squared latent units, summed",
+        "one-step",
+        "between chains that have branched",
+    ):
         assert words in comments
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["settings"]["distance_scale"] == "sum" and summary["settings"]["branch_step"] == 2

@@ -10,8 +10,9 @@ usual changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,6 +113,31 @@ def advance(
 
 
 Steps = Generator[Step, Tensor | None, None]
+
+
+@dataclass(frozen=True)
+class BoundSampler:
+    """A sampler with its options bound: `(denoiser, schedule, x, times, *, noise=None, start=0) -> Steps`.
+
+    `noise` may always be passed; a sampler that draws none (`draws` False) leaves it out.
+    """
+
+    solver: Callable[..., Steps]
+    options: Mapping[str, Any]
+    draws: bool
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        x: Tensor,
+        times: Tensor,
+        *,
+        noise: Noise | None = None,
+        start: int = 0,
+    ) -> Steps:
+        drawn = {"noise": noise} if self.draws else {}
+        return self.solver(denoiser, schedule, x, times, start=start, **self.options, **drawn)
 
 
 def intervals(times: Tensor, start: int) -> list[tuple[int, float, float]]:

@@ -61,7 +61,7 @@ class InformationPlan:
             raise ValueError(f"distances are between one of {sorted(COMPARED)}, got '{self.compared}'")
         if self.compared != "state" and self.estimator.distance != "wasserstein":
             raise ValueError(
-                f"the distance {self.estimator.distance} needs variances, which predicted data have not: take the "
+                f"the distance {self.estimator.distance} needs variances, which predicted x0 have not: take the "
                 "states (distance_of state), or the distance wasserstein"
             )
         if self.n < 1 or (self.width is not None and (self.width <= 0 or self.n < 2 or self.most < self.n)):

@@ -81,7 +81,7 @@ def test_2m_is_the_sampler(model, io, arguments):
     denoiser = model.denoiser(io["sample/classes"], 3.0)
     expected = run(dpm_solver_2m(denoiser, model.schedule, io["sample/x_T"], model.sampling_times(10)))
     # Two orders of the same float32 operations: the last bits of numbers of this size, on some processors.
-    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    torch.testing.assert_close(samples, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("kind", [DDIMSampler, PLMSSampler, DPMSolverSampler])

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.ode.adaptive import dopri5
 from ldm.diffusion.ode.own_time import euler_in_time, heun_in_time
 from ldm.diffusion.ode.runge_kutta import heun, midpoint, rk4
 from ldm.diffusion.samplers.ancestral import ancestral
 from ldm.diffusion.samplers.multistep import dpm_solver_2m, plms
-from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.transition import Noise, Steps, ddim, euler
+from ldm.diffusion.transition import BoundSampler, Steps, ddim, euler
 
 Sampler = Callable[..., Steps]
 
@@ -69,12 +64,4 @@ def make_sampler(name: str, **options: Any) -> Sampler:
     if foreign:
         raise ValueError(f"sampler {name} has no {', '.join(foreign)}; its options: {', '.join(known) or 'none'}")
     bound = {option: value for option, value in bound.items() if option in known}
-    if draws:
-        return partial(solver, **bound)
-
-    def sampler(
-        denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, noise: Noise | None = None, start: int = 0
-    ) -> Steps:
-        return solver(denoiser, schedule, x, times, start=start, **bound)
-
-    return sampler
+    return BoundSampler(solver, bound, draws)
