@@ -61,9 +61,9 @@ class Rollout:
         """Draw at every branch point; return the last folder."""
         from tqdm import tqdm
 
+        from ldm.experiments.rollouts import pair_panels
         from ldm.images import side_by_side
         from ldm.records import refuse_existing, write_record
-        from ldm.report.rollouts import pair_panels
 
         pipeline = self.ensemble.load(self.sampling, self.branching, self.speed, self.place.device)
         labels = pipeline.choose_classes(self.classes, 10)
@@ -100,8 +100,8 @@ class Rollout:
 
     def _draw(self, pipeline: EnsemblePipeline, label: int, out: Path) -> None:
         """Draw a figure for each base member of the class."""
+        from ldm.experiments.rollouts import rollout
         from ldm.images import labelled_grid
-        from ldm.report.rollouts import rollout
 
         where = f"members branch at step {pipeline.branch} of {len(pipeline.times) - 1}"
         names = pipeline.classes.member_names(label)

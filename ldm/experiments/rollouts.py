@@ -1,4 +1,4 @@
-"""Rollouts as pictures: the chain that all members share up to the branch, and each member's path after it."""
+"""Rollouts: the states that all members share up to the branch, and each member's own after it, as panels."""
 
 from __future__ import annotations
 
