@@ -1,7 +1,7 @@
 """Plain values: how samples are drawn, where members branch, how fast the network runs, what a training is.
 
-A pipeline holds these values, and a command shows their fields as options of the same names. Nothing here imports
-torch, so that a command's help answers at once.
+A pipeline holds these values, and a command shows their fields as options: of the same names, unless `option` gives
+the name that DECU's scripts had. Nothing here imports torch, so that a command's help answers at once.
 """
 
 from ldm.settings.sampling import (

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ldm.diffusion.samplers import SAMPLERS, ancestral, ddim, heun, make_sampler
 from ldm.diffusion.samplers.registry import sampler_options
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VPSchedule, make_betas
 from ldm.experiments.toy import GaussianDenoiser, MixtureDenoiser
+from ldm.settings import SamplerName
 
 F64 = torch.float64
 SHAPE = (1, 2, 3)
@@ -273,3 +275,10 @@ def test_options_that_a_sampler_lacks_are_errors():
 def test_grids_that_do_not_descend_are_refused():
     with pytest.raises(ValueError, match="must descend"):
         run(ddim(GaussianDenoiser(VP, MEAN, VAR), VP, draw(1, *SHAPE), torch.tensor([1.0, 5.0])))
+
+
+def test_every_sampler_has_a_name_that_the_command_line_takes():
+    named = set(get_args(SamplerName))
+    assert named <= set(SAMPLERS)
+    others = {name: solver for name, solver in SAMPLERS.items() if name not in named}
+    assert all(any(SAMPLERS[name] is solver for name in named) for solver in others.values())  # second names only
