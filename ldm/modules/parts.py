@@ -1,7 +1,7 @@
 """The parts of a network by name: what heads, folding of members, last-layer Laplace and probes ask of it.
 
-Every network of ours has a property `parts`. Of any other module `find_parts` finds the last layer, which is its output;
-its further heads are named by patterns.
+Every network of ours has a property `parts`. Of any other module `find_parts` finds the last layer, which is its
+output; its further heads are named by patterns.
 """
 
 from __future__ import annotations
