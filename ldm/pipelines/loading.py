@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +17,7 @@ from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import network_alone
-from ldm.pipelines.base import Defaults
+from ldm.pipelines.base import Defaults, Pipeline
 from ldm.pipelines.ensemble import EnsemblePipeline
 from ldm.pipelines.model import ModelPipeline
 from ldm.pipelines.posterior import PosteriorPipeline
@@ -28,6 +28,7 @@ from ldm.training.runs import find_run
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 FIRST_STAGE = "model.params.first_stage_config.params.ckpt_path"
+P = TypeVar("P", bound=Pipeline)
 
 
 def load_model(
@@ -69,21 +70,8 @@ def load_model(
     config = directory.config() if directory is not None else load_config([str(base)])
     model = build_model(config)
     load_weights(model, checkpoint, ema, pretrained, config)
-    place = pick_device(device)
-    speed = speed or Speed()
-    model, passes, decoding = _ready(model, speed, place)
-    return ModelPipeline(
-        model,
-        config,
-        checkpoint,
-        place,
-        passes,
-        decoding,
-        sampling or Sampling(),
-        speed,
-        averaged=ema,
-        defaults=defaults or Defaults(),
-    ).check()
+    kept = {"averaged": ema, "defaults": defaults or Defaults()}
+    return _make_pipeline(ModelPipeline, model, config, checkpoint, sampling, speed, device, **kept)
 
 
 def load_ensemble(
@@ -119,22 +107,8 @@ def load_ensemble(
     checkpoint = ensemble.base_checkpoint(pretrained)
     model = build_model(config)
     model.init_from_ckpt(str(checkpoint), use_averaged=True)
-    place = pick_device(device)
-    speed = speed or Speed()
-    model, passes, decoding = _ready(model, speed, place)
-    return EnsemblePipeline(
-        model,
-        config,
-        checkpoint,
-        place,
-        passes,
-        decoding,
-        sampling or Sampling(),
-        speed,
-        defaults=Defaults(scale=5.0),
-        ensemble=ensemble,
-        branching=branching or Branching(),
-    ).check()
+    kept = {"defaults": Defaults(scale=5.0), "ensemble": ensemble, "branching": branching or Branching()}
+    return _make_pipeline(EnsemblePipeline, model, config, checkpoint, sampling, speed, device, **kept)
 
 
 def load_posterior(
@@ -228,10 +202,26 @@ def load_weights(
         model.first_stage_model.init_from_ckpt(first_stage)
 
 
-def _ready(model: LatentDiffusion, speed: Speed, device: torch.device) -> tuple[LatentDiffusion, Chunker, Chunker]:
-    """Freeze a model on its device and let it run as `speed` says; what one pass of it, and of its decoder, holds."""
-    model = model.to(device).eval().requires_grad_(False)
-    latents = torch.zeros((1, *model.latent_shape), device=device)
-    decoding = Chunker(lambda: rows_that_fit(lambda: model.decode_first_stage(latents), device))
-    model, passes = with_speed(model, speed, device)
-    return model, passes, decoding
+def _make_pipeline(
+    kind: type[P],
+    model: LatentDiffusion,
+    config: Mapping[str, Any],
+    checkpoint: Path,
+    sampling: Sampling | None,
+    speed: Speed | None,
+    device: str,
+    **kept: Any,
+) -> P:
+    """Freeze a model with its weights on a device, let it run as `speed` says, and check how it is sampled.
+
+    Args:
+        kind: the pipeline that is made of it, which holds what one pass of the network and of the decoder may take.
+        kept: fields of `kind` beside those of every pipeline.
+    """
+    place = pick_device(device)
+    speed = speed or Speed()
+    model = model.to(place).eval().requires_grad_(False)
+    latents = torch.zeros((1, *model.latent_shape), device=place)
+    decoding = Chunker(lambda: rows_that_fit(lambda: model.decode_first_stage(latents), place))
+    fast, passes = with_speed(model, speed, place)
+    return kind(fast, config, checkpoint, place, passes, decoding, sampling or Sampling(), speed, **kept).check()
