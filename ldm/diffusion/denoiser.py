@@ -76,6 +76,8 @@ def _edm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tenso
 
 TARGETS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]] = {
     "eps": lambda alpha, sigma, _: (torch.ones_like(alpha), torch.zeros_like(alpha), torch.ones_like(alpha)),
+    # sigma times the score, -eps: what NCSN++ of Song et al. 2021b gives.
+    "score": lambda alpha, sigma, _: (-torch.ones_like(alpha), torch.zeros_like(alpha), torch.ones_like(alpha)),
     "x0": lambda alpha, sigma, _: (torch.zeros_like(alpha), torch.ones_like(alpha), torch.ones_like(alpha)),
     "v": lambda alpha, sigma, _: (alpha, -sigma, torch.ones_like(alpha)),
     "velocity": lambda alpha, sigma, _: (torch.ones_like(alpha), -torch.ones_like(alpha), torch.ones_like(alpha)),

@@ -37,7 +37,7 @@ def elbo_weights(schedule: VPSchedule, parameterization: str, posterior_variance
         ValueError: for a parameterization without a published weight.
     """
     abar = schedule.log_abar[1:].exp()
-    if parameterization == "eps":
+    if parameterization in ("eps", "score"):
         weights = schedule.betas**2 / (2 * posterior_variance * (1 - schedule.betas) * (1 - abar))
     elif parameterization == "x0":
         weights = 0.5 * abar.sqrt() / (2 - abar)
