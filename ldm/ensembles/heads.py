@@ -1,7 +1,7 @@
 """Heads: the named parts of a model that each ensemble member trains, while all else stays as it was.
 
-A head is a tuple of state-dict patterns (`fnmatch` wildcards). A model names its own through `head_patterns`
-(`{"class_embedding": ("cond_stage_model.embedding.*",), ...}`); any list of patterns does as well.
+A head is a tuple of state-dict patterns (`fnmatch` wildcards). A model's `head_patterns` say which it has by name, as
+its network's parts are (`{"class_embedding": ("cond_stage_model.embedding.*",), ...}`); any list of patterns does.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.parts import Parts
+
 INITIALISATIONS = ("pretrained", "perturbed", "random", "anchored")
 NULL_CLASSES = ("shared", "trained", "random")
 ROW_RATES = ("none", "equal")
-# Parameters of an embedder of labels: {name: the axis that counts the classes}.
-TABLE_AXES = {"embedding.weight": 0, "lora_A": 1}
+# The factor of an embedder's low-rank correction that has a column a class.
+LABEL_FACTOR = "lora_A"
+# Endings of the names of tables.
+TABLE_NAMES = ("embedding.weight", "label_emb.weight", "embedding_table.weight")
 # Keys of a member's record in checkpoints where they differ from the names of its fields.
 ON_DISK = {"base_path": "trunk_path", "base_sha256": "trunk_sha256"}
 
@@ -47,21 +51,43 @@ class ClassTables:
     label_dropout: float = 0.0
 
     @classmethod
-    def from_embedder(
-        cls, embedder: nn.Module | None, prefix: str, null_class: int | None, label_dropout: float
-    ) -> ClassTables:
-        """Find the table of an embedder of labels, and its low-rank factors, where it has them.
+    def from_axes(cls, axes: Mapping[str, int], null_class: int | None, label_dropout: float) -> ClassTables:
+        """Find the low-rank factors of an embedder's table among the parameters that hold something a class.
 
         Args:
-            embedder: with parameters `embedding.weight`, `lora_A` and `lora_B`, or some of them.
-            prefix: what their names begin with in the model.
+            axes: see above; `...lora_A` corrects the table `...embedding.weight`, with `...lora_B`.
             null_class: of the model.
             label_dropout: of its training.
         """
-        own = {} if embedder is None else dict(embedder.named_parameters())
-        axes = {f"{prefix}{name}": axis for name, axis in TABLE_AXES.items() if name in own}
-        factors = (f"{prefix}lora_A", f"{prefix}lora_B", f"{prefix}embedding.weight")
-        return cls(axes, factors if "lora_A" in own else None, null_class, label_dropout)
+        factor = next((name for name in axes if name.endswith(LABEL_FACTOR)), None)
+        low_rank = None
+        if factor is not None:
+            prefix = factor.removesuffix(LABEL_FACTOR)
+            low_rank = (factor, f"{prefix}lora_B", f"{prefix}embedding.weight")
+        return cls(dict(axes), low_rank, null_class, label_dropout)
+
+
+def name_heads(parts: Parts, tables: ClassTables) -> dict[str, tuple[str, ...]]:
+    """Return the patterns of the heads that a model has by name: class_embedding, output, time_embedding, lora.
+
+    Args:
+        parts: of the model's network.
+        tables: of the model.
+    """
+    factors = (tables.low_rank or ())[:2]
+    tables_alone = [name for name in tables.axes if name not in factors]
+    named = {
+        "class_embedding": tuple(_below_module(name) for name in tables_alone),
+        "output": parts.output,
+        "time_embedding": parts.time_embedding,
+        "lora": tuple(f"{name.removesuffix('A')}*" for name in factors[:1]),
+    }
+    return {head: patterns for head, patterns in named.items() if patterns}
+
+
+def _below_module(name: str) -> str:
+    """Return the pattern of a table: of all parameters of its module, or its own name where it is no module's."""
+    return f"{name.removesuffix('.weight')}.*" if name.endswith(".weight") else name
 
 
 def resolve_patterns(heads: str | Sequence[str], named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -98,9 +124,16 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def freeze_all_but(module: HasNamedParameters, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Let only the heads' parameters train; return them by name."""
+    """Let only the heads' parameters train; return them by name.
+
+    Raises:
+        ValueError: if a pattern fits no parameter, or only such as are empty.
+    """
     parameters = dict(module.named_parameters())
     chosen = set(select(parameters, patterns))
+    for pattern in patterns:
+        if not any(parameters[name].numel() for name in chosen if fnmatchcase(name, pattern)):
+            raise ValueError(f"head pattern '{pattern}' trains no parameter: all that it fits are empty")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in chosen)
     return {name: parameters[name] for name in parameters if name in chosen}
@@ -146,13 +179,15 @@ def initialise(
     generator: torch.Generator,
     noise: float = 0.5,
     rows: Mapping[str, int] | None = None,
+    tables: Sequence[str] = (),
 ) -> None:
     """Set a member's starting point, in place.
 
     `pretrained` keeps the loaded values; `perturbed` adds N(0, (noise * row standard deviation)^2), where a row is
     all of a tensor but its first axis (the whole tensor for a vector), and `anchored` starts as it does; `random` draws
     N(0, 1) for tables and N(0, 1 / fan_in) for the rest (biases are 0, scales of norms 1). `rows` names a row per
-    tensor that keeps its value: the shared null class of an embedding table.
+    tensor that keeps its value: the shared null class of an embedding table. `tables` names those of classes; any
+    other tensor is a table where its module is called so.
 
     Raises:
         ValueError: if `how` is none of these.
@@ -167,7 +202,7 @@ def initialise(
             tensor.add_(noise * row_deviations(tensor) * draw)
         elif how == "random":
             if tensor.ndim > 1:
-                table = "embedding" in name or "label_emb" in name
+                table = name in tables or name.endswith(TABLE_NAMES)
                 tensor.copy_(draw if table else draw / tensor[0].numel() ** 0.5)
             else:
                 tensor.fill_(float(name.endswith("weight")))

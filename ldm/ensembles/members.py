@@ -16,6 +16,7 @@ from torch.func import functional_call, vmap
 
 from ldm.memory import Chunker
 from ldm.modules.diffusionmodules.util import repeat_rows
+from ldm.modules.parts import find_parts
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ class MemberNetwork:
 
     x is [B, C, H, W] (shared) or [M, B, C, H, W]; t and cond are [B], the same for every member, or t [M, B] and cond
     [M, B, ...] (or None), each member's own (training on its own data). With r B conditions, condition j is for image
-    j mod B and r B images come out. Where the network has stages (`condition`, `backbone`, `readout` with
-    `input_patterns` and `output_patterns`) and the members differ only in the first and last, the frozen backbone runs
-    once on the folded batch. While members share x, it runs once for all conditions in which they agree (a shared null
-    class), and what comes before the first conditioned block once for all of them. Otherwise `vmap` over the whole
-    network; all agree. `pieces` bounds the images a backbone pass holds.
+    j mod B and r B images come out. Where the network runs `in_stages` (`condition`, `backbone`, `readout`) and the
+    members differ only in the first and last, as its `parts` say, the frozen backbone runs once on the folded batch.
+    While members share x, it runs once for all conditions in which they agree (a shared null class), and what comes
+    before the first conditioned block once for all of them. Otherwise `vmap` over the whole network; all agree.
+    `pieces` bounds the images a backbone pass holds.
     """
 
     def __init__(
@@ -108,11 +109,13 @@ class MemberNetwork:
         self.count = len(members)
         self.shares_x = getattr(network, "shares_x", False)
         self.chunker = chunk if isinstance(chunk, Chunker) else Chunker(chunk)
-        inputs, outputs = getattr(network, "input_patterns", ()), getattr(network, "output_patterns", ())
+        parts = find_parts(network)
+        inputs = parts.condition
+        outputs = parts.output
         names = list(members.overrides)
         self.at_input = {name: members.overrides[name] for name in names if _only([name], inputs)}
         self.at_output = {name: members.overrides[name] for name in names if _only([name], outputs)}
-        possible = bool(inputs) and _only(names, (*inputs, *outputs))
+        possible = getattr(network, "in_stages", False) and _only(names, (*inputs, *outputs))
         if staged and not possible:
             raise ValueError("staged evaluation needs members that differ only in input-side and output-side heads")
         self.staged = possible if staged is None else staged

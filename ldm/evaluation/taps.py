@@ -2,7 +2,7 @@
 
     x_u = alpha(u) x_0 + sigma(u) eps,    features = mean over eps of pool(activation of a layer at (c_in x_u, t(u)))
 
-A *tap* is a layer by name: what the network's own `taps` says (`in_1` .., `mid`, `out_1` .. of a UNet, `layer-0` .. of
+A *tap* is a layer by name: what the network's `parts` say (`in_1` .., `mid`, `out_1` .. of a UNet, `layer-0` .. of
 a DiT), or a submodule's dotted name. Source: Xiang et al. 2023 (arXiv 2303.09769).
 """
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ldm.diffusion.denoiser import Target
 from ldm.diffusion.noise import keyed_normal
 from ldm.diffusion.schedule import Schedule
+from ldm.modules.parts import Parts
 
 # (time u, tap): one place that features are read from.
 Place = tuple[float, str]
@@ -29,11 +30,11 @@ class _Reached(Exception):
 
 
 def named_taps(network: nn.Module) -> dict[str, str]:
-    """{tap: submodule of `network`} by the first module in it that has `taps`; empty where none has."""
+    """{tap: submodule of `network`} by the first module in it that names its parts; empty where none does."""
     for prefix, module in network.named_modules():
-        taps = getattr(module, "taps", None)
-        if isinstance(taps, Mapping):
-            return {tap: f"{prefix}.{name}" if prefix else name for tap, name in taps.items()}
+        parts = getattr(module, "parts", None)
+        if isinstance(parts, Parts):
+            return dict((parts.below(f"{prefix}.") if prefix else parts).taps)
     return {}
 
 

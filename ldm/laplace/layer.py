@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.modules.diffusionmodules.util import split_last_layer
+from ldm.modules.parts import Parts, find_parts
 
 LayerFeatures = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -36,53 +37,58 @@ class SplitNetwork(NamedTuple):
 def split_network(network: nn.Module, name: str | None = None) -> SplitNetwork:
     """Split `network(x, t, cond)` at its last layer. Nothing in the network is changed.
 
-    Three kinds of networks are taken. One in stages (`condition`, `backbone`, `output_patterns`,
-    as that of LatentDiffusion) and one with a `backbone` and an `out` run up to the last layer
-    only. Of any other module a forward hook reads what the last layer takes, and the layer runs
-    as well.
+    A network that names its parts, an `nn.Sequential` and one with a `backbone` and an `out` run up
+    to the last layer only. Of any other module a forward hook reads what the last layer takes,
+    and the layer runs as well.
 
     Args:
         network: the network.
-        name: the last layer, as in `network.named_modules()`. Where it is None, the last
-            convolution or linear layer is taken.
+        name: the last layer, as in `network.named_modules()`. Where it is None, what the network
+            says (`ldm.modules.parts`), else its last convolution or linear layer.
 
     Raises:
         ValueError: if `name` is not the last layer, or there is no convolution or linear layer.
     """
-    kinds = (nn.Conv2d, nn.Linear)
-    weighted = [key for key, module in network.named_modules() if isinstance(module, kinds)]
-    if hasattr(network, "output_patterns"):
-        return _split_stages(network, name, weighted)
-    if name is None and not weighted:
+    last = find_parts(network).last_layer
+    if last is None and name is None:
         raise ValueError(f"{type(network).__name__} holds no convolution or linear layer: name its last layer")
-    name = weighted[-1] if name is None else name
+    if isinstance(getattr(network, "parts", None), Parts):
+        if name not in (None, last):
+            raise ValueError(f"the last layer of {type(network).__name__} is '{last}', got '{name}'")
+        return _split_before(network, cast(str, last))
+    name = cast(str, last if name is None else name)
     if isinstance(network, nn.Sequential) or hasattr(network, "backbone"):
         features, layer = split_last_layer(network, name)
         return SplitNetwork(features, layer, name)
     return _split_by_hook(network, name)
 
 
-def _split_stages(network: nn.Module, name: str | None, weighted: list[str]) -> SplitNetwork:
-    """Split a network that runs in stages and names its output layers by patterns."""
-    stages = cast(Any, network)
-    heads = {pattern.removesuffix(".*") for pattern in stages.output_patterns}
-    candidates = [key for key in weighted if key in heads or key.rpartition(".")[0] in heads]
-    if not candidates:
-        raise ValueError(
-            f"{type(network).__name__} does not end in a convolution or linear layer below {sorted(heads)}"
-        )
-    last = candidates[-1]
-    layer = network.get_submodule(last if last in heads else last.rpartition(".")[0])
-    before: nn.Module = nn.Identity()
-    if isinstance(layer, nn.Sequential):
-        before, layer = layer[:-1], layer[-1]
-    if name not in (None, last) or layer is not network.get_submodule(last):
-        raise ValueError(f"the last layer of {type(network).__name__} is '{last}', got '{name}'")
+class _Reached(Exception):
+    """Ends a forward pass at the last layer, with what that would take."""
 
-    def run_stages(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return before(stages.backbone(x, *stages.condition(t, cond)))
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.features = features
 
-    return SplitNetwork(run_stages, layer, last)
+
+def _split_before(network: nn.Module, name: str) -> SplitNetwork:
+    """Split a network at a layer known to be its last; a pass ends where this would run."""
+    layer = network.get_submodule(name)
+
+    def end(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    def run_to_layer(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        handle = layer.register_forward_pre_hook(end)
+        try:
+            network(x, t, cond)
+        except _Reached as reached:
+            return reached.features
+        finally:
+            handle.remove()
+        raise ValueError(f"{type(network).__name__} ran without its last layer '{name}'")
+
+    return SplitNetwork(run_to_layer, layer, name)
 
 
 def _split_by_hook(network: nn.Module, name: str) -> SplitNetwork:

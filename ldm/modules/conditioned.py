@@ -8,15 +8,18 @@ readout(features)  -> output        per-member heads at the output
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.parts import Parts, find_parts
 from ldm.util import instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
 UNET = "model.diffusion_model."
+EMBEDDER = "cond_stage_model."
 # The first layer of the networks that DDAE trains.
 DDAE_FIRST = "image_proj.weight"
 
@@ -87,6 +90,22 @@ class ConditionEmbedder(Protocol):
         """Replace labels [B] by the null class where `uniform` [B] says so."""
 
 
+def find_model_parts(model: DiffusionWrapper, embedder: nn.Module | None) -> Parts:
+    """Return the parts of a UNet and the tables of an embedder, under the names that they have in LatentDiffusion.
+
+    A UNet without a stage `condition` has none with its embedder either. The embedder's tables count where the UNet
+    reads what is embedded: where labels go to the UNet itself (adm), its own table does.
+    """
+    parts = find_parts(model.diffusion_model).below(UNET)
+    if embedder is None:
+        return parts
+    condition = (f"{EMBEDDER}*", *parts.condition) if parts.condition else ()
+    tables = dict(parts.class_tables)
+    if model.conditioning_key in ("crossattn", "hybrid"):
+        tables |= find_parts(embedder).below(EMBEDDER).class_tables
+    return replace(parts, class_tables=tables, condition=condition)
+
+
 class ConditionedNetwork(nn.Module):
     """UNet and condition embedder under the names they have in LatentDiffusion, as one network of raw conditions.
 
@@ -94,16 +113,6 @@ class ConditionedNetwork(nn.Module):
     `shares_x` also r B labels, label j for image j mod B. Keys equal the base model's, so a posterior's overrides apply
     through `torch.func.functional_call` as they are.
     """
-
-    input_patterns = (
-        "cond_stage_model.*",
-        "model.diffusion_model.time_embed.*",
-        "model.diffusion_model.time_emb.*",
-        "model.diffusion_model.t_embedder.*",
-        "model.diffusion_model.y_embedder.*",
-        "model.diffusion_model.label_emb.*",
-    )
-    output_patterns = ("model.diffusion_model.out.*", "model.diffusion_model.final.*")
 
     def __init__(self, model: DiffusionWrapper, cond_stage_model: nn.Module | None = None):
         super().__init__()
@@ -115,6 +124,16 @@ class ConditionedNetwork(nn.Module):
         self.model = model
         self.cond_stage_model = cond_stage_model
         self.shares_x = getattr(model.diffusion_model, "shares_x", False)
+
+    @property
+    def parts(self) -> Parts:
+        """Parts of the UNet and tables of the embedder, see `find_model_parts`."""
+        return find_model_parts(self.model, self.cond_stage_model)
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether `condition`, `backbone` and `readout` each act on parameters of their own."""
+        return bool(self.parts.condition)
 
     def condition(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Time (and label) embedding [B, E] and context [B, L, D] or None."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ldm.modules.attention import attend
 from ldm.modules.diffusionmodules.blocks import Downsample, Upsample
 from ldm.modules.diffusionmodules.util import normalization
+from ldm.modules.parts import Parts
 
 OUTPUT_GROUPS = 8  # of the last norm; every other norm has 32
 
@@ -235,6 +236,14 @@ class UNet(nn.Module):
         up = [name for name, block in self.up.named_children() if isinstance(block, ResAttnBlock)]
         names = {f"in_{count}": f"down.{name}" for count, name in enumerate(down, 1)}
         return names | {"mid": "middle"} | {f"out_{count}": f"up.{name}" for count, name in enumerate(up, 1)}
+
+    @property
+    def parts(self) -> Parts:
+        """Where the embedding of times and augmentation labels, the last layer and the taps are."""
+        embedding = ("time_emb.*",)
+        return Parts(
+            time_embedding=embedding, condition=embedding, output=("final.*",), last_layer="final", taps=self.taps
+        )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """`[B, C, H, W]` of noisy images `[B, C, H, W]`, times `[B]` and augmentation labels y `[B, A]` or None."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import attend
 from ldm.modules.diffusionmodules.util import timestep_embedding, zero_module
+from ldm.modules.parts import Parts
 
 FREQUENCIES = 256  # width of the sinusoids of a time
 
@@ -177,6 +178,21 @@ class DiT(nn.Module):
     def taps(self) -> dict[str, str]:
         """Names of the layers that features are read from: {tap: submodule}."""
         return {f"layer-{index}": f"blocks.{index}" for index in range(len(self.blocks))}
+
+    @property
+    def parts(self) -> Parts:
+        """Where the class table, the time embedding, the last layer and the taps are.
+
+        Its output is laid out as patches. The last block's `adaLN_modulation` acts before it, in `features`.
+        """
+        return Parts(
+            class_tables={"y_embedder.embedding_table.weight": 0},
+            time_embedding=("t_embedder.*",),
+            condition=("t_embedder.*", "y_embedder.*"),
+            output=("final_layer.linear.*",),
+            last_layer="final_layer.linear",
+            taps=self.taps,
+        )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """`[B, out_channels, H, W]` of latents `[B, C, H, W]`, times `[B]` and labels `[B]`; None: the null class."""

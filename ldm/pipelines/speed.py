@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.memory import Chunker, is_out_of_memory, keep_freed_memory, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
+from ldm.modules.parts import find_parts
 from ldm.settings import Speed
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class FastFeatures:
     """`unet.features` under autocast and compiled: the frozen backbone, where nearly all of the operations are.
 
     The solve, the samplers and every estimate stay outside and keep their precision; the features come out in the type
-    of `unet.out`. Under `torch.func` transforms and forward derivatives the code runs uncompiled.
+    of the last layer's parameters. Under `torch.func` transforms and forward derivatives the code runs uncompiled.
 
     Code is compiled again for each number of images, up to torch's limit of such numbers; others run uncompiled.
 
@@ -37,10 +38,20 @@ class FastFeatures:
         device: where it runs.
         precision: of matrix products and convolutions, see `PRECISIONS`.
         compiled: use `torch.compile`, with CUDA graphs for up to `GRAPH_ROWS` images.
+        readout_dtype: type of the last layer's parameters.
     """
 
-    def __init__(self, plain: Callable[..., Tensor], device: torch.device, precision: str, compiled: bool):
-        self.plain, self.device = plain, device
+    def __init__(
+        self,
+        plain: Callable[..., Tensor],
+        device: torch.device,
+        precision: str,
+        compiled: bool,
+        readout_dtype: torch.dtype = torch.float32,
+    ):
+        self.plain = plain
+        self.device = device
+        self.readout_dtype = readout_dtype
         self.dtype = supported(precision, device)
         self.compiled = compiled
         # Of a frozen network on the CPU, weights may be laid out once for its kernels.
@@ -50,6 +61,9 @@ class FastFeatures:
         self._graphed = torch.compile(plain, dynamic=False, mode="reduce-overhead") if graphs else None
 
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._run(x, emb, context).to(self.readout_dtype)
+
+    def _run(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if not self.compiled or in_functorch() or in_forward_mode() or torch.is_grad_enabled():
                 return self.plain(x, emb, context)
@@ -122,7 +136,9 @@ def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
         log.warning("--precision, --compile: %s has no separate backbone; it runs as it is", type(unet).__name__)
         return unet
     else:
-        features = FastFeatures(plain, device, speed.precision, speed.compile)
+        last = find_parts(unet).last_layer
+        dtype = torch.float32 if last is None else unet.get_parameter(f"{last}.weight").dtype
+        features = FastFeatures(plain, device, speed.precision, speed.compile, dtype)
     unet = copy.copy(unet)
     vars(unet)["features"] = features  # before the class's method, and no module of its own
     return unet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -17,7 +17,7 @@ from ldm.diffusion.process import BetaSchedule, NoiseProcess
 from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.diffusion.times import make_times
 from ldm.diffusion.training_times import TrainingTimes
-from ldm.ensembles.heads import ClassTables
+from ldm.ensembles.heads import ClassTables, name_heads
 from ldm.models.diffusion.process import (
     build_schedule,
     choose_config,
@@ -25,8 +25,15 @@ from ldm.models.diffusion.process import (
     register_tables,
     view_process,
 )
-from ldm.modules.conditioned import UNET, ConditionedNetwork, DiffusionWrapper, network_alone
+from ldm.modules.conditioned import (
+    UNET,
+    ConditionedNetwork,
+    DiffusionWrapper,
+    find_model_parts,
+    network_alone,
+)
 from ldm.modules.ema import LitEma
+from ldm.modules.parts import Parts
 
 EMA_KEYS = ("model_ema.*",)
 IMPORTANCE_KEYS = ("time_importance.*",)
@@ -62,12 +69,6 @@ class DiffusionModel(pl.LightningModule):
 
     schedule: Schedule
     training_times: TrainingTimes | None
-    head_patterns: ClassVar[Mapping[str, Sequence[str]]] = {
-        "class_embedding": ("cond_stage_model.embedding.*",),
-        "output": ("model.diffusion_model.out.*",),
-        "time_embedding": ("model.diffusion_model.time_embed.*",),
-        "lora": ("cond_stage_model.lora_*",),
-    }
 
     def __init__(
         self,
@@ -179,9 +180,19 @@ class DiffusionModel(pl.LightningModule):
         return ConditionedNetwork(self.model)
 
     @property
+    def parts(self) -> Parts:
+        """Where the network keeps its parts, by names in this model's state dict."""
+        return find_model_parts(self.model, None)
+
+    @property
     def class_tables(self) -> ClassTables:
-        """Which parameters hold something for each class: none, in a model without a condition."""
-        return ClassTables()
+        """Which parameters hold something for each class: those of the network, in a model without an embedder."""
+        return ClassTables.from_axes(self.parts.class_tables, None, 0.0)
+
+    @property
+    def head_patterns(self) -> Mapping[str, Sequence[str]]:
+        """State-dict patterns of the heads that this model has by name."""
+        return name_heads(self.parts, self.class_tables)
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """Return the network's output for an embedded condition.

@@ -14,7 +14,8 @@ from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.training import DDPM
-from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper
+from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper, find_model_parts
+from ldm.modules.parts import Parts
 from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
@@ -206,15 +207,13 @@ class LatentDiffusion(DDPM):
         return getattr(self.cond_stage_model, "ucg_rate", 0.0) if drops else 0.0
 
     @property
+    def parts(self) -> Parts:
+        return find_model_parts(self.model, self.cond_stage_model)
+
+    @property
     def class_tables(self) -> ClassTables:
-        """The embedder's table, and its low-rank factors where it has them."""
-        stage = {} if self.cond_stage_model is None else dict(self.cond_stage_model.named_parameters())
-        table, a, b = (f"cond_stage_model.{name}" for name in ("embedding.weight", "lora_A", "lora_B"))
-        axes = {
-            name: axis for name, axis in {table: 0, a: 1}.items() if name.removeprefix("cond_stage_model.") in stage
-        }
-        low_rank = (a, b, table) if hasattr(self.cond_stage_model, "lora_A") else None
-        return ClassTables(axes, low_rank, self.null_class, self.label_dropout)
+        """Tables of the embedder and of the network, and low-rank factors where they have them."""
+        return ClassTables.from_axes(self.parts.class_tables, self.null_class, self.label_dropout)
 
     # The model as a denoiser
 

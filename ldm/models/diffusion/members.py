@@ -185,7 +185,7 @@ def start_member(model: HasHeads, base: str, index: int, seed: int, options: Map
     model.drop_averages()
     parameters = freeze_all_but(model, record.patterns)
     null = model.class_tables.null_class if record.null_class == "shared" else None
-    tables = {name: axis for name, axis in model.class_tables.axes.items() if name in parameters and null is not None}
+    tables = _with_row(model, parameters, null)
     if model.weight_decay and 0 in tables.values():
         raise ValueError(
             f"weight_decay {model.weight_decay} would shrink the shared null class: set model.params.weight_decay to "
@@ -217,8 +217,8 @@ def _draw_start(
     deviations = {name: record.noise * row_deviations(value) for name, value in plain.items()}
     # The table's rows set the factors' spread: read before the table itself is perturbed.
     rows = None if low_rank is None else record.noise * row_deviations(model.get_parameter(low_rank[2]))[:, 0]
-    kept = {name: null for name, axis in model.class_tables.axes.items() if axis == 0 and null is not None}
-    initialise(plain, record.init, draws, record.noise, kept)
+    kept = {name: null for name, axis in _with_row(model, parameters, null).items() if axis == 0 and null is not None}
+    initialise(plain, record.init, draws, record.noise, kept, tuple(model.class_tables.axes))
     if low_rank is not None and rows is not None:
         a, b = (parameters[name] for name in factors)
         if bool(b.any()):
@@ -226,6 +226,12 @@ def _draw_start(
         spread = initialise_low_rank(a, b, rows, record.init, draws, null)
         deviations.update(zip(factors, spread, strict=True))
     return deviations
+
+
+def _with_row(model: HasHeads, parameters: Mapping[str, Tensor], row: int | None) -> dict[str, int]:
+    """Return {table: axis of its classes} of the tables in training that have a row of this number; none for None."""
+    axes = {name: axis for name, axis in model.class_tables.axes.items() if name in parameters}
+    return {} if row is None else {name: axis for name, axis in axes.items() if row < parameters[name].shape[axis]}
 
 
 def _without_row(axis: int, row: int) -> Callable[[Tensor], Tensor]:
@@ -244,6 +250,6 @@ def _row_visits(model: HasHeads, data: TrainingSet, rows: int) -> Tensor:
     dropped = model.class_tables.label_dropout
     null = model.class_tables.null_class
     visits = visit_probability(data.counts(rows), data.images, data.batch, dropped)
-    if dropped and null is not None:
+    if dropped and null is not None and null < rows:
         visits[null] = 1 - (1 - dropped) ** min(data.batch, data.images)
     return visits

@@ -16,6 +16,7 @@ from ldm.modules.diffusionmodules.util import (
     timestep_embedding,
     zero_module,
 )
+from ldm.modules.parts import Parts, find_parts
 
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 HIDDEN = 2048  # Width of the hidden layer of the spatial pools.
@@ -122,6 +123,23 @@ class EncoderUNetModel(nn.Module):
             last = zero_module(conv_nd(dims, channels, out_channels, 1))
             pooling = (nn.AdaptiveAvgPool2d((1, 1)), last, nn.Flatten())
         return nn.Sequential(normalization(channels), nn.SiLU(), *pooling)
+
+    @property
+    def taps(self) -> dict[str, str]:
+        """Names of the layers that features are read from: {tap: submodule}, in the order of computation."""
+        down = {f"in_{count}": f"input_blocks.{count}" for count in range(len(self.input_blocks))}
+        return down | {"mid": "middle_block"}
+
+    @property
+    def parts(self) -> Parts:
+        """Where the time embedding, the readout of logits and the taps are."""
+        last = find_parts(self.out).last_layer
+        return Parts(
+            time_embedding=("time_embed.*",),
+            output=("out.*",),
+            last_layer=None if last is None else f"out.{last}",
+            taps=self.taps,
+        )
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Logits `[B, out_channels]` of x `[B, in_channels, H, W]` at times `[B]`."""

@@ -21,6 +21,7 @@ from ldm.modules.diffusionmodules.util import (
     timestep_embedding,
     zero_module,
 )
+from ldm.modules.parts import Parts
 
 __all__ = ["EncoderUNetModel", "UNetModel", "split_last_layer"]
 
@@ -137,6 +138,19 @@ class UNetModel(nn.Module):
         down = {f"in_{count}": f"input_blocks.{count}" for count in range(len(self.input_blocks))}
         up = {f"out_{count}": f"output_blocks.{count - 1}" for count in range(1, len(self.output_blocks) + 1)}
         return down | {"mid": "middle_block"} | up
+
+    @property
+    def parts(self) -> Parts:
+        """Where the class table, the time embedding, the readout and the taps are."""
+        classes = () if self.num_classes is None else ("label_emb.*",)
+        return Parts(
+            class_tables={"label_emb.weight": 0} if classes else {},
+            time_embedding=("time_embed.*",),
+            condition=("time_embed.*", *classes),
+            output=(f"{self.head_name}.*",),
+            last_layer=f"{self.head_name}.{len(getattr(self, self.head_name)) - 1}",
+            taps=self.taps,
+        )
 
     def forward(
         self, x: Tensor, timesteps: Tensor | None = None, context: Tensor | None = None, y: Tensor | None = None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.modules.parts import Parts
+
 
 class ClassEmbedder(nn.Module):
     """Table of class embeddings; its last row is the null class of classifier-free guidance, if it has one.
@@ -54,6 +56,11 @@ class ClassEmbedder(nn.Module):
             self.embedding.requires_grad_(False)
             self.lora_A = nn.Parameter(nn.init.normal_(torch.empty(rank, n_classes)))
             self.lora_B = nn.Parameter(torch.zeros(embed_dim, rank))
+
+    @property
+    def parts(self) -> Parts:
+        """The table, and the factor of its low-rank correction that has a column a class."""
+        return Parts(class_tables={"embedding.weight": 0} | ({"lora_A": 1} if self.low_rank else {}))
 
     def forward(self, batch: Mapping[str, Tensor], key: str | None = None, drop: Tensor | None = None) -> Tensor:
         """Embed the labels of a batch.
