@@ -54,6 +54,29 @@ def recipe_weights(spec: dict) -> dict[str, torch.Tensor]:
     return weights
 
 
+def listed_weights(listing: dict) -> dict[str, torch.Tensor]:
+    """Rebuild weights from a golden's list of names and shapes, and check them; see `weights_recipe` in its json."""
+    generator = torch.Generator().manual_seed(listing["seed"])
+    weights = {}
+    for name, shape in listing["order"]:
+        draw = torch.randn(shape, generator=generator)
+        if name in listing["embedding_tables"]:
+            weights[name] = draw
+        elif len(shape) >= 2:
+            weights[name] = draw / draw[0].numel() ** 0.5
+        else:
+            weights[name] = 1 + 0.1 * draw if name.endswith("weight") else 0.1 * draw
+    squares = sum(float(value.double().square().sum()) for value in weights.values())
+    assert squares == pytest.approx(listing["check"]["sum_of_squares"], rel=1e-6)
+    return weights
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 3e-5):
+    """Compare with a golden: the tolerance is a share of its maximum."""
+    bound = tolerance * float(expected.abs().max())
+    torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=bound)
+
+
 def ldm_small_weights() -> dict[str, torch.Tensor]:
     """The state dict of the golden LatentDiffusion: what was trained or set is stored, the rest is redrawn."""
     spec = golden_json("ldm_small")

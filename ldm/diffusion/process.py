@@ -22,12 +22,13 @@ class BetaSchedule:
     """A table of betas as latent-diffusion's configs describe it.
 
     Args:
-        given: the betas themselves [T]; where they are given, no other field but `unit_time` acts.
+        given: the betas themselves [T]; where they are given, only `unit_time` and `first_time` act beside them.
         name: linear, sqrt_linear, sqrt or cosine, see `make_betas`.
         timesteps: T, the number of entries.
         linear_start, linear_end: the first and the last beta of all names but cosine.
         cosine_s: the offset of the cosine table.
         unit_time: the network takes (t + 1) / T (DDAE) in place of t.
+        first_time: what the network takes as time at the first entry, t = 0: 0 (LDM, ADM), or 1 (U-ViT).
     """
 
     given: Sequence[float] | None = None
@@ -37,6 +38,7 @@ class BetaSchedule:
     linear_end: float = 2e-2
     cosine_s: float = 8e-3
     unit_time: bool = False
+    first_time: int = 0
 
     def build(self) -> VPSchedule:
         """Compute the table, whatever torch's default device is.
@@ -49,7 +51,7 @@ class BetaSchedule:
                 betas = torch.as_tensor(self.given, dtype=torch.float64)
             else:
                 betas = make_betas(self.name, self.timesteps, self.linear_start, self.linear_end, self.cosine_s)
-            return VPSchedule(betas, self.unit_time)
+            return VPSchedule(betas, self.unit_time, self.first_time)
 
 
 class NoiseProcess(ABC):
@@ -115,7 +117,7 @@ class TableProcess(NoiseProcess):
         return self.alphas[t].reshape(-1, 1, 1, 1), self.sigmas[t].reshape(-1, 1, 1, 1)
 
     def network_time(self, t: Tensor, like: Tensor) -> Tensor:
-        return (t + 1) / self.schedule.end if self.schedule.unit_time else t
+        return (t + 1) / self.schedule.end if self.schedule.unit_time else t + self.schedule.first_time
 
 
 @dataclass(frozen=True)

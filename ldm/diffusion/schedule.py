@@ -113,18 +113,23 @@ class VPSchedule(Schedule):
     """Variance preserving: alpha^2 + sigma^2 = 1, from a table of betas (DDPM, Ho et al. 2020; LDM, ADM).
 
     u = 0 is clean data, u = n the n-th entry of the table; between entries log alpha-bar is linear. The network's
-    time is u - 1 (LDM, ADM), or u / T with `unit_time` (DDAE).
+    time is u - 1 + `first_time`: u - 1 by default (LDM, ADM), u with 1 (U-ViT); with `unit_time` it is u / T (DDAE).
     """
 
     end: int
 
-    def __init__(self, betas: Tensor, unit_time: bool = False):
+    def __init__(self, betas: Tensor, unit_time: bool = False, first_time: int = 0):
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or not bool(((betas >= 0) & (betas < 1)).all()):
             raise ValueError(f"betas must be a vector of values in [0, 1), got shape {tuple(betas.shape)}")
         self.betas = betas
         self.end = len(betas)
+        if unit_time and first_time:
+            raise ValueError(
+                f"unit_time already says what the network takes as time; leave out first_time {first_time}"
+            )
         self.unit_time = unit_time
+        self.first_time = first_time
         self.log_abar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumprod(1 - betas, 0).log()])
 
     def _log_abar(self, u: Tensor | float) -> Tensor:
@@ -149,7 +154,7 @@ class VPSchedule(Schedule):
 
     def time_to_net(self, u: Tensor | float) -> Tensor:
         u = torch.as_tensor(u, dtype=torch.float64)
-        return u / self.end if self.unit_time else u - 1
+        return u / self.end if self.unit_time else u - 1 + self.first_time
 
     def time_at(self, ratio: Tensor | float) -> Tensor:
         wanted = -torch.log1p(torch.as_tensor(ratio, dtype=torch.float64).cpu() ** 2)

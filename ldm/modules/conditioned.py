@@ -20,13 +20,15 @@ from ldm.util import instantiate_from_config
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
 UNET = "model.diffusion_model."
 EMBEDDER = "cond_stage_model."
+# How a network's own names begin: UNetModel, DDAE's UNets, DiT, U-ViT, DDPM's UNet.
+FIRST_LAYERS = ("input_blocks.", "image_proj.", "x_embedder.", "patch_embed.", "temb.")
 # The first layer of the networks that DDAE trains.
 DDAE_FIRST = "image_proj.weight"
 
 
 def is_bare(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is a network's own, as guided-diffusion and DiT publish them, without names around it."""
-    return any(name.startswith(("input_blocks.", "image_proj.", "x_embedder.")) for name in state)
+    return any(name.startswith(FIRST_LAYERS) for name in state)
 
 
 def network_alone(content: Mapping[str, Any], averaged: bool) -> dict[str, Tensor] | None:

@@ -88,6 +88,18 @@ def test_unit_time_tells_the_network_its_share_of_the_table():
     assert torch.equal(inputs, other) and torch.equal(index, t)
 
 
+def test_the_first_entry_of_the_table_can_be_time_one():
+    """U-ViT is told 1 .. T, in training and in sampling, and states between entries have fractional times."""
+    model = tiny_model(first_time=1)
+    x0, eps = batch_of(model, t := torch.tensor([0, 499, 999]))
+    _, time = model.network_input(model.q_sample(x0, t, eps), t)
+    assert time.tolist() == model.schedule.time_to_net(t.double() + 1).tolist() == [1, 500, 1000]
+    assert float(model.schedule.time_to_net(0.5)) == 0.5
+    assert model.sampling_times(50).tolist() == tiny_model().sampling_times(50).tolist()
+    with pytest.raises(ValueError, match="first_time"):
+        tiny_model(first_time=1, unit_time=True)
+
+
 def test_draws_of_a_continuous_path_belong_to_their_sample():
     draws = TrainingDraws(3, 1)
     together, alone = draws(5, range(4), (1, 2, 2), None), draws(5, [2], (1, 2, 2), None)
@@ -101,6 +113,7 @@ def test_draws_of_a_continuous_path_belong_to_their_sample():
     [
         {"times_config": {"target": "ldm.diffusion.training_times.UniformTimes"}},
         {"path_config": FLOW, "unit_time": True},
+        {"path_config": FLOW, "first_time": 1},
         {"path_config": FLOW, "learn_logvar": True},
         {"path_config": FLOW, "original_elbo_weight": 0.1},
         {"path_config": {"target": "ldm.diffusion.training_times.UniformTimes"}},

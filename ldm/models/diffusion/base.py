@@ -58,7 +58,7 @@ class DiffusionModel(pl.LightningModule):
         path_config: former name of `schedule_config`.
         times_config: law of its training times (`ldm.diffusion.training_times`); uniform by default.
         sigma_data: standard deviation of the data, which the target "edm" needs.
-        unit_time: the network takes t / T as time (DDAE).
+        unit_time, first_time: what the network takes as time, see `BetaSchedule`.
         learned_variance: hybrid, vlb, or the arguments of `LearnedVariance`; the network has 2 C output channels.
 
     Attributes:
@@ -92,6 +92,7 @@ class DiffusionModel(pl.LightningModule):
         times_config: Mapping[str, Any] | None = None,
         sigma_data: float = 0.5,
         unit_time: bool = False,
+        first_time: int = 0,
         learned_variance: str | Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -104,7 +105,8 @@ class DiffusionModel(pl.LightningModule):
         self.use_ema = use_ema
         if use_ema:
             self.model_ema = LitEma(self.model, **(ema or {}))
-        betas = BetaSchedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
+        table = (given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+        betas = BetaSchedule(*table, unit_time, first_time)
         self._hold_schedule(*build_schedule(choose_config(schedule_config, path_config), times_config, betas))
         self.learned_variance: LearnedVariance | None = make_learned_variance(learned_variance)
         if self.training_times is not None:
@@ -134,9 +136,11 @@ class DiffusionModel(pl.LightningModule):
         linear_end: float = 2e-2,
         cosine_s: float = 8e-3,
         unit_time: bool = False,
+        first_time: int = 0,
     ) -> None:
         """Take another table of betas and its 12 buffers; arguments: see `BetaSchedule`."""
-        betas = BetaSchedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
+        table = (given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+        betas = BetaSchedule(*table, unit_time, first_time)
         self._hold_schedule(betas.build(), None)
 
     @property

@@ -35,7 +35,7 @@ def build_schedule(
     Args:
         config: of a continuous schedule, None for a table.
         times_config: of the law (`ldm.diffusion.training_times`); uniform where it is None.
-        betas: the table; with a continuous schedule its `given` and `unit_time` must not be set.
+        betas: the table; with a continuous schedule its `given`, `unit_time` and `first_time` must not be set.
 
     Returns:
         (schedule, law of the times), the law being None for a table.
@@ -47,7 +47,7 @@ def build_schedule(
         if times_config is not None:
             raise ValueError("times_config belongs to a continuous schedule: set schedule_config, or leave it out")
         return betas.build(), None
-    refuse_table_options(given_betas=betas.given, unit_time=betas.unit_time)
+    refuse_table_options(given_betas=betas.given, unit_time=betas.unit_time, first_time=betas.first_time)
     schedule = instantiate_from_config(config)
     if not isinstance(schedule, Schedule) or isinstance(schedule, VPSchedule):
         raise ValueError(
