@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,59 @@ def instantiate_from_config(config: Mapping[str, Any] | str) -> Any:
         if "argument" in str(error):
             raise ValueError(f"{config['target']}: {error}; params given: {sorted(map(str, params))}") from error
         raise
+
+
+def exists(value: Any) -> bool:
+    """Return whether a value is not None."""
+    return value is not None
+
+
+def default(value: Any, otherwise: Any) -> Any:
+    """Return a value, or what stands in for None: another value, or a function that makes it."""
+    if value is not None:
+        return value
+    return otherwise() if inspect.isfunction(otherwise) else otherwise
+
+
+def mean_flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the mean over all axes but the first, [B]."""
+    return tensor.mean(dim=tuple(range(1, tensor.ndim)))
+
+
+def count_params(model: torch.nn.Module, verbose: bool = False) -> int:
+    """Return the number of a module's parameters; `verbose` is latent-diffusion's, and nothing is printed."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def ismap(x: Any) -> bool:
+    """Return whether x is a batch of maps [B, C, H, W] with more channels than a picture has."""
+    return isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] > 3
+
+
+def isimage(x: Any) -> bool:
+    """Return whether x is a batch of pictures [B, C, H, W], grey or RGB."""
+    return isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)
+
+
+def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> torch.Tensor:
+    """Draw captions as pictures in [-1, 1], [B, 3, height, width], for a logger of images.
+
+    Args:
+        wh: width and height in pixels.
+        xc: the captions.
+        size: height of the letters in pixels.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    pictures = []
+    letters = int(40 * wh[0] / 256)  # of a line
+    for caption in xc:
+        picture = Image.new("RGB", (wh[0], wh[1]), color="white")
+        lines = "\n".join(caption[start : start + letters] for start in range(0, len(caption), letters))
+        ImageDraw.Draw(picture).text((0, 0), lines, fill="black", font=ImageFont.load_default(size))
+        pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1)
+    return torch.stack(pictures)
 
 
 def derive_seed(*keys: int | str) -> int:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.embedded import join_conditions
 from ldm.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Network = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def make_target(schedule: Schedule, name: str, sigma_data: float = 0.5) -> Targe
 
 @dataclass(frozen=True)
 class NetworkDenoiser:
-    """A network `network(x, t, cond)` as a Denoiser: `cond` is a tensor with the batch axis first, or None.
+    """A network `network(x, t, cond)` as a Denoiser: `cond` is a tensor with the batch axis first, or None;
+    what else the network takes (a list or a mapping of tensors) is handed over as it is.
 
     With `learned_range` the network's output holds a second half along channels, the variance fraction in [-1, 1].
     The solve happens in float64 coefficients and the state's own dtype; `dtype` is what the network computes in, where
@@ -127,7 +129,7 @@ class NetworkDenoiser:
     network: Network
     schedule: Schedule
     target: Target
-    cond: Tensor | None = None
+    cond: Any = None
     learned_range: bool = False
     dtype: torch.dtype | None = None
 
@@ -155,12 +157,12 @@ class GuidedDenoiser:
     """
 
     denoiser: NetworkDenoiser
-    null: Tensor
+    null: Any
     scale: float
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
         assert self.denoiser.cond is not None, "guided() makes sure of a condition"
-        both = replace(self.denoiser, cond=torch.cat([self.null, self.denoiser.cond]))
+        both = replace(self.denoiser, cond=join_conditions(self.null, self.denoiser.cond))
         if not getattr(self.denoiser.network, "shares_x", False):
             u = torch.as_tensor(u)
             x, u = torch.cat([x, x], dim=-4), torch.cat([u, u]) if u.ndim else u
@@ -170,7 +172,7 @@ class GuidedDenoiser:
         return Prediction(torch.lerp(x0_null, x0, self.scale), torch.lerp(eps_null, eps, self.scale), fraction)
 
 
-def guided(denoiser: NetworkDenoiser, null: Tensor | None, scale: float) -> Denoiser:
+def guided(denoiser: NetworkDenoiser, null: Any, scale: float) -> Denoiser:
     """`denoiser` under classifier-free guidance; scale 1 returns it unchanged.
 
     Raises:

@@ -81,6 +81,25 @@ class ImageNoise:
         return self(INITIAL, shape)
 
 
+@dataclass
+class CountedNoise:
+    """Noise for callers that name no images: they are counted over the calls, so that no two calls give the same.
+
+    Attributes:
+        seed: of the draws.
+        drawn: the number of images that were taken so far.
+    """
+
+    seed: int = 0
+    drawn: int = 0
+
+    def take(self, count: int, device: torch.device | str = "cpu") -> ImageNoise:
+        """Return the noise of the next `count` images."""
+        first = self.drawn
+        self.drawn += count
+        return ImageNoise(self.seed, tuple(range(first, self.drawn)), device)
+
+
 @dataclass(frozen=True)
 class TrainingDraws:
     """Draws of training, from generators seeded by (seed, member, step, sample): resumed runs and joint runs agree.

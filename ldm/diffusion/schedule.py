@@ -7,12 +7,13 @@ float64 and serves training and sampling alike.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ldm.modules.diffusionmodules.tables import make_betas as make_betas
 
 
 class Schedule(ABC):
@@ -78,30 +79,6 @@ class Schedule(ABC):
         """x_u = alpha(u) x_0 + sigma(u) eps."""
         alpha, sigma = self.coefficients(u, x0)
         return alpha * x0 + sigma * eps
-
-
-def make_betas(
-    schedule: str, timesteps: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
-) -> Tensor:
-    """beta_1 .. beta_T as float64 [T] (latent-diffusion's names: "linear" is linear in sqrt(beta)).
-
-    `cosine` follows Nichol and Dhariwal 2021, eq. 17: abar(t) = cos^2((t/T + s)/(1 + s) pi/2), beta at most 0.999.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if schedule == "linear":
-        return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64) ** 2
-    if schedule == "sqrt_linear":
-        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64)
-    if schedule == "sqrt":
-        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64) ** 0.5
-    if schedule == "cosine":
-        ramp = (torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + cosine_s) / (1 + cosine_s)
-        abar = torch.cos(ramp * math.pi / 2) ** 2
-        abar = abar / abar[0]
-        return (1 - abar[1:] / abar[:-1]).clamp(0, 0.999)
-    raise ValueError(f"beta_schedule must be linear, sqrt_linear, sqrt or cosine, got '{schedule}'")
 
 
 def _vp_rates(log_abar: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

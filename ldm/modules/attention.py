@@ -16,6 +16,8 @@ from ldm.modules.diffusionmodules.util import (
     repeat_rows,
     zero_module,
 )
+from ldm.util import default as default
+from ldm.util import exists as exists
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from ldm.checkpoint import averaged, load_checkpoint, load_into, unwrap_state_di
 from ldm.diffusion.denoiser import Target, make_target
 from ldm.diffusion.learned_variance import LearnedVariance, check_out_channels, make_learned_variance
 from ldm.diffusion.losses import elbo_weights
+from ldm.diffusion.noise import CountedNoise
 from ldm.diffusion.process import BetaSchedule, NoiseProcess
 from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.diffusion.times import make_times
 from ldm.diffusion.training_times import TrainingTimes
 from ldm.ensembles.heads import ClassTables, name_heads
+from ldm.models.diffusion import ancestral, entries
 from ldm.models.diffusion.process import (
     build_schedule,
     choose_config,
@@ -65,10 +67,20 @@ class DiffusionModel(pl.LightningModule):
         schedule: of the noise.
         training_times: law of the times of a continuous schedule; None on a table of betas.
         target: what the network regresses.
+        sampling_draws: noise of latent-diffusion's methods, where their callers give none.
     """
 
     schedule: Schedule
     training_times: TrainingTimes | None
+    # latent-diffusion's methods, which its scripts and samplers written for it call.
+    q_mean_variance = entries.q_mean_variance
+    predict_start_from_noise = entries.predict_start_from_noise
+    q_posterior = entries.q_posterior
+    p_mean_variance = ancestral.p_mean_variance
+    p_sample = ancestral.p_sample
+    p_sample_loop = ancestral.p_sample_loop
+    progressive_denoising = ancestral.progressive_denoising
+    sample_log = ancestral.sample_log
 
     def __init__(
         self,
@@ -100,6 +112,7 @@ class DiffusionModel(pl.LightningModule):
         self.channels = channels
         self.clip_denoised = clip_denoised
         self.v_posterior = v_posterior
+        self.sampling_draws = CountedNoise()
         self.target = Target(parameterization, sigma_data)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         self.use_ema = use_ema
@@ -157,8 +170,10 @@ class DiffusionModel(pl.LightningModule):
         """Return alpha and sigma [B, 1, 1, 1] at times t [B], to multiply states `like` [B, C, H, W]."""
         return self.process.levels(t, like)
 
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return x_t = alpha x_0 + sigma noise [B, C, H, W] at times t [B]."""
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return x_t = alpha x_0 + sigma noise [B, C, H, W] at times t [B]; the model's own draws where None."""
+        if noise is None:
+            noise = self.sampling_draws.take(len(x_start), x_start.device)(0, x_start.shape).to(x_start)
         return self.process.q_sample(x_start, t, noise)
 
     def network_input(self, x_noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,23 +13,12 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
+from ldm.models.diffusion import stages
 from ldm.models.diffusion.training import DDPM
 from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper, find_model_parts
 from ldm.modules.parts import Parts
-from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
-
-
-def build_embedder(config: Mapping[str, Any] | str, first_stage: nn.Module, trains: bool) -> nn.Module | None:
-    """Build what embeds conditions, None for an unconditional model; "__is_first_stage__" names the first stage.
-
-    An embedder that does not train is frozen and in evaluation mode.
-    """
-    if config == "__is_first_stage__":
-        return first_stage
-    embedder = instantiate_from_config(config)
-    return embedder if embedder is None or trains else embedder.eval().requires_grad_(False)
 
 
 class LatentDiffusion(DDPM):
@@ -53,6 +42,9 @@ class LatentDiffusion(DDPM):
     first_stage_model: Any
     cond_stage_model: nn.Module | None
     scale_factor: float | Tensor
+    instantiate_first_stage = stages.instantiate_first_stage
+    instantiate_cond_stage = stages.instantiate_cond_stage
+    differentiable_decode_first_stage = stages.decode_with_gradients
 
     def __init__(
         self,
@@ -87,9 +79,8 @@ class LatentDiffusion(DDPM):
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
             self.scale_factor = scale_factor
-        self.first_stage_model = (instantiate_from_config(first_stage_config) or IdentityFirstStage()).eval()
-        self.first_stage_model.requires_grad_(False)
-        self.cond_stage_model = build_embedder(cond_stage_config, self.first_stage_model, cond_stage_trainable)
+        self.instantiate_first_stage(first_stage_config)
+        self.instantiate_cond_stage(cond_stage_config)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
@@ -102,8 +93,6 @@ class LatentDiffusion(DDPM):
         if stage is not None and not self.cond_stage_trainable:
             stage.eval()
         return self
-
-    # Stages
 
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Any:

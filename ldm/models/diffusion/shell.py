@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.diffusion.denoiser import Denoiser, MappedDenoiser, NetworkDenoiser, Target, guided
-from ldm.diffusion.noise import ImageNoise
+from ldm.diffusion.embedded import check_condition
+from ldm.diffusion.noise import CountedNoise, ImageNoise
 from ldm.diffusion.samplers import Step, make_sampler, make_times
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import ddim_transition
@@ -76,9 +77,8 @@ class SamplerShell:
             )
         self.model = model
         self.schedule = schedule
-        self.seed = seed
         self.ddpm_num_timesteps = model.num_timesteps
-        self.images_drawn = 0
+        self.draws = CountedNoise(seed)
 
     def make_schedule(
         self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0, verbose: bool = True
@@ -99,6 +99,7 @@ class SamplerShell:
         self.ddim_sqrt_one_minus_alphas = schedule.sigma(ascending)
         pairs = zip(ascending.tolist(), later.tolist(), strict=True)
         self.ddim_sigmas = torch.stack([ddim_transition(schedule, u, s, ddim_eta).w.sqrt() for u, s in pairs])
+        self.ddim_eta = ddim_eta
         for name in ("betas", "alphas_cumprod", "alphas_cumprod_prev"):
             setattr(self, name, getattr(self.model, name))
 
@@ -108,7 +109,7 @@ class SamplerShell:
         S: int,
         batch_size: int,
         shape: Sequence[int],
-        conditioning: Tensor | None = None,
+        conditioning: Any = None,
         callback: Callable[[int], object] | None = None,
         normals_sequence: None = None,
         img_callback: Callable[[Tensor, int], object] | None = None,
@@ -124,7 +125,7 @@ class SamplerShell:
         x_T: Tensor | None = None,
         log_every_t: int = 100,
         unconditional_guidance_scale: float = 1.0,
-        unconditional_conditioning: Tensor | None = None,
+        unconditional_conditioning: Any = None,
         *,
         ddim_discretize: str = "uniform",
         seed: int | None = None,
@@ -132,7 +133,8 @@ class SamplerShell:
         """Latents [B, *shape] and intermediates `x_inter`, `pred_x0`: x_T, the first step, every log_every_t-th.
 
         Args: S, ddim_discretize: see `make_schedule`; seed: see the class; verbose: show progress.
-            conditioning: embedded context [B, L, D] (`get_learned_conditioning`).
+            conditioning: embedded context [B, L, D] (`get_learned_conditioning`), a list of such, or a mapping of
+                lists, {"c_crossattn": [c], "c_concat": [z]}; unconditional_conditioning has the same form.
             callback, img_callback: called with (step) and (x_0_hat, step).
             mask, x0: inpainting: where mask [B, 1, H, W] is 1 the state is x0 [B, *shape], noised, before every step.
             x_T: initial state [B, *shape]; drawn where None.
@@ -149,7 +151,7 @@ class SamplerShell:
         )
         sampler = make_sampler(self.sampler_name, eta=eta, temperature=temperature)
         self.make_schedule(S, ddim_discretize, eta, verbose)
-        context = _checked(conditioning, batch_size), _checked(unconditional_conditioning, batch_size)
+        context = check_condition(conditioning, batch_size), check_condition(unconditional_conditioning, batch_size)
         denoiser = self._denoiser(*context, unconditional_guidance_scale, quantize_x0)
         noise = self._noise(batch_size, seed)
         x = noise.initial((batch_size, *shape)) if x_T is None else x_T.to(noise.device)
@@ -187,7 +189,7 @@ class SamplerShell:
         if given:
             raise ValueError(f"{type(self).__name__} does not support {', '.join(given)}; leave it out")
 
-    def _denoiser(self, cond: Tensor | None, null: Tensor | None, scale: float, quantize: bool) -> Denoiser:
+    def _denoiser(self, cond: Any, null: Any, scale: float, quantize: bool) -> Denoiser:
         model = self.model
         learned = getattr(model, "learned_variance", None) is not None
         own = NetworkDenoiser(model.apply_model, model.schedule, model.target, cond, learned_range=learned)
@@ -199,11 +201,8 @@ class SamplerShell:
         )
 
     def _noise(self, batch_size: int, seed: int | None) -> ImageNoise:
-        first = self.images_drawn if seed is None else 0
-        if seed is None:
-            self.images_drawn += batch_size
-        images = tuple(range(first, first + batch_size))
-        return ImageNoise(self.seed if seed is None else seed, images, device=self.model.betas.device)
+        draws = self.draws if seed is None else CountedNoise(seed)
+        return draws.take(batch_size, self.model.betas.device)
 
 
 class Inpainting:
@@ -240,10 +239,3 @@ def keep_known(steps: Any, known: Inpainting | None) -> Iterator[Step]:
             step = steps.send(None if known is None else known(step.x_next, step.index + 1))
         except StopIteration:
             return
-
-
-def _checked(context: Tensor | None, batch_size: int) -> Tensor | None:
-    if context is not None and (not isinstance(context, Tensor) or context.shape[0] != batch_size):
-        found = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
-        raise ValueError(f"conditioning must be an embedded context of {batch_size} images [B, L, D], got {found}")
-    return context

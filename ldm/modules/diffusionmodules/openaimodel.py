@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.diffusionmodules.blocks import BlockFactory, TimestepEmbedSequential, build_encoder, build_middle
+from ldm.modules.diffusionmodules.blocks import (
+    AttentionBlock,
+    BlockFactory,
+    Downsample,
+    ResBlock,
+    TimestepEmbedSequential,
+    Upsample,
+    build_encoder,
+    build_middle,
+)
 from ldm.modules.diffusionmodules.encoder_unet import EncoderUNetModel
 from ldm.modules.diffusionmodules.util import (
     NORM_GROUPS,
@@ -23,7 +32,16 @@ from ldm.modules.diffusionmodules.util import (
 )
 from ldm.modules.parts import Parts
 
-__all__ = ["EncoderUNetModel", "UNetModel", "split_last_layer"]
+__all__ = [
+    "AttentionBlock",
+    "Downsample",
+    "EncoderUNetModel",
+    "ResBlock",
+    "TimestepEmbedSequential",
+    "UNetModel",
+    "Upsample",
+    "split_last_layer",
+]
 
 log = logging.getLogger(__name__)
 

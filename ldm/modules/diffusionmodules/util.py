@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +13,41 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+# What networks and samplers written for latent-diffusion look for in this module, beside its own functions.
+from ldm.modules.diffusionmodules.tables import betas_for_alpha_bar as betas_for_alpha_bar
+from ldm.modules.diffusionmodules.tables import extract_into_tensor as extract_into_tensor
+from ldm.modules.diffusionmodules.tables import make_beta_schedule as make_beta_schedule
+from ldm.modules.diffusionmodules.tables import make_ddim_sampling_parameters as make_ddim_sampling_parameters
+from ldm.modules.diffusionmodules.tables import make_ddim_timesteps as make_ddim_timesteps
+from ldm.modules.diffusionmodules.tables import noise_like as noise_like
+from ldm.util import mean_flat as mean_flat
+
+linear = nn.Linear
+SiLU = nn.SiLU
+
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 NORM_GROUPS = 32
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000, repeat_only: bool = False) -> Tensor:
     """Sinusoids of a time, cosines first: `cos(t w_i), sin(t w_i)` with `w_i = max_period ** (-i / (dim // 2))`.
 
     Args:
         t: times `[B]`, whole or fractional.
         dim: width D of the embedding; an odd one ends with a zero.
         max_period: period of the slowest sinusoid, over 2 pi.
+        repeat_only: return the times themselves, D times.
 
     Returns:
-        `[B, D]`, float64 for a float64 `t` and float32 otherwise.
+        `[B, D]`, float64 for a float64 `t` and float32 otherwise; with `repeat_only` of the type of `t`.
 
     Source: Vaswani et al. 2017, section 3.5, in the order of Ho et al. 2020 as published in latent-diffusion.
     """
     if t.ndim != 1:
         raise ValueError(f"times must have shape [B], got {list(t.shape)}; expand a single time to the batch")
+    if repeat_only:
+        return t[:, None].repeat(1, dim)
     half = dim // 2
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
     exponents = -math.log(max_period) * torch.arange(half, dtype=dtype, device=t.device) / half  # published rounding
@@ -72,6 +88,14 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
+def scale_module(module: nn.Module, scale: float) -> nn.Module:
+    """Multiply every parameter of `module` by a number and return it."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(scale)
+    return module
+
+
 def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
     """Convolution over 1, 2 or 3 dimensions; further arguments are those of `torch.nn.ConvNd`."""
     return _by_dimension(CONVOLUTIONS, dims)(*args, **kwargs)
@@ -103,8 +127,10 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def checkpoint(module: nn.Module, *inputs: Tensor | None, enabled: bool = True) -> Tensor:
+def checkpoint(module: Any, *inputs: Any, enabled: bool = True) -> Tensor:
     """Return `module(*inputs)` and, if `enabled`, recompute its activations in the backward pass.
+
+    latent-diffusion's call `checkpoint(function, (input, ...), parameters, enabled)` is taken as well.
 
     Gradients reach the inputs whether or not the parameters want any, so a backbone may be frozen. The parameters of
     the
@@ -113,8 +139,12 @@ def checkpoint(module: nn.Module, *inputs: Tensor | None, enabled: bool = True) 
 
     Source: Chen et al. 2016 (arXiv 1604.06174), by the non-reentrant form of `torch.utils.checkpoint`.
     """
+    if inputs and isinstance(inputs[0], (tuple, list)):
+        inputs, enabled = tuple(inputs[0]), bool(inputs[2])
     if not (enabled and torch.is_grad_enabled()) or in_functorch() or in_forward_mode():
         return module(*inputs)
+    if not isinstance(module, nn.Module):
+        return torch_checkpoint(module, *inputs, use_reentrant=False)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     return torch_checkpoint(lambda *args: functional_call(module, tensors, args), *inputs, use_reentrant=False)
 
