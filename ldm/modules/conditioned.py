@@ -1,19 +1,20 @@
 """The network as a function of (x, t, condition), in three stages, so that members of an ensemble share what they can.
 
-condition(t, cond) -> state         per-member heads at the input: class embedding, time embedding
+condition(t, cond) -> state         per-member heads at the input: class embedding, text encoder, time embedding
 backbone(x, *state)   -> features      frozen
 readout(features)  -> output        per-member heads at the output
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.choices import Choices, Condition
 from ldm.modules.parts import Parts, find_parts
 from ldm.util import instantiate_from_config
 
@@ -111,21 +112,40 @@ def find_model_parts(model: DiffusionWrapper, embedder: nn.Module | None) -> Par
 class ConditionedNetwork(nn.Module):
     """UNet and condition embedder under the names they have in LatentDiffusion, as one network of raw conditions.
 
-    `network(x, t, cond)`: x [B, C, H, W], t [B], cond class labels [B] (or what the embedder takes), or None; where it
-    `shares_x` also r B labels, label j for image j mod B. Keys equal the base model's, so a posterior's overrides apply
-    through `torch.func.functional_call` as they are.
+    `network(x, t, cond)`: x [B, C, H, W], t [B], cond one of: class labels [B]; labels [B] of `choices`; token ids
+    [B, L] or an embedded context [B, L, D]; a picture [B, C', H, W] that is joined to x; None. Where it `shares_x` also
+    r B labels, label j for image j mod B. Keys equal the base model's, so a posterior's overrides apply through
+    `torch.func.functional_call` as they are.
+
+    Args:
+        model: the UNet, and how conditions reach it.
+        cond_stage_model: what embeds conditions, where they are embedded.
+        choices: the conditions that labels stand for, in place of classes.
+
+    Raises:
+        ValueError: if the choices lack what the UNet is conditioned on.
     """
 
-    def __init__(self, model: DiffusionWrapper, cond_stage_model: nn.Module | None = None):
+    def __init__(
+        self, model: DiffusionWrapper, cond_stage_model: nn.Module | None = None, choices: Choices | None = None
+    ):
         super().__init__()
-        if model.conditioning_key in ("concat", "hybrid"):
-            raise ValueError(
-                f"conditioning_key '{model.conditioning_key}' joins the condition to the input; class-conditional and "
-                "unconditional models are supported here: crossattn, adm or none"
-            )
         self.model = model
         self.cond_stage_model = cond_stage_model
-        self.shares_x = getattr(model.diffusion_model, "shares_x", False)
+        self.choices = choices
+        self.joins_picture = model.conditioning_key in ("concat", "hybrid")
+        self.reads_context = model.conditioning_key in ("crossattn", "hybrid")
+        self.shares_x = getattr(model.diffusion_model, "shares_x", False) and not self.joins_picture
+        if choices is not None:
+            self._check_choices(choices)
+
+    def _check_choices(self, choices: Choices) -> None:
+        texts = choices.tokens is not None or choices.context is not None
+        if (choices.picture is not None, texts) != (self.joins_picture, self.reads_context):
+            raise ValueError(
+                f"conditioning_key '{self.model.conditioning_key}' takes a picture: {self.joins_picture}, text: "
+                f"{self.reads_context}; the choices hold a picture: {choices.picture is not None}, text: {texts}"
+            )
 
     @property
     def parts(self) -> Parts:
@@ -137,19 +157,68 @@ class ConditionedNetwork(nn.Module):
         """Whether `condition`, `backbone` and `readout` each act on parameters of their own."""
         return bool(self.parts.condition)
 
-    def condition(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Time (and label) embedding [B, E] and context [B, L, D] or None."""
-        key = self.model.conditioning_key
-        embedding = self.model.diffusion_model.condition(t, cond if key == "adm" else None)
-        context = None
-        if key == "crossattn":
-            embedder = cast("ConditionEmbedder | None", self.cond_stage_model)
-            context = cond if embedder is None else embedder.embed(cond)
-        return embedding, context
+    @property
+    def needs_choices(self) -> bool:
+        """Whether this is a network of texts or pictures that has no list of them yet."""
+        embedder = self.cond_stage_model
+        labelled = getattr(embedder, "n_classes", None) is not None or getattr(embedder, "optional", False)
+        return (self.reads_context or self.joins_picture) and self.choices is None and not labelled
 
-    def backbone(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
-        """Features [B, F, H, W], the input of the output block."""
-        return self.model.diffusion_model.features(x, embedding, context)
+    def blank_choice(self, size: Sequence[int], channels: int) -> Choices:
+        """Return one choice of zeros of the shape that the network takes, to measure the network by.
+
+        Args:
+            size: height and width of the states; channels: of these.
+        """
+        unet = self.model.diffusion_model
+        length = getattr(self.cond_stage_model, "max_length", 1)
+        context = torch.zeros(1, length, unet.context_dim) if self.reads_context else None
+        picture = torch.zeros(1, unet.in_channels - channels, *size) if self.joins_picture else None
+        return Choices(("blank",), context=context, picture=picture)
+
+    def read_condition(self, cond: Tensor | None) -> Condition:
+        """Return what raw conditions [B, ...] are, as the class says; None gives none.
+
+        Raises:
+            ValueError: if a condition of a hybrid model is not one of its choices.
+        """
+        if cond is None:
+            return Condition()
+        if self.choices is not None and cond.ndim == 1:
+            return self.choices.pick(cond)
+        if self.joins_picture and self.reads_context:
+            raise ValueError("conditioning_key 'hybrid' takes labels of choices here, which hold text and picture")
+        if self.joins_picture:
+            return Condition(picture=cond)
+        return Condition(context=cond) if cond.is_floating_point() and cond.ndim == 3 else Condition(tokens=cond)
+
+    def condition(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Time (and label) embedding [B, E]; context [B, L, D] and picture [B, C', H, W] where the UNet takes them."""
+        embedding = self.model.diffusion_model.condition(t, cond if self.model.conditioning_key == "adm" else None)
+        if not (self.reads_context or self.joins_picture):
+            return (embedding, None)
+        read = self.read_condition(cond)
+        context = self._embed(read) if self.reads_context else None
+        if not self.joins_picture:
+            return (embedding, context)
+        return (embedding, context, read.picture) if self.reads_context else (embedding, read.picture)
+
+    def _embed(self, read: Condition) -> Tensor | None:
+        if read.context is not None or read.tokens is None:
+            return read.context
+        embedder = cast("ConditionEmbedder | None", self.cond_stage_model)
+        return read.tokens if embedder is None else embedder.embed(read.tokens)
+
+    def backbone(self, x: Tensor, embedding: Tensor, *state: Tensor | None) -> Tensor:
+        """Features [B, F, H, W], the input of the output block; `state` is what `condition` returned after it."""
+        given = [one for one in state if one is not None]
+        if self.joins_picture:
+            if not given:
+                raise ValueError(
+                    f"conditioning_key '{self.model.conditioning_key}' joins a picture to the state: give one an image"
+                )
+            x = torch.cat([x, given.pop()], dim=1)
+        return self.model.diffusion_model.features(x, embedding, given[0] if given else None)
 
     def readout(self, features: Tensor) -> Tensor:
         """Output [B, C', H, W]."""

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.samplers.registry import Sampler, sampler_options
 from ldm.memory import Chunker
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.choices import Choices
+from ldm.modules.conditioned import ConditionedNetwork
 from ldm.pipelines.speed import with_speed
 from ldm.pipelines.wrappers import Wrappers, make_wrappers
 from ldm.settings import Sampling, Speed
@@ -101,9 +103,19 @@ class Pipeline:
         Raises:
             ValueError: naming the value.
         """
-        _ = (self.times, self.scale, self.wrappers.off, self.sampler, self.n_classes, self.base_network)
+        _ = (self.times, self.scale, self.wrappers.off, self.sampler, self.base_network)
         _ = (self.conditional, self.null_class, self._latent_shape)
+        if not self.base_network.needs_choices:
+            _ = self.n_classes
         return self
+
+    def with_choices(self, choices: Choices) -> Self:
+        """Return this pipeline with conditions by number: its classes are prompts or pictures.
+
+        Raises:
+            ValueError: if the choices lack what the model is conditioned on.
+        """
+        return replace(self, model=self.model.with_choices(choices)).check()
 
     def with_scaling(self, scaling: EpsilonScaling) -> Self:
         """Return this pipeline under another epsilon scaling, one that was estimated for example."""
@@ -136,7 +148,7 @@ class Pipeline:
             ValueError: if guidance is asked for and the model has no null class.
         """
         given = self.sampling.scale
-        if self.null_class is None:
+        if self.null_class is None and not self.base_network.needs_choices:
             if given not in (None, 1.0):
                 raise ValueError(f"--scale {given}: this model has no null class, there is no guidance")
             return 1.0
@@ -161,8 +173,15 @@ class Pipeline:
 
     @cached_property
     def n_classes(self) -> int:
-        """Number of real classes, without the null class; of an unconditional model those of the classifier that
-        guides it, or 0."""
+        """Number of real classes (or choices), without the null class; of an unconditional model those of the
+        classifier that guides it, or 0.
+
+        Raises:
+            ValueError: if the model is conditioned on text or pictures, and none were given.
+        """
+        if self.base_network.needs_choices:
+            kind = "pictures" if self.base_network.joins_picture else "prompts"
+            raise ValueError(f"this model is conditioned on {kind}: give them, see Pipeline.with_choices")
         if self.model.n_classes or self.wrappers.classifier is None:
             return self.model.n_classes or 0
         return self.wrappers.classifier.n_classes
@@ -181,7 +200,7 @@ class Pipeline:
         return make_sampler(name, eta=self.sampling.eta or None, variance=variance, mean_shift=shift)
 
     @cached_property
-    def base_network(self) -> nn.Module:
+    def base_network(self) -> ConditionedNetwork:
         """The model's own network of (x, t, condition)."""
         return self.model.network
 

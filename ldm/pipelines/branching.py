@@ -70,7 +70,9 @@ class BranchingPipeline(ModelPipeline):
 
     @cached_property
     def classes(self) -> Classes:
-        """The real classes as the ensemble's record describes them."""
+        """The real classes as the ensemble's record describes them, or the prompts or pictures that were given."""
+        if self.model.choices is not None:
+            return Classes(self.n_classes, self.model.choices.names, members=self.members)
         return Classes.from_record(self.ensemble.spec, self.n_classes, self.members)
 
     # Where the members branch

@@ -39,7 +39,9 @@ class ModelPipeline(Pipeline):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """One name a class, where the config's training data can be read and tell them; else none."""
+        """One name a class: of prompts or pictures theirs, else what the training data tell, where they can be read."""
+        if self.model.choices is not None:
+            return self.model.choices.names
         train = ((self.config.get("data") or {}).get("params") or {}).get("train")
         try:
             data = None if train is None else instantiate_from_config(train)

@@ -107,11 +107,7 @@ def with_speed(model: LatentDiffusion, speed: Speed, device: torch.device) -> tu
     The result shares every weight with `model`, which keeps running as it did: precision and compilation act on a
     copy of the modules around the weights. Only the memory layout is the weights' own.
     """
-    x = torch.zeros((1, *model.latent_shape), device=device)
-    cond = torch.zeros(1, dtype=torch.long, device=device) if model.n_classes else None
-    rows = speed.chunk
-    if rows == "auto":
-        rows = rows_that_fit(lambda: model.network(x, x.new_zeros(1), cond), device)
+    rows = rows_in_a_pass(model, device) if speed.chunk == "auto" else speed.chunk
     if device.type == "cpu":
         keep_freed_memory()
     unet = model.model.diffusion_model
@@ -119,6 +115,16 @@ def with_speed(model: LatentDiffusion, speed: Speed, device: torch.device) -> tu
     if fast is not unet:
         model = _with_module(model, "model", _with_module(model.model, "diffusion_model", fast))
     return model, Chunker(rows)
+
+
+def rows_in_a_pass(model: LatentDiffusion, device: torch.device) -> Any:
+    """Return how many images fit into a pass of the network; one image without a condition is tried, if any is."""
+    channels, *size = model.latent_shape
+    x = torch.zeros((1, channels, *size), device=device)
+    network = model.network
+    tried = model.with_choices(network.blank_choice(size, channels)) if network.needs_choices else model
+    cond = torch.zeros(1, dtype=torch.long, device=device) if tried.n_classes else None
+    return rows_that_fit(lambda: tried.network(x, x.new_zeros(1), cond), device)
 
 
 def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -14,7 +15,9 @@ from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion import stages
+from ldm.models.diffusion.log_images import make_log_images
 from ldm.models.diffusion.training import DDPM
+from ldm.modules.choices import Choices
 from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper, find_model_parts
 from ldm.modules.parts import Parts
 
@@ -37,11 +40,15 @@ class LatentDiffusion(DDPM):
         scale_factor: of the latents; with `scale_by_std` it is measured on the first batch of a training.
         guidance_scale: of logged samples.
         ddpm: further arguments of `DDPM`; those that are named here but not described are its as well.
+
+    Attributes:
+        choices: the prompts or pictures that labels stand for; None: labels are classes. See `with_choices`.
     """
 
     first_stage_model: Any
     cond_stage_model: nn.Module | None
     scale_factor: float | Tensor
+    choices: Choices | None = None
     instantiate_first_stage = stages.instantiate_first_stage
     instantiate_cond_stage = stages.instantiate_cond_stage
     differentiable_decode_first_stage = stages.decode_with_gradients
@@ -181,11 +188,15 @@ class LatentDiffusion(DDPM):
     @property
     def null_class(self) -> int | None:
         """Label of classifier-free guidance's null class, the embedder's last row; None where there is none."""
+        if self.choices is not None:
+            return self.choices.null_class
         return getattr(self.cond_stage_model, "null_class", None)
 
     @property
     def n_classes(self) -> int | None:
-        """Number of classes, the null class not counted; None for an unconditional model."""
+        """Number of classes (or choices), the null class not counted; None for a model of neither."""
+        if self.choices is not None:
+            return len(self.choices.names)
         rows = getattr(self.cond_stage_model, "n_classes", None)
         return rows if rows is None or self.null_class is None else rows - 1
 
@@ -208,7 +219,18 @@ class LatentDiffusion(DDPM):
 
     @property
     def network(self) -> ConditionedNetwork:
-        return ConditionedNetwork(self.model, self.cond_stage_model)
+        return ConditionedNetwork(self.model, self.cond_stage_model, self.choices)
+
+    def with_choices(self, choices: Choices) -> LatentDiffusion:
+        """Return this model with the same weights, whose labels stand for prompts or pictures.
+
+        Raises:
+            ValueError: if they lack what the model is conditioned on.
+        """
+        made = copy.copy(self)
+        made.choices = choices.to(self.device)
+        made.network  # noqa: B018  # which refuses choices that do not fit
+        return made
 
     def denoiser(self, cond: Tensor | None = None, scale: float = 1.0, network: Network | None = None) -> Denoiser:
         """Make a denoiser for class labels [B] under guidance `scale`; `network` replaces ours (that of members).
@@ -250,21 +272,6 @@ class LatentDiffusion(DDPM):
     def log_images(
         self, batch: Mapping[str, Any], N: int | None = None, ddim_steps: int = 50, ddim_eta: float = 0, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Make images in [-1, 1] for a logger: the first N inputs (all), reconstructions, samples of their classes.
-
-        The samples take `ddim_steps` steps, or as many as a table of betas has entries, if these are fewer.
-        """
-        batch = {name: value[:N] for name, value in batch.items() if isinstance(value, Tensor)}
-        z = self.get_input(batch, self.first_stage_key)
-        images = self.decode_first_stage(z) if "encoded" in batch else super().get_input(batch, self.first_stage_key)
-        labels = None if self.n_classes is None else batch[self.cond_stage_key]
-        noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
-        with self.ema_scope("samples"):
-            scale = self.guidance_scale if labels is not None else 1.0
-            steps = ddim_steps if self.num_timesteps is None else min(ddim_steps, self.num_timesteps)
-            samples = self.sample(labels, noise, self.sampling_times(steps), scale, eta=ddim_eta)
-        return {
-            "inputs": images,
-            "reconstruction": self.decode_first_stage(z),
-            "samples": self.decode_first_stage(samples),
-        }
+        """Make images in [-1, 1] for a logger from the first N images of a batch (all), see `make_log_images`."""
+        first = {name: value[:N] for name, value in batch.items() if isinstance(value, Tensor)}
+        return make_log_images(self, first, ddim_steps, ddim_eta, seed)

@@ -31,6 +31,12 @@ Batch = Mapping[str, Any]
 IGNORED_ARGUMENTS = frozenset({"log_every_t", "use_positional_encodings", "cond_stage_forward"})
 
 
+def read_images(x: Tensor) -> Tensor:
+    """Return images [B, H, W, C] (or [B, H, W]) of a batch as float [B, C, H, W]."""
+    x = x[..., None] if x.ndim == 3 else x
+    return rearrange(x, "b h w c -> b c h w").contiguous().float()
+
+
 class DDPM(DiffusionModel):
     """Training of a diffusion model on what `get_input` returns; arguments are latent-diffusion's.
 
@@ -199,9 +205,7 @@ class DDPM(DiffusionModel):
 
     def get_input(self, batch: Batch, k: str) -> Tensor:
         """Return batch[k] [B, H, W, C] (or [B, H, W]) as float [B, C, H, W]."""
-        x = batch[k]
-        x = x[..., None] if x.ndim == 3 else x
-        return rearrange(x, "b h w c -> b c h w").contiguous().float()
+        return read_images(batch[k])
 
     def embed_condition(self, batch: Batch, uniform: Tensor) -> Any:
         """Embed the condition of a batch; `uniform` [B] decides label dropout. None for unconditional models."""

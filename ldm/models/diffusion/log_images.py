@@ -1,0 +1,66 @@
+"""The images that a training shows of a model: what it was given, what the first stage keeps, what it samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ldm.diffusion.noise import ImageNoise
+from ldm.models.diffusion.training import read_images
+
+
+class LoggedModel(Protocol):
+    """What is asked of a LatentDiffusion to show its images."""
+
+    first_stage_key: str
+    cond_stage_key: str
+    guidance_scale: float
+
+    @property
+    def n_classes(self) -> int | None: ...
+
+    @property
+    def num_timesteps(self) -> int | None: ...
+
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor: ...
+
+    def decode_first_stage(self, z: Tensor) -> Tensor: ...
+
+    def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]: ...
+
+    def sampling_times(self, steps: int | str, spacing: str = "auto") -> Tensor: ...
+
+    def sample(
+        self, cond: Tensor | None, noise: ImageNoise, times: Tensor, scale: float = 1.0, **options: Any
+    ) -> Tensor: ...
+
+
+def make_log_images(
+    model: LoggedModel, batch: Mapping[str, Tensor], steps: int, eta: float, seed: int
+) -> dict[str, Tensor]:
+    """Make images [B, C, H, W] in [-1, 1]: the inputs of a batch, their reconstructions, samples of their classes.
+
+    Args:
+        steps: of the sampler; as many as a table of betas has entries, if these are fewer.
+        eta: of DDIM.
+        seed: of the noise.
+    """
+    z = model.get_input(batch, model.first_stage_key)
+    if "encoded" in batch:
+        images = model.decode_first_stage(z)
+    else:
+        images = read_images(batch[model.first_stage_key])
+    labels = None if model.n_classes is None else batch[model.cond_stage_key]
+    noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
+    with model.ema_scope("samples"):
+        scale = model.guidance_scale if labels is not None else 1.0
+        taken = steps if model.num_timesteps is None else min(steps, model.num_timesteps)
+        samples = model.sample(labels, noise, model.sampling_times(taken), scale, eta=eta)
+    return {
+        "inputs": images,
+        "reconstruction": model.decode_first_stage(z),
+        "samples": model.decode_first_stage(samples),
+    }
