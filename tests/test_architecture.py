@@ -10,6 +10,7 @@ import re
 import sys
 import tokenize
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,8 +109,13 @@ def room(module):
     return next(((LEVELS[prefix], prefix) for prefix in prefixes if prefix in LEVELS), (11, "scripts"))
 
 
+@cache
+def nodes(tree):
+    return tuple(ast.walk(tree))
+
+
 def walk(file, *kinds):
-    return (node for node in ast.walk(file.tree) if isinstance(node, kinds))
+    return (node for node in nodes(file.tree) if isinstance(node, kinds))
 
 
 def imports(file):
