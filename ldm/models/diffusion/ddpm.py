@@ -16,12 +16,19 @@ from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion import stages
 from ldm.models.diffusion.log_images import make_log_images
+from ldm.models.diffusion.optimisation import measure_deviation
 from ldm.models.diffusion.training import DDPM
 from ldm.modules.choices import Choices
 from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper, find_model_parts
 from ldm.modules.parts import Parts
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
+
+
+def refuse_noise_on_the_condition(timesteps: int | None) -> None:
+    """Raise a ValueError for latent-diffusion's option of a noisy condition, which no released model uses."""
+    if timesteps not in (None, 1):
+        raise ValueError(f"num_timesteps_cond must be 1 (no noise on the condition), got {timesteps}")
 
 
 class LatentDiffusion(DDPM):
@@ -71,8 +78,7 @@ class LatentDiffusion(DDPM):
         load_only_unet: bool = False,
         **ddpm: Any,
     ):
-        if num_timesteps_cond not in (None, 1):
-            raise ValueError(f"num_timesteps_cond must be 1 (no noise on the condition), got {num_timesteps_cond}")
+        refuse_noise_on_the_condition(num_timesteps_cond)
         if cond_stage_config == "__is_unconditional__":
             conditioning_key = None
         elif conditioning_key is None:
@@ -180,8 +186,7 @@ class LatentDiffusion(DDPM):
                     f"scale_by_std measures the scale; it cannot start from scale_factor {self.scale_factor}"
                 )
             z = self.get_input(batch, self.first_stage_key)
-            moments = self.trainer.strategy.reduce(torch.stack([z.mean(), z.square().mean()]), reduce_op="mean")
-            self.scale_factor.copy_(1 / (moments[1] - moments[0] ** 2).sqrt())
+            self.scale_factor.copy_(1 / measure_deviation(z, self.trainer))
 
     # Class embeddings
 

@@ -156,3 +156,9 @@ def check_base(path: str | None) -> str:
             "`decu export`, or download it with prep_data.sh"
         )
     return path
+
+
+def measure_deviation(z: Tensor, trainer: pl.Trainer) -> Tensor:
+    """Return the standard deviation [] of the values of z over all processes of a training."""
+    moments = trainer.strategy.reduce(torch.stack([z.mean(), z.square().mean()]), reduce_op="mean")
+    return (moments[1] - moments[0] ** 2).sqrt()
