@@ -36,6 +36,8 @@ CALLBACK_CLASSES = (
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Return everything in a checkpoint file, on the CPU, without running any code stored in it.
 
+    Nearly all files hold a dictionary; DDIM's training writes a list.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds something other than tensors and plain containers, or is damaged.
@@ -67,6 +69,8 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 
 def unwrap_state_dict(content: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Tensor]:
     """The `{name: tensor}` in what was read from a file."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is not a state dict: it holds a {type(content).__name__}")
     state = content.get("state_dict", content)
     bad = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if bad:

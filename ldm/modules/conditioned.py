@@ -32,16 +32,19 @@ def is_bare(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(FIRST_LAYERS) for name in state)
 
 
-def network_alone(content: Mapping[str, Any], averaged: bool) -> dict[str, Tensor] | None:
+def network_alone(content: Mapping[str, Any] | Sequence[Any], averaged: bool) -> dict[str, Tensor] | None:
     """A network's own state dict out of a published file that holds nothing else of a model; None for other files.
 
-    guided-diffusion and DiT publish it as it is. DDAE's training writes {MODEL, EMA, opt}: `MODEL` is the model as it
-    trains, `EMA` holds its averages below `ema_model.` (ema-pytorch); `averaged` takes these. In both the network lies
-    below a name of its own, and tables of the process beside it.
+    guided-diffusion, DiT and U-ViT publish it as it is. DDIM's training writes a list: the model as it trains, each
+    name below `module.`, the optimiser, two counts, and last the averages. DDAE's training writes {MODEL, EMA, opt}:
+    `MODEL` is the model as it trains, `EMA` holds its averages below `ema_model.` (ema-pytorch); in both the network
+    lies below a name of its own, and tables of the process beside it. `averaged` takes the averages.
 
     Raises:
-        ValueError: if a file laid out as DDAE's holds no network of its kind, with the names that it does hold.
+        ValueError: if a file laid out as DDIM's or DDAE's holds no network of its kind, with what it does hold.
     """
+    if not isinstance(content, Mapping):
+        return _from_list(content, averaged)
     if "MODEL" not in content:
         state = content.get("state_dict", content)
         return dict(state) if is_bare(state) else None
@@ -55,6 +58,17 @@ def network_alone(content: Mapping[str, Any], averaged: bool) -> dict[str, Tenso
         )
     prefix = first.removesuffix(DDAE_FIRST)
     return {name.removeprefix(prefix): value for name, value in content[part].items() if name.startswith(prefix)}
+
+
+def _from_list(content: Sequence[Any], averaged: bool) -> dict[str, Tensor]:
+    """Read what DDIM's training writes: [model, optimiser, epoch, step, averages], the averages where it kept them."""
+    part = content[-1 if averaged and len(content) == 5 else 0] if content else None
+    if not isinstance(part, Mapping) or not all(isinstance(value, Tensor) for value in part.values()):
+        raise ValueError(
+            "this file holds a list, and of lists only that of DDIM's training is known: [model, optimiser, epoch, "
+            f"step, averages]; it holds {[type(one).__name__ for one in content][:8]}"
+        )
+    return {name.removeprefix("module."): value for name, value in part.items()}
 
 
 class DiffusionWrapper(nn.Module):

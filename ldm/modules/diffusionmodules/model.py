@@ -1,4 +1,7 @@
-"""Encoder and decoder of the first stages; key names as published with latent-diffusion (after VQGAN, Esser 2021)."""
+"""DDPM's UNet, and encoder and decoder of the first stages; key names as published with latent-diffusion.
+
+Sources: Ho et al. 2020 (`Model`, in `ddpm_unet.py`); Esser et al. 2021 (VQGAN).
+"""
 
 from __future__ import annotations
 
@@ -9,82 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.modules.attention import attend
 from ldm.modules.diffusionmodules.blocks import Upsample
+from ldm.modules.diffusionmodules.ddpm_unet import Model
+from ldm.modules.diffusionmodules.resnet import MiddleBlocks, PaddedDownsample, ResnetBlock, make_attn
 from ldm.modules.diffusionmodules.util import normalization
 
-ATTENTION_TYPES = ("vanilla", "none")
-
-
-class ResnetBlock(nn.Module):
-    """Residual block without an embedding."""
-
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
-        super().__init__()
-        self.norm1 = normalization(in_channels, eps=1e-6)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = normalization(out_channels, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # [B, out, H, W]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))  # [B, out, H, W]
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)  # [B, out, H, W]
-
-
-class AttnBlock(nn.Module):
-    """Self-attention of one head over all positions."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = normalization(channels, eps=1e-6)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)  # [B, C, H, W]
-        query, key, value = (layer(h).flatten(2).mT[:, None] for layer in (self.q, self.k, self.v))  # [B, 1, N, C]
-        h = attend(query, key, value)[:, 0].mT.reshape(x.shape)  # [B, C, H, W]
-        return x + self.proj_out(h)  # [B, C, H, W]
-
-
-class PaddedDownsample(nn.Module):
-    """Halve the size by a convolution padded on the right and below, or by averaging."""
-
-    def __init__(self, channels: int, with_conv: bool = True):
-        super().__init__()
-        if with_conv:
-            self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "conv"):
-            return self.conv(F.pad(x, (0, 1, 0, 1)))  # [B, C, H / 2, W / 2]
-        return F.avg_pool2d(x, 2)  # [B, C, H / 2, W / 2]
-
-
-def make_attn(channels: int, attn_type: str) -> nn.Module:
-    """An attention block, or nothing in its place for "none"."""
-    if attn_type not in ATTENTION_TYPES:
-        raise ValueError(f"attn_type must be one of {ATTENTION_TYPES}, got '{attn_type}'")
-    return AttnBlock(channels) if attn_type == "vanilla" else nn.Identity()
-
-
-class FirstStageMiddle(nn.Module):
-    """Residual block, attention, residual block at the smallest size."""
-
-    def __init__(self, channels: int, dropout: float, attn_type: str):
-        super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = make_attn(channels, attn_type)
-        self.block_2 = ResnetBlock(channels, channels, dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))  # [B, C, H, W]
+__all__ = ["Decoder", "Encoder", "Model"]
 
 
 class Level(nn.Module):
@@ -123,7 +56,7 @@ class Encoder(nn.Module):
         dropout: in residual blocks.
         resamp_with_conv: halve with convolutions.
         double_z: predict 2 Z channels.
-        attn_type: "vanilla" or "none".
+        attn_type: "vanilla", "linear" or "none".
         tanh_out, give_pre_end: of the decoder.
     """
 
@@ -156,7 +89,7 @@ class Encoder(nn.Module):
             if index < len(ch_mult) - 1:
                 level.downsample = PaddedDownsample(widths[index + 1], resamp_with_conv)
             self.down.append(level)
-        self.mid = FirstStageMiddle(widths[-1], dropout, attn_type)
+        self.mid = MiddleBlocks(widths[-1], dropout, attn_type)
         self.norm_out = normalization(widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * z_channels if double_z else z_channels, 3, padding=1)
 
@@ -204,7 +137,7 @@ class Decoder(nn.Module):
         self.tanh_out, self.give_pre_end = tanh_out, give_pre_end
         widths = [ch * mult for mult in ch_mult] + [ch * ch_mult[-1]]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = FirstStageMiddle(widths[-1], dropout, attn_type)
+        self.mid = MiddleBlocks(widths[-1], dropout, attn_type)
         self.up = nn.ModuleList()
         for index in range(len(ch_mult)):
             attention = resolution // 2**index in attn_resolutions
