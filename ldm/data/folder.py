@@ -36,7 +36,12 @@ class FileImages(LabelledImages):
         in_memory: keep decoded pixels, so that each file is read once (by each loader worker: use `num_workers: 0`).
         transform: applied after crop and flip, see `LabelledImages`.
         seed: seed of the crop, the flip and the transform's draws.
+
+    Attributes:
+        box: (top, left, height, width) of the part of each file that is read; the whole where None.
     """
+
+    box: tuple[int, int, int, int] | None = None
 
     def __init__(
         self,
@@ -99,7 +104,7 @@ class FileImages(LabelledImages):
         size, _, channels = self.image_shape
         path = self.relpaths[index]
         try:
-            pixels = decode(self.files.read(path), channels, size, self.square)
+            pixels = decode(self.files.read(path), channels, size, self.square, self.box)
         except UNREADABLE as error:
             self._found_broken[index] = True
             roots = ", ".join(str(root) for root in self.files.roots)

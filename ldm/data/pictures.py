@@ -98,7 +98,13 @@ def hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def decode(content: bytes, channels: int, shortest: int | None = None, square: bool = False) -> Tensor:
+def decode(
+    content: bytes,
+    channels: int,
+    shortest: int | None = None,
+    square: bool = False,
+    box: tuple[int, int, int, int] | None = None,
+) -> Tensor:
     """Decode an image file to uint8 [H, W, channels].
 
     Args:
@@ -106,10 +112,21 @@ def decode(content: bytes, channels: int, shortest: int | None = None, square: b
         channels: 1 (grey) or 3 (RGB); transparency is dropped.
         shortest: scale so that the shortest side has this many pixels; as it is where not given.
         square: scale both sides to `shortest`, changing the proportions.
+        box: (top, left, height, width) of the part that is kept, before scaling.
+
+    Raises:
+        ValueError: if the box is not inside of the image.
     """
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.array(eight_bits(image).convert(MODES[channels]))
     tensor = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels))
+    if box is not None:
+        top, left, height, width = box
+        if top + height > len(tensor) or left + width > tensor.shape[1]:
+            raise ValueError(
+                f"an image of {list(tensor.shape[:2])} pixels has no part {box} (top, left, height, width)"
+            )
+        tensor = tensor[top : top + height, left : left + width]
     if shortest is None:
         return tensor
     height, width = tensor.shape[:2]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_state_dict, matches
 from ldm.data.prepare.archives import check_whole, unpack
-from ldm.data.prepare.sources import fetch_files
+from ldm.data.prepare.sources import ZOO, fetch_files
 from ldm.training.config import load_config, packaged_configs
-from ldm.util import instantiate_from_config
+from ldm.util import atomic_write, instantiate_from_config
 
 _FIRST_STAGE = "first_stage_model."
 # Beside the model's own: averaged copies of its weights, and the loss of a first stage's training.
@@ -69,10 +70,48 @@ def prepare_adm(
     """Fetch released ADM models and check their keys and shapes against the networks of their configs."""
     paths = fetch_files("adm", folder, mirror, only)
     for path in paths:
-        spec = load_config([str(packaged_configs() / "guided-diffusion" / f"{path.stem}.yaml")]).model
-        spec = spec.params.unet_config if "unet_config" in spec.params else spec
-        with torch.device("meta"):
-            network = instantiate_from_config(spec)
-        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        report(check_keys(path, shapes))
+        report(check_keys(path, read_shapes(f"guided-diffusion/{path.stem}")))
     return paths
+
+
+def prepare_latent_diffusion(
+    folder: Path, mirror: str | None, only: Sequence[str] = (), report: Report = lambda sentence: None
+) -> list[Path]:
+    """Fetch and unpack latent-diffusion's released zips, and check their keys and shapes against their configs.
+
+    Beside a diffusion model's checkpoint its config is written, unless a file of that name is there; its first stage
+    is in the checkpoint.
+    """
+    networks = []
+    for archive in fetch_files("latent-diffusion", folder, mirror, only):
+        config = ZOO[archive.stem]
+        found = [path for path in unpack(archive, archive.parent) if path.suffix == ".ckpt"]
+        for path in found:
+            report(check_keys(path, read_shapes(config)))
+        if config.startswith("latent-diffusion/") and not (archive.parent / "config.yaml").exists():
+            with atomic_write(archive.parent / "config.yaml") as partial:
+                OmegaConf.save(OmegaConf.create({"model": read_model(config)}), partial)
+        networks += found
+    return networks
+
+
+def read_model(config: str) -> dict[str, Any]:
+    """Return the section `model` of a packaged config by its name without suffix, all of its paths left out."""
+    found = load_config([str(packaged_configs() / f"{config}.yaml")])
+    if "paths" in found:
+        found.paths = dict.fromkeys(found.paths)
+    return OmegaConf.to_container(found, resolve=True)["model"]
+
+
+def read_shapes(config: str) -> dict[str, tuple[int, ...]]:
+    """Return {key: shape} of a packaged config's network, without what a checkpoint may leave out.
+
+    Of guided-diffusion's configs it is the network that lies in the model, as its files hold nothing else.
+    """
+    spec = read_model(config)
+    if config.startswith("guided-diffusion/"):
+        spec = spec["params"].get("unet_config", spec)
+    with torch.device("meta"):
+        network = instantiate_from_config(spec)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    return {name: shape for name, shape in shapes.items() if not matches(name, EXTRA_KEYS)}

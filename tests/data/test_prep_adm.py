@@ -52,7 +52,7 @@ def test_released_models_are_checked_against_their_configs(server, tmp_path, mon
     with pytest.raises(ValueError, match=r"is damaged \(its part .*move it away"):
         command.run()
     for wrong in (PrepareData("mnist", only="cifar10-32"), PrepareData("adm", only="cifar100")):
-        with pytest.raises(ValueError, match="--only goes with --dataset adm"):
+        with pytest.raises(ValueError, match="--only goes with --dataset adm or latent-diffusion"):
             wrong.run()
 
 

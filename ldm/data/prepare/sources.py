@@ -23,6 +23,43 @@ ADM = {
     "imagenet-128": f"{OPENAI}/128x128_diffusion.pt",
     "imagenet-128-classifier": f"{OPENAI}/128x128_classifier.pt",
 }
+# CelebA's files on its publisher's Google Drive, with the checksums of torchvision.
+CELEBA_FILES = {
+    "list_eval_partition.txt": ("0B7EVK8r0v71pY0NSMzRuSXJEVkk", "d32c9cbf5e040fd4025c592c306e6668"),
+    "list_attr_celeba.txt": ("0B7EVK8r0v71pblRyaVFSWGxPY0U", "75e246fa4810816ffd6ee81facbd244c"),
+    "identity_CelebA.txt": ("1_ee_0u7vcNLOfNLegJRHmolfH5ICW-XS", "32bd1bd63d3c78cd57e08160ec5ed1e2"),
+    "img_align_celeba.zip": ("0B7EVK8r0v71pZjFTYXZWM3FlRnM", "00d2c5bc6d35e252742224ab0c1e8fcb"),
+}
+# Terms that a data set comes with.
+TERMS = {
+    "celeba": "CelebA is for non-commercial research only (mmlab.ie.cuhk.edu.hk/projects/CelebA.html)",
+    "imagenet": "ImageNet is for non-commercial research and education only (image-net.org/download)",
+}
+LATENT_DIFFUSION = "https://ommer-lab.com/files/latent-diffusion"
+# Released zip of latent-diffusion, by its name -> the config of what it holds (its scripts/download_models.sh and
+# download_first_stages.sh).
+ZOO = {
+    "celeba": "latent-diffusion/celebahq-ldm-vq-4",
+    "ffhq": "latent-diffusion/ffhq-ldm-vq-4",
+    "lsun_churches": "latent-diffusion/lsun_churches-ldm-kl-8",
+    "lsun_bedrooms": "latent-diffusion/lsun_bedrooms-ldm-vq-4",
+    "cin": "latent-diffusion/cin-ldm-vq-f8",
+    "kl-f4": "autoencoder/autoencoder_kl_64x64x3",
+    "kl-f8": "autoencoder/autoencoder_kl_32x32x4",
+    "kl-f16": "autoencoder/autoencoder_kl_16x16x16",
+    "kl-f32": "autoencoder/autoencoder_kl_8x8x64",
+    "vq-f4-noattn": "autoencoder/vq-f4-noattn",
+    "vq-f8": "autoencoder/vq-f8",
+    "vq-f8-n256": "autoencoder/vq-f8-n256",
+    "vq-f16": "autoencoder/vq-f16",
+}
+# Zips that lie elsewhere than the others.
+ZOO_ELSEWHERE = {
+    "vq-f4-noattn": "https://heibox.uni-heidelberg.de/f/9c6681f64bb94338a069/?dl=1",
+    "vq-f16": "https://heibox.uni-heidelberg.de/f/0e42b04e2e904890a9b6/?dl=1",
+}
+# What --only chooses from, by data set.
+CHOICES = {"adm": tuple(ADM), "latent-diffusion": tuple(ZOO)}
 IDX_FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -86,19 +123,32 @@ SOURCES: dict[str, list[PublishedFile]] = {
             md5="c58f30108f718f92721af3b95e74349a",
         )
     ],
+    "cifar100": [
+        PublishedFile(
+            "https://www.cs.toronto.edu/~kriz",
+            "cifar-100-python.tar.gz",
+            md5="eb9058c3a382ffc7106e4002c42a8d85",
+        )
+    ],
+    "celeba": [
+        PublishedFile("", name, md5=md5, url=drive_url(identity)) for name, (identity, md5) in CELEBA_FILES.items()
+    ],
     # Its md5 is that of avalanche-lib; its publisher gives none.
     "tiny-imagenet": [
         PublishedFile("http://cs231n.stanford.edu", "tiny-imagenet-200.zip", md5="90528d7ca1a48142e341f4ef8d21d0de")
     ],
     "imagenet": [PublishedFile("", name, md5=MD5[name]) for name in TARS],
     "pretrained": [
-        PublishedFile("https://ommer-lab.com/files/latent-diffusion", "vq-f4.zip", folder="vae"),
+        PublishedFile(LATENT_DIFFUSION, "vq-f4.zip", folder="vae"),
         PublishedFile(
-            "https://ommer-lab.com/files/latent-diffusion/nitro/cin",
+            f"{LATENT_DIFFUSION}/nitro/cin",
             "model.ckpt",
             size=1_827_378_153,
             folder="cin256-v2",
         ),
+    ],
+    "latent-diffusion": [
+        PublishedFile(LATENT_DIFFUSION, f"{name}.zip", folder=name, url=ZOO_ELSEWHERE.get(name, "")) for name in ZOO
     ],
     "adm": [PublishedFile("", f"{name}.pt", url=url) for name, url in ADM.items()],
     "lsun-tower": [
@@ -121,10 +171,10 @@ def fetch_files(dataset: str, folder: Path, mirror: str | None, only: Sequence[s
 
 
 def prepare_images(dataset: str, folder: Path, mirror: str | None) -> list[Path]:
-    """Fetch a data set and unpack its archives beside them; idx files are read as they are."""
+    """Fetch a data set and unpack its archives beside them; idx files and CelebA's zip are read as they are."""
     paths = fetch_files(dataset, folder, mirror)
     for path in paths:
-        if path.name not in IDX_FILES:
+        if path.name not in (*IDX_FILES, *CELEBA_FILES):
             unpack(path, folder)
     return paths
 

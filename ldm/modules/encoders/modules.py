@@ -25,6 +25,7 @@ class ClassEmbedder(nn.Module):
         lora: train a low-rank correction of the table in its place.
         rank: R.
         null_class: whether the last row is the null class; without one every row is a class.
+        ensemble_size: taken for DECU's configs; members live outside of the embedder.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ClassEmbedder(nn.Module):
         lora: bool = False,
         rank: int = 16,
         null_class: bool = True,
+        ensemble_size: int = 0,
     ):
         super().__init__()
         if not 0 <= ucg_rate <= 1:

@@ -1,0 +1,106 @@
+"""CelebA: faces with 40 attributes, from the aligned and cropped images.
+
+Source: Liu, Luo, Wang, Tang 2015; mmlab.ie.cuhk.edu.hk/projects/CelebA.html. For non-commercial research only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.data.base import Transform, check_choice
+from ldm.data.folder import FileImages
+from ldm.data.pictures import Files
+
+CELEBA_FOLDER = "img_align_celeba"
+PARTS = {"train": "0", "valid": "1", "test": "2"}
+# The 128x128 pixels around (row 121, column 89) that the models of 64x64 were trained on (DDIM, Song et al. 2021).
+FACE = (57, 25, 128, 128)
+
+
+class CelebA(FileImages):
+    """CelebA as images [image_size, image_size, 3] in [-1, 1], classed by one of its attributes, or by nothing.
+
+    Args:
+        root: folder of `img_align_celeba.zip` (or the folder that it unpacks to) and of the published lists.
+        split: "train" (162,770), "valid" (19,867), "test" (19,962) or "all".
+        label: an attribute, such as Smiling: class 1 has it, class 0 has not; "identity" for the persons; with None
+            all images are of one class.
+        image_size: side in pixels.
+        crop: "face" for the 128x128 pixels around the face that models of 64x64 are trained on, else see `FileImages`.
+        flip: mirror with probability one half.
+        transform: see `LabelledImages`.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: if the root lacks a file, or there is no such attribute.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "train",
+        label: str | None = None,
+        image_size: int = 64,
+        crop: str = "face",
+        flip: bool = False,
+        transform: Transform | Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ):
+        check_choice("split", split, (*PARTS, "all"))
+        folder = Path(root)
+        archive = folder / f"{CELEBA_FOLDER}.zip"
+        if not (archive.is_file() or (folder / CELEBA_FOLDER).is_dir()):
+            raise ValueError(
+                f"{root} holds no {archive.name} and no {CELEBA_FOLDER}; fetch CelebA with\n"
+                f"  decu data prepare --dataset celeba --root {folder.parent}"
+            )
+        parts = read_columns(folder / "list_eval_partition.txt")
+        names = [name for name, (part,) in parts.items() if split == "all" or part == PARTS[split]]
+        class_names, labels = read_labels(folder, label)
+        super().__init__(
+            Files(archive if archive.is_file() else folder),
+            [f"{CELEBA_FOLDER}/{name}" for name in names],
+            [labels[name] if labels else 0 for name in names],
+            class_names,
+            image_size=image_size,
+            crop="center" if crop == "face" else crop,
+            flip=flip,
+            transform=transform,
+            seed=seed,
+        )
+        self.box = FACE if crop == "face" else None
+
+
+def read_columns(path: Path, skip: int = 0) -> dict[str, list[str]]:
+    """Return {file name: the words after it} of a published list whose first `skip` lines are something else.
+
+    Raises:
+        ValueError: if the list is absent.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} lacks {path.name}, one of CelebA's published lists; fetch it again")
+    rows = (line.split() for line in path.read_text().splitlines()[skip:] if line.strip())
+    return {name: words for name, *words in rows}
+
+
+def read_labels(folder: Path, label: str | None) -> tuple[list[str], dict[str, int]]:
+    """Return the names of the classes, and {file name: class}; see `CelebA` for `label`.
+
+    Raises:
+        ValueError: if a list is absent, or there is no such attribute.
+    """
+    if label is None:
+        return ["face"], {}
+    if label == "identity":
+        persons = {name: int(words[0]) for name, words in read_columns(folder / "identity_CelebA.txt").items()}
+        numbers = {person: number for number, person in enumerate(sorted(set(persons.values())))}
+        return [f"person {person}" for person in numbers], {name: numbers[one] for name, one in persons.items()}
+    path = folder / "list_attr_celeba.txt"
+    rows = read_columns(path, skip=2)
+    attributes = path.read_text().split("\n", 2)[1].split()
+    if label not in attributes:
+        raise ValueError(f"label must be identity or an attribute of CelebA ({', '.join(attributes)}), got '{label}'")
+    column = attributes.index(label)
+    return [f"not {label}", label], {name: int(words[column] == "1") for name, words in rows.items()}
