@@ -1,11 +1,13 @@
 """Reading and writing of weights: the only `torch.load`, which never executes code; writes are atomic.
 
-State dicts are plain `{name: tensor}`. Torch pickles (`.ckpt`, `.pth`, `.pt`) and `.safetensors` files are read alike.
+State dicts are plain `{name: tensor}`. Torch pickles (`.ckpt`, `.pth`, `.pt`), `.safetensors` files and the modules
+that NVIDIA pickles whole (`.pkl`) are read alike.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 from collections.abc import Iterable, Mapping
@@ -20,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.pickles import read_pickled_module
 from ldm.util import atomic_write
 
 
@@ -31,6 +34,15 @@ CALLBACK_CLASSES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
 )
+
+
+# Where NVIDIA's pickles hold the averaged network.
+PICKLED_ENTRY = "ema"
+
+
+def _read_storage(content: bytes) -> Any:
+    """Read a storage as torch pickles it inside other pickles, on the CPU."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -48,6 +60,9 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if path.suffix == ".pkl":
+        module = read_pickled_module(path, PICKLED_ENTRY, _read_storage)
+        return {"state_dict": module.state, "class_name": module.class_name}
     safe_globals = getattr(torch.serialization, "safe_globals", None)
     known = safe_globals([(_CallbackKey, name) for name in CALLBACK_CLASSES]) if safe_globals else nullcontext()
     try:

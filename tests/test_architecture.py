@@ -59,6 +59,7 @@ BASE = {
     "ldm.jobs",
     "ldm.lr_scheduler",
     "ldm.memory",
+    "ldm.pickles",
     "ldm.images",
     "ldm.records",
     "ldm.settings",

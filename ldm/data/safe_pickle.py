@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from ldm.pickles import BROKEN_PICKLE, check_sizes
 
 # What an array's pickle calls: its rebuilder, its class, its dtype. The rebuilder's module moved with numpy 2.
 ARRAY_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
@@ -18,10 +19,6 @@ ARRAY_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
-_BROKEN = (
-    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(OverflowError, MemoryError, SystemError),
-)
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -42,17 +39,6 @@ class RestrictedUnpickler(pickle.Unpickler):
         return self.allowed[module, name]
 
 
-def check_sizes(content: bytes) -> None:
-    """Refuse a pickle whose parts claim more memory than its own size, which a few bytes can do.
-
-    Raises:
-        ValueError: naming the part.
-    """
-    for code, argument, position in pickletools.genops(content):  # itself refuses strings longer than the rest
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(content):
-            raise ValueError(f"at byte {position} it asks for a memo of {argument} places")
-
-
 def load_plain(path: str | Path, arrays: bool = False, encoding: str = "ASCII") -> Any:
     """Read a pickle of dicts, lists, tuples, strings, bytes and numbers, and numpy arrays if `arrays`.
 
@@ -69,5 +55,5 @@ def load_plain(path: str | Path, arrays: bool = False, encoding: str = "ASCII") 
     try:
         check_sizes(content)
         return RestrictedUnpickler(io.BytesIO(content), arrays, encoding).load()
-    except _BROKEN as error:
+    except BROKEN_PICKLE as error:
         raise ValueError(f"{path} must be a pickle of {kinds}, and is refused: {error}") from error

@@ -265,16 +265,27 @@ def load_scaling(path: str | os.PathLike) -> EpsilonScaling:
         raise ValueError(f"{path}: {error}") from error
 
 
-def published_scaling(entries: Iterable[Mapping[str, Any]], steps: int, linear: bool = False) -> EpsilonScaling:
+def published_scaling(
+    entries: Iterable[Mapping[str, Any]], steps: int, linear: bool = False, sampler: str | None = None
+) -> EpsilonScaling:
     """The entry of a config's `epsilon_scaling` list for a number of steps; `linear`: the one with a slope.
+
+    Args:
+        entries: each with `steps`, and with `sampler` where its values are one sampler's alone.
+        steps: of the sampler.
+        linear: whether lambda has a slope.
+        sampler: the one that samples; None: any.
 
     Raises:
         ValueError: if the list has none.
     """
-    entries = [dict(entry) for entry in entries]
-    for entry in entries:
-        if entry["steps"] == steps and bool(entry.get("k", 0)) == linear:
+    kinds = set()
+    for entry in map(dict, entries):
+        own = entry.pop("sampler", None)
+        if entry["steps"] == steps and bool(entry.get("k", 0)) == linear and sampler in (None, own or sampler):
             return scaling_from({key: value for key, value in entry.items() if key != "steps"})
-    kinds = sorted({(entry["steps"], "linear" if entry.get("k", 0) else "uniform") for entry in entries})
-    wanted = "linear" if linear else "uniform"
-    raise ValueError(f"no published {wanted} scaling for {steps} steps; there are {kinds}: give b, or estimate it")
+        kinds.add((entry["steps"], "linear" if entry.get("k", 0) else "uniform", *([own] if own else [])))
+    wanted = f"{'linear' if linear else 'uniform'} scaling for {steps} steps"
+    if any(len(kind) > 2 for kind in kinds):
+        wanted += f" of {sampler}"
+    raise ValueError(f"no published {wanted}; there are {sorted(kinds)}: give b, or estimate it")

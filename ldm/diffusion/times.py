@@ -94,7 +94,8 @@ def edm_times(schedule: EDMSchedule, steps: int, rho: float = 7.0) -> Tensor:
     _check_steps(steps, 1000)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
     high, low = schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho)
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+    times = schedule.time_at((high + ramp * (low - high)) ** rho)
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
 def uniform_times(schedule: Schedule, steps: int) -> Tensor:

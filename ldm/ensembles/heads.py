@@ -77,7 +77,7 @@ def name_heads(parts: Parts, tables: ClassTables) -> dict[str, tuple[str, ...]]:
     factors = (tables.low_rank or ())[:2]
     tables_alone = [name for name in tables.axes if name not in factors]
     named = {
-        "class_embedding": tuple(_below_module(name) for name in tables_alone),
+        "class_embedding": tuple(_table_pattern(name, tables.axes[name]) for name in tables_alone),
         "output": parts.output,
         "time_embedding": parts.time_embedding,
         "lora": tuple(f"{name.removesuffix('A')}*" for name in factors[:1]),
@@ -85,9 +85,12 @@ def name_heads(parts: Parts, tables: ClassTables) -> dict[str, tuple[str, ...]]:
     return {head: patterns for head, patterns in named.items() if patterns}
 
 
-def _below_module(name: str) -> str:
-    """Return the pattern of a table: of all parameters of its module, or its own name where it is no module's."""
-    return f"{name.removesuffix('.weight')}.*" if name.endswith(".weight") else name
+def _table_pattern(name: str, axis: int) -> str:
+    """Return the pattern of a table: of all parameters of its module, or its own name where it is no module's.
+
+    Of a linear map of one-hot labels, whose columns count the classes, it is the columns: all classes share its bias.
+    """
+    return f"{name.removesuffix('.weight')}.*" if name.endswith(".weight") and axis == 0 else name
 
 
 def resolve_patterns(heads: str | Sequence[str], named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

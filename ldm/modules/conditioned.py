@@ -21,10 +21,15 @@ from ldm.util import instantiate_from_config
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
 UNET = "model.diffusion_model."
 EMBEDDER = "cond_stage_model."
-# How a network's own names begin: UNetModel, DDAE's UNets, DiT, U-ViT, DDPM's UNet.
-FIRST_LAYERS = ("input_blocks.", "image_proj.", "x_embedder.", "patch_embed.", "temb.")
 # The first layer of the networks that DDAE trains.
 DDAE_FIRST = "image_proj.weight"
+# The first layer of all of EDM's networks, and what its preconditioners put before the names of theirs.
+EDM_FIRST = "map_layer0.weight"
+# How a network's own names begin: UNetModel, DDAE's UNets, DiT, U-ViT, DDPM's UNet, EDM's.
+FIRST_LAYERS = ("input_blocks.", "image_proj.", "x_embedder.", "patch_embed.", "temb.", EDM_FIRST)
+PRECONDITIONED = "model."
+# EDM's preconditioners by class, and what the networks in them regress.
+PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "eps", "iDDPMPrecond": "eps", "VEPrecond": "score"}
 
 
 def is_bare(state: Mapping[str, Tensor]) -> bool:
@@ -35,10 +40,11 @@ def is_bare(state: Mapping[str, Tensor]) -> bool:
 def network_alone(content: Mapping[str, Any] | Sequence[Any], averaged: bool) -> dict[str, Tensor] | None:
     """A network's own state dict out of a published file that holds nothing else of a model; None for other files.
 
-    guided-diffusion, DiT and U-ViT publish it as it is. DDIM's training writes a list: the model as it trains, each
-    name below `module.`, the optimiser, two counts, and last the averages. DDAE's training writes {MODEL, EMA, opt}:
-    `MODEL` is the model as it trains, `EMA` holds its averages below `ema_model.` (ema-pytorch); in both the network
-    lies below a name of its own, and tables of the process beside it. `averaged` takes the averages.
+    guided-diffusion, DiT and U-ViT publish it as it is, EDM below the `model.` of its preconditioner. DDIM's training
+    writes a list: the model as it trains, each name below `module.`, the optimiser, two counts, and last the averages.
+    DDAE's training writes {MODEL, EMA, opt}: `MODEL` is the model as it trains, `EMA` holds its averages below
+    `ema_model.` (ema-pytorch); in both the network lies below a name of its own, and tables of the process beside it.
+    `averaged` takes the averages.
 
     Raises:
         ValueError: if a file laid out as DDIM's or DDAE's holds no network of its kind, with what it does hold.
@@ -47,6 +53,8 @@ def network_alone(content: Mapping[str, Any] | Sequence[Any], averaged: bool) ->
         return _from_list(content, averaged)
     if "MODEL" not in content:
         state = content.get("state_dict", content)
+        if PRECONDITIONED + EDM_FIRST in state:
+            return {name.removeprefix(PRECONDITIONED): value for name, value in state.items()}
         return dict(state) if is_bare(state) else None
     part = "EMA" if averaged and "EMA" in content else "MODEL"
     start = "ema_model." if part == "EMA" else ""
@@ -69,6 +77,21 @@ def _from_list(content: Sequence[Any], averaged: bool) -> dict[str, Tensor]:
             f"step, averages]; it holds {[type(one).__name__ for one in content][:8]}"
         )
     return {name.removeprefix("module."): value for name, value in part.items()}
+
+
+def check_preconditioner(content: Any, parameterization: str) -> None:
+    """Make sure that the network of a pickle of EDM's regresses what the config says; other files do not tell.
+
+    Raises:
+        ValueError: if it regresses something else.
+    """
+    name = content.get("class_name") if isinstance(content, Mapping) else None
+    known = PRECONDITIONERS.get(name, parameterization) if isinstance(name, str) else parameterization
+    if known != parameterization:
+        raise ValueError(
+            f"the file's network was trained under {name}, which is parameterization: {known}, and the config says "
+            f"{parameterization}: take the config of its preconditioner (docs/edm.md)"
+        )
 
 
 class DiffusionWrapper(nn.Module):

@@ -100,15 +100,19 @@ def make_wrappers(
     clip = model.clip_denoised if sampling.clip is None else sampling.clip
     if clip and not isinstance(model.first_stage_model, IdentityFirstStage):
         raise ValueError("--clip_denoised is for models of pixels in [-1, 1]; this one diffuses latents")
-    scaling = make_scaling(sampling.scaling, config, sampling.steps)
+    scaling = make_scaling(sampling.scaling, config, sampling.steps, sampling.sampler)
     scaling.check_sampler(sampling.sampler)
     if clip and scaling.direction == "x0_only" and not scaling.off:
         raise ValueError("--eps_direction x0_only has no effect on clipped models: eps follows from the clipped x_0")
     return Wrappers(model, scaling, clip, load_guiding_classifier(sampling.classifier, model, device))
 
 
-def make_scaling(given: Scaling, config: Mapping[str, Any], steps: int | str | None) -> EpsilonScaling:
+def make_scaling(
+    given: Scaling, config: Mapping[str, Any], steps: int | str | None, sampler: str | None = None
+) -> EpsilonScaling:
     """Read the schedule file, or take k t + b; each of the other fields changes a schedule, too.
+
+    Published values are those of the number of steps, and of the sampler where they are one sampler's alone.
 
     Raises:
         ValueError: for a schedule together with b or k.
@@ -120,22 +124,24 @@ def make_scaling(given: Scaling, config: Mapping[str, Any], steps: int | str | N
     elif isinstance(given.b, str):
         if given.slope is not None:
             raise ValueError(f"--eps_scaler {given.b} brings its own slope: leave out --eps_slope")
-        scaling = _published(config.get("epsilon_scaling"), steps, linear=given.b != PUBLISHED)
+        scaling = _published(config.get("epsilon_scaling"), steps, given.b != PUBLISHED, sampler)
     else:
         scaling = EpsilonScaling(1.0 if given.b is None else given.b, given.slope or 0.0)
     changes: dict[str, Any] = {"unit": given.unit, "window": given.window, "direction": given.direction}
     return replace(scaling, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _published(entries: Iterable[Mapping[str, Any]] | None, steps: int | str | None, linear: bool) -> EpsilonScaling:
+def _published(
+    entries: Iterable[Mapping[str, Any]] | None, steps: int | str | None, linear: bool, sampler: str | None
+) -> EpsilonScaling:
     """Return the config's published scaling for a number of steps, given as a number or as a respacing "100"."""
     count = int(str(steps).removeprefix("ddim")) if str(steps).removeprefix("ddim").isdigit() else None
     if not entries or count is None:
         raise ValueError(
-            "--eps_scaler published needs a config with a section epsilon_scaling (configs/guided-diffusion) and the "
-            f"number of steps (--steps 100); got --steps {steps}"
+            "--eps_scaler published needs a config with a section epsilon_scaling (configs/guided-diffusion, "
+            f"configs/edm) and the number of steps (--steps 100); got --steps {steps}"
         )
-    return published_scaling(entries, count, linear)
+    return published_scaling(entries, count, linear, sampler)
 
 
 def load_guiding_classifier(

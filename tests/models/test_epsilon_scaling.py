@@ -308,6 +308,11 @@ def test_published_entries_by_number_of_steps():
     assert published_scaling(entries, 20, linear=True) == EpsilonScaling(1.0, 0.0025)
     with pytest.raises(ValueError, match=r"no published linear scaling for 100 steps"):
         published_scaling(entries, 100, linear=True)
+    own = [{"sampler": "Heun", "steps": 18, "b": 1.0005}, {"sampler": "Euler", "steps": 18, "b": 1.0034}]
+    assert published_scaling(own, 18, sampler="Euler") == EpsilonScaling(1.0034)
+    assert published_scaling(entries, 20, sampler="Euler") == EpsilonScaling(1.017)
+    with pytest.raises(ValueError, match=r"18 steps of DDIM.*'uniform', 'Euler'"):
+        published_scaling(own, 18, sampler="DDIM")
 
 
 @pytest.mark.parametrize(

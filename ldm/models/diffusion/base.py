@@ -31,6 +31,7 @@ from ldm.modules.conditioned import (
     UNET,
     ConditionedNetwork,
     DiffusionWrapper,
+    check_preconditioner,
     find_model_parts,
     network_alone,
 )
@@ -251,9 +252,10 @@ class DiffusionModel(pl.LightningModule):
             content: what the file holds, where it was read already.
 
         Raises:
-            ValueError: if tensors are missing, unknown or of another shape.
+            ValueError: if tensors are missing, unknown or of another shape, or regress something else.
         """
         content = load_checkpoint(path) if content is None else content
+        check_preconditioner(content, self.target.name)
         alone = network_alone(content, use_averaged)
         if alone is not None:
             state = {f"{UNET}{name}": value for name, value in alone.items()}

@@ -171,7 +171,8 @@ class LatentDiffusion(DDPM):
             return None
         optional = getattr(self.cond_stage_model, "optional", False)
         labels = batch.get(self.cond_stage_key) if optional else batch[self.cond_stage_key]
-        return self.embedder.drop_labels(labels, uniform) if self.training and self.label_dropout else labels
+        labels = self.embedder.drop_labels(labels, uniform) if self.training and self.label_dropout else labels
+        return stages.join_labels(self.cond_stage_model, labels, batch)
 
     def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
         labels = self.read_labels(batch, uniform)

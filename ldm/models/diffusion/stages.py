@@ -46,3 +46,9 @@ def decode_with_gradients(
 ) -> Tensor:
     """Return `decode_first_stage`, which carries gradients here; in latent-diffusion it takes another method."""
     return model.decode_first_stage(z, predict_cids, force_not_quantize)
+
+
+def join_labels(embedder: nn.Module | None, labels: Tensor | None, batch: Mapping[str, Any]) -> Tensor | None:
+    """Join to labels [B] what an embedder takes beside them from a batch, as its `join` does."""
+    join = getattr(embedder, "join", None)
+    return labels if join is None else join(labels, batch)

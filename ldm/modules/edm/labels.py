@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ldm.modules.diffusionmodules.util import in_functorch
+from ldm.modules.encoders.modules import ClassEmbedder
 
 
 def class_weights(labels: Tensor, label_dim: int) -> Tensor:
@@ -45,3 +49,26 @@ def split_labels(y: Tensor | None, label_dim: int, augment_dim: int) -> tuple[Te
     if augment_dim and y.ndim == 2 and y.shape[1] == label_dim + augment_dim:
         return y[:, :label_dim], y[:, label_dim:]
     return y, None
+
+
+class ClassAndAugmentation(ClassEmbedder):
+    """The condition of a network that knows the class of its images and how they were augmented.
+
+    A condition is the label; in training on a batch with augmentation labels, both in one tensor, see `split_labels`.
+
+    Args:
+        augment_key: entry of a batch that holds the augmentation labels `[B, A]`.
+        classes: arguments of `ClassEmbedder`.
+    """
+
+    def __init__(self, *, augment_key: str = "augment_labels", **classes: Any):
+        super().__init__(**classes)
+        self.augment_key = augment_key
+
+    def join(self, labels: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Class weights and augmentation labels `[B, K + A]` for labels `[B]`; the labels for a batch without them."""
+        augmented = batch.get(self.augment_key)
+        if augmented is None:
+            return labels
+        count = self.n_classes if self.null_class is None else self.null_class
+        return torch.cat([class_weights(labels, count).to(augmented), augmented], dim=1)
