@@ -58,7 +58,7 @@ class CelebA(FileImages):
             )
         parts = read_columns(folder / "list_eval_partition.txt")
         names = [name for name, (part,) in parts.items() if split == "all" or part == PARTS[split]]
-        class_names, labels = read_labels(folder, label)
+        class_names, labels = read_face_labels(folder, label)
         super().__init__(
             Files(archive if archive.is_file() else folder),
             [f"{CELEBA_FOLDER}/{name}" for name in names],
@@ -85,7 +85,7 @@ def read_columns(path: Path, skip: int = 0) -> dict[str, list[str]]:
     return {name: words for name, *words in rows}
 
 
-def read_labels(folder: Path, label: str | None) -> tuple[list[str], dict[str, int]]:
+def read_face_labels(folder: Path, label: str | None) -> tuple[list[str], dict[str, int]]:
     """Return the names of the classes, and {file name: class}; see `CelebA` for `label`.
 
     Raises:
