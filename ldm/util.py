@@ -74,16 +74,18 @@ def get_obj_from_str(path: str) -> Any:
         raise ValueError(f"module '{module}' has no '{name}' (target '{path}')") from error
 
 
-def instantiate_from_config(config: Mapping[str, Any] | str) -> Any:
+def instantiate_from_config(config: Mapping[str, Any] | torch.nn.Module | str) -> Any:
     """Build `target(**params)`; the strings `__is_first_stage__` and `__is_unconditional__` give None.
 
-    `config` is never changed.
+    `config` is never changed. A module in place of one is returned as it is.
 
     Raises:
         ValueError: if there is no `target`, or the target does not take one of the parameters.
     """
     if isinstance(config, str) and config in _MARKERS:
         return None
+    if isinstance(config, torch.nn.Module):
+        return config
     if not isinstance(config, Mapping):
         raise ValueError(f"expected a mapping with 'target' and 'params' or one of {_MARKERS}, got {config!r}")
     if "target" not in config:

@@ -97,7 +97,7 @@ def check_preconditioner(content: Any, parameterization: str) -> None:
 class DiffusionWrapper(nn.Module):
     """Hands a condition to the UNet the way `conditioning_key` says (latent-diffusion, `ddpm.py`)."""
 
-    def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: str | None = None):
+    def __init__(self, diff_model_config: Mapping[str, Any] | nn.Module, conditioning_key: str | None = None):
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
             raise ValueError(f"conditioning_key must be one of {CONDITIONING_KEYS}, got '{conditioning_key}'")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint import sha256, tensors_sha256
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.diffusion.samplers import make_sampler
 from ldm.diffusion.samplers.registry import Sampler, sampler_options
@@ -41,7 +42,7 @@ class Pipeline:
     Attributes:
         model: the frozen model on its device.
         config: what it was trained with.
-        checkpoint: the file its weights came from; of an ensemble its base checkpoint.
+        checkpoint: the file its weights came from; of an ensemble its base checkpoint. None: they came from memory.
         device: where it runs.
         passes: bounds the images in one pass of the network.
         decoding: bounds the images in one pass of the first stage's decoder.
@@ -52,7 +53,7 @@ class Pipeline:
 
     model: LatentDiffusion
     config: Mapping[str, Any]
-    checkpoint: Path
+    checkpoint: Path | None
     device: torch.device
     passes: Chunker
     decoding: Chunker
@@ -126,6 +127,11 @@ class Pipeline:
         return (self.config.get("uncertainty") or {}).get(name, default)
 
     # What follows from them
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the checkpoint; of weights from memory that of the tensors."""
+        return tensors_sha256(self.model.state_dict()) if self.checkpoint is None else sha256(self.checkpoint)
 
     @cached_property
     def times(self) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import sha256
 from ldm.diffusion.noise import keyed_normal
 from ldm.diffusion.schedule import EDMSchedule, Schedule
 from ldm.diffusion.times import edm_times
@@ -196,7 +195,7 @@ class BackboneFeatures(nn.Module):
         self.model = pipeline.model
         self.backbone = make_backbone(pipeline.model)
         self.reading = make_reading(pipeline, self.backbone, given, seed=seed)
-        self.source = {"checkpoint_sha256": sha256(pipeline.checkpoint), **self.reading.describe()}
+        self.source = {"checkpoint_sha256": pipeline.weights_sha256, **self.reading.describe()}
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

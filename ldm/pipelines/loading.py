@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
-from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint import load_checkpoint, load_into, load_state_dict
 from ldm.ensembles.heads import merge
-from ldm.ensembles.storage import read_ensemble, verified_base
+from ldm.ensembles.storage import Ensemble, read_ensemble, verified_base
 from ldm.jobs import pick_device
 from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
@@ -20,6 +22,7 @@ from ldm.modules.conditioned import network_alone
 from ldm.pipelines.base import Defaults, Pipeline
 from ldm.pipelines.ensemble import EnsemblePipeline
 from ldm.pipelines.model import ModelPipeline
+from ldm.pipelines.own_network import OwnNetwork, gather_ensemble
 from ldm.pipelines.posterior import PosteriorPipeline
 from ldm.pipelines.speed import with_speed
 from ldm.settings import Branching, Sampling, Speed
@@ -37,12 +40,14 @@ def load_model(
     *,
     base: str | Path | None = None,
     ckpt: str | Path | None = None,
+    network: nn.Module | None = None,
     ema: bool = True,
     epoch: int | None = None,
     pretrained: str | Path | None = None,
     speed: Speed | None = None,
     device: str = "auto",
     defaults: Defaults | None = None,
+    **own: Any,
 ) -> ModelPipeline:
     """Load a diffusion model, ready to sample.
 
@@ -50,6 +55,8 @@ def load_model(
         run: a run directory of a training, or a checkpoint in one.
         sampling: how it is sampled.
         base, ckpt: in place of `run` a config and a checkpoint, a released one for example.
+        network: in place of both a torch module; `own` then says what it was trained for, with the fields of
+            `OwnNetwork` (schedule, target, shape, condition, ...), and `ckpt` may name a file of its state dict.
         ema: take averaged weights, where there are any.
         epoch: with a run directory, the kept checkpoint of this epoch in place of the last.
         pretrained: the base checkpoint of a member, where it moved.
@@ -58,13 +65,19 @@ def load_model(
         defaults: what is taken where neither `sampling` nor the config say.
 
     Raises:
-        ValueError: if not exactly one of `run` and `base` with `ckpt` is given, or the weights do not fit.
+        ValueError: if not exactly one of `run`, `base` with `ckpt` and `network` is given, or the weights do not fit.
         FileNotFoundError: if a file is missing.
+        TypeError: for an argument that nothing takes.
     """
+    if network is not None and run is None and base is None:
+        kept = {"averaged": False, "defaults": defaults or Defaults()}
+        return _load_own(OwnNetwork(network, **own), ckpt, sampling, speed, device, **kept)
+    if own:
+        raise TypeError(f"load_model takes {sorted(own)} with a network only: network=MODULE")
     if (run is None) == (base is None) or (base is None) != (ckpt is None):
         raise ValueError(
-            "a model comes from --run DIRECTORY, or from --base CONFIG with --ckpt FILE; "
-            f"got run={run}, base={base}, ckpt={ckpt}"
+            "a model comes from --run DIRECTORY, from --base CONFIG with --ckpt FILE, or from network=MODULE; "
+            f"got run={run}, base={base}, ckpt={ckpt}, network={type(network).__name__}"
         )
     directory, checkpoint = find_run(str(run), epoch) if run is not None else (None, Path(str(ckpt)))
     config = directory.config() if directory is not None else load_config([str(base)])
@@ -74,11 +87,28 @@ def load_model(
     return _make_pipeline(ModelPipeline, model, config, checkpoint, sampling, speed, device, **kept)
 
 
+def _load_own(
+    given: OwnNetwork,
+    ckpt: str | Path | None,
+    sampling: Sampling | None,
+    speed: Speed | None,
+    device: str,
+    **kept: Any,
+) -> ModelPipeline:
+    """Make a pipeline of a network in memory, with the weights of a file where one is named."""
+    if ckpt is not None:
+        load_into(given.network, load_state_dict(ckpt))
+    checkpoint = None if ckpt is None else Path(ckpt)
+    return _make_pipeline(ModelPipeline, given.build(), given.config(), checkpoint, sampling, speed, device, **kept)
+
+
 def load_ensemble(
-    path: str | Path,
+    path: str | Path | None = None,
     sampling: Sampling | None = None,
     branching: Branching | None = None,
     *,
+    model: ModelPipeline | None = None,
+    members: Sequence[Mapping[str, Tensor] | str | Path] = (),
     pretrained: str | Path | None = None,
     dataset: str | None = None,
     speed: Speed | None = None,
@@ -90,6 +120,8 @@ def load_ensemble(
 
     Args:
         path: the folder of the ensemble.
+        model, members: in place of it a loaded model and the state dicts, or files of them, of its members; see
+            `gather_ensemble`. Where `sampling` is None it is the model's; device and speed are the model's.
         sampling, branching: how it is sampled, and where its members branch.
         pretrained: the base checkpoint, where it moved.
         dataset: the split that the members must have been trained on; any where None.
@@ -98,6 +130,10 @@ def load_ensemble(
     Raises:
         ValueError: if the base checkpoint is missing or another, or the members were trained on another split.
     """
+    if path is None:
+        if model is None:
+            raise ValueError("an ensemble comes from its folder, or from model= and members=; got neither")
+        return _make_ensemble(model, gather_ensemble(model.model, members), sampling, branching or Branching())
     ensemble = read_ensemble(path)
     split = ensemble.spec.get("split")
     if dataset not in (None, split):
@@ -105,10 +141,19 @@ def load_ensemble(
         raise ValueError(f"--dataset {dataset}: {found}")
     config = ensemble.spec["config"]
     checkpoint = ensemble.base_checkpoint(pretrained)
-    model = build_model(config)
-    model.init_from_ckpt(str(checkpoint), use_averaged=True)
+    base = build_model(config)
+    base.init_from_ckpt(str(checkpoint), use_averaged=True)
     kept = {"defaults": Defaults(scale=5.0), "ensemble": ensemble, "branching": branching or Branching()}
-    return _make_pipeline(EnsemblePipeline, model, config, checkpoint, sampling, speed, device, **kept)
+    return _make_pipeline(EnsemblePipeline, base, config, checkpoint, sampling, speed, device, **kept)
+
+
+def _make_ensemble(
+    model: ModelPipeline, ensemble: Ensemble, sampling: Sampling | None, branching: Branching
+) -> EnsemblePipeline:
+    """Make an ensemble of a loaded model, which both share."""
+    kept = {field.name: getattr(model, field.name) for field in fields(Pipeline)}
+    kept["sampling"] = sampling or model.sampling
+    return EnsemblePipeline(**kept, ensemble=ensemble, branching=branching).check()
 
 
 def load_posterior(
@@ -206,7 +251,7 @@ def _make_pipeline(
     kind: type[P],
     model: LatentDiffusion,
     config: Mapping[str, Any],
-    checkpoint: Path,
+    checkpoint: Path | None,
     sampling: Sampling | None,
     speed: Speed | None,
     device: str,

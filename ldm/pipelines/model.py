@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import sha256
 from ldm.diffusion.denoiser import Denoiser, Network, make_denoiser
 from ldm.diffusion.noise import INITIAL, ImageNoise
 from ldm.diffusion.samplers import run
@@ -155,8 +154,8 @@ class ModelPipeline(Pipeline):
     def describe(self) -> dict[str, Any]:
         """Return what the outputs depend on, for records."""
         return {
-            "checkpoint": self.checkpoint.name,
-            "checkpoint_sha256": sha256(self.checkpoint),
+            "checkpoint": "in memory" if self.checkpoint is None else self.checkpoint.name,
+            "checkpoint_sha256": self.weights_sha256,
             "averaged": self.averaged,
             **self.describe_sampling(),
         }

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint import averaged, load_checkpoint, load_into, unwrap_state_dict
 from ldm.diffusion.denoiser import Target, make_target
@@ -46,7 +46,7 @@ class DiffusionModel(pl.LightningModule):
     """A network with the noise process and the target that it is trained for; how it is trained is `DDPM`'s.
 
     Args:
-        unet_config: the network.
+        unet_config: the network, or its config.
         timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas: the table of betas, see
             `BetaSchedule`.
         use_ema: whether averages of the weights are kept.
@@ -85,7 +85,7 @@ class DiffusionModel(pl.LightningModule):
 
     def __init__(
         self,
-        unet_config: Mapping[str, Any],
+        unet_config: Mapping[str, Any] | nn.Module,
         timesteps: int = 1000,
         beta_schedule: str = "linear",
         use_ema: bool = True,
@@ -100,7 +100,7 @@ class DiffusionModel(pl.LightningModule):
         v_posterior: float = 0.0,
         conditioning_key: str | None = None,
         parameterization: str = "eps",
-        schedule_config: Mapping[str, Any] | None = None,
+        schedule_config: Mapping[str, Any] | Schedule | None = None,
         path_config: Mapping[str, Any] | None = None,
         times_config: Mapping[str, Any] | None = None,
         sigma_data: float = 0.5,

@@ -62,8 +62,8 @@ class LatentDiffusion(DDPM):
 
     def __init__(
         self,
-        first_stage_config: Mapping[str, Any],
-        cond_stage_config: Mapping[str, Any] | str,
+        first_stage_config: Mapping[str, Any] | nn.Module,
+        cond_stage_config: Mapping[str, Any] | nn.Module | str,
         num_timesteps_cond: int | None = None,
         cond_stage_key: str = "image",
         cond_stage_trainable: bool = False,

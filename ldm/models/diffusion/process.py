@@ -15,8 +15,8 @@ from ldm.util import instantiate_from_config
 
 
 def choose_config(
-    schedule_config: Mapping[str, Any] | None, path_config: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
+    schedule_config: Mapping[str, Any] | Schedule | None, path_config: Mapping[str, Any] | None
+) -> Mapping[str, Any] | Schedule | None:
     """Return the config of a continuous schedule under its name or its former one, `path_config`.
 
     Raises:
@@ -28,12 +28,12 @@ def choose_config(
 
 
 def build_schedule(
-    config: Mapping[str, Any] | None, times_config: Mapping[str, Any] | None, betas: BetaSchedule
+    config: Mapping[str, Any] | Schedule | None, times_config: Mapping[str, Any] | None, betas: BetaSchedule
 ) -> tuple[Schedule, TrainingTimes | None]:
     """Build a continuous schedule and the law of its training times where a config names one, else a table of betas.
 
     Args:
-        config: of a continuous schedule, None for a table.
+        config: of a continuous schedule, or that schedule; None for a table.
         times_config: of the law (`ldm.diffusion.training_times`); uniform where it is None.
         betas: the table; with a continuous schedule its `given`, `unit_time` and `first_time` must not be set.
 
@@ -48,7 +48,7 @@ def build_schedule(
             raise ValueError("times_config belongs to a continuous schedule: set schedule_config, or leave it out")
         return betas.build(), None
     refuse_table_options(given_betas=betas.given, unit_time=betas.unit_time, first_time=betas.first_time)
-    schedule = instantiate_from_config(config)
+    schedule = config if isinstance(config, Schedule) else instantiate_from_config(config)
     if not isinstance(schedule, Schedule) or isinstance(schedule, VPSchedule):
         raise ValueError(
             f"schedule_config.target must be a continuous schedule, FlowSchedule for example; got {config}"

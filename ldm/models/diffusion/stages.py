@@ -22,13 +22,13 @@ class HasStages(Protocol):
         """Decode scaled latents to images."""
 
 
-def instantiate_first_stage(model: HasStages, config: Mapping[str, Any]) -> None:
+def instantiate_first_stage(model: HasStages, config: Mapping[str, Any] | nn.Module) -> None:
     """Set the first stage, frozen and in evaluation mode; a config without a target leaves images as they are."""
     model.first_stage_model = (instantiate_from_config(config) or IdentityFirstStage()).eval()
     model.first_stage_model.requires_grad_(False)
 
 
-def instantiate_cond_stage(model: HasStages, config: Mapping[str, Any] | str) -> None:
+def instantiate_cond_stage(model: HasStages, config: Mapping[str, Any] | nn.Module | str) -> None:
     """Set what embeds conditions: None for an unconditional model; "__is_first_stage__" names the first stage.
 
     An embedder that does not train is frozen and in evaluation mode.

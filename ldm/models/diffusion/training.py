@@ -74,7 +74,7 @@ class DDPM(DiffusionModel):
 
     def __init__(
         self,
-        unet_config: Mapping[str, Any],
+        unet_config: Mapping[str, Any] | nn.Module,
         loss_type: str = "l2",
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
