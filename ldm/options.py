@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
+
+from ldm.settings.names import choose_name
+
+OptionValue = bool | int | float | str
 
 # What a command takes where neither its words nor the config say; its help names these.
 SHOWN: dict[str, float] = {"steps": 200, "scale": 5}
@@ -14,6 +19,55 @@ FIXED = tyro.conf.Fixed
 SUPPRESSED = tyro.conf.Suppress
 # Mark of a switch that is written with its value, --scale_lr False.
 WITH_VALUE = tyro.conf.FlagConversionOff
+
+
+def read_pairs(words: Sequence[str]) -> dict[str, OptionValue]:
+    """Read words A=B as {A: B}, B a number, True or False where it is written so, else a word.
+
+    Raises:
+        ValueError: for a word without =, or a name that comes twice.
+    """
+    found: dict[str, OptionValue] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign or not name:
+            raise ValueError(f"expected NAME=VALUE, got '{word}'")
+        if name in found:
+            raise ValueError(f"{name} is given twice, {found[name]} and {value}")
+        found[name] = _read_value(value)
+    return found
+
+
+def _read_value(word: str) -> OptionValue:
+    if word in ("True", "False"):
+        return word == "True"
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            pass
+    return word
+
+
+# Mark of a field of several words A=B, a mapping.
+PAIRS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="A=B ...",
+    instance_from_str=read_pairs,
+    is_instance=lambda value: isinstance(value, Mapping),
+    str_from_instance=lambda value: [f"{name}={one}" for name, one in value.items()],
+)
+
+
+def one_of(known: Sequence[str]) -> Any:
+    """Mark a field that is one of these names, so that a wrong one is answered with the nearest."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME",
+        instance_from_str=lambda words: choose_name(words, known),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
 
 
 def option(*aliases: str, name: str | None = None, metavar: str | None = None, default: str | None = None) -> Any:

@@ -63,6 +63,7 @@ BASE = {
     "ldm.images",
     "ldm.records",
     "ldm.settings",
+    "ldm.settings.names",
     "ldm.settings.sampling",
     "ldm.settings.training",
     "ldm.options",

@@ -17,6 +17,8 @@ TRUTH = {
     **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
     **dict.fromkeys(("no", "false", "f", "n", "0"), False),
 }
+# EDM's options of churn, which are taken as --sampler_options; a wrong one is the sampler's to refuse.
+_CHURN = re.compile(r"--(?P<name>S_\w+)")
 # Groups of options that many commands share; the help names them, and --help_all explains them.
 SHARED = ("sampling", "sampling.scaling", "sampling.classifier", "place", "speed")
 # A group is a box, or where the terminal has no such characters a heading between two empty lines.
@@ -85,21 +87,56 @@ class Switch:
 
 
 def normalise(command: type, words: Sequence[str]) -> list[str]:
-    """Rewrite older spellings: switches with and without a value (-t True), the second name of DPM-Solver++."""
+    """Rewrite older spellings: switches with and without a value (-t True), EDM's options of churn (--S_churn 40)."""
     switches = {spelling: switch for switch in find_switches(command) for spelling in switch.spellings}
     found: list[str] = []
-    rest = list(words)
+    rest = gather_churn(words) if takes_option(command, "sampler_options") else list(words)
     while rest:
         word = rest.pop(0)
         head, given, value = word.partition("=")
         if head not in switches:
-            found.append("DPM-Solver++" if word == "dpmpp_2m" else word)
+            found.append(word)
             continue
         switch = switches[head]
         if not given and rest and switch.takes(rest[0]):
             value = rest.pop(0)
         found += switch.write(switch.spellings[head], value)
     return found
+
+
+def takes_option(kind: type, name: str) -> bool:
+    """Whether a command, or a value that it holds, has an option of this name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for hint in (hints[field.name] for field in dataclasses.fields(kind)):
+        inner, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        if any(getattr(note, "name", None) == name for note in notes):
+            return True
+        if dataclasses.is_dataclass(inner) and takes_option(typing.cast(type, inner), name):
+            return True
+    return False
+
+
+def gather_churn(words: Sequence[str]) -> list[str]:
+    """Write EDM's options of churn, --S_churn 40 or --S_churn=40, as words of --sampler_options."""
+    found: list[str] = []
+    churn: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        head, given, value = word.partition("=")
+        option = _CHURN.fullmatch(head)
+        if option is None:
+            found.append(word)
+            continue
+        if not given:
+            value = rest.pop(0) if rest else ""
+        churn.append(f"{option['name']}={value}")
+    if not churn:
+        return found
+    if "--sampler_options" not in found:
+        return [*found, "--sampler_options", *churn]
+    place = found.index("--sampler_options") + 1
+    return [*found[:place], *churn, *found[place:]]
 
 
 def find_switches(kind: type, value: Any = None) -> Iterator[Switch]:

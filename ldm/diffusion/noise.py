@@ -18,6 +18,15 @@ from ldm.util import generator
 INITIAL = -1
 
 
+# Above every number of steps.
+_BETWEEN = 1_000_000
+
+
+def index_between(index: int) -> int:
+    """Return the index of the draw inside step `index`, for samplers that draw twice a step."""
+    return _BETWEEN + index
+
+
 def keyed_normal(keys: Sequence[tuple[int | str, ...]], shape: Sequence[int]) -> Tensor:
     """Standard normal draws [len(keys), *shape], float32 on the CPU, row i from a generator seeded by keys[i]."""
     return torch.stack([torch.randn(tuple(shape), generator=generator(*key)) for key in keys])

@@ -7,9 +7,10 @@ import itertools
 import torch
 from torch import Tensor
 
+from ldm.diffusion.levels import LEVEL_SPACINGS, level_range, spaced_levels, vp_levels
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
 
-SPACINGS = ("auto", "trailing", "published", "quad", "respace")
+SPACINGS = ("auto", "trailing", "published", "quad", "respace", "time_uniform", "time_quadratic", *LEVEL_SPACINGS)
 
 
 def _check_steps(steps: int, largest: int) -> None:
@@ -31,6 +32,7 @@ def vp_times(schedule: VPSchedule, steps: int | str, spacing: str = "auto") -> T
     quad: latent-diffusion's quadratic times, (linspace(0, sqrt(0.8 T), S))^2 + 1 as network times, ends at u = 1; times
         that it repeats from about S = 29 on are steps that go nowhere, and are left out.
     respace: ADM's timestep_respacing "S", both ends of the table included.
+    time_uniform, time_quadratic: BayesDiff's, see `even_times`; they end at u = 1.
     auto: see `default_spacing`. A string as `steps` is a respacing of ADM: "20", "ddim20" or sections "10,10,5".
 
     Raises:
@@ -43,6 +45,8 @@ def vp_times(schedule: VPSchedule, steps: int | str, spacing: str = "auto") -> T
         return respaced_times(schedule, str(steps))
     if spacing == "auto":
         spacing = default_spacing(steps, schedule.end)
+    if spacing in ("time_uniform", "time_quadratic"):
+        return even_times(schedule, steps, 1 if spacing == "time_uniform" else 2)
     if spacing == "trailing":
         return (schedule.end * (steps - torch.arange(steps + 1, dtype=torch.float64)) / steps).round()
     if spacing == "published":
@@ -91,11 +95,7 @@ def respaced_times(schedule: VPSchedule, respacing: str) -> Tensor:
 
 def edm_times(schedule: EDMSchedule, steps: int, rho: float = 7.0) -> Tensor:
     """sigma_i = (smax^(1/rho) + i / (S - 1) (smin^(1/rho) - smax^(1/rho)))^rho, then 0 (Karras et al. 2022, eq. 5)."""
-    _check_steps(steps, 1000)
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
-    high, low = schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho)
-    times = schedule.time_at((high + ramp * (low - high)) ** rho)
-    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+    return spaced_times(schedule, steps, "karras", rho=rho)
 
 
 def uniform_times(schedule: Schedule, steps: int) -> Tensor:
@@ -104,12 +104,86 @@ def uniform_times(schedule: Schedule, steps: int) -> Tensor:
     return torch.linspace(schedule.end, 0, steps + 1, dtype=torch.float64)
 
 
-def make_times(schedule: Schedule, steps: int | str, spacing: str = "auto") -> Tensor:
-    """Make the times that fit a schedule: `vp_times`, `edm_times` or `uniform_times`."""
+def spaced_times(
+    schedule: Schedule,
+    steps: int,
+    spacing: str,
+    *,
+    rho: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Tensor:
+    """The times of noise levels sigma / alpha that are spaced as `ldm.diffusion.levels` has it, on any schedule.
+
+    karras, exponential, polyexponential and vp are S levels, and then clean data. logsnr is S + 1 levels evenly spaced
+    in log(alpha / sigma), which end at the lowest (DPM-Solver's singlestep methods know no step to clean data).
+
+    Where no sigma_max is given, the first time is the schedule's end, pure noise on a flow.
+
+    Args:
+        rho: the power of karras (7) and polyexponential (1).
+        sigma_min, sigma_max: the lowest and the highest level; those of `level_range` where None.
+
+    Raises:
+        ValueError: for levels that the schedule does not have, or an option that the spacing does not act on.
+    """
+    _check_steps(steps, 1000)
+    if spacing == "vp":
+        if (rho, sigma_min, sigma_max) != (None, None, None):
+            raise ValueError("spacing vp has levels of its own: leave out rho, sigma_min and sigma_max")
+        levels = vp_levels(steps)
+        if isinstance(schedule, VPSchedule):
+            levels = levels.clamp(*level_range(schedule, None, None))
+    else:
+        low, high = level_range(schedule, sigma_min, sigma_max)
+        levels = spaced_levels(spacing, steps, low, high, rho)
+    times = schedule.time_at(levels)
+    if sigma_min is None and isinstance(schedule, VPSchedule) and spacing != "vp":
+        times[-1] = 1
+    if sigma_max is None and spacing != "vp":
+        times[0] = schedule.end
+    if spacing != "logsnr":
+        times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+    # Levels of vp that a table does not have are its first or its last entry, each of them once.
+    return times.unique_consecutive()
+
+
+def even_times(schedule: VPSchedule, steps: int, power: int) -> Tensor:
+    """BayesDiff's time_uniform (power 1) and time_quadratic (2): even in u^(1 / power) from T to 1, not rounded."""
+    _check_steps(steps, schedule.end)
+    roots = torch.linspace(schedule.end ** (1 / power), 1, steps + 1, dtype=torch.float64)
+    return roots**power
+
+
+def make_times(
+    schedule: Schedule,
+    steps: int | str,
+    spacing: str = "auto",
+    *,
+    rho: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Tensor:
+    """Make the times that fit a schedule: `vp_times`, `edm_times` or `uniform_times`, or on all `spaced_times`.
+
+    Raises:
+        ValueError: for a spacing that the schedule does not have, or rho, sigma_min and sigma_max without effect.
+    """
+    given = {"rho": rho, "sigma_min": sigma_min, "sigma_max": sigma_max}
+    if spacing == "auto" and isinstance(schedule, EDMSchedule) and not isinstance(steps, str):
+        spacing = "karras"
+    if spacing in LEVEL_SPACINGS:
+        if isinstance(steps, str):
+            raise ValueError(f"spacing {spacing} takes a number of steps, got the respacing '{steps}'")
+        return spaced_times(schedule, steps, spacing, **given)
+    unused = [name for name, value in given.items() if value is not None]
+    if unused:
+        raise ValueError(f"{', '.join(unused)} belong to the spacings {', '.join(LEVEL_SPACINGS)}, not to '{spacing}'")
     if isinstance(schedule, VPSchedule):
         return vp_times(schedule, steps, spacing)
     if isinstance(steps, str) or spacing not in ("auto", "trailing"):
         raise ValueError(
-            f"{type(schedule).__name__} takes a number of steps and no spacing, got {steps!r} and '{spacing}'"
+            f"{type(schedule).__name__} takes a number of steps, and of spacings auto, trailing, "
+            f"{', '.join(LEVEL_SPACINGS)}; got {steps!r} and '{spacing}'"
         )
     return edm_times(schedule, steps) if isinstance(schedule, EDMSchedule) else uniform_times(schedule, steps)

@@ -57,10 +57,11 @@ def forward_variance(schedule: Schedule, u: Tensor | float, s: Tensor | float) -
 
 
 def ddim_transition(schedule: Schedule, u: float, s: float, eta: float = 0.0, temperature: float = 1.0) -> Transition:
-    """v = eta^2 times the posterior variance (Song et al. 2021, eq. 16), w = temperature^2 v."""
+    """v = eta^2 times the posterior variance (Song et al. 2021, eq. 16), at most sigma_s^2; w = temperature^2 v."""
     alpha = schedule.alpha(s)
-    v = eta**2 * posterior_variance(schedule, u, s) if eta else torch.zeros_like(alpha)
-    return Transition(u, s, alpha, schedule.sigma(s), v, temperature**2 * v)
+    sigma = schedule.sigma(s)
+    v = torch.minimum(eta**2 * posterior_variance(schedule, u, s), sigma**2) if eta else torch.zeros_like(alpha)
+    return Transition(u, s, alpha, sigma, v, temperature**2 * v)
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,6 @@ def ddim(
         transition = ddim_transition(schedule, u, s, eta, temperature)
         step = advance(index, x, prediction.x0, prediction.eps, transition, noise)
         x = following(step, (yield step))
-
-
-def euler(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, start: int = 0) -> Steps:
-    """Euler's method along straight lines of the schedule: line 2 without noise, which is DDIM at eta = 0."""
-    return ddim(denoiser, schedule, x, times, start=start)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.checkpoint import sha256, tensors_sha256
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.diffusion.samplers import make_sampler
-from ldm.diffusion.samplers.registry import Sampler, sampler_options
+from ldm.diffusion.samplers.registry import Sampler, sampler_defaults
 from ldm.memory import Chunker
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
@@ -144,7 +144,15 @@ class Pipeline:
         if isinstance(given, str) and self.sampling.spacing != "auto":
             raise ValueError(f"--steps {given} is a respacing already; leave out --spacing {self.sampling.spacing}")
         steps = self.setting("steps", self.defaults.steps) if given is None else given
-        return self.model.sampling_times(steps, self.sampling.spacing)
+        return self.model.sampling_times(steps, self.sampling.spacing, **self.sampling.levels)
+
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of the states that sampling starts from: that of the schedule's noisy end, or of the
+        noise at the first time where the levels were chosen."""
+        schedule = self.model.schedule
+        chosen = self.sampling.sigma_max is not None or self.sampling.spacing == "vp"
+        return float(schedule.sigma(self.times[0])) if chosen else schedule.prior_std
 
     @cached_property
     def scale(self) -> float:
@@ -197,13 +205,44 @@ class Pipeline:
         """The chosen sampler with its options bound; an option that it does not act on is an error."""
         return self._make_sampler(None)
 
+    @property
+    def eta(self) -> float:
+        """The noise of the sampler's steps: what was given, the sampler's own default, or 0 where it has none."""
+        given = self.sampling.eta
+        return sampler_defaults(self.sampling.sampler).get("eta", 0.0) if given is None else given
+
+    @property
+    def churns(self) -> bool:
+        """Whether the sampler adds noise before its steps."""
+        able = "S_churn" in sampler_defaults(self.sampling.sampler)
+        return able and bool(self.sampling.options.get("S_churn") or self.eta)
+
+    @property
+    def sampler_options(self) -> dict[str, Any]:
+        """Further options of the sampler: the given ones, and where it churns those of the config's section `churn`.
+
+        Raises:
+            ValueError: for options that have a word of their own on the command line.
+        """
+        given = dict(self.sampling.options)
+        own = [name for name in ("eta", "variance", "mean_shift") if name in given]
+        if own:
+            raise ValueError(f"sampler_options take no {', '.join(own)}: --eta and --variance are options of their own")
+        known = sampler_defaults(self.sampling.sampler)
+        if self.churns:
+            configured = (self.config.get("churn") or {}).items()
+            return {name: value for name, value in configured if name in known} | given
+        return given
+
     def _make_sampler(self, labels: Tensor | None) -> Sampler:
         name = self.sampling.sampler
         variance = self.sampling.variance
-        if variance is None and "variance" in sampler_options(name) and self.model.learned_variance is not None:
+        known = sampler_defaults(name)
+        if variance is None and "variance" in known and self.model.learned_variance is not None:
             variance = "learned_range"
         shift = None if labels is None else self.wrappers.mean_shift(name, labels)
-        return make_sampler(name, eta=self.sampling.eta or None, variance=variance, mean_shift=shift)
+        eta = self.sampling.eta if "eta" in known else self.sampling.eta or None
+        return make_sampler(name, eta=eta, variance=variance, mean_shift=shift, **self.sampler_options)
 
     @cached_property
     def base_network(self) -> ConditionedNetwork:

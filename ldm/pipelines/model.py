@@ -89,7 +89,7 @@ class ModelPipeline(Pipeline):
     def initial(self, noise: ImageNoise) -> Tensor:
         """Return the states [B, c, h, w] that sampling starts from."""
         shape = (len(noise.images), *self._latent_shape)
-        return noise(INITIAL, shape) * self.model.schedule.prior_std
+        return noise(INITIAL, shape) * self.initial_std
 
     def sampler_for(self, labels: Tensor | None) -> Sampler:
         """Return `sampler` for images of classes [B], to which a classifier may guide ancestral steps."""
@@ -122,7 +122,7 @@ class ModelPipeline(Pipeline):
         """
         noise = self.noise(images)
         given = None if labels is None else self.labels(labels, null=True)
-        x = self.initial(noise) if initial is None else initial.to(self.device) * self.model.schedule.prior_std
+        x = self.initial(noise) if initial is None else initial.to(self.device) * self.initial_std
         steps = self.sampler_for(given)(self.denoiser(given), self.model.schedule, x, self.times, noise=noise)
         return run(steps)
 
@@ -166,11 +166,13 @@ class ModelPipeline(Pipeline):
         return {
             "sampler": sampling.sampler,
             "steps": len(self.times) - 1,
-            "eta": sampling.eta,
+            "eta": self.eta,
             "scale": self.scale,
             "spacing": sampling.steps if isinstance(sampling.steps, str) else sampling.spacing,
             "seed": sampling.seed,
             "variance": sampling.variance,
+            **{name: value for name, value in sampling.levels.items() if value is not None},
+            **({"sampler_options": self.sampler_options} if self.sampler_options else {}),
             **({} if self.speed.precision == "float32" else {"precision": self.speed.precision}),
             **self.wrappers.describe(),
         }

@@ -43,7 +43,7 @@ METHODS = {
 }
 SAMPLED = ("persistent", "tangents")  # weights held for the whole trajectory, through whatever acts on predictions
 HYPERPARAMETERS = ("prior_precision", "sigma_noise", "temperature")
-ONE_EVALUATION = ("DDIM", "DDPM", "Euler")  # samplers whose step is affine in one evaluation
+ONE_EVALUATION = ("DDIM", "DDPM", "Euler", "Euler-ancestral")  # samplers whose step is affine in one evaluation
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class PosteriorPipeline:
 
     def initial(self, images: Sequence[int]) -> Tensor:
         """States at the times' first time."""
-        model = self.pipeline.model
-        return self.noise(images).initial((len(images), *model.latent_shape)) * model.schedule.prior_std
+        shape = (len(images), *self.pipeline.model.latent_shape)
+        return self.noise(images).initial(shape) * self.pipeline.initial_std
 
     def conditions(self, labels: Sequence[int] | None) -> tuple[Tensor | None, Tensor | None]:
         """Classes and null classes [B], or None for each that the model does not have."""
@@ -140,6 +140,11 @@ class PosteriorPipeline:
                 f"Dopri5 chooses its steps by the state, so {method} cannot draw states around one: use path, "
                 f"{' or '.join(SAMPLED)}"
             )
+        recursive = method not in SAMPLED and method != "path"
+        churned = self.pipeline.churns
+        if recursive and (churned or sampler == "DPM-Solver++SDE"):
+            why = "adds noise before its steps (churn)" if churned else "draws noise between its evaluations"
+            raise ValueError(f"{sampler} {why}, which {method} does not follow: use path, {' or '.join(SAMPLED)}")
         if method.startswith("published") and sampler not in ONE_EVALUATION:
             raise ValueError(
                 f"{sampler} is not first order, and {method} takes {', '.join(ONE_EVALUATION)} only: use bayesdiff"

@@ -4,15 +4,14 @@ A pipeline holds these values, and a command shows their fields as options: of t
 the name that DECU's scripts had. Nothing here imports torch, so that a command's help answers at once.
 """
 
+from ldm.settings.names import SamplerName, Spacing
 from ldm.settings.sampling import (
     Branching,
     ClassifierGuidance,
     FeatureReading,
     Precision,
-    SamplerName,
     Sampling,
     Scaling,
-    Spacing,
     Speed,
     Variance,
 )

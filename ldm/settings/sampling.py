@@ -7,25 +7,22 @@ its description names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from ldm.options import option
+from ldm.options import PAIRS, OptionValue, one_of, option
+from ldm.settings.names import (
+    SAMPLER_NAMES,
+    SECOND_NAMES,
+    SECOND_SPACINGS,
+    SPACING_NAMES,
+    SamplerName,
+    SecondName,
+    SecondSpacing,
+    Spacing,
+)
 
-SamplerName = Literal[
-    "DDIM",
-    "DDPM",
-    "PLMS",
-    "DPM-Solver++",
-    "Heun",
-    "Euler",
-    "Midpoint",
-    "RK4",
-    "Euler-time",
-    "Heun-time",
-    "Dopri5",
-]
-Spacing = Literal["auto", "trailing", "published", "quad", "respace"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
 Precision = Literal["float32", "bf16", "fp16"]
 Published = Literal["published", "published-linear"]
@@ -83,18 +80,33 @@ class Sampling:
         ValueError: for a number of steps below 1, or words that are no respacing.
     """
 
-    sampler: Annotated[SamplerName, option(metavar="NAME")] = "DDIM"
-    """The sampler: DDIM, DDPM, PLMS, DPM-Solver++, Heun, Euler, Midpoint, RK4, Euler-time, Heun-time or Dopri5."""
+    sampler: Annotated[SamplerName | SecondName, one_of(SAMPLER_NAMES), option("--solver", metavar="NAME")] = "DDIM"
+    """The sampler, DDIM, DDPM, Heun or DPM-Solver++ for example; docs/samplers.md has all, k-diffusion's names too."""
     steps: Annotated[
-        int | str | None, option("--ddim_steps", metavar="N", default="the config's uncertainty.steps, or {steps}")
+        int | str | None,
+        option("--ddim_steps", "--timesteps", metavar="N", default="the config's uncertainty.steps, or {steps}"),
     ] = None
     """The number of steps, or a respacing such as ddim50 or 10,10,5."""
-    eta: Annotated[float, option("--ddim_eta", metavar="ETA")] = 0.0
-    """The noise of DDIM: 0 draws none, 1 has the variance of ancestral sampling."""
+    eta: Annotated[
+        float | None, option("--ddim_eta", metavar="ETA", default="1 of ancestral and SDE samplers, or 0")
+    ] = None
+    """The noise of DDIM, of ancestral and SDE samplers: 0 draws none, 1 has the posterior variance; Heun's share of
+    the greatest churn."""
     scale: Annotated[float | None, option(metavar="S", default="the config's guidance_scale, or {scale}")] = None
     """The scale of classifier-free guidance; 1 turns it off."""
-    spacing: Annotated[Spacing, option(metavar="HOW")] = "auto"
-    """How the steps are spaced: auto, trailing, published (CompVis), quad or respace."""
+    spacing: Annotated[Spacing | SecondSpacing, one_of(SPACING_NAMES), option("--skip_type", metavar="HOW")] = "auto"
+    """How the steps are spaced: auto, trailing, published (CompVis), quad, respace, time_uniform or time_quadratic;
+    by sigma / alpha karras, exponential, polyexponential, vp or logsnr."""
+    rho: Annotated[float | None, option(metavar="R", default="7, or 1 of polyexponential")] = None
+    """The power of the spacings karras (auto on EDM's schedule) and polyexponential."""
+    sigma_min: Annotated[float | None, option(metavar="S", default="the schedule's")] = None
+    """The lowest sigma / alpha of a spacing by sigma / alpha."""
+    sigma_max: Annotated[float | None, option(metavar="S", default="the schedule's")] = None
+    """The highest, with which sampling begins."""
+    options: Annotated[
+        Mapping[str, OptionValue], PAIRS, option(name="sampler_options", metavar="A=B ...", default="none")
+    ] = field(default_factory=dict)
+    """Further options of the sampler by name, S_churn=40 S_min=0.05 S_max=50 of Heun for example; docs/samplers.md."""
     variance: Annotated[
         Variance | None, option(metavar="NAME", default="learned_range where it is learned, or fixed_small")
     ] = None
@@ -112,6 +124,13 @@ class Sampling:
         if isinstance(self.steps, str) and self.steps.isdigit():
             object.__setattr__(self, "steps", int(self.steps))
         check_steps(self.steps)
+        object.__setattr__(self, "sampler", SECOND_NAMES.get(self.sampler, self.sampler))
+        object.__setattr__(self, "spacing", SECOND_SPACINGS.get(self.spacing, self.spacing))
+
+    @property
+    def levels(self) -> dict[str, float | None]:
+        """What `make_times` takes of the noise levels, by name."""
+        return {"rho": self.rho, "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
 
     def published(self, steps: int = 200, scale: float = 5.0) -> Sampling:
         """Return these values with DECU's published ones where nothing was given: 200 steps on CompVis' times."""

@@ -161,10 +161,25 @@ def test_what_could_only_fail_late_is_refused_before_any_work(place, tmp_path):
         ({"method": "path", "sampling": Sampling(steps=4, clip=True)}, "path knows neither clipping"),
         ({"method": "published", "sampling": Sampling("Heun", steps=4)}, "Heun is not first order"),
         ({"method": "bayesdiff", "sampling": Sampling("Dopri5", steps=4)}, "Dopri5 chooses its steps by the state"),
+        ({"method": "published", "sampling": Sampling("DPM-Solver-2", steps=4)}, "DPM-Solver-2 is not first order"),
+        ({"method": "bayesdiff", "sampling": Sampling("DPM-Solver++SDE", 4)}, "draws noise between its evaluations"),
+        ({"method": "bayesdiff", "sampling": Sampling("Heun", 4, options={"S_churn": 2})}, "before its steps"),
     ):
         with pytest.raises(ValueError, match=message):
             SampleLaplace(**{**place.shared, "out": str(tmp_path / "out"), **changes}).run()
     assert not (tmp_path / "out").exists()
+
+
+def test_bayesdiffs_template_of_the_second_order_solver(place, tmp_path):
+    """Its dpm.sh: variances along DPM-Solver-2 on times even in log SNR, every step begun again from the states."""
+    sampling = Sampling("DPM-Solver-2", 3, spacing="logsnr")
+    options = {**place.shared, "sampling": sampling, "out": str(tmp_path / "out"), "method": "bayesdiff_skip"}
+    SampleLaplace(n=4, shown=1, **options).run()
+    found = np.load(tmp_path / "out" / "samples.npz")
+    plain = place.load(sampler="DPM-Solver-2", steps=3, spacing="logsnr")
+    images = to_uint8(plain.decode(plain.sample_latents(plain.cycle_classes(range(4)), range(4))))
+    np.testing.assert_array_equal(found["arr_0"], images)
+    assert (found["map"] > 0).all() and found["step_sums"].shape == (4, 3)
 
 
 def test_flows_and_other_samplers(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -9,9 +11,10 @@ from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
 from ldm.diffusion.denoiser import NetworkDenoiser, Target, clipped
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, scaled
 from ldm.diffusion.noise import ImageNoise
-from ldm.diffusion.samplers import SAMPLERS, ancestral, make_times, run
+from ldm.diffusion.samplers import SAMPLERS, ancestral, make_sampler, make_times, run
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, VPSchedule, make_betas
 from ldm.experiments.toy import MixtureDenoiser
+from ldm.settings import SamplerName
 
 F64 = torch.float64
 VP = VPSchedule(make_betas("cosine", 1000))
@@ -112,16 +115,16 @@ def test_the_gradient_is_neither_scaled_nor_clipped(sampler):
     )
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "Dopri5"])  # the clamp's kink: 10 s of steps
+@pytest.mark.parametrize("sampler", [name for name in get_args(SamplerName) if name != "Dopri5"])  # the clamp's kink
 def test_every_sampler_scales_once_under_a_classifier(sampler):
     """Scaling the network's noise below the gradient is a network whose noise is shorter; the gradient stays."""
     network, times, x = lambda x, t, cond: 0.7 * x.roll(1, -1), make_times(VP, "20"), draw(3, 1, 2, 2)
     score, plain = exact_score(VP), NetworkDenoiser(network, VP, Target("eps"))
     shorter = NetworkDenoiser(lambda x, t, cond: network(x, t, cond) / 1.05, VP, Target("eps"))
-    ends, options = [], {"noise": NOISE} if sampler in ("DDIM", "DDPM") else {}
+    ends = []
     for one in (scaled(plain, VP, EpsilonScaling(1.05), times), shorter, plain):
         guided = classifier_guided(clipped(one, VP), score)
-        ends.append(run(SAMPLERS[sampler](guided, VP, x, times, **options)))
+        ends.append(run(make_sampler(sampler)(guided, VP, x, times, noise=NOISE)))
     torch.testing.assert_close(ends[0], ends[1])
     assert not torch.allclose(ends[0], ends[2], atol=1e-3), "scaling acts"
 

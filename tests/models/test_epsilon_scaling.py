@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
@@ -23,9 +24,10 @@ from ldm.diffusion.epsilon_scaling import (
     tabulated,
 )
 from ldm.diffusion.noise import ImageNoise
-from ldm.diffusion.samplers import SAMPLERS, ancestral, ddim, heun, make_times, midpoint, run
+from ldm.diffusion.samplers import ancestral, ddim, heun, make_sampler, make_times, midpoint, run
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VPSchedule, make_betas
 from ldm.experiments.toy import GaussianDenoiser
+from ldm.settings import SamplerName
 from tests.conftest import golden_json, golden_tensors
 from tests.models.toys import edm_toy, es_toy, es_toy_learned
 
@@ -48,11 +50,8 @@ def toy(x, t, cond=None):
 
 
 def sample(sampler, denoiser, schedule=VP, times=TIMES, **options):
-    solver = SAMPLERS[sampler]
     x = draw(2, 1, 2, 4) * schedule.prior_std
-    if sampler in ("DDIM", "DDPM"):
-        options = {"noise": NOISE, **options}
-    return run(solver(denoiser, schedule, x, times, **options))
+    return run(make_sampler(sampler, **options)(denoiser, schedule, x, times, noise=NOISE))
 
 
 @pytest.mark.parametrize("scale", ["1.0", "1.017"])
@@ -96,7 +95,7 @@ def test_slopes_count_the_respaced_index():
     torch.testing.assert_close(between, torch.tensor([1 + 0.1 * 27 / 53, 1.0, 1.0, 2.9], dtype=F64))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_lambda_one_changes_no_bit(sampler):
     plain = NetworkDenoiser(toy, VP, Target("eps"))
     assert scaled(plain, VP, EpsilonScaling(1.0, 0.0), TIMES) is plain
@@ -127,7 +126,7 @@ class OwnScaling:
 
 
 @pytest.mark.parametrize(("guidance", "b"), [(1.0, 1.02), (3.0, 0.99)])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_every_evaluation_is_scaled_once_after_guidance(sampler, b, guidance):
     """Scaling the guided noise equals guiding networks whose noise is scaled: guidance is linear."""
     k, cond = 0.001, torch.tensor([0, 1])

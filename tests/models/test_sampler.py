@@ -18,7 +18,8 @@ from ldm.diffusion.samplers import SAMPLERS, ancestral, ddim, heun, make_sampler
 from ldm.diffusion.samplers.registry import sampler_options
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VPSchedule, make_betas
 from ldm.experiments.toy import GaussianDenoiser, MixtureDenoiser
-from ldm.settings import SamplerName
+from ldm.settings import SamplerName, Sampling
+from ldm.settings.names import SECOND_NAMES, SecondName
 
 F64 = torch.float64
 SHAPE = (1, 2, 3)
@@ -33,6 +34,7 @@ GRIDS = {
     "flow": (FLOW, lambda steps: torch.linspace(1.0, 0.1, steps + 1, dtype=F64)),
     "flow to data": (FLOW, lambda steps: make_times(FLOW, steps)),
 }
+NAMES = get_args(SamplerName)
 ORDERS = {"DDIM": 1, "Euler": 1, "Heun": 2, "Midpoint": 2, "DPM-Solver++": 2, "PLMS": 2, "RK4": 4}
 
 
@@ -188,7 +190,7 @@ def test_steps_are_line_2_of_what_they_report(name):
         x = step.x_next
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_branch_starts_with_empty_history(name):
     denoiser, times = GaussianDenoiser(VP, MEAN, VAR), make_times(VP, 8, "trailing")
     sampler = partial(make_sampler(name), noise=ImageNoise(1, (0, 1)))
@@ -196,8 +198,11 @@ def test_a_branch_starts_with_empty_history(name):
     branched = list(sampler(denoiser, VP, steps[4].x_next, times, start=5))
     assert [step.index for step in branched] == [5, 6, 7]
     first_order = next(ddim(denoiser, VP, steps[4].x_next, times, start=5))
-    if name in ("DPM-Solver++", "dpmpp_2m"):
-        assert torch.equal(branched[0].x_next, first_order.x_next)
+    if name in ("DPM-Solver++", "LMS"):
+        torch.testing.assert_close(branched[0].x_next, first_order.x_next, rtol=0, atol=1e-12)
+    elif name in ("DPM-Solver++2M-SDE", "DPM-Solver++3M-SDE"):
+        noisy = next(ddim(denoiser, VP, steps[4].x_next, times, eta=1.0, noise=ImageNoise(1, (0, 1)), start=5))
+        torch.testing.assert_close(branched[0].x_next, noisy.x_next, rtol=0, atol=1e-12)
     elif name == "Dopri5":  # its first step has a size of its own
         torch.testing.assert_close(branched[-1].x_next, steps[-1].x_next, rtol=0, atol=1e-3)
     elif name != "PLMS":
@@ -206,7 +211,7 @@ def test_a_branch_starts_with_empty_history(name):
         run(sampler(denoiser, VP, steps[4].x_next, times, start=8))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_caller_may_send_another_state(name):
     denoiser, times = GaussianDenoiser(VP, MEAN, VAR), make_times(VP, 4, "trailing")
     steps = make_sampler(name)(denoiser, VP, draw(2, *SHAPE), times, noise=ImageNoise(1, (0, 1)))
@@ -215,7 +220,7 @@ def test_a_caller_may_send_another_state(name):
     assert torch.equal(steps.send(other).x, other)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_members_are_walked_together(name):
     """Two members [M, B, ...] from one state agree with two separate walks."""
     alone = [GaussianDenoiser(VP, MEAN, VAR), GaussianDenoiser(VP, MEAN + 1, 2 * VAR)]
@@ -252,22 +257,26 @@ def test_heun_on_a_vp_path_is_edms_heun_in_scaled_variables():
 
 
 def test_options_that_a_sampler_lacks_are_errors():
-    for name in SAMPLERS:
+    for name in NAMES:
         assert not {"noise", "start"} & set(sampler_options(name))
         with pytest.raises(TypeError):
             SAMPLERS[name](None, VP, None, None, colour=3)
         make_sampler(name, eta=None, temperature=None)
         with pytest.raises(TypeError):
             make_sampler(name)(None, VP, None, None, eta=0.0)
-    for name in ("PLMS", "DPM-Solver++", "Euler", "Midpoint", "RK4", "Dopri5"):
+    for name in ("PLMS", "LMS", "DPM-Solver++", "DPM-Solver-3", "Euler", "Midpoint", "RK4", "Dopri5"):
         make_sampler(name, eta=0.0, temperature=1.0)
-        assert "noise" not in inspect.signature(SAMPLERS[name]).parameters
+        assert name == "Euler" or "noise" not in inspect.signature(SAMPLERS[name]).parameters
         with pytest.raises(ValueError, match=f"sampler {name.replace('+', '.')} has no eta"):
             make_sampler(name, eta=0.5)
     with pytest.raises(ValueError, match="DDPM has no eta; its options: variance, temperature, mean_shift"):
         make_sampler("DDPM", eta=0.0)
-    with pytest.raises(ValueError, match="sampler must be one of"):
+    with pytest.raises(ValueError, match=r"sampler must be one of .* did you mean 'DDIM'\?"):
         make_sampler("ddim")
+    with pytest.raises(ValueError, match=r"sampler Heun has no s_chrn; .* did you mean 'S_churn'\?"):
+        make_sampler("Heun", s_chrn=4)
+    with pytest.raises(ValueError, match="S_churn of sampler Heun takes a number, got 'much'"):
+        make_sampler("Heun", S_churn="much")
     with pytest.raises(ValueError, match="pass noise="):
         run(make_sampler("DDIM", eta=1.0)(GaussianDenoiser(VP, MEAN, VAR), VP, draw(1, *SHAPE), make_times(VP, 5)))
 
@@ -278,7 +287,7 @@ def test_grids_that_do_not_descend_are_refused():
 
 
 def test_every_sampler_has_a_name_that_the_command_line_takes():
-    named = set(get_args(SamplerName))
-    assert named <= set(SAMPLERS)
-    others = {name: solver for name, solver in SAMPLERS.items() if name not in named}
-    assert all(any(SAMPLERS[name] is solver for name in named) for solver in others.values())  # second names only
+    assert set(NAMES) | set(get_args(SecondName)) == set(SAMPLERS)
+    assert set(get_args(SecondName)) == set(SECOND_NAMES)
+    for second, name in SECOND_NAMES.items():
+        assert SAMPLERS[second] is SAMPLERS[name] and Sampling(sampler=second).sampler == name

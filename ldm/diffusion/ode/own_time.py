@@ -2,9 +2,9 @@
 
     dx/du = alpha'(u) x_0 + sigma'(u) eps
 
-Other solvers here step in the variables in which lines are straight; on EDM's schedule the two are one. Source:
-Karras et
-al. 2022 (arXiv 2206.00364), eq. 4 and alg. 3, whose ablations they are.
+Other solvers here step in the variables in which lines are straight; on EDM's schedule the two are one.
+
+Source: Karras et al. 2022 (arXiv 2206.00364), eq. 4 and alg. 3, whose ablations they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.ode.runge_kutta import churned
+from ldm.diffusion.ode.churn import make_churn
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise, Step, Steps, advance, ddim_transition, following, intervals
 
@@ -53,13 +53,14 @@ def heun_in_time(
     S_min: float = 0.0,
     S_max: float = math.inf,
     S_noise: float = 1.0,
+    eta: float = 0.0,
     noise: Noise | None = None,
     start: int = 0,
 ) -> Steps:
     """Heun's method in the schedule's own time, Euler's to clean data; 2S - 1 evaluations. Arguments of `heun`."""
-    gamma = min(S_churn / (len(times) - 1), math.sqrt(2) - 1)
+    churn = make_churn(len(times) - 1, S_churn, S_min, S_max, S_noise, eta)
     for index, u, s in intervals(times, start):
-        x, u = churned(schedule, index, x, u, gamma, (S_min, S_max), S_noise, noise)
+        x, u = churn.add(schedule, index, x, u, noise)
         first = velocity_at(denoiser, schedule, x, u)
         after = x + (s - u) * first
         if index < len(times) - 2:

@@ -1,4 +1,4 @@
-"""Runge-Kutta solvers of any schedule in fixed steps: Heun (EDM, with churn), midpoint, RK4.
+"""Runge-Kutta solvers of any schedule in fixed steps: Euler and Heun (EDM, with churn), midpoint, RK4.
 
 Line 2 moves along straight lines of the schedule on which one linear field stays constant: eps in the variables
 (x / alpha, sigma / alpha), or for a flow the velocity eps - x_0 in (x, u). A method with several evaluations combines
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser, Target
+from ldm.diffusion.ode.churn import make_churn
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise, Step, Steps, advance, ddim_transition, following, intervals
 
@@ -71,7 +72,7 @@ def two_stage(
     return straight_step(schedule, index, x, (1 - weight) * first + weight * second, u, s)
 
 
-def heun(
+def euler(
     denoiser: Denoiser,
     schedule: Schedule,
     x: Tensor,
@@ -84,6 +85,35 @@ def heun(
     noise: Noise | None = None,
     start: int = 0,
 ) -> Steps:
+    """Euler's method along straight lines of the schedule: line 2 without noise, which is DDIM at eta = 0.
+
+    S evaluations; churn is that of `heun`.
+
+    Args:
+        x: state [..., B, C, H, W] at `times[start]`.
+    """
+    churn = make_churn(len(times) - 1, S_churn, S_min, S_max, S_noise)
+    for index, u, s in intervals(times, start):
+        x, u = churn.add(schedule, index, x, u, noise)
+        prediction = denoiser(x, u)
+        step = advance(index, x, prediction.x0, prediction.eps, ddim_transition(schedule, u, s))
+        x = following(step, (yield step))
+
+
+def heun(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    *,
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    S_noise: float = 1.0,
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    start: int = 0,
+) -> Steps:
     """Heun's method (Karras et al. 2022, alg. 1 and 2): the mean of two fields; 2S - 1 evaluations to clean data.
 
     Churn noises the state before the step: with sigma-bar = sigma / alpha, from sigma-bar to (1 + gamma) sigma-bar,
@@ -92,38 +122,13 @@ def heun(
     Args:
         x: state [..., B, C, H, W] at `times[start]`; EDM's reference keeps it in float64.
         S_noise: standard deviation of churn's draws.
+        eta: in place of S_churn, gamma as a share of sqrt(2) - 1, 0 to 1 (DDAE).
     """
-    gamma = min(S_churn / (len(times) - 1), math.sqrt(2) - 1)
+    churn = make_churn(len(times) - 1, S_churn, S_min, S_max, S_noise, eta)
     for index, u, s in intervals(times, start):
-        x, u = churned(schedule, index, x, u, gamma, (S_min, S_max), S_noise, noise)
+        x, u = churn.add(schedule, index, x, u, noise)
         step = two_stage(denoiser, schedule, index, x, u, s, 1.0)
         x = following(step, (yield step))
-
-
-def churned(
-    schedule: Schedule,
-    index: int,
-    x: Tensor,
-    u: float,
-    gamma: float,
-    window: tuple[float, float],
-    scale: float,
-    noise: Noise | None,
-) -> tuple[Tensor, float]:
-    """(x, u) after noise that raises sigma / alpha by 1 + gamma, drawn with deviation `scale`; see `heun`.
-
-    As they were where gamma is 0, sigma / alpha lies outside the window, or there is no data left in x.
-    """
-    level = float(schedule.ratio(u))
-    if not (gamma > 0 and window[0] <= level <= window[1] and math.isfinite(level)):
-        return x, u
-    if noise is None:
-        raise ValueError("churn draws noise: pass noise=ImageNoise(seed, images), or S_churn = 0")
-    ratio = schedule.ratio(u)
-    later = schedule.time_at(ratio * (1 + gamma))
-    added = (schedule.ratio(later) ** 2 - ratio**2).clamp(min=0).sqrt()
-    clean_scale = (schedule.alpha(later) / schedule.alpha(u)).to(x)
-    return clean_scale * x + (schedule.alpha(later) * added * scale).to(x) * noise(index, x.shape).to(x), float(later)
 
 
 def midpoint(

@@ -1,4 +1,4 @@
-"""Solvers that remember earlier predictions: PLMS and DPM-Solver++(2M). Both end in line 2 without noise."""
+"""Solvers that remember earlier predictions: PLMS, LMS, DPM-Solver++(2M). All end in line 2 without noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.ode.runge_kutta import field_at, straight_step
+from ldm.diffusion.ode.runge_kutta import coordinates, field_at, straight_step
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Steps, advance, ddim_transition, following, intervals
 
@@ -38,6 +38,40 @@ def plms(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, st
         history = latest
         step = straight_step(schedule, index, x, combined, u, s)
         x = following(step, (yield step))
+
+
+def lms(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, order: int = 4, start: int = 0) -> Steps:
+    """Linear multi-step (k-diffusion's lms): Adams-Bashforth for the steps as wide as they are; S evaluations.
+
+    The field is the polynomial through its last `order` values in the variable in which lines are straight (sigma /
+    alpha, or a flow's u), and its mean over a step leads to the end. The order grows from 1 over the first steps.
+
+    Args:
+        x: state [..., B, C, H, W] at `times[start]`.
+        order: 1 to 6; beyond 4 it is rarely stable.
+
+    Raises:
+        ValueError: for another order.
+    """
+    if order not in range(1, 7):
+        raise ValueError(f"order must be a whole number from 1 to 6, got {order!r}")
+    history: list[tuple[Tensor, float]] = []
+    for index, u, s in intervals(times, start):
+        history = [(field_at(denoiser, schedule, x, u), float(coordinates(schedule, u)[1])), *history][:order]
+        weights = _mean_weights([tau for _, tau in history], float(coordinates(schedule, s)[1]))
+        combined = sum(weight * field for weight, (field, _) in zip(weights, history, strict=True))
+        step = straight_step(schedule, index, x, cast(Tensor, combined), u, s)
+        x = following(step, (yield step))
+
+
+def _mean_weights(nodes: list[float], end: float) -> list[float]:
+    """Weights [n] of values at n nodes in the mean, from nodes[0] to end, of the polynomial through them.
+
+    They give the means of 1, z, .. z^(n-1) exactly, with z from 0 to 1 over the step: 1 / (k + 1).
+    """
+    z = (torch.tensor(nodes, dtype=torch.float64) - nodes[0]) / (end - nodes[0])
+    powers = torch.arange(len(nodes), dtype=torch.float64)
+    return torch.linalg.solve(z[None] ** powers[:, None], 1 / (powers + 1)).tolist()
 
 
 def dpm_solver_2m(

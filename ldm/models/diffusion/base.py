@@ -183,9 +183,9 @@ class DiffusionModel(pl.LightningModule):
         scale = self.target.coefficients(*process.levels(t, x_noisy))[2]
         return scale * x_noisy, process.network_time(t, x_noisy)
 
-    def sampling_times(self, steps: int | str, spacing: str = "auto") -> Tensor:
-        """Return the times of a sampler of so many steps, see `ldm.diffusion.times.vp_times`."""
-        return make_times(self.schedule, steps, spacing)
+    def sampling_times(self, steps: int | str, spacing: str = "auto", **levels: float | None) -> Tensor:
+        """Return the times of a sampler of so many steps, see `ldm.diffusion.times.make_times` for all of it."""
+        return make_times(self.schedule, steps, spacing, **levels)
 
     # Network
 
