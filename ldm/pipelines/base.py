@@ -88,7 +88,7 @@ class Pipeline:
             values[owner] = replace(values[owner], **{name: change})
         kept = {"network", "base_network", "classes", "class_names", "_latent_shape", "null_class", "conditional"}
         if values["sampling"] == self.sampling:
-            kept |= {"times", "wrappers", "sampler", "scale", "n_classes"}
+            kept |= {"times", "initial_std", "wrappers", "sampler", "scale", "n_classes"}
         if values["speed"] != self.speed:
             kept -= {"network", "base_network"}
             model, passes = with_speed(self.model, values["speed"], self.device)
@@ -104,7 +104,7 @@ class Pipeline:
         Raises:
             ValueError: naming the value.
         """
-        _ = (self.times, self.scale, self.wrappers.off, self.sampler, self.base_network)
+        _ = (self.times, self.initial_std, self.scale, self.wrappers.off, self.sampler, self.base_network)
         _ = (self.conditional, self.null_class, self._latent_shape)
         if not self.base_network.needs_choices:
             _ = self.n_classes
@@ -146,7 +146,7 @@ class Pipeline:
         steps = self.setting("steps", self.defaults.steps) if given is None else given
         return self.model.sampling_times(steps, self.sampling.spacing, **self.sampling.levels)
 
-    @property
+    @cached_property
     def initial_std(self) -> float:
         """Standard deviation of the states that sampling starts from: that of the schedule's noisy end, or of the
         noise at the first time where the levels were chosen."""
