@@ -98,6 +98,24 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(name.startswith(pattern) or fnmatchcase(name, pattern) for pattern in patterns)
 
 
+# Beginnings of the names that blocks have in networks of diffusers.
+DIFFUSERS_KEYS = ("down_blocks.", "encoder.down_blocks.", "transformer_blocks.")
+
+
+def _refuse_diffusers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Check that a file is not in the names of diffusers while the network is not.
+
+    Raises:
+        ValueError: saying what takes such a file.
+    """
+    found = next((name for name in state if name.startswith(DIFFUSERS_KEYS)), None)
+    if found is not None and not any(name.endswith(found) for name in own):
+        raise ValueError(
+            f"the file holds a network of diffusers ('{found}'), whose config lies beside it: load its folder, on the "
+            "command line by --run FOLDER, in Python by load_model(diffusers=FOLDER)"
+        )
+
+
 def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = ()) -> None:
     """Copy `state` into `module`; every key must match but those under a name or pattern in `ignore`.
 
@@ -106,6 +124,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[s
     """
     ignore = tuple(ignore)
     own = module.state_dict()
+    _refuse_diffusers(state, own)
     given = {name: value for name, value in state.items() if not (matches(name, ignore) and name not in own)}
     missing = sorted(name for name in own.keys() - given.keys() if not matches(name, ignore))
     unknown = sorted(given.keys() - own.keys())

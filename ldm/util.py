@@ -28,6 +28,16 @@ TARGET_ALIASES = {
     "main.SetupCallback": "ldm.training.callbacks.SetupCallback",
     "main.WrappedDataset": "ldm.data.module.WrappedDataset",
 }
+# Classes of diffusers that configs may name, and ours that put them in the stages that networks have here.
+DIFFUSERS_TARGETS = {
+    "diffusers.AutoencoderKL": "ldm.interop.first_stages.StagedAutoencoderKL",
+    "diffusers.DiTTransformer2DModel": "ldm.interop.transformers.StagedDiT",
+    "diffusers.FluxTransformer2DModel": "ldm.interop.transformers.StagedFlux",
+    "diffusers.SD3Transformer2DModel": "ldm.interop.transformers.StagedSD3",
+    "diffusers.UNet2DConditionModel": "ldm.interop.unets.StagedUNet2DCondition",
+    "diffusers.UNet2DModel": "ldm.interop.unets.StagedUNet2D",
+    "diffusers.VQModel": "ldm.interop.first_stages.StagedVQModel",
+}
 # Where the modules went that targets of the first version's run directories name, and what their classes are called
 # now.
 MOVED_MODULES = {
@@ -57,7 +67,9 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         ValueError: if the path has no module, or the module or the name in it does not exist.
     """
-    path = TARGET_ALIASES.get(path, path)
+    path = DIFFUSERS_TARGETS.get(path, TARGET_ALIASES.get(path, path))
+    if path.startswith("diffusers."):
+        raise ValueError(f"of diffusers' classes a config may name {', '.join(DIFFUSERS_TARGETS)}; got '{path}'")
     module, _, name = path.rpartition(".")
     if module in MOVED_MODULES:
         module, name = MOVED_MODULES[module], RENAMED_TARGETS.get(name, name)
@@ -69,6 +81,8 @@ def get_obj_from_str(path: str) -> Any:
         hint = ""
         if error.name and error.name.split(".")[0] == "taming":
             hint = "; taming-transformers is optional: pip install --no-deps taming-transformers-rom1504==0.0.6"
+        if error.name and error.name.split(".")[0] == "diffusers":
+            hint = "; models of diffusers need the extra `diffusers`: pip install 'decu-uncertainty[diffusers]'"
         raise ValueError(f"cannot import '{module}' for target '{path}': {error}{hint}") from error
     except AttributeError as error:
         raise ValueError(f"module '{module}' has no '{name}' (target '{path}')") from error

@@ -4,7 +4,7 @@
 #   bash scripts/test.sh -m "not slow"        the quick part
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
-. "$here/install.sh" dev,lsun,wandb
+. "$here/install.sh" dev,lsun,wandb,diffusers
 
 ruff check .
 ruff format --check .

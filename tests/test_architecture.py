@@ -46,6 +46,7 @@ LEVELS = {
     "ldm.models": 5,
     "ldm.data": 6,
     "ldm.training": 7,
+    "ldm.interop": 7.5,  # builds our models from other libraries' folders, which pipelines load
     "ldm.pipelines": 8,
     "ldm.experiments": 9,
     "ldm.report": 9.5,

@@ -1,35 +1,56 @@
-"""`decu export`: the weights of a training as a base checkpoint."""
+"""`decu export`: the weights of a model as a base checkpoint, or as a folder that diffusers reads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ldm.options import option
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write the weights of a training as a base checkpoint for members: averaged where the run kept averages.
+    """Write the weights of a model as a base checkpoint for members: averaged where the run kept averages.
+
+    With --to diffusers a folder is written that diffusers' classes read: the network, the first stage, the scheduler,
+    and how classes are given; its README.md holds the lines that sample it. A folder of diffusers as --run is written
+    as a base checkpoint, and its config beside it: members train on these.
 
     Examples:
       decu export --run logs/2026-01-01T00-00-00_digits --out logs/pretrained/digits/base.ckpt
+      decu export --run logs/2026-01-01T00-00-00_digits --to diffusers --out results/digits-diffusers
+      decu export --run models/ldm/cin256-v2/model.ckpt --base configs/latent-diffusion/cin256-v2.yaml \\
+          --to diffusers --out results/cin256-diffusers
+      decu export --run results/cin256-diffusers --out logs/pretrained/cin256/base.ckpt
 
     The file holds nothing but weights; a record of their origin goes beside it.
     """
 
     source: Annotated[str, option(name="run", metavar="DIR")]
-    """The run directory of a training, or a checkpoint in one."""
+    """The run directory of a training, or a checkpoint in one; or a folder of diffusers."""
     out: str
-    """The file to write."""
+    """The file to write; with --to diffusers the folder."""
     epoch: Annotated[int | None, option(metavar="N", default="the last checkpoint")] = None
     """The checkpoint that --run kept of this epoch."""
     overwrite: bool = False
     """Replace the file if it exists."""
+    to: Literal["checkpoint", "diffusers"] = "checkpoint"
+    """What is written."""
+    base: Annotated[str | None, option(metavar="YAML", default="that of the run directory")] = None
+    """With --to diffusers, the config of a checkpoint that --run names and that lies in no run directory."""
 
     def run(self) -> Path:
-        """Write the file, and return its path."""
+        """Write the file or the folder, and return its path."""
+        from ldm.interop.folder import is_model_folder
+
+        if self.to == "diffusers":
+            return self._write_folder()
+        if self.base is not None:
+            raise ValueError("--base belongs to --to diffusers: the weights alone need no config")
+        return self._import_folder() if is_model_folder(self.source) else self._write_checkpoint()
+
+    def _write_checkpoint(self) -> Path:
         from ldm.checkpoint import averaged, load_state_dict, save_checkpoint
         from ldm.records import write_record
         from ldm.training.runs import find_run
@@ -38,5 +59,37 @@ class Export:
         out = Path(self.out)
         save_checkpoint({"state_dict": averaged(load_state_dict(checkpoint))}, out, self.overwrite)
         write_record(out.with_suffix(".json"), self, overwrite=True, run=run.path.name, checkpoint=checkpoint.name)
+        print(out)
+        return out
+
+    def _write_folder(self) -> Path:
+        from ldm.interop.export import export_folder
+        from ldm.pipelines import load_model
+        from ldm.records import write_record
+
+        if self.base is None:
+            model = load_model(self.source, epoch=self.epoch, device="cpu")
+        else:
+            model = load_model(base=self.base, ckpt=self.source, device="cpu")
+        out = export_folder(model.model, self.out, self.overwrite)
+        write_record(out / "record.json", self, overwrite=True, checkpoint=str(model.checkpoint))
+        print(out)
+        return out
+
+    def _import_folder(self) -> Path:
+        from omegaconf import OmegaConf
+
+        from ldm.checkpoint import save_checkpoint
+        from ldm.pipelines import load_model
+        from ldm.records import refuse_existing, write_record
+
+        out = Path(self.out)
+        config = out.with_suffix(".yaml")
+        refuse_existing([out, config], self.overwrite)
+        model = load_model(diffusers=self.source, device="cpu")
+        save_checkpoint({"state_dict": model.model.state_dict()}, out, self.overwrite)
+        heading = f"# The model of a folder of diffusers, {Path(self.source).name}, as `decu export` read it.\n"
+        config.write_text(heading + OmegaConf.to_yaml(OmegaConf.create(dict(model.config))), encoding="utf-8")
+        write_record(out.with_suffix(".json"), self, overwrite=True)
         print(out)
         return out

@@ -25,6 +25,9 @@ from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, Target
 from ldm.diffusion.likelihood import log_likelihood, standard_normal
 from ldm.diffusion.ode.tableau import Integrator, tableau
 from ldm.diffusion.schedule import FlowSchedule, Schedule
+from ldm.diffusion.shifted import shifted_times
+
+__all__ = ["ODESolver", "diffusers_network", "from_flow_matching", "shifted_times", "to_flow_matching"]
 
 # v(x [B, C, H, W], t [] or [B] with 0 at noise, **extras) -> [B, C, H, W] towards the data
 VelocityModel = Callable[..., Tensor]
@@ -71,24 +74,6 @@ def diffusers_network(transformer: Callable[..., Any], **extras: Any) -> Network
         return output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else output.sample
 
     return network
-
-
-def shifted_times(steps: int, shift: float = 3.0) -> Tensor:
-    """The times of diffusers' FlowMatchEulerDiscreteScheduler as times here, float64 [steps + 1].
-
-    Even times u, moved towards the noise by shift u / (1 + (shift - 1) u), then 0 (Esser et al. 2024, eq. 23; shift 3
-    in SD3). Even times run from 1 to the shifted 1/1000.
-    """
-    if steps < 1 or not shift > 0:
-        raise ValueError(f"expected steps >= 1 and shift > 0, got {steps} and {shift}")
-    # The scheduler shifts its last time, which is shifted already, once more.
-    lowest = float(_shifted(torch.tensor(1e-3, dtype=torch.float64), shift))
-    even = torch.linspace(1, lowest, steps, dtype=torch.float64)
-    return torch.cat([_shifted(even, shift), torch.zeros(1, dtype=torch.float64)])
-
-
-def _shifted(u: Tensor, shift: float) -> Tensor:
-    return shift * u / (1 + (shift - 1) * u)
 
 
 class ODESolver:

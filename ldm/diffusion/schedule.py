@@ -261,7 +261,12 @@ class AffineSchedule(Schedule):
 
 @dataclass(frozen=True)
 class FlowSchedule(AffineSchedule):
-    """Straight schedule x = (1 - u) x_0 + u eps (rectified flow; flow_matching's CondOT). More of them: `affine`."""
+    """Straight schedule x = (1 - u) x_0 + u eps (rectified flow; flow_matching's CondOT). More of them: `affine`.
+
+    `shift` moves the times of sampling towards the noise (Esser et al. 2024, eq. 23; 3 in SD3), see `shifted_times`.
+    """
+
+    shift: float = 1.0
 
     def alpha(self, u: Tensor | float) -> Tensor:
         return 1 - torch.as_tensor(u, dtype=torch.float64)

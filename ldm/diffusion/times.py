@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.diffusion.levels import LEVEL_SPACINGS, level_range, spaced_levels, vp_levels
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
+from ldm.diffusion.shifted import shifted_times
 
 SPACINGS = ("auto", "trailing", "published", "quad", "respace", "time_uniform", "time_quadratic", *LEVEL_SPACINGS)
 
@@ -99,8 +100,11 @@ def edm_times(schedule: EDMSchedule, steps: int, rho: float = 7.0) -> Tensor:
 
 
 def uniform_times(schedule: Schedule, steps: int) -> Tensor:
-    """S equal steps from the noisy end to 0: the times of a flow."""
+    """S equal steps from the noisy end to 0: the times of a flow; `shifted_times` where the schedule has a shift."""
     _check_steps(steps, 1000)
+    shift = getattr(schedule, "shift", 1.0)
+    if shift != 1:
+        return shifted_times(steps, shift)
     return torch.linspace(schedule.end, 0, steps + 1, dtype=torch.float64)
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_checkpoint, load_into, load_state_dict
 from ldm.ensembles.heads import merge
 from ldm.ensembles.storage import Ensemble, read_ensemble, verified_base
+from ldm.interop.folder import is_model_folder, read_folder
+from ldm.interop.loading import load_folder_weights, make_config
 from ldm.jobs import pick_device
 from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
@@ -41,6 +43,7 @@ def load_model(
     base: str | Path | None = None,
     ckpt: str | Path | None = None,
     network: nn.Module | None = None,
+    diffusers: str | Path | None = None,
     ema: bool = True,
     epoch: int | None = None,
     pretrained: str | Path | None = None,
@@ -52,11 +55,12 @@ def load_model(
     """Load a diffusion model, ready to sample.
 
     Args:
-        run: a run directory of a training, or a checkpoint in one.
+        run: a run directory of a training, or a checkpoint in one; a folder of diffusers is taken as `diffusers`.
         sampling: how it is sampled.
         base, ckpt: in place of `run` a config and a checkpoint, a released one for example.
         network: in place of both a torch module; `own` then says what it was trained for, with the fields of
             `OwnNetwork` (schedule, target, shape, condition, ...), and `ckpt` may name a file of its state dict.
+        diffusers: in place of all these a folder that diffusers' `save_pretrained` wrote, or a name on the hub.
         ema: take averaged weights, where there are any.
         epoch: with a run directory, the kept checkpoint of this epoch in place of the last.
         pretrained: the base checkpoint of a member, where it moved.
@@ -65,19 +69,25 @@ def load_model(
         defaults: what is taken where neither `sampling` nor the config say.
 
     Raises:
-        ValueError: if not exactly one of `run`, `base` with `ckpt` and `network` is given, or the weights do not fit.
+        ValueError: if not exactly one of `run`, `diffusers`, `base` with `ckpt` and `network` is given, or weights do
+            not fit.
         FileNotFoundError: if a file is missing.
         TypeError: for an argument that nothing takes.
     """
-    if network is not None and run is None and base is None:
+    if network is not None and run is None and base is None and diffusers is None:
         kept = {"averaged": False, "defaults": defaults or Defaults()}
         return _load_own(OwnNetwork(network, **own), ckpt, sampling, speed, device, **kept)
     if own:
         raise TypeError(f"load_model takes {sorted(own)} with a network only: network=MODULE")
+    if diffusers is None and run is not None and is_model_folder(run):
+        run, diffusers = None, run
+    if diffusers is not None and (run, base, ckpt) == (None, None, None):
+        return _load_folder(diffusers, sampling, speed, device, defaults or Defaults())
     if (run is None) == (base is None) or (base is None) != (ckpt is None):
         raise ValueError(
-            "a model comes from --run DIRECTORY, from --base CONFIG with --ckpt FILE, or from network=MODULE; "
-            f"got run={run}, base={base}, ckpt={ckpt}, network={type(network).__name__}"
+            "a model comes from --run DIRECTORY (of a training, or of diffusers), from --base CONFIG with --ckpt FILE, "
+            f"or from network=MODULE; got run={run}, base={base}, ckpt={ckpt}, diffusers={diffusers}, "
+            f"network={type(network).__name__}"
         )
     directory, checkpoint = find_run(str(run), epoch) if run is not None else (None, Path(str(ckpt)))
     config = directory.config() if directory is not None else load_config([str(base)])
@@ -100,6 +110,19 @@ def _load_own(
         load_into(given.network, load_state_dict(ckpt))
     checkpoint = None if ckpt is None else Path(ckpt)
     return _make_pipeline(ModelPipeline, given.build(), given.config(), checkpoint, sampling, speed, device, **kept)
+
+
+def _load_folder(
+    path: str | Path, sampling: Sampling | None, speed: Speed | None, device: str, defaults: Defaults
+) -> ModelPipeline:
+    """Load a folder of diffusers; where nothing is said, its scheduler's spacing is taken."""
+    folder = read_folder(path)
+    config, facts = make_config(folder)
+    model = build_model(config)
+    load_folder_weights(model, folder)
+    sampling = Sampling(spacing=facts.spacing) if sampling is None else sampling
+    weights = folder.network.weight_files[0]
+    return _make_pipeline(ModelPipeline, model, config, weights, sampling, speed, device, defaults=defaults)
 
 
 def load_ensemble(

@@ -1,0 +1,240 @@
+"""Transformers of diffusers, in the stages that networks have here: DiT, and the flows of SD3 and Flux.
+
+The classes are diffusers' own with their constructors, modules and key names.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.interop.pooled import unpack_pooled
+from ldm.interop.transforms import exact_attention
+from ldm.modules.parts import Parts
+
+DIT_FREQUENCY_SHIFT = 1  # what diffusers computes; DiT itself was trained with 0
+
+
+def unfold_patches(tokens: Tensor, patch: int) -> Tensor:
+    """Return images `[B, C, H, W]`, as high as wide, of tokens `[B, N, patch * patch * C]` in row-major order."""
+    side = math.isqrt(tokens.shape[1])
+    cells = tokens.unflatten(1, (side, side)).unflatten(3, (patch, patch, -1))  # [B, h, w, p, p, C]
+    return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class _TransformerStages:
+    """What the transformers of diffusers share, as stages; mixed in before diffusers' class."""
+
+    context_dim: int | None = None
+    sample_size: int
+    last_layer_name = "proj_out"
+
+    @property
+    def taps(self) -> dict[str, str]:
+        """Names of the blocks that features are read from: {tap: submodule}, in the order of computation."""
+        return {f"layer-{index}": f"transformer_blocks.{index}" for index in range(len(self.transformer_blocks))}
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """`[B, out_channels, H, W]` of states `[B, C, H, W]`, times `[B]`, a context `[B, L, D]` and labels `[B]`."""
+        return self.readout(self.backbone(x, timesteps, context, y))
+
+    def backbone(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """The input `[B, N, D]` of the last layer; arguments of `forward`."""
+        return self.features(x, self.condition(timesteps, y), context)
+
+    def readout(self, h: Tensor) -> Tensor:
+        """Output `[B, out_channels, H, W]` of tokens `[B, N, D]`."""
+        return unfold_patches(getattr(self, self.last_layer_name)(h), self.config.patch_size)
+
+    def _check_square(self, x: Tensor) -> None:
+        if x.shape[1] != self.in_channels or x.shape[2] != x.shape[3] or x.shape[2] % self.config.patch_size:
+            raise ValueError(
+                f"x must be [B, {self.in_channels}, S, S] with S a multiple of {self.config.patch_size}, "
+                f"got {list(x.shape)}"
+            )
+
+
+class StagedDiT(_TransformerStages, DiTTransformer2DModel):
+    """`diffusers.DiTTransformer2DModel`, whose blocks each keep a table of classes and an embedding of time.
+
+    Args:
+        time_frequency_shift: the sinusoids of a time have frequencies 10000^(-i / (128 - shift)). diffusers takes 1;
+            DiT (Peebles & Xie 2023) was trained with 0, which our export writes.
+        config: arguments of diffusers' class.
+    """
+
+    last_layer_name = "proj_out_2"
+
+    def __init__(self, time_frequency_shift: int = DIT_FREQUENCY_SHIFT, **config: Any):
+        super().__init__(**config)
+        self.in_channels = self.config.in_channels
+        self.num_classes = self.config.num_embeds_ada_norm
+        self.sample_size = self.config.sample_size
+        for block in self.transformer_blocks:
+            block.norm1.emb.time_proj.downscale_freq_shift = time_frequency_shift
+            # Labels are dropped outside the network, by generators of known seeds.
+            block.norm1.emb.class_embedder.dropout_prob = 0.0
+
+    @property
+    def parts(self) -> Parts:
+        """Where the transformer keeps its parts, by diffusers' names."""
+        tables = [
+            f"transformer_blocks.{index}.norm1.emb.class_embedder.embedding_table.weight"
+            for index in range(len(self.transformer_blocks))
+        ]
+        time = ("transformer_blocks.*.norm1.emb.timestep_embedder.*",)
+        return Parts(
+            class_tables=dict.fromkeys(tables, 0),
+            time_embedding=time,
+            condition=(*time, "transformer_blocks.*.norm1.emb.class_embedder.*"),
+            output=("proj_out_2.*",),
+            last_layer="proj_out_2",
+            taps=self.taps,
+        )
+
+    def condition(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Embeddings `[B, blocks, D]` of times `[B]` and labels `[B]`; None stands for the null class."""
+        if y is None:
+            y = torch.full((len(timesteps),), self.num_classes, device=timesteps.device)
+        each = [block.norm1.emb(timesteps, y, hidden_dtype=self.dtype) for block in self.transformer_blocks]
+        return torch.stack(each, dim=1)
+
+    def features(self, x: Tensor, emb: Tensor, context: None = None) -> Tensor:
+        """The input `[B, N, D]` of the last layer, for embeddings `[B, blocks, D]`."""
+        self._check_square(x)
+        h = self.pos_embed(x)  # [B, N, D]
+        with exact_attention():
+            for index, block in enumerate(self.transformer_blocks):
+                h = _dit_block(block, h, emb[:, index])
+        shift, scale = self.proj_out_1(F.silu(emb[:, 0])).chunk(2, dim=1)
+        return self.norm_out(h) * (1 + scale[:, None]) + shift[:, None]
+
+
+def _dit_block(block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    """A block of DiT on tokens [B, N, D], shifted, scaled and gated by an embedding [B, D]."""
+    norm = block.norm1
+    modulation = norm.linear(norm.silu(embedding))[:, None]  # [B, 1, 6 D]
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+    h = h + gate_a * block.attn1(norm.norm(h) * (1 + scale_a) + shift_a)
+    return h + gate_m * block.ff(block.norm3(h) * (1 + scale_m) + shift_m)
+
+
+class _FlowStages(_TransformerStages):
+    """Stages of a transformer whose condition is a text: embedded tokens, and one pooled vector of the whole.
+
+    Both come as one context, see `ldm.interop.pooled`. The embedding of time needs the pooled vector, so the stage
+    `condition` gives the times as they are.
+    """
+
+    @property
+    def parts(self) -> Parts:
+        """Where the transformer keeps its parts, by diffusers' names."""
+        return Parts(time_embedding=("time_text_embed.*",), output=("proj_out.*",), last_layer="proj_out", taps={})
+
+    def condition(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """The times `[B]` as they are.
+
+        Raises:
+            ValueError: if there are labels: a text is the condition.
+        """
+        if y is not None:
+            raise ValueError("this transformer takes a context (embedded text), and no labels")
+        return timesteps
+
+    def features(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        """The input `[B, N, D]` of the last layer at times `[B]`, for a context of tokens and pooled vector.
+
+        Raises:
+            ValueError: for an image that is not square, or without a context.
+        """
+        self._check_square(x)
+        if context is None:
+            raise ValueError("this transformer takes a context: embedded tokens, packed with their pooled vector")
+        tokens, pooled = unpack_pooled(context, self.config.pooled_projection_dim)
+        with exact_attention():
+            return self._tokens(x, emb, tokens, pooled)
+
+
+class StagedSD3(_FlowStages, SD3Transformer2DModel):
+    """`diffusers.SD3Transformer2DModel`: the network of Stable Diffusion 3, whose time counts from 0 to 1000."""
+
+    time_scale = 1000.0
+
+    def __init__(self, **config: Any):
+        super().__init__(**config)
+        self.in_channels = self.config.in_channels
+        self.context_dim = self.config.joint_attention_dim
+        self.sample_size = self.config.sample_size
+
+    def _tokens(self, x: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        h = self.pos_embed(x).contiguous()
+        emb = self.time_text_embed(t, pooled)
+        text = self.context_embedder(tokens)
+        for block in self.transformer_blocks:
+            text, h = block(hidden_states=h, encoder_hidden_states=text, temb=emb)
+        return self.norm_out(h, emb)
+
+
+class StagedFlux(_FlowStages, FluxTransformer2DModel):
+    """`diffusers.FluxTransformer2DModel`: the network of Flux, whose time counts from 0 to 1.
+
+    Its states are latents `[B, C, H, W]`, cut into patches of 2 x 2 here.
+
+    Args:
+        guidance: guidance that a distilled network (`guidance_embeds`) is told, 3.5 as published.
+        sample_size: height and width of the latents.
+        config: arguments of diffusers' class.
+    """
+
+    time_scale = 1.0
+    patch = 2
+
+    def __init__(self, guidance: float = 3.5, sample_size: int = 128, **config: Any):
+        super().__init__(**config)
+        if self.config.patch_size != 1 or self.config.in_channels % self.patch**2:
+            raise ValueError(
+                f"expected patch_size 1 and in_channels a multiple of {self.patch**2}, "
+                f"got {self.config.patch_size} and {self.config.in_channels}"
+            )
+        self.in_channels = self.config.in_channels // self.patch**2
+        self.context_dim = self.config.joint_attention_dim
+        self.guidance = guidance
+        self.sample_size = sample_size
+
+    def _check_square(self, x: Tensor) -> None:
+        if x.shape[1] != self.in_channels or x.shape[2] != x.shape[3] or x.shape[2] % self.patch:
+            raise ValueError(f"x must be [B, {self.in_channels}, S, S] with S even, got {list(x.shape)}")
+
+    def _tokens(self, x: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        side = x.shape[2] // self.patch
+        cells = x.unflatten(3, (side, self.patch)).unflatten(2, (side, self.patch))  # [B, C, h, p, w, p]
+        h = self.x_embedder(cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))  # [B, h w, D]
+        given = (t.to(h.dtype) * 1000,)
+        if self.config.guidance_embeds:
+            given = (*given, torch.full_like(given[0], 1000 * self.guidance))
+        emb = self.time_text_embed(*given, pooled)
+        text = self.context_embedder(tokens)
+        angles = self.pos_embed(self._positions(tokens.shape[1], side, x.device))
+        for block in self.transformer_blocks:
+            text, h = block(hidden_states=h, encoder_hidden_states=text, temb=emb, image_rotary_emb=angles)
+        for block in self.single_transformer_blocks:
+            text, h = block(hidden_states=h, encoder_hidden_states=text, temb=emb, image_rotary_emb=angles)
+        return self.norm_out(h, emb)
+
+    @staticmethod
+    def _positions(length: int, side: int, device: torch.device) -> Tensor:
+        """Places [L + h w, 3]: zeros for text; 0, row and column for patches."""
+        places = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side))
+        return torch.cat([places.new_zeros(length, 3), places]).float().to(device)
+
+    def readout(self, h: Tensor) -> Tensor:
+        """Output `[B, C, H, W]` of tokens `[B, N, D]`."""
+        tokens = self.proj_out(h)  # [B, N, C p p]
+        side = math.isqrt(tokens.shape[1])
+        cells = tokens.unflatten(1, (side, side)).unflatten(3, (-1, self.patch, self.patch))  # [B, h, w, C, p, p]
+        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
