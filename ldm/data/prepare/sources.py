@@ -33,6 +33,7 @@ CELEBA_FILES = {
 # Terms that a data set comes with.
 TERMS = {
     "celeba": "CelebA is for non-commercial research only (mmlab.ie.cuhk.edu.hk/projects/CelebA.html)",
+    "ffhq": "FFHQ is not for commercial use (CC BY-NC-SA 4.0, github.com/NVlabs/ffhq-dataset)",
     "imagenet": "ImageNet is for non-commercial research and education only (image-net.org/download)",
 }
 LATENT_DIFFUSION = "https://ommer-lab.com/files/latent-diffusion"
