@@ -17,6 +17,7 @@ from ldm.commands.line import run_file
 from ldm.commands.shared import EnsembleSource, Placement
 from ldm.commands.train import Train
 from ldm.commands.uncertainty_classes import UncertaintyClasses
+from ldm.commands.words import refuse_options
 from ldm.data.bins import class_size_order
 from ldm.data.class_bins import draw_bins
 from ldm.evaluation.recognition import PixelClassifier
@@ -116,9 +117,7 @@ class EnsembleControls:
         Raises:
             ValueError: for any other word.
         """
-        wrong = [word for word in words if word.startswith("-") or "=" not in word]
-        if wrong:
-            raise ValueError(f"unknown option '{wrong[0]}': expected an option of --help, or key.path=value")
+        refuse_options(words, "key.path=value")
         return replace(self, changes=(*self.changes, *words))
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from ldm.commands.words import refuse_options
 from ldm.options import option
 
 if TYPE_CHECKING:
@@ -113,9 +114,7 @@ class MakeBins:
         Raises:
             ValueError: for any other word.
         """
-        wrong = [word for word in words if word.startswith("-") or "=" not in word]
-        if wrong:
-            raise ValueError(f"unknown option '{wrong[0]}': expected an option of --help, or paths.NAME=VALUE")
+        refuse_options(words, "paths.NAME=VALUE")
         paths = [word for word in words if _PATHS_WORD.match(word)]
         others = [word for word in words if not _PATHS_WORD.match(word)]
         return replace(self, paths=(*self.paths, *paths), params=(*self.params, *others))

@@ -6,11 +6,12 @@ import contextlib
 import importlib
 import inspect
 import io
+import os
 import re
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -157,15 +158,32 @@ def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
         sys.exit(2)
 
 
-def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any:
-    """Run a command from words; errors that a user can act on end the process with their message and code 1.
+@contextlib.contextmanager
+def until_reader_leaves() -> Iterator[None]:
+    """End the process with code 141 and no traceback where what read its output is gone, as in `decu --help | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
-    Ctrl-C ends it with code 130. In a SLURM job SIGUSR1 puts the job back into the queue: commands continue what they
-    were stopped in.
+
+@until_reader_leaves()
+def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any:
+    """Run a command from words; errors that a user can act on end the process with their message.
+
+    The code is 2 for words, or values of words, that do not fit together, and 1 for what shows only when the command
+    runs: a file that is missing, a class that the model does not have. Ctrl-C ends it with code 130. In a SLURM job
+    SIGUSR1 puts the job back into the queue: commands continue what they were stopped in.
     """
     return _run(parse(load_command(name), words, prog or f"decu {name}"))
 
 
+@until_reader_leaves()
 def run_file(command: type) -> Any:
     """Run a command that is a file of its own, a benchmark for example, from the words of this process."""
     return _run(parse(command, sys.argv[1:], Path(sys.argv[0]).name))
@@ -190,6 +208,7 @@ def run_as_script(name: str) -> None:
     run_command(name, sys.argv[1:], sys.argv[0].rpartition("/")[2])
 
 
+@until_reader_leaves()
 def main(words: Sequence[str] | None = None) -> None:
     """Run `decu`: name a command, or list what there is."""
     words = list(sys.argv[1:] if words is None else words)

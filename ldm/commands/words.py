@@ -46,6 +46,17 @@ def collapse(text: str) -> str:
     return "\n".join([text.rstrip("\n"), "Shared options, which --help_all explains:", *lines, ""])
 
 
+def refuse_options(words: Sequence[str], form: str) -> None:
+    """Refuse words that are no options of a command, unless they change a value; `form` says how those look.
+
+    Raises:
+        ValueError: for a word without =, or one that begins as an option does.
+    """
+    wrong = [word for word in words if word.startswith("-") or "=" not in word]
+    if wrong:
+        raise ValueError(f"unknown option '{wrong[0]}': expected an option of --help, or {form}")
+
+
 @dataclass(frozen=True)
 class Switch:
     """An option that is True or False.

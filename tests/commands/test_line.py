@@ -1,5 +1,9 @@
 """From words to a command: older spellings, shared groups of the help, and how errors end the process."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from ldm import __version__
@@ -99,3 +103,13 @@ def test_interrupts_end_a_command_without_a_traceback_and_faults_of_ours_do_not(
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
     with pytest.raises(KeyError):
         run_raising(KeyError("a fault of ours"))
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback():
+    """`decu --help | head`: the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "from ldm.commands import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
