@@ -25,8 +25,11 @@ def golden_json(stem: str) -> dict:
 
 
 def golden_tensors(name: str) -> dict[str, torch.Tensor]:
-    """Recorded tensors of a golden, by name."""
-    return load_file(GOLDEN_FOLDER / f"{name}.safetensors")
+    """Recorded tensors of a golden, by name; a large one has a second file."""
+    found = load_file(GOLDEN_FOLDER / f"{name}.safetensors")
+    for further in GOLDEN_FOLDER.glob(f"{name}_part2.safetensors"):
+        found |= load_file(further)
+    return found
 
 
 def data_folder(name: str) -> Path:
@@ -140,6 +143,16 @@ def tiny_config(**params) -> dict:
             **params,
         },
     }
+
+
+def smallest_unet() -> dict:
+    """The UNet of `tiny_config` with the fewest blocks: for tests that take hundreds of steps, or of derivatives.
+
+    It attends at 4 x 4 alone, as the digits' own network does.
+    """
+    config = tiny_config()["params"]["unet_config"]
+    fewest = {"channel_mult": [1, 1], "attention_resolutions": [2], "num_res_blocks": 0, "conv_resample": False}
+    return {**config, "params": {**config["params"], **fewest}}
 
 
 def tiny_model(seed: int = 0, **params):
