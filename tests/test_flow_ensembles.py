@@ -1,13 +1,18 @@
-"""DECU's scripts on an ensemble of flows: the same commands, and numbers that do not depend on the number of steps."""
+"""DECU's commands on an ensemble of flows: the same commands, and numbers that do not depend on the number of steps."""
 
 import math
 
 import pytest
 
+from ldm.commands.sample_members import SampleMembers
+from ldm.commands.shared import EnsembleSource, Placement
+from ldm.commands.uncertainty_classes import UncertaintyClasses
+from ldm.commands.uncertainty_pixels import UncertaintyPixels
 from ldm.report.tables import read_csv
-from tests.cli import call
+from ldm.settings import Branching, Sampling
 from tests.ensembles import write_ensemble
 
+CPU = Placement("cpu")
 FLOW = {"parameterization": "velocity"}
 # Times as they are: a random network would follow a thousandfold time in waves, which adaptive steps have to trace.
 FLOW["path_config"] = {"target": "ldm.diffusion.schedule.FlowSchedule", "params": {"time_scale": 1.0}}
@@ -18,9 +23,10 @@ def ensemble(tmp_path_factory):
     return write_ensemble(tmp_path_factory.mktemp("flows"), params=FLOW)
 
 
-def table(ensemble, out, words):
-    given = ["--path", str(ensemble), "--out", str(out), "--device", "cpu", "--classes", "0", "1", "2", "--n", "2"]
-    folder = call("uncertainty classes", [*given, "--sampler", "Euler", *words.split()])
+def table(ensemble, out, classes=(0, 1, 2), **options):
+    """The rows of the measured classes, two noises each, by class."""
+    source = EnsembleSource(str(ensemble))
+    folder = UncertaintyClasses(source, classes=classes, n=2, out=str(out), place=CPU, **options).run()
     return {row["class"]: row for row in read_csv(folder / "uncertainty.csv")}
 
 
@@ -29,8 +35,8 @@ def test_predicted_x0_do_not_depend_on_the_length_of_the_step(ensemble, tmp_path
     found = {}
     for of in ("x0", "state"):
         for steps in (2, 8):
-            words = f"--branch_at 0 --steps {steps} --distance_of {of}"
-            found[of, steps] = table(ensemble, tmp_path / f"{of}{steps}", words)
+            walk = {"sampling": Sampling("Euler", steps=steps), "branching": Branching(at=0.0)}
+            found[of, steps] = table(ensemble, tmp_path / f"{of}{steps}", distance_of=of, **walk)
     for label in found["x0", 2]:
         few, many = (found["x0", steps][label]["mean_pairwise_distance"] for steps in (2, 8))
         assert few == pytest.approx(many, rel=1e-4) and few > 0
@@ -42,21 +48,18 @@ def test_predicted_x0_do_not_depend_on_the_length_of_the_step(ensemble, tmp_path
 
 
 def test_divergences_need_the_noise_of_ddim(ensemble, tmp_path):
-    words = ["--path", str(ensemble), "--out", str(tmp_path / "kl"), "--device", "cpu", "--classes", "0", "--n", "2"]
-    folder = call(
-        "uncertainty classes", [*words, "--distance", "kl", "--eta", "1", "--steps", "4", "--branch_at", "0.5"]
-    )
-    (row,) = read_csv(folder / "uncertainty.csv")
+    half = {"distance": "kl", "branching": Branching(at=0.5)}
+    row = table(ensemble, tmp_path / "kl", (0,), sampling=Sampling(eta=1.0, steps=4), **half)[0]
     assert 0 < row["mi_mean"] <= math.log(3)
     with pytest.raises(ValueError, match="needs every variance above 0"):
-        table(ensemble, tmp_path / "zero", "--distance kl --steps 4 --branch_at 0.5")
+        table(ensemble, tmp_path / "zero", sampling=Sampling("Euler", steps=4), **half)
     with pytest.raises(ValueError, match="which predicted x0 have not"):
-        table(ensemble, tmp_path / "both", "--distance kl --distance_of x0")
+        table(ensemble, tmp_path / "both", sampling=Sampling("Euler"), distance="kl", distance_of="x0")
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "Dopri5"])
 def test_grids_and_maps(ensemble, sampler):
-    words = ["--path", str(ensemble), "--device", "cpu", "--sampler", sampler, "--steps", "3", "--overwrite"]
-    call("sample members", [*words, "--classes", "0", "1"])
-    call("uncertainty pixels", [*words, "--classes", "0", "1", "--n", "1"])
+    source = EnsembleSource(str(ensemble))
+    for kind in (SampleMembers, UncertaintyPixels):
+        kind(source, classes=(0, 1), sampling=Sampling(sampler, steps=3), overwrite=True, place=CPU).run()
     assert any(ensemble.glob("samples/*.png")) and any(ensemble.glob("pixel_unc/*.png"))

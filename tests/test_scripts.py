@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,25 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
+from ldm.commands.data_bins import MakeBins
+from ldm.commands.evaluate_recognise import EvaluateRecognise
 from ldm.commands.export import Export
+from ldm.commands.gather import Gather
 from ldm.commands.line import COMMANDS
+from ldm.commands.rollout import Rollout
+from ldm.commands.sample_members import SampleMembers
+from ldm.commands.shared import EnsembleSource, ModelSource, Placement
+from ldm.commands.uncertainty_classes import UncertaintyClasses
+from ldm.commands.uncertainty_pixels import UncertaintyPixels
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.storage import read_ensemble
-from ldm.settings import Training
+from ldm.settings import Branching, Sampling, Training
 from ldm.training.session import train
 from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
+
+CPU = Placement("cpu")
 
 
 def make_member(folder, component, ensemble, **trainer):
@@ -61,7 +72,7 @@ def components(tmp_path_factory):
         },
     }
     OmegaConf.save(OmegaConf.create(config), folder / "tiny.yaml")
-    call("data bins", ["--base", str(folder / "tiny.yaml"), "--out", str(folder / "bins"), "--components", "2"])
+    MakeBins(base=str(folder / "tiny.yaml"), out=str(folder / "bins"), components=2).run()
     for component in range(2):
         train(make_member(folder, component, "boot"))
     return folder
@@ -90,7 +101,7 @@ def test_ensemble_holds_what_the_components_learned(components, ensemble):
 
 def test_missing_components_are_named(components):
     with pytest.raises(ValueError, match=r"components \[2\] are missing: found \[0, 1\]"):
-        call("gather", ["--path", f"{components}/logs", "--ensemble_name", "boot", "--ensemble_comps", "3"])
+        Gather(f"{components}/logs", ensemble_name="boot", ensemble_comps=3).run()
 
 
 def test_samples_are_those_of_each_member_alone(components, ensemble):
@@ -107,7 +118,7 @@ def test_samples_are_those_of_each_member_alone(components, ensemble):
         # Folded and single batches round differently; five guided steps carry it to 1e-5 of the values' size.
         torch.testing.assert_close(saved["latents"][member], alone, atol=2e-4, rtol=2e-4)
     with pytest.raises(FileExistsError):
-        call("sample members", ["--path", str(ensemble), "--classes", "3", "8", "--device", "cpu"])
+        SampleMembers(EnsembleSource(str(ensemble)), classes=(3, 8), place=CPU).run()
 
 
 def test_rollouts_show_what_is_shared_and_what_is_not(ensemble):
@@ -118,13 +129,13 @@ def test_rollouts_show_what_is_shared_and_what_is_not(ensemble):
 
 
 def test_class_table_resumes_and_merges(ensemble, monkeypatch, capsys):
-    words = ["--path", str(ensemble), "--device", "cpu", "--out", str(ensemble / "table")]
+    table = UncertaintyClasses(EnsembleSource(str(ensemble)), out=str(ensemble / "table"), place=CPU)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    out = call("uncertainty classes", words)
+    out = table.run()
     assert not (out / "uncertainty.csv").exists(), "half the classes are another process's"
     monkeypatch.setenv("RANK", "1")
-    call("uncertainty classes", words)
+    table.run()
     with open(out / "uncertainty.csv") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     assert [int(row["class"]) for row in rows] == list(range(10))
@@ -133,7 +144,7 @@ def test_class_table_resumes_and_merges(ensemble, monkeypatch, capsys):
     assert "Spearman" in capsys.readouterr().out
     assert (out / "uncertainty.png").exists()
     monkeypatch.delenv("WORLD_SIZE")
-    single = call("uncertainty classes", [*words[:-1], str(ensemble / "single"), "--classes", "4"])
+    single = replace(table, out=str(ensemble / "single"), classes=(4,)).run()
     with open(single / "uncertainty.csv") as file:
         alone = next(csv.DictReader(line for line in file if not line.startswith("#")))
     assert float(alone["mi_mean"]) == pytest.approx(float(rows[4]["mi_mean"]), rel=1e-4), (
@@ -152,27 +163,29 @@ def test_pixel_maps(ensemble):
     assert len(list(out.glob("*.png"))) == 2
 
 
-@pytest.mark.parametrize("name", ["sample members", "rollout", "uncertainty pixels"])
-def test_outputs_that_exist_are_refused_before_anything_is_computed(name, ensemble, tmp_path):
+@pytest.mark.parametrize("kind", [SampleMembers, Rollout, UncertaintyPixels])
+def test_outputs_that_exist_are_refused_before_anything_is_computed(kind, ensemble, tmp_path):
     """The second branch point's picture exists: nothing is drawn of the first one either."""
-    words = ["--path", str(ensemble), "--classes", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
-    call(name, [*words, "--unc_branch", "2", "3"])
+    source, later = EnsembleSource(str(ensemble)), Branching(step=(2, 3))
+    command = kind(source, classes=(1,), out=str(tmp_path / "out"), branching=later, place=CPU)
+    command.run()
     made = sorted(tmp_path.rglob("*"))
+    again = replace(command, branching=Branching(step=(1, 3)))
     with pytest.raises(FileExistsError, match="--overwrite"):
-        call(name, [*words, "--unc_branch", "1", "3"])
+        again.run()
     assert sorted(tmp_path.rglob("*")) == made
-    call(name, [*words, "--unc_branch", "1", "3", "--overwrite"])
+    replace(again, overwrite=True).run()
 
 
-@pytest.mark.parametrize("name", ["sample members", "rollout", "uncertainty pixels", "uncertainty classes"])
-def test_classes_that_do_not_exist_or_come_twice_are_refused(name, ensemble, tmp_path):
-    words = ["--path", str(ensemble), "--device", "cpu", "--out", str(tmp_path), "--classes"]
-    for classes in (["10"], ["-1"], ["3", "3"]):
+@pytest.mark.parametrize("kind", [SampleMembers, Rollout, UncertaintyPixels, UncertaintyClasses])
+def test_classes_that_do_not_exist_or_come_twice_are_refused(kind, ensemble, tmp_path):
+    command = kind(EnsembleSource(str(ensemble)), out=str(tmp_path), place=CPU)
+    for classes in ((10,), (-1,), (3, 3)):
         with pytest.raises(ValueError, match=r"different classes of 0\.\.9, got"):
-            call(name, [*words, *classes])
-    if name == "uncertainty pixels":
-        with pytest.raises(SystemExit):
-            call(name, [*words, "1", "--n", "0"])
+            replace(command, classes=classes).run()
+    if kind is UncertaintyPixels:
+        with pytest.raises(ValueError, match="at least 1, got 0"):
+            replace(command, n=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -180,8 +193,8 @@ def test_ensembles_whose_names_end_alike_are_told_apart(components, ensemble):
     """A newer run of 'reboot' is no component of 'boot'; nor is one of 'my_boot', by the name that it recorded."""
     for name in ("reboot", "my_boot"):
         train(make_member(components, 1, name, max_steps=1))
-    words = ["--path", f"{components}/logs", "--ensemble_name", "boot", "--ensemble_comps", "2", "--data_name", "again"]
-    again, before = (read_ensemble(folder) for folder in (call("gather", words), ensemble))
+    gathered = Gather(f"{components}/logs", ensemble_name="boot", ensemble_comps=2, data_name="again").run()
+    again, before = (read_ensemble(folder) for folder in (gathered, ensemble))
     # The digests are of files, whose header has the same entries in any order.
     records, expected = ([{**one, "sha256": None} for one in each.spec["members"]] for each in (again, before))
     assert records == expected
@@ -209,7 +222,7 @@ def test_trunk_of_a_run_and_its_recognition(components, capsys):
     kept = load_state_dict(run_folder / "checkpoints" / "last.ckpt")
     assert not any(name.startswith("model_ema") for name in state)
     assert torch.equal(state["model.diffusion_model.out.2.bias"], kept["model_ema.diffusion_modelout2bias"])
-    rate = call("evaluate recognise", ["--run", run_folder, "--n", 2, "--ddim_steps", 2, "--device", "cpu"])
+    rate = EvaluateRecognise(ModelSource(str(run_folder)), n=2, sampling=Sampling(steps=2), place=CPU).run()
     assert 0 <= rate <= 1
     assert "real test images 99" in capsys.readouterr().out, "the classifier itself knows the digits"
 
@@ -226,9 +239,9 @@ def test_help_shows_examples_and_defaults(name, capsys):
 
 def test_another_split_than_the_members_had_is_refused(ensemble):
     with pytest.raises(ValueError, match="were trained on binned_classes"):
-        call("sample members", ["--path", str(ensemble), "--dataset", "masked_classes", "--device", "cpu"])
+        SampleMembers(EnsembleSource(str(ensemble), dataset="masked_classes"), place=CPU).run()
 
 
 def test_a_wrong_folder_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match=r"no ensemble\.yaml"):
-        call("sample members", ["--path", str(tmp_path)])
+        SampleMembers(EnsembleSource(str(tmp_path))).run()

@@ -1,7 +1,8 @@
-"""The uncertainty scripts' options on a tiny random ensemble: what each writes, states, resumes and refuses."""
+"""The uncertainty commands' options on a tiny random ensemble: what each writes, states, resumes and refuses."""
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,34 +10,44 @@ import torch
 from PIL import Image
 
 from ldm.checkpoint import load_state_dict
+from ldm.commands.rollout import Rollout
+from ldm.commands.sample_members import SampleMembers
+from ldm.commands.shared import EnsembleSource, Placement
+from ldm.commands.uncertainty_classes import UncertaintyClasses
+from ldm.commands.uncertainty_pixels import UncertaintyPixels
 from ldm.report.tables import read_comments, read_csv
+from ldm.settings import Branching, Sampling
 from tests.cli import call
 from tests.ensembles import write_ensemble
 
-CPU = ["--device", "cpu"]
+CPU = Placement("cpu")
 
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory):
-    return write_ensemble(tmp_path_factory.mktemp("tiny"))
+    return EnsembleSource(str(write_ensemble(tmp_path_factory.mktemp("tiny"))))
 
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
     sees = {0: [0, 1, 2], 1: [0, 1, 2], 2: [1, 2], 3: [1, 2]}
     record = {"split": "masked_classes", "bins": dict.fromkeys(range(10), "all"), "sees": sees}
-    return write_ensemble(tmp_path_factory.mktemp("masked"), members=4, **record)
+    folder = write_ensemble(tmp_path_factory.mktemp("masked"), members=4, **record)
+    return EnsembleSource(str(folder), dataset="masked_classes")
 
 
-def synsets(ensemble, out, words=""):
-    return call("uncertainty classes", ["--path", str(ensemble), "--out", str(out), *CPU, *words.split()])
+def measure(ensemble, out, *classes, **options):
+    """The folder of the measured classes; two noises each unless said otherwise."""
+    options = {"n": 2, "place": CPU, **options}
+    return UncertaintyClasses(ensemble, classes=classes, out=str(out), **options).run()
 
 
 @pytest.fixture(scope="module")
 def walked(ensemble, tmp_path_factory):
-    """Everything at once, at two branch points."""
-    words = "--branch_at 0 0.5 --classes 0 1 2 5 --n 2 --curve --diversity --keep_images grid tensors"
-    return synsets(ensemble, tmp_path_factory.mktemp("walked"), words)
+    """Everything at once, at two branch points; by the words of the command line."""
+    words = "--branch_at 0 0.5 --classes 0 1 2 5 --n 2 --curve --diversity --keep_images grid tensors --device cpu"
+    out = tmp_path_factory.mktemp("walked")
+    return call("uncertainty classes", ["--path", ensemble.path, "--out", out, *words.split()])
 
 
 def test_the_curve_begins_with_the_table_and_ends_before_ln_m(walked):
@@ -89,29 +100,28 @@ def test_pictures_and_tensors_are_kept_when_asked(walked, ensemble, tmp_path):
     }
     tensors = load_state_dict(kept / "class5.safetensors")
     assert tensors["latents"].shape == (3, 2, 1, 8, 8) and tensors["distances"].shape == (3, 3, 2)
-    assert not (synsets(ensemble, tmp_path, "--classes 0 --n 2") / "kept").exists()
+    assert not (measure(ensemble, tmp_path, 0) / "kept").exists()
     for kind, file in (("grid", "class0.png"), ("tensors", "class0.safetensors")):
-        assert (synsets(ensemble, tmp_path, f"--classes 0 --n 2 --keep_images {kind}") / "kept" / file).exists()
+        assert (measure(ensemble, tmp_path, 0, keep_images=(kind,)) / "kept" / file).exists()
 
 
 def test_two_shards_are_one_run(ensemble, tmp_path, monkeypatch, capsys):
-    words = "--n 2 --classes_at_once 1 --classes 0 1 2 3 4"
-    whole = synsets(ensemble, tmp_path / "whole", words)
+    whole = measure(ensemble, tmp_path / "whole", *range(5), classes_at_once=1)
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     for task in (1, 0):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
-        shared = synsets(ensemble, tmp_path / "shared", words)
+        shared = measure(ensemble, tmp_path / "shared", *range(5), classes_at_once=1)
         assert (shared / "uncertainty.csv").exists() == (task == 0)
     assert (shared / "uncertainty.csv").read_bytes() == (whole / "uncertainty.csv").read_bytes()
     assert "the one that finishes last" in capsys.readouterr().out
 
 
 def test_a_stopped_run_continues(ensemble, tmp_path):
-    words = "--n 2 --classes_at_once 1 --classes 0 1 2 --ci_width 1e-9 --max_n 5"
-    table = (synsets(ensemble, tmp_path, words) / "uncertainty.csv").read_bytes()
+    rounds = {"classes_at_once": 1, "ci_width": 1e-9, "max_n": 5}
+    table = (measure(ensemble, tmp_path, 0, 1, 2, **rounds) / "uncertainty.csv").read_bytes()
     files = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("classes_*/[0-9].json")}
     (next(tmp_path.glob("classes_*")) / "1.json").unlink()
-    assert (synsets(ensemble, tmp_path, words) / "uncertainty.csv").read_bytes() == table
+    assert (measure(ensemble, tmp_path, 0, 1, 2, **rounds) / "uncertainty.csv").read_bytes() == table
     again = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("classes_*/[0-9].json")}
     assert [name for name in files if files[name] != again[name]] == ["1.json"]
     assert {row["n"] for row in read_csv(tmp_path / "uncertainty.csv")} == {5}
@@ -122,14 +132,16 @@ def test_members_that_were_replaced_are_measured_anew(tmp_path):
     found = []
     for spread in (0.1, 1.0, 1.0):
         write_ensemble(tmp_path, spread=torch.full((11,), spread))
-        out = call("uncertainty classes", ["--path", str(tmp_path), "--classes", "1", *CPU])
+        out = UncertaintyClasses(EnsembleSource(str(tmp_path)), classes=(1,), place=CPU).run()
         found.append((read_csv(out / "uncertainty.csv")[0]["mi_mean"], len(list(out.glob("classes_*")))))
     assert float(found[0][0]) < float(found[1][0])
     assert [count for _, count in found] == [1, 2, 2] and found[1] == found[2]
 
 
 def test_quickrun_spreads_over_the_bins_and_published_scores_five(ensemble, tmp_path):
-    table = read_csv(synsets(ensemble, tmp_path, "--quickrun --published --ddim_steps 4") / "uncertainty.csv")
+    published = replace(ensemble, published=True)
+    out = measure(published, tmp_path, n=None, quickrun=True, sampling=Sampling(steps=4))
+    table = read_csv(out / "uncertainty.csv")
     assert [str(row["bin"]) for row in table] == ["1"] * 3 + ["10"] * 3 + ["all"] * 2
     assert {row["n"] for row in table} == {5}
     settings = json.loads((tmp_path / "record.json").read_text())["settings"]
@@ -137,73 +149,69 @@ def test_quickrun_spreads_over_the_bins_and_published_scores_five(ensemble, tmp_
 
 
 def test_scales_and_distances_act(ensemble, tmp_path):
-    words = "--classes 0 --n 2 --ddim_eta 1"
+    noisy = {"sampling": Sampling(eta=1.0)}
+    scales = {"mean": {"distance_scale": "mean"}, "part": {"distance_scale": 1 / 64}}
+    scales["kl"] = {"distance": "kl", "distance_scale": "mean"}
     found = {
-        name: read_csv(synsets(ensemble, tmp_path / name, f"{words} {more}") / "uncertainty.csv")[0]
-        for name, more in {
-            "mean": "--distance_scale mean",
-            "part": f"--distance_scale {1 / 64}",
-            "kl": "--distance kl --distance_scale mean",
-        }.items()
+        name: read_csv(measure(ensemble, tmp_path / name, 0, **noisy, **scale) / "uncertainty.csv")[0]
+        for name, scale in scales.items()
     }
     assert found["mean"]["mi_mean"] == pytest.approx(found["part"]["mi_mean"])
     # With one variance v for all members KL = gap^2 / (2 v).
     ratio = found["mean"]["mean_pairwise_distance"] / found["kl"]["mean_pairwise_distance"]
     assert ratio == pytest.approx(2 * found["mean"]["aleatoric_variance"], rel=1e-5)
     with pytest.raises(ValueError, match="sample with eta > 0"):
-        synsets(ensemble, tmp_path / "no", "--classes 0 --n 2 --distance kl")
+        measure(ensemble, tmp_path / "no", 0, distance="kl")
     with pytest.raises(ValueError, match="above 0"):
-        synsets(ensemble, tmp_path / "no", "--distance_scale -1")
+        measure(ensemble, tmp_path / "no", distance_scale=-1)
 
 
 def test_masked_classes_are_reported_by_group(masked, tmp_path):
-    out = synsets(masked, tmp_path, "--classes 0 1 2 --n 2 --dataset masked_classes")
+    out = measure(masked, tmp_path, 0, 1, 2)
     rows = read_csv(out / "uncertainty.csv")
     assert (rows[0]["certain"], rows[0]["uncertain"]) == ("0 1", "2 3")
     assert rows[0]["mi_certain"] > 0 and rows[0]["mi_uncertain"] > 0 and rows[1]["mi_uncertain"] is None
     assert json.loads((out / "summary.json").read_text())["compared_classes"] == 1
-    figure = call("rollout", ["--path", str(masked), "--pair", "--out", str(tmp_path / "pair"), *CPU])
+    figure = Rollout(masked, pair=(), out=str(tmp_path / "pair"), place=CPU).run()
     assert Image.open(figure / "rollout_pair.png").size[0] > 400
-    base = call(
-        "rollout", ["--path", str(masked), "--classes", "0", "--uncertain_comp", "--out", str(tmp_path / "one"), *CPU]
-    )
+    uncertain = Branching(uncertain=True)
+    base = Rollout(masked, classes=(0,), branching=uncertain, out=str(tmp_path / "one"), place=CPU).run()
     assert [file.name for file in base.glob("*.png")] == ["rollout_binall_0_name0.png"]
 
 
 def test_certain_and_uncertain_rollouts_in_one_figure(ensemble, tmp_path):
-    words = ["--path", str(ensemble), "--out", str(tmp_path), "--columns", "4", *CPU]
+    words = ["--path", ensemble.path, "--out", tmp_path, "--columns", 4, "--device", "cpu"]
     out = call("rollout", [*words, "--pair"])
     size = Image.open(out / "rollout_pair.png").size
     assert size[0] > 1.8 * size[1], "two panels of three rows beside each other"
-    call("rollout", [*words, "--pair", "3", "2", "--overwrite"])
+    again = Rollout(ensemble, pair=(3, 2), columns=4, out=str(tmp_path), overwrite=True, place=CPU)
+    again.run()
     with pytest.raises(ValueError, match="a certain and an uncertain class, or none"):
-        call("rollout", [*words, "--pair", "3", "--overwrite"])
+        replace(again, pair=(3,)).run()
 
 
 def test_pixel_maps_of_as_many_noises_as_members(ensemble, tmp_path):
-    words = ["--path", str(ensemble), "--classes", "0", "2", "--n", "3", "--steps", "2", *CPU]
-    both = call("uncertainty pixels", [*words, "--space", "image", "latent", "--out", str(tmp_path / "a")])
+    maps = UncertaintyPixels(ensemble, classes=(0, 2), n=3, sampling=Sampling(steps=2), place=CPU)
+    both = replace(maps, space=("image", "latent"), out=str(tmp_path / "a")).run()
     image, latent = (np.load(both / f"pixel_unc{stem}_branch1.npz") for stem in ("", "_latent"))
     assert image["mi"].shape == latent["mi"].shape == (2, 3, 8, 8)
     assert len(list(both.glob("*.png"))) == 6
-    alone = call("uncertainty pixels", [*words, "--n", "1", "--out", str(tmp_path / "b"), "--base_comp", "0"])
+    alone = replace(maps, n=1, out=str(tmp_path / "b"), branching=Branching(base=0)).run()
     np.testing.assert_allclose(np.load(alone / "pixel_unc_branch1.npz")["mi"][:, 0], image["mi"][:, 0], atol=1e-5)
-    mean = call(
-        "uncertainty pixels",
-        [*words, "--mean", "--limit", "0.5", "--unc_branch", "0", "1", "--out", str(tmp_path / "c")],
-    )
+    mean = replace(maps, mean=True, limit=0.5, branching=Branching(step=(0, 1)), out=str(tmp_path / "c")).run()
     assert {file.name for file in mean.glob("*.png")} == {"pixel_unc_branch0_mean.png", "pixel_unc_branch1_mean.png"}
     settings = json.loads((mean / "record_branch1.json").read_text())["settings"]
     assert settings["distance_scale"] == "sum"
 
 
 def test_samples_of_several_bases_and_branches(ensemble, tmp_path):
-    words = ["--path", str(ensemble), "--classes", "4", "1", "--out", str(tmp_path), *CPU]
-    call("sample members", [*words, "--unc_branch", "0", "2", "--base_comp", "all"])
+    branching = Branching(step=(0, 2), base="all")
+    several = SampleMembers(ensemble, classes=(4, 1), out=str(tmp_path), branching=branching, place=CPU)
+    several.run()
     names = {file.name for file in tmp_path.glob("*.png")}
     assert names == {"members_branch0.png", *(f"members_branch2_base{base}.png" for base in range(3))}
     latents = [load_state_dict(tmp_path / f"members_branch2_base{base}.safetensors")["latents"] for base in range(3)]
     assert latents[0].shape == (3, 2, 1, 8, 8)
     assert (latents[0] - latents[1]).abs().max() > 1e-4
-    alone = call("sample members", [*words[:-4], "--out", str(tmp_path / "one"), "--base_comp", "1", *CPU])
+    alone = replace(several, out=str(tmp_path / "one"), branching=Branching(base=1)).run()
     np.testing.assert_allclose(load_state_dict(alone.with_suffix(".safetensors"))["latents"], latents[1], atol=1e-3)

@@ -72,11 +72,11 @@ def imagenet(root):
     return "ldm.data.imagenet.ImageNetTrain", {"data_root": str(root), "config": {"size": 8}}
 
 
-def words(target, params):
-    """The data set on the command line."""
+def bins(target, params, **options):
+    """The command that draws bins of a data set."""
     flat = {name: value for name, value in params.items() if name != "config"}
-    size = [f"config.size={params['config']['size']}"] if "config" in params else []
-    return ["--target", target, "--params", *(f"{name}={value}" for name, value in flat.items()), *size]
+    size = (f"config.size={params['config']['size']}",) if "config" in params else ()
+    return MakeBins(target=target, params=(*(f"{name}={value}" for name, value in flat.items()), *size), **options)
 
 
 @pytest.mark.parametrize("make", [idx, cifar, folder, omniglot, tiny_imagenet, imagenet])
@@ -87,10 +87,10 @@ def test_every_data_set_goes_from_files_to_members(make, tmp_path, capsys):
     config = {"target": target, "params": params}
     whole = instantiate_from_config(config)
     n = whole.n_classes
-    call("data bins", [*words(target, params), "--out", str(out), "--classes_per_bin", "1:2", f"all:{n - 2}"])
-    call("data bins", [*words(target, params), "--out", str(out), "--dataset", "masked_classes", "--hidden_from", "3"])
+    bins(target, params, out=str(out), classes_per_bin=("1:2", f"all:{n - 2}")).run()
+    bins(target, params, out=str(out), dataset="masked_classes", hidden_from=3).run()
     capsys.readouterr()
-    call("data bins", ["--show", str(out)])
+    MakeBins(show=str(out)).run()
     assert capsys.readouterr().out.count("5 members") == 2
     sees = read_subsets(out, "masked_classes").sees
     for component in range(5):
@@ -107,9 +107,9 @@ def test_every_data_set_goes_from_files_to_members(make, tmp_path, capsys):
 def test_a_member_trains_on_the_classes_it_sees_even_on_less_than_a_batch(tmp_path):
     target, params = folder(tmp_path)
     config = {"target": target, "params": params}
-    out = ["--out", str(tmp_path / "bins")]
-    call("data bins", [*words(target, params), *out, "--dataset", "masked_classes", "--components", "3"])
-    call("data bins", [*words(target, params), *out, "--classes_per_bin", "1:4"])
+    out = str(tmp_path / "bins")
+    bins(target, params, out=out, dataset="masked_classes", components=3).run()
+    bins(target, params, out=out, classes_per_bin=("1:4",)).run()
     masked = read_subsets(tmp_path / "bins", "masked_classes")
 
     def batches(**chosen):
@@ -198,10 +198,7 @@ def test_the_configs_of_ensembles(name, counts, class_sizes, size, tmp_path):
     root.mkdir()
     STAND_INS[name](root)
     base = f"configs/latent-diffusion/{name}.yaml"
-    call(
-        "data bins",
-        ["--base", base, "--classes_per_bin", *counts, "--out", str(tmp_path), f"paths.data_root={root}"],
-    )
+    MakeBins(base=base, classes_per_bin=tuple(counts), out=str(tmp_path), paths=(f"paths.data_root={root}",)).run()
     whole = read_subsets(tmp_path)
     member = ComponentSubset(whole.record["dataset"], str(tmp_path), component=0)
     assert Counter(member.labels.bincount().tolist()) == class_sizes

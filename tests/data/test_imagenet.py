@@ -9,10 +9,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ldm.commands.data_bins import MakeBins
 from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
 from ldm.data.prepare.published import subsets_from_pickle
 from ldm.util import instantiate_from_config
-from tests.cli import call
 
 SYNSETS = ("n01440764", "n01443537", "n06596364")
 
@@ -107,11 +107,9 @@ def test_a_member_reads_its_published_list_and_bins(root):
 
 
 def test_make_bins_writes_the_lists_that_a_member_reads(root, capsys):
-    train = ["--target", "ldm.data.imagenet.ImageNetTrain", "--params", f"data_root={root}"]
-    call(
-        "data bins",
-        [*train, "--out", str(root / "data_train"), "--classes_per_bin", "1:1", "2:1", "all:1", "--components", "2"],
-    )
+    train = {"target": "ldm.data.imagenet.ImageNetTrain", "params": (f"data_root={root}",)}
+    counts = {"classes_per_bin": ("1:1", "2:1", "all:1"), "components": 2}
+    MakeBins(**train, out=str(root / "data_train"), **counts).run()
     member = ImageNetTrain(data_root=str(root), comp_numb=1, config={"size": 16})
     counts = member.labels.bincount().tolist()
     assert counts == [4 if member.bins[label] == "all" else member.bins[label] for label in range(3)]

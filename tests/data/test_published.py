@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
+from ldm.commands.data_bins import MakeBins
 from ldm.data.imagenet import ImageNetTrain
 from ldm.data.prepare.published import (
     parse_bins,
@@ -18,7 +19,6 @@ from ldm.data.prepare.published import (
     published_plan,
 )
 from ldm.data.subsets import ComponentSubset, list_file, read_subsets, subsets_file
-from tests.cli import call
 
 SYNSETS = [f"n{number:08d}" for number in range(6)]
 BINS = {1: SYNSETS[4:], 10: [SYNSETS[0]], 1300: SYNSETS[1:4]}
@@ -44,14 +44,10 @@ def full(part, **params) -> ImageNetTrain:
     return ImageNetTrain(process_images=False, data_root=str(part.parent), **params)
 
 
-def convert(part, kind, *more):
-    call(
-        "data bins",
-        [
-            *("--target", "ldm.data.imagenet.ImageNetTrain", "--params", f"data_root={part.parent}"),
-            *("--convert", str(part / f"subsets_{kind}.pkl"), *more),
-        ],
-    )
+def convert(part, kind, **more):
+    root = (f"data_root={part.parent}",)
+    target, published = "ldm.data.imagenet.ImageNetTrain", str(part / f"subsets_{kind}.pkl")
+    MakeBins(target=target, params=root, convert=published, **more).run()
 
 
 def publish(part, component, names, kind="binned_classes"):
@@ -77,7 +73,7 @@ def test_bins_become_a_plan_with_lists_drawn_from_them(part):
     convert(part, "binned_classes")  # the same again is no conflict
     assert {path: path.read_bytes() for path in part.glob("*") if path.is_file()} == before
     with pytest.raises(ValueError, match="--overwrite"):
-        convert(part, "binned_classes", "--seed", "1")
+        convert(part, "binned_classes", seed=1)
 
 
 def test_masks_become_a_plan_that_says_who_saw_what(part, capsys):
@@ -111,13 +107,13 @@ def test_published_lists_are_kept_and_missing_ones_drawn(part, capsys):
     assert set(list_file(part, "binned_classes", 1).read_text().split()) <= set(whole)
     assert [item["relpath"] for item in full(part, comp_numb=0)] == lists[0][:-1]
     convert(part, "binned_classes")
-    convert(part, "binned_classes", "--seed", "4", "--overwrite")  # draws member 1 anew, and keeps the published ones
+    convert(part, "binned_classes", seed=4, overwrite=True)  # draws member 1 anew, and keeps the published ones
     assert {one: list_file(part, "binned_classes", one).read_bytes() for one in lists} == texts
 
 
 def test_elsewhere_the_lists_are_copied(part, tmp_path):
     publish(part, 0, images(SYNSETS[1], 0, 5, 5))
-    convert(part, "binned_classes", "--out", str(tmp_path / "bins"), "--components", "1")
+    convert(part, "binned_classes", out=str(tmp_path / "bins"), components=1)
     copy = list_file(tmp_path / "bins", "binned_classes", 0).read_text().split()
     assert copy == images(SYNSETS[1], 0, 5, 5) and not subsets_file(part, "binned_classes").exists()
 

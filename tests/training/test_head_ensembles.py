@@ -9,8 +9,9 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import ddim, run
 from ldm.ensembles.members import MemberNetwork, SingleMember
 from ldm.ensembles.storage import read_ensemble
-from ldm.pipelines import build_model
-from tests.cli import call
+from ldm.pipelines import build_model, load_ensemble
+from ldm.settings import Sampling
+from ldm.training.gathering import gather_members
 from tests.conftest import tiny_config, tiny_model
 from tests.training.runs import assert_same_end, losses, resume, run_training
 
@@ -64,7 +65,7 @@ def test_anchors_and_rules_resume_exactly(folder, kind):
 
 def test_a_low_rank_ensemble_from_training_to_the_table(folder):
     runs = [train_member(folder, "lora", member) for member in range(2)]
-    path = call("gather", ["--path", f"{folder}/logs", "--ensemble_name", "lora", "--ensemble_comps", "2"])
+    path = gather_members(f"{folder}/logs", "lora", 2)
     ensemble = read_ensemble(path)
     assert sorted(ensemble.members.overrides) == FACTORS, "a member is its factors alone"
     assert ensemble.spec["initialisation"] == {"how": "perturbed", "noise": 0.5, "anchor": None}
@@ -78,8 +79,8 @@ def test_a_low_rank_ensemble_from_training_to_the_table(folder):
     model.init_from_ckpt(str(ensemble.base_checkpoint()))
     table = load_state_dict(folder / "trunk.ckpt")["cond_stage_model.embedding.weight"]
     x, t, labels = ImageNoise(0, (0, 1)).initial((2, 1, 8, 8)), torch.tensor([700.0, 3.0]), torch.tensor([4, 10])
-    samples = call("sample members", ["--path", str(path), "--classes", "3", "8", "--seed", "5", "--device", "cpu"])
-    latents = load_state_dict(samples.with_suffix(".safetensors"))["latents"]
+    pipeline = load_ensemble(path, Sampling(seed=5), device="cpu")
+    latents = pipeline.member_latents([3, 8], images=[0, 0])[:, :, 0]
     with torch.no_grad():
         together = MemberNetwork(model.network, ensemble.members)
         assert together.staged
@@ -97,5 +98,4 @@ def test_a_low_rank_ensemble_from_training_to_the_table(folder):
             expected = run(ddim(guided, plain.schedule, start, plain.sampling_times(3)))
             # Folded and single batches round differently, and guided steps carry it on.
             torch.testing.assert_close(latents[member], expected, atol=5e-4, rtol=5e-4)
-    out = call("uncertainty classes", ["--path", str(path), "--device", "cpu", "--classes", "4"])
-    assert (out / "uncertainty.csv").exists()
+    assert pipeline.information(classes=[4]).mi.isfinite().all()

@@ -13,9 +13,9 @@ from ldm.data.base import LabelledImages
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import KeyedBatches
 from ldm.models.diffusion.optimisation import TrainingSet
+from ldm.training.gathering import gather_members
 from ldm.training.joint import JointMembers, JointOptimizer, start_members
 from ldm.util import instantiate_from_config
-from tests.cli import call
 from tests.conftest import tiny_config, tiny_model
 from tests.training.conftest import write_config
 from tests.training.runs import end_state, losses, resume, run_training
@@ -66,7 +66,7 @@ def test_joint_training_equals_separate_runs(config, tmp_path):
         "cond_stage_model.embedding.weight"])  # fmt: skip
     mean = [sum(pair) / 2 for pair in zip(*[losses(single).values() for single in apart], strict=True)]
     assert list(losses(run).values()) == pytest.approx(mean, rel=1e-5)
-    gathered = call("gather", ["--path", str(tmp_path / "logs"), "--ensemble_name", "b", "--ensemble_comps", "2"])
+    gathered = gather_members(str(tmp_path / "logs"), "b", 2)
     assert (gathered / "member_001.safetensors").exists()
 
 

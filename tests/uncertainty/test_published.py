@@ -6,8 +6,10 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_state_dict
 from ldm.commands.gather import Gather
+from ldm.commands.sample_members import SampleMembers
+from ldm.commands.shared import EnsembleSource, Placement
 from ldm.ensembles.storage import read_ensemble, read_published
-from tests.cli import call
+from ldm.settings import Branching, Sampling
 from tests.conftest import golden_json, tiny_config, tiny_model
 
 TABLE = "cond_stage_model.embedding.weight"
@@ -51,8 +53,8 @@ def test_its_keys_are_those_of_the_published_one():
 @pytest.mark.parametrize("sampler", ["DDIM", "PLMS", "DPM-Solver++"])
 def test_the_published_ensemble_becomes_one_of_ours(model_pth, tmp_path, sampler):
     folder, _, tables = model_pth
-    words = ["--published", str(folder / "model.pth"), "--base", str(folder / "tiny.yaml")]
-    out = call("gather", [*words, "--out", str(tmp_path / "decu_3")])
+    published = {"published": str(folder / "model.pth"), "base": str(folder / "tiny.yaml")}
+    out = Gather(**published, out=str(tmp_path / "decu_3")).run()
     names = ["ensemble.yaml", *(f"member_00{m}.safetensors" for m in range(3)), "record.json", "trunk.safetensors"]
     assert sorted(file.name for file in out.iterdir()) == names
     for member, table in enumerate(tables):
@@ -60,15 +62,15 @@ def test_the_published_ensemble_becomes_one_of_ours(model_pth, tmp_path, sampler
         assert list(state) == [TABLE] and torch.equal(state[TABLE], table)
     moved = out.rename(tmp_path / "elsewhere")
     assert read_ensemble(moved).base_checkpoint() == moved / "trunk.safetensors", "the trunk travels with the ensemble"
-    options = ["--path", str(moved), "--classes", "1", "4", "--steps", "5", "--sampler", sampler, "--unc_branch", "0"]
-    picture = call("sample members", [*options, "--device", "cpu"])
+    options = {"sampling": Sampling(sampler, steps=5), "branching": Branching(step=0), "place": Placement("cpu")}
+    picture = SampleMembers(EnsembleSource(str(moved)), classes=(1, 4), **options).run()
     found = load_state_dict(picture.with_suffix(".safetensors"))["latents"]
     assert found.shape == (3, 2, 1, 8, 8) and bool(found.isfinite().all())
     assert (found[0] - found[1]).abs().max() > 0.1
     with pytest.raises(FileExistsError):
-        call("gather", [*words, "--out", str(moved)])
+        Gather(**published, out=str(moved)).run()
     with pytest.raises(ValueError, match="--published needs --base"):
-        Gather(published=words[1])
+        Gather(published=published["published"])
 
 
 def test_a_published_ensemble_of_another_model_is_refused(model_pth, tmp_path):
@@ -76,7 +78,7 @@ def test_a_published_ensemble_of_another_model_is_refused(model_pth, tmp_path):
     other = tiny_config()
     other["params"]["unet_config"]["params"]["model_channels"] = 64
     OmegaConf.save(OmegaConf.create({"model": other}), tmp_path / "other.yaml")
-    words = ["--published", str(folder / "model.pth"), "--base", str(tmp_path / "other.yaml")]
+    base = str(tmp_path / "other.yaml")
     with pytest.raises(ValueError, match="of another shape"):
-        call("gather", [*words, "--out", str(tmp_path / "out")])
+        Gather(published=str(folder / "model.pth"), base=base, out=str(tmp_path / "out")).run()
     assert not (tmp_path / "out").exists()
