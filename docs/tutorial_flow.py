@@ -85,13 +85,14 @@ clean = torch.stack([item["image"] for item in items]).permute(0, 3, 1, 2).to(fl
 true_labels = [int(item["class_label"]) for item in items]
 own = flow.model.denoiser(flow.labels(true_labels))
 exact = log_likelihood(own, schedule, clean, flow.times, method="midpoint")
+probes = {"probes": 8, "method": "midpoint"}
 signs = torch.Generator().manual_seed(0)
-rough = log_likelihood(own, schedule, clean, flow.times, method="midpoint", probes=8, generator=signs)
+rough = log_likelihood(own, schedule, clean, flow.times, generator=signs, **probes)
 print(f"log density of held-out digits: {exact.log_density.mean():.1f} nats", end=", ")
 print(f"by 8 probes {rough.log_density.mean():.1f}")
 wrong = flow.model.denoiser(flow.labels([(label + 1) % 10 for label in true_labels]))
-other = log_likelihood(wrong, schedule, clean, flow.times, method="midpoint")
-print(f"with the next digit's label: {other.log_density.mean():.1f} nats")
+other = log_likelihood(wrong, schedule, clean, flow.times, generator=signs.manual_seed(0), **probes)
+print(f"with the next digit's label, by the same probes: {other.log_density.mean():.1f} nats")
 
 # %% What the data leave open: the covariance of clean data given a noisy state, from the derivative of the denoiser
 noisy = schedule.noised(clean, flow.initial(flow.noise(range(10))), 0.5)

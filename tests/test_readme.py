@@ -16,7 +16,7 @@ from ldm.data.digits import Digits
 from ldm.laplace.storage import save_laplace
 from ldm.pipelines import new_posterior, observations
 from ldm.settings import Branching, Sampling
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import smallest_unet, tiny_config, tiny_model
 from tests.ensembles import write_ensemble
 
 ROOT = Path(__file__).parent.parent
@@ -40,10 +40,11 @@ def run_block(block):
 def write_members(folder, averaged=False):
     """Write a tiny ensemble; averaged: its base checkpoint holds weights, and averages that lie far from them."""
     folder.mkdir(parents=True)
+    params = {"unet_config": smallest_unet()}
     if not averaged:
-        write_ensemble(folder, members=5)
+        write_ensemble(folder, members=5, params=params)
         return
-    write_ensemble(folder, members=5, params={"use_ema": True})
+    write_ensemble(folder, members=5, params={**params, "use_ema": True})
     content = load_checkpoint(folder / "trunk.ckpt")
     state = content["state_dict"]
     for name in [name for name in state if name.startswith("model.diffusion_model.")]:

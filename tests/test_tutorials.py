@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
 from ldm.training.session import read_training_config
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import smallest_unet, tiny_config, tiny_model
 
 DOCS = Path(__file__).parent.parent / "docs"
 FLOW = {
@@ -19,10 +19,8 @@ FLOW = {
     "schedule_config": {"target": "ldm.diffusion.schedule.FlowSchedule", "params": {"time_scale": 1.0}},
     "times_config": {"target": "ldm.diffusion.training_times.UniformTimes"},
 }
-# Attention at 4 x 4 alone, as in the digits' own network: exact likelihoods take 64 derivatives an evaluation.
-UNET = {**tiny_config()["params"]["unet_config"]}
-UNET["params"] = {**UNET["params"], "attention_resolutions": [2], "channel_mult": [1, 1]}
-PARAMS = {"digits-flow": {**FLOW, "unet_config": UNET}, "digits-diffusion": {"unet_config": UNET}}
+UNET = {"unet_config": smallest_unet()}
+PARAMS = {"digits-flow": {**FLOW, **UNET}, "digits-diffusion": UNET}
 
 
 def write_run(training):

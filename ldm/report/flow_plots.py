@@ -17,6 +17,10 @@ from torch import Tensor
 from ldm.experiments.flow_study import VarianceTrajectory
 from ldm.experiments.flow_study import sample_trajectory as sample_trajectory
 from ldm.images import DPI, save_figure, to_uint8
+from ldm.report.tiles import make_tiles
+
+# How `imshow` draws a picture of bytes.
+GREY = {"cmap": "gray", "vmin": 0, "vmax": 255}
 
 
 def curves_by_class(
@@ -27,7 +31,8 @@ def curves_by_class(
     for axes, trajectory in zip(panels, trajectories, strict=True):
         labels = np.asarray(trajectory.labels)
         for label in sorted(set(trajectory.labels)):
-            axes.plot(trajectory.shares, trajectory.totals[:, labels == label].mean(1), label=str(label), linewidth=1.2)
+            mean = trajectory.totals[:, labels == label].mean(1)
+            axes.plot(trajectory.shares.numpy(), mean.numpy(), label=str(label), linewidth=1.2)
         _share_axis(axes, f"{trajectory.name}, {len(trajectory.shares) - 1} steps")
     panels[0].set_ylabel("variance of an element", fontsize=8)
     panels[-1].legend(title="class", fontsize=6, title_fontsize=7, ncols=2)
@@ -40,7 +45,8 @@ def curves_by_pixel(
     """Variance of single elements of an image over the trajectory: the greatest, the median, the least, their mean."""
     figure, panels = _panels(len(trajectories))
     for axes, trajectory in zip(panels, trajectories, strict=True):
-        elements = trajectory.variances[:, image].flatten(1)  # [S + 1, D]
+        elements = trajectory.variances[:, image].flatten(1).numpy()  # [S + 1, D]
+        shares = trajectory.shares.numpy()
         order, width = elements[-1].argsort(), trajectory.variances.shape[-1]
         for place, name in (
             (-1, "greatest"),
@@ -50,8 +56,8 @@ def curves_by_pixel(
         ):
             element = int(order[place])
             where = f"({element // width % trajectory.variances.shape[-2]}, {element % width})"
-            axes.plot(trajectory.shares, elements[:, element], label=f"{name} {where}", linewidth=1.2)
-        axes.plot(trajectory.shares, elements.mean(1), label="mean", color="black", linestyle=":", linewidth=1.2)
+            axes.plot(shares, elements[:, element], label=f"{name} {where}", linewidth=1.2)
+        axes.plot(shares, elements.mean(1), label="mean", color="black", linestyle=":", linewidth=1.2)
         axes.legend(fontsize=6)
         _share_axis(axes, f"{trajectory.name}, class {trajectory.labels[image]}")
     panels[0].set_ylabel("variance of an element", fontsize=8)
@@ -68,19 +74,14 @@ def interleaved(
     count = min(count, len(trajectory.labels))
     maps = trajectory.variances[:, :count].mean(2)
     high = float(maps[chosen].max()) or 1.0
-    figure = Figure(figsize=(0.8 * len(chosen) + 0.9, 1.6 * count + 0.3), dpi=DPI)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    times = figure.subplots(2 * count, len(chosen), squeeze=False)
+    figure = _figure(0.8 * len(chosen) + 0.9, 1.6 * count + 0.3, w_pad=0.02, h_pad=0.02)
+    tiles = make_tiles(figure, 2 * count, len(chosen), maps.shape[-2] / maps.shape[-1])
+    tiles.label(columns=[f"{float(trajectory.shares[step]):.2f}" for step in chosen])
     for column, step in enumerate(chosen):
-        times[0, column].set_title(f"{float(trajectory.shares[step]):.2f}", fontsize=7)
         for row in range(count):
-            above, below = times[2 * row, column], times[2 * row + 1, column]
-            above.imshow(_picture(trajectory, step, row), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            drawn = below.imshow(maps[step, row], cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
-    for axes in times.flat:
-        axes.set_axis_off()
-    bar = figure.colorbar(drawn, ax=list(times.flat), aspect=30, pad=0.01)
+            tiles.draw(2 * row, column, _picture(trajectory, step, row), **GREY)
+            drawn = tiles.draw(2 * row + 1, column, maps[step, row].numpy(), cmap="cividis", vmin=0, vmax=high)
+    bar = figure.colorbar(drawn, ax=tiles.axes, aspect=30, pad=0.01)
     bar.set_label("variance", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     figure.suptitle(f"{trajectory.name}: states and variances by noise share", fontsize=8)
@@ -104,21 +105,17 @@ def maps_by_method(
     """N images and their maps [N, h, w] by several methods, a row a method, each row on its own scale (its maximum is
     printed): patterns compare, and scales read."""
     count = len(pictures)
-    figure = Figure(figsize=(0.8 * count + 2.4, 0.82 * (len(maps) + 1)), dpi=DPI)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    times = figure.subplots(len(maps) + 1, count, squeeze=False)
+    figure = _figure(0.8 * count + 2.4, 0.82 * (len(maps) + 1), w_pad=0.02, h_pad=0.02)
+    tiles = make_tiles(figure, len(maps) + 1, count, pictures.shape[-2] / pictures.shape[-1])
     for column, pixels in enumerate(to_uint8(pictures.float())):
-        times[0, column].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        tiles.draw(0, column, pixels.squeeze(), **GREY)
+    texts = [""]
     for row, (name, values) in enumerate(maps.items(), start=1):
         low, high = min(0.0, float(values.min())), float(values.max())
         for column in range(count):
-            times[row, column].imshow(values[column], cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
-        text = f"{name}\n{low:.2g} .. {high:.2g}" if low < 0 else f"{name}\nto {high:.2g}"
-        times[row, 0].set_ylabel(text, fontsize=6, rotation=0, ha="right", va="center")
-    for axes in times.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
+            tiles.draw(row, column, values[column].numpy(), cmap="cividis", vmin=low, vmax=high)
+        texts.append(f"{name}\n{low:.2g} .. {high:.2g}" if low < 0 else f"{name}\nto {high:.2g}")
+    tiles.label(rows=texts, size=6)
     save_figure(figure, path, overwrite)
 
 
@@ -145,13 +142,19 @@ def against_steps(
 
 
 def _panels(count: int):
-    figure = Figure(figsize=(3.6 * count + 0.6, 3.0), dpi=DPI)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
+    figure = _figure(3.6 * count + 0.6, 3.0)
     panels = list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
     for axes in panels:
         axes.tick_params(labelsize=7)
     return figure, panels
+
+
+def _figure(width: float, height: float, **pads: float) -> Figure:
+    """A figure in inches, whose layout keeps its parts apart; `pads` are those of the constrained layout, in inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", **pads)
+    return figure
 
 
 def _share_axis(axes, title: str) -> None:

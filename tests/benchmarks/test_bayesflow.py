@@ -12,13 +12,14 @@ from ldm.commands.shared import Placement
 from ldm.experiments import low_data
 from ldm.report.benchmark_table import benchmark_overview
 from ldm.report.tables import read_csv
+from tests.conftest import smallest_unet
 from tests.experiments.test_variance_benchmarks import FLOW
 from tests.posteriors import write_model
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("flow"), **FLOW)
+    return write_model(tmp_path_factory.mktemp("flow"), **FLOW, unet_config=smallest_unet())
 
 
 def test_one_command_from_a_flow_to_the_table(source, tmp_path):
