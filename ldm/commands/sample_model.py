@@ -63,6 +63,8 @@ class SampleModel:
     """Also write pngs/{image}.png."""
     latents: bool = False
     """Also write latents.safetensors."""
+    epoch: Annotated[int | None, option(metavar="E", default="the last checkpoint")] = None
+    """The checkpoint that --run kept of this epoch."""
     sampling: Sampling = Sampling()
     place: Placement = Placement()
     speed: Speed = Speed()
@@ -98,7 +100,7 @@ class SampleModel:
         out = Path(self.out)
         if (out / "samples.npz").exists() and not (out / "parts" / "settings.json").exists():
             raise FileExistsError(f"{out} holds samples that this command did not make; choose another --out")
-        pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
+        pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps, self.epoch)
         classes = self._choose_classes(pipeline)
         plan = self._plan(pipeline, classes)
         settings = self._settings(pipeline, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
-from ldm.diffusion.denoiser import NetworkDenoiser, clipped
-from ldm.diffusion.samplers import ddim, heun, run
+from ldm.commands.line import load_command, parse
+from ldm.diffusion.denoiser import NetworkDenoiser, Prediction, clipped
+from ldm.diffusion.samplers import ddim, heun, make_sampler, run
 from ldm.diffusion.schedule import EDMSchedule, VPSchedule
 from ldm.diffusion.times import edm_times
 from ldm.evaluation.taps import resolve_taps
@@ -20,6 +22,7 @@ from ldm.pipelines.features import make_backbone
 from ldm.training.config import learning_rate, load_config, shared_batch
 from ldm.util import instantiate_from_config
 from tests.conftest import golden_json, golden_tensors, recipe_weights
+from tests.test_docs import read_calls
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "ddae").glob("[!_]*dd*.yaml"))
 NARROW = ["model.params.unet_config.params.n_channels=32"]
@@ -76,6 +79,22 @@ def test_published_ddpm_loss_and_samples():
     denoiser = clipped(NetworkDenoiser(network, schedule, model.target), schedule)
     samples = (run(ddim(denoiser, schedule, io["ddpm/ddim10_xT"], times)) + 1) / 2
     torch.testing.assert_close(samples, io["ddpm/ddim10_sample01"], rtol=0, atol=1e-4)
+
+
+def test_the_documented_ancestral_command_has_the_published_variance():
+    """DDAE's `--mode DDPM` draws noise of variance beta_t at each of the 1,000 steps, and none in the last."""
+    (words,) = (words for line, _, words in read_calls("docs/ddae.md") if "--sampler DDPM" in line)
+    sampling = parse(load_command("sample model"), words, "sample model").sampling
+    model = small_model("DDPM_ddpm.yaml")
+    times = model.sampling_times(sampling.steps, sampling.spacing)
+    x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    sampler = make_sampler(sampling.sampler, variance=sampling.variance)
+    silent = partial(sampler, noise=lambda index, shape: torch.zeros(shape))
+    steps = list(silent(lambda x, u: Prediction(x, x), model.schedule, x, times))
+    found = torch.stack([step.transition.w for step in steps])
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).flip(0)
+    torch.testing.assert_close(found[:-1], betas[:-1], rtol=1e-9, atol=0)
+    assert len(found) == 1000 and found[-1] == 0
 
 
 @torch.no_grad()
