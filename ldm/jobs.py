@@ -45,6 +45,50 @@ def shard_from_environment() -> tuple[int, int]:
     return rank, world
 
 
+def refuse_several_processes(work: str) -> None:
+    """Before anything is computed, refuse what one process does alone in each of those that were started together.
+
+    The tasks of a job array are not started together: each is a job of its own, with its own words as a rule.
+
+    Args:
+        work: what the command does, as the subject of the message.
+
+    Raises:
+        ValueError: under torchrun or an srun of several tasks, in every one of them.
+    """
+    started = (
+        int(os.environ["WORLD_SIZE"]) if {"WORLD_SIZE", "RANK"} <= os.environ.keys() else step_from_environment()[1]
+    )
+    if started > 1:
+        raise ValueError(
+            f"{work} is not shared between processes, and {started} were started with these words: start one, without "
+            "torchrun or with srun --ntasks=1"
+        )
+
+
+@contextmanager
+def sole_writer(folder: str | os.PathLike) -> Iterator[bool]:
+    """Whether this process writes what comes of a folder's parts: at most one process at a time does.
+
+    It holds `finishing.lock` there, which the system frees when the process ends, however it ends. Where there are no
+    such locks (Windows), every process does.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    file = Path(folder) / "finishing.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def requeue_when_asked() -> None:
     """In a SLURM job let SIGUSR1 (`sbatch --signal=USR1@90`) stop the job and put it back into the queue."""
     if "SLURM_JOB_ID" not in os.environ:

@@ -51,18 +51,30 @@ def record(options: Mapping[str, Any] | Any, **more: Any) -> dict[str, Any]:
         options: a command or another dataclass, or a mapping of names to values.
         more: further entries.
     """
-    given = option_values(options) if is_dataclass(options) else dict(options)
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "options": {
-            key: value if isinstance(value, (int, float, bool, list, type(None))) else str(value)
-            for key, value in given.items()
-        },
+        "options": _plain_options(options),
         "revision": revision(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **more,
     }
+
+
+def _plain_options(options: Mapping[str, Any] | Any) -> dict[str, Any]:
+    given = option_values(options) if is_dataclass(options) else dict(options)
+    return {
+        key: value if isinstance(value, (int, float, bool, list, type(None))) else str(value)
+        for key, value in given.items()
+    }
+
+
+def made_alike(path: str | Path, options: Mapping[str, Any] | Any) -> bool:
+    """Whether a record says that the same options made what lies beside it: another process of the same job, then."""
+    if not Path(path).is_file():
+        return False
+    kept = json.loads(Path(path).read_text()).get("options")
+    return kept == json.loads(json.dumps(_plain_options(options), default=str))
 
 
 def write_record(path: str | Path, options: Mapping[str, Any] | Any, overwrite: bool = False, **more: Any) -> None:

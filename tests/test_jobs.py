@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from ldm.jobs import WorkList, requeue_when_asked, shard_from_environment
+from ldm.jobs import WorkList, refuse_several_processes, requeue_when_asked, shard_from_environment, sole_writer
 from ldm.util import atomic_write
 
 
@@ -97,3 +97,20 @@ def test_a_job_that_cannot_be_requeued_goes_on(scontrol, monkeypatch, caplog):
     requeue_when_asked()
     os.kill(os.getpid(), signal.SIGUSR1)
     assert "did not requeue job 3: no such job" in caplog.text
+
+
+def test_one_process_at_a_time_writes_what_comes_of_the_parts(tmp_path):
+    with sole_writer(tmp_path / "parts") as first, sole_writer(tmp_path / "parts") as second:
+        assert (first, second) == (True, False)
+    with sole_writer(tmp_path / "parts") as again:
+        assert again
+
+
+def test_processes_started_together_are_refused_and_those_of_an_array_are_not(monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
+    refuse_several_processes("training")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    with pytest.raises(ValueError, match=r"training is not shared.*3 were started"):
+        refuse_several_processes("training")

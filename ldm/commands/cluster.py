@@ -20,6 +20,8 @@ SHARED_COMMANDS = (
     "exposure measure",
     "evaluate reference",
     "evaluate metrics",
+    "features probe",
+    "features contrastive",
 )
 SHARED_SCRIPTS = ("get_unc_synsets.py", "scripts/sample_diffusion.py")
 ARRAY = """#!/usr/bin/env bash

@@ -40,8 +40,12 @@ class RecognitionOutput:
         Raises:
             FileExistsError: if an output is there, unless --overwrite is given.
             FileNotFoundError: if a table of --beside is not.
+            ValueError: in each of several processes that were started together.
         """
+        from ldm.jobs import refuse_several_processes
         from ldm.records import refuse_existing
+
+        refuse_several_processes("a classifier of noisy images")
 
         refuse_existing([Path(self.out) / "recognition.csv"], self.overwrite)
         missing = [file for file in self.beside if not Path(file).is_file()]

@@ -27,7 +27,7 @@ class FeaturesContrastive:
     Alignment is the mean squared distance of positive pairs at unit length (two noises of one image; with `class` also
     two images of one class), uniformity the logarithm of the mean of exp(-2 d^2) over all pairs of images; both over
     all images at once, whatever the batch. Lower is better. Writes contrastive.csv and contrastive.png; a run that was
-    stopped continues with the checkpoints that are not in --out yet.
+    stopped continues with the checkpoints that are not in --out yet, and processes of torchrun or SLURM share them.
     """
 
     source: ModelSource
@@ -55,16 +55,16 @@ class FeaturesContrastive:
         from ldm.checkpoint import sha256
         from ldm.experiments.contrastive import find_checkpoints, measure_contrast
         from ldm.experiments.probes import draw_probe_positions
-        from ldm.jobs import WorkList
+        from ldm.jobs import WorkList, shard_from_environment, sole_writer
         from ldm.pipelines import load_weights
         from ldm.pipelines.features import DataStates, make_backbone, make_reading
-        from ldm.records import refuse_existing, write_record
-        from ldm.report.probes import contrast_plot
-        from ldm.report.tables import markdown_table, write_csv
+        from ldm.records import made_alike, refuse_existing
         from ldm.util import instantiate_from_config
 
-        out = Path(self.out)
-        refuse_existing([out / "contrastive.csv"], self.overwrite)
+        out, shard = Path(self.out), shard_from_environment()
+        shared = shard[1] > 1
+        if not (shared and made_alike(out / "record.json", self)):
+            refuse_existing([out / "contrastive.csv"], self.overwrite)
         pipeline = self.source.load(speed=Speed(chunk=1, precision=self.precision), device=self.place.device)
         data = instantiate_from_config(pipeline.config["data"]["params"]["train"])
         positions = draw_probe_positions(len(data), self.n, self.seed)
@@ -73,7 +73,7 @@ class FeaturesContrastive:
         reading = make_reading(pipeline, backbone, self.reading, search=search, seed=self.seed)
         states = DataStates(pipeline.model, data, positions)
         checkpoints = find_checkpoints(self.source.run, self.source.ckpt, self.epochs)
-        work = WorkList(out / "parts", self._settings(reading, states))
+        work = WorkList(out / "parts", self._settings(reading, states), shard)
         names = {f"{name}_{sha256(checkpoint)[:12]}": name for name, checkpoint in checkpoints.items()}
         for key in tqdm(work.pending(names), desc="checkpoints", unit="checkpoint"):
             checkpoint = checkpoints[names[key]]
@@ -81,13 +81,28 @@ class FeaturesContrastive:
             passes = self.reading.images_per_pass
             found = measure_contrast(backbone, states, reading, self.positives, self.seed, passes)
             work.save(key, {"rows": found})
+        if not work.complete(names):
+            print(f"{out}: this process is done; the one that finishes last (or one more call) writes the outputs")
+            return []
         rows = [{"checkpoint": name, **row} for key, name in names.items() for row in work.load(key)["rows"]]
+        with sole_writer(work.folder) as mine:
+            if not mine or (shared and not self.overwrite and (out / "contrastive.csv").exists()):
+                print(f"{out}: this process is done; another one writes the outputs, or has written them")
+            else:
+                self._write(rows, len(positions))
+        return rows
+
+    def _write(self, rows: list[dict[str, Any]], images: int) -> None:
+        from ldm.records import write_record
+        from ldm.report.probes import contrast_plot
+        from ldm.report.tables import markdown_table, write_csv
+
+        out = Path(self.out)
         note = "features at unit length: mean squared distance of positive pairs; ln mean exp(-2 d^2) of all pairs"
+        write_record(out / "record.json", self, overwrite=True, images=images)
         write_csv(out / "contrastive.csv", rows, [note], self.overwrite)
         contrast_plot(rows, out / "contrastive.png", self.overwrite)
-        write_record(out / "record.json", self, overwrite=True, images=len(positions))
         print(markdown_table(rows))
-        return rows
 
     def _settings(self, reading: Reading, states: DataStates) -> dict[str, Any]:
         """Return what a checkpoint's rows depend on but its weights."""

@@ -12,7 +12,8 @@ from ldm.settings import FeatureReading, Precision, Speed
 
 if TYPE_CHECKING:
     from ldm.evaluation.probe import ProbeResult
-    from ldm.experiments.probes import ProbePlan
+    from ldm.evaluation.taps import Backbone, Reading
+    from ldm.experiments.probes import ProbePlan, ProbeStudy
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class FeaturesProbe:
     With --grid all (noise level, layer) heads train together: the backbone passes once a noise level, and one
     optimiser holds every head. Heads are chosen on held-out training images (--validation), averaged over --seeds, and
     the chosen place is tested once a seed. Levels and layers come from the options, or from the config's section
-    `probe`. A run that was stopped continues; its features are kept in --out.
+    `probe`. A run that was stopped continues; its features are kept in --out. Processes of torchrun or SLURM share the
+    passes through the backbone; the last of them trains and tests the heads.
     """
 
     source: ModelSource
@@ -80,30 +82,66 @@ class FeaturesProbe:
     def run(self) -> dict[str, ProbeResult]:
         """Probe, write tables and figures; return {trained, untrained, pixels: what was found}."""
         from ldm.experiments.probes import ProbeStudy
-        from ldm.pipelines.features import make_backbone, make_reading, reinitialise
-        from ldm.records import refuse_existing, write_record
-        from ldm.report.probes import write_places, write_probes
-        from ldm.report.tables import markdown_table
+        from ldm.jobs import shard_from_environment, sole_writer
+        from ldm.pipelines.features import make_backbone, make_reading
+        from ldm.records import made_alike, refuse_existing
 
-        out = Path(self.out)
+        out, shard = Path(self.out), shard_from_environment()
+        shared = shard[1] > 1
+        if not (shared and made_alike(out / "record.json", self)):
+            refuse_existing([out / "results.csv"], self.overwrite)
         speed = Speed(chunk=1, precision=self.precision)
         pipeline = self.source.load(speed=speed, device=self.place.device, epoch=self.epoch)
-        refuse_existing([out / "results.csv"], self.overwrite)
         backbone = make_backbone(pipeline.model, self.reading.label)
         reading = make_reading(pipeline, backbone, self.reading, search=self.grid, seed=self.seed)
         study = ProbeStudy(pipeline, self._plan(), out / "features")
+        if shared and not self._read_shares(study, backbone, reading, shard):
+            print(f"{out}: this process is done; the one that finishes last (or one more call) writes the outputs")
+            return {}
+        with sole_writer(study.folder) as mine:
+            if not mine or (shared and not self.overwrite and (out / "results.csv").exists()):
+                print(f"{out}: this process is done; another one writes the outputs, or has written them")
+                return {}
+            return self._probe(study, backbone, reading)
+
+    def _read_shares(self, study: ProbeStudy, backbone: Backbone, reading: Reading, shard: tuple[int, int]) -> bool:
+        """Read this process's share of all features that heads learn from; whether all are read."""
+        from ldm.pipelines.features import reinitialise
+
+        complete = study.read_share(backbone, reading, "trained", shard)
+        if self.untrained:
+            network = study.pipeline.model.model
+            kept = {name: value.clone() for name, value in network.state_dict().items()}
+            reinitialise(study.pipeline, self.seed)
+            complete = study.read_share(backbone, reading, "untrained", shard, self._untrained) and complete
+            network.load_state_dict(kept)
+        return complete
+
+    @property
+    def _untrained(self) -> str:
+        """The name of the fresh weights."""
+        return f"untrained {self.seed}"
+
+    def _probe(self, study: ProbeStudy, backbone: Backbone, reading: Reading) -> dict[str, ProbeResult]:
+        """Train and test heads on the features, and write."""
+        from ldm.pipelines.features import reinitialise
+        from ldm.records import write_record
+        from ldm.report.probes import write_places, write_probes
+        from ldm.report.tables import markdown_table
+
+        out, pipeline = Path(self.out), study.pipeline
         results = {"trained": study.probe_backbone(backbone, reading, "trained")}
         tuned = study.fine_tune(backbone, reading, results["trained"].place) if self.finetune else None
         if self.untrained:
             reinitialise(pipeline, self.seed)
-            results["untrained"] = study.probe_backbone(backbone, reading, "untrained", f"untrained {self.seed}")
+            results["untrained"] = study.probe_backbone(backbone, reading, "untrained", self._untrained)
         if self.pixels:
             results["pixels"] = study.probe_pixels()
+        facts = {"checkpoint": str(pipeline.checkpoint), "reading": reading.describe()}
+        write_record(out / "record.json", self, overwrite=True, **facts, n_train=len(study.positions))
         for name in (name for name in results if name != "pixels"):
             write_places(out, name, results[name], reading, pipeline.model, self.overwrite)
         rows = write_probes(out, results, tuned, self.overwrite)
-        facts = {"checkpoint": str(pipeline.checkpoint), "reading": reading.describe()}
-        write_record(out / "record.json", self, overwrite=True, **facts, n_train=len(study.positions))
         print(markdown_table(rows))
         return results
 

@@ -77,6 +77,37 @@ def read_features(
     return GridFeatures({place: np.concatenate(values) for place, values in found.items()}, states.labels.numpy())
 
 
+def make_feature_parts(
+    states: StateSource,
+    backbone: Backbone,
+    reading: Reading,
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    batch_size: int = 100,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] | None = None,
+) -> tuple[WorkList, dict[str, tuple[int, int]]]:
+    """Read what `folder` lacks of this process's share, and return all parts: {key: (start, stop)} of a work list.
+
+    Args:
+        settings: what the features depend on beside the states and the reading: the model's weights.
+        shard: (rank, world): this process takes every world-th part.
+        progress: called with the number of images of each finished part.
+
+    Raises:
+        ValueError: if the folder holds features of other images, weights or places.
+    """
+    all_settings = {"states": states.describe(), "reading": reading.describe(), **settings}
+    work, parts = WorkList(Path(folder) / "parts", all_settings, shard), split_images(len(states))
+    for key in work.pending(parts):
+        arrays = _span(states, parts[key], backbone, reading, batch_size)
+        save_part(work, key, {place_name(place): value for place, value in arrays.items()})
+        if progress is not None:
+            progress(parts[key][1] - parts[key][0])
+    return work, parts
+
+
 def load_or_make_features(
     states: StateSource,
     backbone: Backbone,
@@ -90,21 +121,12 @@ def load_or_make_features(
 ) -> GridFeatures | None:
     """Read what `folder` lacks and open it without loading it; None while parts of other processes are missing.
 
-    Args:
-        settings: what the features depend on beside the states and the reading: the model's weights.
-        shard: (rank, world): this process takes every world-th part.
-
-    Raises:
-        ValueError: if the folder holds features of other images, weights or places.
+    Arguments and errors: see `make_feature_parts`.
     """
+    work, parts = make_feature_parts(
+        states, backbone, reading, folder, settings, batch_size=batch_size, shard=shard, progress=progress
+    )
     folder = Path(folder)
-    all_settings = {"states": states.describe(), "reading": reading.describe(), **settings}
-    work, parts = WorkList(folder / "parts", all_settings, shard), split_images(len(states))
-    for key in work.pending(parts):
-        arrays = _span(states, parts[key], backbone, reading, batch_size)
-        save_part(work, key, {place_name(place): value for place, value in arrays.items()})
-        if progress is not None:
-            progress(parts[key][1] - parts[key][0])
     if not work.complete(parts):
         return None
     if not (folder / "labels.npy").exists():

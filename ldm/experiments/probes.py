@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ldm.checkpoint import sha256
 from ldm.data.module import DataModuleFromConfig
 from ldm.evaluation.finetuning import Tuning, tune
-from ldm.evaluation.grid_features import GridFeatures, load_or_make_features
+from ldm.evaluation.grid_features import GridFeatures, load_or_make_features, make_feature_parts
 from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
 from ldm.evaluation.taps import Backbone, Place, Reading, place_name
 from ldm.jobs import step_bar
@@ -98,17 +98,43 @@ class ProbeStudy:
         positions = self.positions if split == "train" else None
         return DataStates(self.pipeline.model, self.data[split], positions, copy, self.configs[split])
 
+    def _settings(self, backbone: Backbone, weights: str | None) -> dict[str, Any]:
+        """What features depend on beside images and places; `weights` names the backbone's, else the checkpoint's."""
+        weights = weights or sha256(self.pipeline.checkpoint)
+        return {"weights": weights, "precision": self.pipeline.speed.precision, "label": backbone.cond}
+
     def read(
-        self, backbone: Backbone, reading: Reading, split: str, name: str, weights: str, copy: int = 0
+        self, backbone: Backbone, reading: Reading, split: str, name: str, weights: str | None = None, copy: int = 0
     ) -> GridFeatures:
         """Features below `folder/name`, read or made."""
         states = self.states(split, copy)
-        settings = {"weights": weights, "precision": self.pipeline.speed.precision, "label": backbone.cond}
         with tqdm(total=len(states), desc=name, unit="image") as bar:
             return load_or_make_features(
-                states, backbone, reading, self.folder / name, settings,
+                states, backbone, reading, self.folder / name, self._settings(backbone, weights),
                 batch_size=self.plan.images_per_pass, progress=bar.update,
             )  # fmt: skip
+
+    def read_share(
+        self, backbone: Backbone, reading: Reading, name: str, shard: tuple[int, int], weights: str | None = None
+    ) -> bool:
+        """Read this process's share of the training images; whether all are read, whoever did."""
+        complete = True
+        for copy, copy_name, one in self._copies(reading, name):
+            states, settings = self.states("train", copy), self._settings(backbone, weights)
+            with tqdm(desc=copy_name, unit="image") as bar:
+                work, parts = make_feature_parts(
+                    states, backbone, one, self.folder / copy_name, settings,
+                    batch_size=self.plan.images_per_pass, shard=shard, progress=bar.update,
+                )  # fmt: skip
+            complete = work.complete(parts) and complete
+        return complete
+
+    def _copies(self, reading: Reading, name: str) -> Iterator[tuple[int, str, Reading]]:
+        """Number, folder and reading of each copy of the training images: none shares a noise with another."""
+        count = len(reading.draws)
+        for copy in range(self.plan.copies):
+            draws = tuple(range(copy * count, (copy + 1) * count))
+            yield copy, f"{name}_{copy}", replace(reading, draws=draws)
 
     def _probe(self, copies: list[Arrays], labels: NDArray, tested: Callable[..., Any], name: str) -> ProbeResult:
         with step_bar(f"{name} heads", len(self.seeds)) as progress:
@@ -121,11 +147,10 @@ class ProbeStudy:
         self, backbone: Backbone, reading: Reading, name: str, weights: str | None = None
     ) -> ProbeResult:
         """Probe every place of a reading; `weights` names what the backbone was given, else the pipeline checkpoint."""
-        weights = weights or sha256(self.pipeline.checkpoint)
-        copies = []
-        for copy in range(self.plan.copies):
-            draws = tuple(range(copy * len(reading.draws), (copy + 1) * len(reading.draws)))
-            copies.append(self.read(backbone, replace(reading, draws=draws), "train", f"{name}_{copy}", weights, copy))
+        copies = [
+            self.read(backbone, one, "train", copy_name, weights, copy)
+            for copy, copy_name, one in self._copies(reading, name)
+        ]
 
         def tested(place: Place, seed: int) -> tuple[Arrays, NDArray]:
             one = replace(reading, times=place[:1], taps={place[1]: reading.taps[place[1]]}, seed=TEST_SEEDS + seed)

@@ -76,6 +76,53 @@ def test_linear_probe_takes_its_place_from_the_config_and_tunes(source, tmp_path
     assert [row["features"] for row in read_csv(tmp_path / "results.csv")] == ["trained", "fine-tuned"]
 
 
+def as_rank(monkeypatch, rank):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+
+def test_two_processes_share_a_probe_and_find_what_one_does(source, tmp_path, monkeypatch, capsys):
+    reading = FeatureReading(t=(50.0,), layers=("mid",))
+    common = {"grid": True, "n_train": 510, "epochs": 1, "seeds": 1, "untrained": True, "reading": reading}
+    one = FeaturesProbe(source, str(tmp_path / "one"), place=CPU, **common).run()
+    command = FeaturesProbe(source, str(tmp_path / "two"), place=CPU, **common)
+    as_rank(monkeypatch, 0)
+    assert command.run() == {}, "ten of 510 images are another process's"
+    as_rank(monkeypatch, 1)
+    assert command.run() == one
+    for table in ("results.csv", "errors.csv", "trained.csv", "untrained.csv"):
+        assert (tmp_path / "two" / table).read_bytes() == (tmp_path / "one" / table).read_bytes()
+    assert command.run() == {}, "a process that comes late leaves the outputs as they are"
+    assert "another one writes the outputs, or has written them" in capsys.readouterr().out
+    for rank in (0, 1):
+        as_rank(monkeypatch, rank)
+        with pytest.raises(FileExistsError, match="overwrite"):
+            replace(command, epochs=2).run()
+
+
+def test_two_processes_share_the_checkpoints_of_contrastive(source, tmp_path, monkeypatch):
+    reading = FeatureReading(t=(50.0,), layers=("mid",))
+    command = FeaturesContrastive(source, str(tmp_path / "two"), n=40, reading=reading, place=CPU)
+    as_rank(monkeypatch, 1)
+    assert command.run() == []
+    as_rank(monkeypatch, 0)
+    rows = command.run()
+    assert command.run() == rows, "the outputs are there"
+    monkeypatch.delenv("WORLD_SIZE")
+    assert replace(command, out=str(tmp_path / "one")).run() == rows
+
+
+@pytest.mark.parametrize("command", [FeaturesClassifier, FeaturesNetwork, FeaturesGuide])
+def test_processes_that_would_train_the_same_classifier_all_refuse(tmp_path, monkeypatch, command):
+    output = RecognitionOutput(str(tmp_path / "out"))
+    first = {FeaturesClassifier: (ModelSource(),), FeaturesNetwork: ("none",), FeaturesGuide: ("none", "none")}
+    for rank in (0, 1):
+        as_rank(monkeypatch, rank)
+        with pytest.raises(ValueError, match="not shared between processes, and 2 were started"):
+            command(*first[command], output).run()
+    assert not (tmp_path / "out").exists()
+
+
 def test_contrastive(source, tmp_path):
     reading = FeatureReading(t=(50.0,), layers=TAPS)
     pairs = ("noise", "class")
