@@ -49,78 +49,79 @@ def library(request, tmp_path_factory):
     return built
 
 
-@pytest.fixture
-def run(library, tmp_path):
-    def run(*commands):
-        file = tmp_path / "commands.json"
-        file.write_text(json.dumps([[str(word) for word in command] for command in commands]))
-        words = [sys.executable, "-m", "tests.second_device.run", str(library), str(file)]
-        own = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **own}, cwd=HERE.parent)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+@pytest.fixture(scope="module")
+def outputs(library, tmp_path_factory):
+    """A folder of each study, `trainings`, `ensembles` and `posteriors`: all commands run in one process."""
+    folder = tmp_path_factory.mktemp("outputs")
+    studies = {"trainings": trainings, "ensembles": ensembles, "posteriors": posteriors}
+    commands = []
+    for name, study in studies.items():
+        (folder / name).mkdir()
+        commands += [[str(word) for word in words] for words in study(folder / name)]
+    file = folder / "commands.json"
+    file.write_text(json.dumps(commands))
+    words = [sys.executable, "-m", "tests.second_device.run", str(library), str(file)]
+    own = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **own}, cwd=HERE.parent)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return folder
 
-    return run
 
-
-def test_trainings_have_the_losses_of_the_cpu(run, tmp_path):
-    """A trunk with averages, pictures and validation, then two anchored members together."""
-    write_model(tmp_path, use_ema=True)
-    content = OmegaConf.load(tmp_path / "tiny.yaml")
+def trainings(folder):
+    """A base model with averages, pictures and validation, then two anchored members together; here on the CPU."""
+    write_model(folder, use_ema=True)
+    content = OmegaConf.load(folder / "tiny.yaml")
     content.data.target, content.model.base_learning_rate = "main.DataModuleFromConfig", 1e-2
     content.data.params.num_workers = 0
-    OmegaConf.save(content, tmp_path / "tiny.yaml")
-    base = ["--base", tmp_path / "tiny.yaml", "-t", "--gpus", "0,", "--scale_lr", "False", "--log_every_n_steps", "1"]
+    OmegaConf.save(content, folder / "tiny.yaml")
+    base = ["--base", folder / "tiny.yaml", "-t", "--gpus", "0,", "--scale_lr", "False", "--log_every_n_steps", "1"]
     base += ["--precision", "64-true"]
     trunk = [*base, "--max_steps", "4", "--val_check_interval", "2", "--limit_val_batches", "1", "--name", "backbone"]
     trunk += ["lightning.callbacks.image_logger.params={batch_frequency: 2, max_images: 2}"]
     members = [*base, "--max_steps", "3", "--start_from_pretrained", "--component", "all", "--members", "2"]
-    members += ["--ensemble_name", "anchored", f"model.params.pretrained_path={tmp_path / 'model.ckpt'}"]
+    members += ["--ensemble_name", "anchored", f"model.params.pretrained_path={folder / 'model.ckpt'}"]
     members += ["model.params.use_ema=false", "model.params.heads={init: anchored, row_rates: equal}"]
-    starts = [[*words, "--logdir", tmp_path / "second"] for words in (trunk, members)]
-    run(*(["main.py", *words] for words in starts))
     for words in (trunk, members):
-        call("train", [*words, "--logdir", tmp_path / "cpu"])
+        call("train", [*words, "--logdir", folder / "cpu"])
+        yield ["main.py", *words, "--logdir", folder / "second"]
+
+
+def test_trainings_have_the_losses_of_the_cpu(outputs):
     for name in ("backbone", "anchoredall"):
-        ours, theirs = (losses(next((tmp_path / folder).glob(f"*{name}"))) for folder in ("second", "cpu"))
+        ours, theirs = (losses(next((outputs / "trainings" / where).glob(f"*{name}"))) for where in ("second", "cpu"))
         assert ours == pytest.approx(theirs, rel=1e-9) and len(theirs) >= 3
 
 
-def test_samples_and_uncertainties_are_those_of_the_cpu(run, tmp_path):
-    write_ensemble(tmp_path)
-    one = model_words(write_model(tmp_path, guidance_scale=2.0))[:4]
+def ensembles(folder):
+    """Mutual information and maps, pictures and rollouts of an ensemble; samples of a guided model by every sampler."""
+    write_ensemble(folder)
+    one = model_words(write_model(folder, guidance_scale=2.0))[:4]
+    many = ["--classes", 3, 8, "--n", 2, "--curve", "--diversity", "--base_comp", "all"]
     commands = [
-        [
-            "decu",
-            "uncertainty",
-            "classes",
-            "--path",
-            tmp_path,
-            "--n",
-            2,
-            "--curve",
-            "--diversity",
-            "--base_comp",
-            "all",
-        ],
-        ["decu", "uncertainty", "pixels", "--path", tmp_path, "--n", 1, "--space", "image", "latent"],
-        ["decu", "sample", "members", "--path", tmp_path],
-        ["decu", "rollout", "--path", tmp_path, "--classes", 3],
+        ["decu", "uncertainty", "classes", "--path", folder, *many],
+        ["decu", "uncertainty", "pixels", "--path", folder, "--classes", 3, 8, "--n", 1, "--space", "image", "latent"],
+        ["decu", "sample", "members", "--path", folder, "--classes", 3, 8],
+        ["decu", "rollout", "--path", folder, "--classes", 3],
     ]
     for sampler in ("DDIM", "DDPM", "PLMS", "DPM-Solver++", "Heun"):
         commands.append(["scripts/sample_diffusion.py", *one, "--n", 3, "--steps", 4, "--sampler", sampler])
-    run(*both(commands, tmp_path))
-    for number in range(len(commands)):
-        agree(tmp_path / f"second{number}", tmp_path / f"cpu{number}")
+    return both(commands, folder)
 
 
-def test_posteriors_and_their_maps_are_those_of_the_cpu(run, tmp_path):
-    model = model_words(write_model(tmp_path))[:4]
+def posteriors(folder):
+    """A posterior of a model's last layer, and its maps by three methods."""
+    model = model_words(write_model(folder))[:4]
     fit = ["decu", "laplace", "fit", *model, "--n", 40, "--draws", 2, "--prior_precision", 50, "--also", "sandwich"]
-    maps = ["decu", "laplace", "sample", *model, "--posterior", tmp_path / "cpu0", "--n", 2, "--steps", 3, "--draws", 3]
-    commands = [fit, *([*maps, "--method", method] for method in ("persistent", "tangents", "bayesdiff"))]
-    run(*both(commands, tmp_path))
-    for number in range(len(commands)):
-        agree(tmp_path / f"second{number}", tmp_path / f"cpu{number}")
+    maps = ["decu", "laplace", "sample", *model, "--posterior", folder / "cpu0", "--n", 2, "--steps", 3, "--draws", 3]
+    return both([fit, *([*maps, "--method", method] for method in ("persistent", "tangents", "bayesdiff"))], folder)
+
+
+@pytest.mark.parametrize(("study", "count"), [("ensembles", 9), ("posteriors", 4)])
+def test_outputs_are_those_of_the_cpu(outputs, study, count):
+    found = sorted(path.name for path in (outputs / study).glob("second*"))
+    assert len(found) == count
+    for name in found:
+        agree(outputs / study / name, outputs / study / name.replace("second", "cpu"))
 
 
 def both(commands, folder):

@@ -13,7 +13,9 @@ from ldm.report.tables import read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("by_class", "by_pixel", "grid_flow", "grid_diffusion", "methods", "two_kinds", "totals_by_steps")
-TINY = "data.params.batch_size=4 lightning.trainer.max_steps=1"
+NETWORK = {"model_channels": 32, "channel_mult": "[1,1]", "num_res_blocks": 1}
+TINY = ["data.params.batch_size=4", "lightning.trainer.max_steps=1"]
+TINY += [f"model.params.unet_config.params.{name}={value}" for name, value in NETWORK.items()]
 SMALL = "--n 2 --shown 1 --draws 2 --by_steps 2 --quality_n 1 --real 200 --probes 1 --flow_steps 2 --diffusion_steps 2"
 
 
@@ -26,7 +28,7 @@ def plots(*words):
 
 @pytest.mark.slow
 def test_one_command_from_nothing_to_every_figure(tmp_path):
-    words = ["--data", "digits", "--logs", str(tmp_path), "--fit", "4", "--draws", "1", *TINY.split()]
+    words = ["--data", "digits", "--logs", str(tmp_path), "--fit", "4", "--draws", "1", *TINY]
     made = plots(*words, "--", *SMALL.split())
     assert made.returncode == 0, made.stderr
     out = tmp_path / "bayesflow" / "digits"
