@@ -57,7 +57,7 @@ def setting(name, network, scale=1.0):
     return build, schedule, make_times(schedule, 4)
 
 
-SAMPLERS = ["DDIM", "DDPM", "PLMS", "DPM-Solver++", "Heun", "RK4"]
+SAMPLERS = ["DDIM", "DDPM", "PLMS", "DPM-Solver++", "DPM-Solver-3", "DPM-Solver++SDE", "LMS", "Heun", "RK4"]
 
 
 @pytest.mark.parametrize("name", PATHS)
