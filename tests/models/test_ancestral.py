@@ -38,6 +38,11 @@ def test_what_the_table_says_is_the_published(golden):
     for name, value in zip(expected, model.q_posterior(z0, x_t, t), strict=True):
         assert_close(value, io[f"q/{name}"], NETWORK)
     assert_close(model.predict_start_from_noise(x_t, t, noise), io["q/predict_start_from_noise"], NETWORK)
+    alpha, sigma = model.levels(t, z0)
+    v = alpha * noise - sigma * z0
+    assert_close(model.predict_start_from_z_and_v(x_t, t, v), z0, NETWORK)
+    assert_close(model.predict_eps_from_z_and_v(x_t, t, v), noise, NETWORK)
+    assert model.parameterization == "eps", "samplers written for latent-diffusion ask for it"
 
 
 def test_single_steps_are_the_published(golden):

@@ -11,8 +11,9 @@ import yaml
 from torch import nn
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.released import read_keys
 from ldm.util import get_obj_from_str, instantiate_from_config
-from tests.models.test_released import count_by_hand, parameters
+from tests.models.test_released import KEYS, count_by_hand, parameters
 
 FILE = Path(__file__).parents[1] / "fixtures" / "compvis_models.yaml"
 MODELS = yaml.safe_load(FILE.read_text())["models"]
@@ -90,3 +91,13 @@ def test_every_model_section_builds(name):
     if name.endswith("768x768"):
         assert parameters(model) == 1_405_091_363
     assert model.latent_shape == (section["params"]["channels"], *[section["params"]["image_size"]] * 2)
+
+
+def test_the_config_of_decus_published_ensemble():
+    """nwaftp23/DECU, cin_ensemble.yaml: cin256-v2 with the keys that it adds, which act on nothing here."""
+    section = json.loads(json.dumps(MODELS["configs/latent-diffusion/cin256-v2"]))
+    section["params"]["unet_config"]["params"]["ensemble_size"] = 10
+    section["params"]["cond_stage_config"]["params"] |= {"ensemble_size": 10, "lora": False}
+    section["base_learning_rate"] = 1e-4
+    shapes = {name: tuple(value.shape) for name, value in build(section).state_dict().items()}
+    assert list(shapes.items()) == list(read_keys(KEYS).items())

@@ -76,6 +76,8 @@ class DiffusionModel(pl.LightningModule):
     # latent-diffusion's methods, which its scripts and samplers written for it call.
     q_mean_variance = entries.q_mean_variance
     predict_start_from_noise = entries.predict_start_from_noise
+    predict_start_from_z_and_v = entries.predict_start_from_z_and_v
+    predict_eps_from_z_and_v = entries.predict_eps_from_z_and_v
     q_posterior = entries.q_posterior
     p_mean_variance = ancestral.p_mean_variance
     p_sample = ancestral.p_sample
@@ -113,6 +115,7 @@ class DiffusionModel(pl.LightningModule):
         self.channels = channels
         self.clip_denoised = clip_denoised
         self.v_posterior = v_posterior
+        self.parameterization = parameterization
         self.sampling_draws = CountedNoise()
         self.target = Target(parameterization, sigma_data)
         self.model = DiffusionWrapper(unet_config, conditioning_key)

@@ -41,6 +41,18 @@ def predict_start_from_noise(model: AncestralModel, x_t: Tensor, t: Tensor, nois
     return scale * x_t - extract_into_tensor(model.get_buffer("sqrt_recipm1_alphas_cumprod"), t, x_t.shape) * noise
 
 
+def predict_start_from_z_and_v(model: AncestralModel, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """Return x_0 = alpha x_t - sigma v [B, C, H, W] for a predicted v at entries t [B] (Salimans and Ho 2022)."""
+    alpha = extract_into_tensor(model.get_buffer("sqrt_alphas_cumprod"), t, x_t.shape)
+    return alpha * x_t - extract_into_tensor(model.get_buffer("sqrt_one_minus_alphas_cumprod"), t, x_t.shape) * v
+
+
+def predict_eps_from_z_and_v(model: AncestralModel, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """Return eps = alpha v + sigma x_t [B, C, H, W] for a predicted v at entries t [B]."""
+    alpha = extract_into_tensor(model.get_buffer("sqrt_alphas_cumprod"), t, x_t.shape)
+    return alpha * v + extract_into_tensor(model.get_buffer("sqrt_one_minus_alphas_cumprod"), t, x_t.shape) * x_t
+
+
 def q_posterior(model: AncestralModel, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 6 and 7)."""
     names = ("posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance", "posterior_log_variance_clipped")
