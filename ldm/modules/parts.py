@@ -20,6 +20,7 @@ class Parts:
 
     Args:
         class_tables: {parameter that holds something for each class: the axis that counts the classes}.
+        token_tables: parameters that hold a row for each token of a text.
         time_embedding: patterns (`fnmatch`) of the parameters that embed the time.
         condition: patterns of all parameters that act before the network reads its state x: those of its stage
             `condition`. Empty: the network has no such stage.
@@ -29,6 +30,7 @@ class Parts:
     """
 
     class_tables: Mapping[str, int] = field(default_factory=dict)
+    token_tables: tuple[str, ...] = ()
     time_embedding: tuple[str, ...] = ()
     condition: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class Parts:
         return replace(
             self,
             class_tables={prefix + name: axis for name, axis in self.class_tables.items()},
+            token_tables=tuple(prefix + name for name in self.token_tables),
             time_embedding=tuple(prefix + pattern for pattern in self.time_embedding),
             condition=tuple(prefix + pattern for pattern in self.condition),
             output=tuple(prefix + pattern for pattern in self.output),

@@ -1,4 +1,4 @@
-"""Encoders of conditions for a diffusion model."""
+"""Encoders of conditions for a diffusion model; those of texts are `ldm.modules.encoders.text`'s."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.modules.encoders.text import BERTEmbedder, FrozenCLIPEmbedder, TransformerEmbedder
+from ldm.modules.encoders.tokenizers import BERTTokenizer, WordTokenizer
 from ldm.modules.parts import Parts
+
+__all__ = [
+    "AugmentationLabels",
+    "BERTEmbedder",
+    "BERTTokenizer",
+    "ClassEmbedder",
+    "FrozenCLIPEmbedder",
+    "TransformerEmbedder",
+    "WordTokenizer",
+]
 
 
 class ClassEmbedder(nn.Module):
@@ -79,7 +91,7 @@ class ClassEmbedder(nn.Module):
         if key not in batch:
             raise ValueError(f"the batch has no '{key}' to embed; its keys are {sorted(batch)}")
         labels = batch[key]
-        return self.embed(labels if drop is None else self._nullified(labels, drop))
+        return self.embed(labels if drop is None else self.nullified(labels, drop))
 
     def embed(self, labels: Tensor) -> Tensor:
         """Rows `[B, 1, D]` of labels `[B]`."""
@@ -98,9 +110,10 @@ class ClassEmbedder(nn.Module):
             raise ValueError(f"one draw for each label: labels {list(labels.shape)}, draws {list(uniform.shape)}")
         if not self.training or self.null_class is None:
             return labels
-        return self._nullified(labels, uniform.to(labels.device) < self.ucg_rate)
+        return self.nullified(labels, uniform.to(labels.device) < self.ucg_rate)
 
-    def _nullified(self, labels: Tensor, drop: Tensor) -> Tensor:
+    def nullified(self, labels: Tensor, drop: Tensor) -> Tensor:
+        """Replace labels [B] by the null class where `drop` [B] says so."""
         if self.null_class is None:
             raise ValueError("labels cannot be dropped: this embedder has no null class (null_class: false)")
         return torch.where(drop, self.null_class, labels)  # [B]
