@@ -19,6 +19,7 @@ import torch
 TARGET_ALIASES = {
     "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": "ldm.modules.losses.VQLoss",
     "taming.modules.losses.vqperceptual.DummyLoss": "torch.nn.Identity",
+    "ldm.models.diffusion.ddpm.Layout2ImgDiffusion": "ldm.models.diffusion.ddpm.LatentDiffusion",
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
     # latent-diffusion keeps these in its main.py; an installed package has no top-level module `main`.
     "main.CUDACallback": "ldm.training.callbacks.CUDACallback",

@@ -191,21 +191,22 @@ def make_denoiser(
     target: Target,
     cond: Tensor | None = None,
     *,
-    null_class: int | None = None,
+    null: Tensor | int | None = None,
     scale: float = 1.0,
     learned_range: bool = False,
 ) -> Denoiser:
     """Make the denoiser of a network for conditions [B, ...], under classifier-free guidance of a `scale`.
 
     Args:
-        null_class: label of the null class, where the network has one; the conditions are then labels.
+        null: null conditions [B, ...], or the label of the null class where conditions are labels.
         learned_range: the network's output holds the variance fraction as a second half.
 
     Raises:
-        ValueError: if guidance is asked for without a condition or a null class.
+        ValueError: if guidance is asked for without a condition or a null condition.
     """
     plain = NetworkDenoiser(network, schedule, target, cond, learned_range=learned_range)
-    null = None if cond is None or null_class is None else torch.full_like(cond, null_class)
+    if isinstance(null, int):
+        null = None if cond is None else torch.full_like(cond, null)
     return guided(plain, null, scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -48,6 +49,34 @@ class Classes:
         sizes = {int(label): size for label, size in (spec.get("bins") or {}).items()}
         names = tuple(spec.get("class_names") or ())
         return cls(count, names, sizes, spec.get("split") == MASKED, sees, members)
+
+    @classmethod
+    def of_choices(cls, names: Sequence[str], spec: Mapping[str, Any], members: int) -> Classes:
+        """Describe prompts by what an ensemble's record says of the classes that they name.
+
+        A prompt names the classes whose names are words of it, in the singular or the plural: "two small sevens" names
+        seven. A prompt has the least number of training images of its classes, and those members saw it that saw all of
+        them. What names no class has neither.
+        """
+        every = cls.from_record(spec, len(spec.get("class_names") or ()), members)
+        named = [every.named_in(name) for name in names]
+        sizes = {
+            prompt: min((every.sizes[label] for label in labels), key=class_size_order)
+            for prompt, labels in enumerate(named)
+            if labels and all(label in every.sizes for label in labels)
+        }
+        masked = every.masked and bool(every.sees)
+        sees = {member: frozenset(prompt for prompt, labels in enumerate(named) if seen.issuperset(labels))
+                for member, seen in every.sees.items()}  # fmt: skip
+        return cls(len(names), tuple(names), sizes, masked, sees if masked else {}, members)
+
+    def named_in(self, text: str) -> list[int]:
+        """Return the classes whose names are words of a text, or end in the plural; the text itself comes first."""
+        if text in self.names:
+            return [self.names.index(text)]
+        words = set(re.findall(r"\w+", text.lower()))
+        plain = words | {word.removesuffix("s") for word in words} | {word.removesuffix("es") for word in words}
+        return [label for label, name in enumerate(self.names) if name.lower() in plain]
 
     def name(self, label: int) -> str:
         """Return the name of a class."""

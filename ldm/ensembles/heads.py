@@ -7,20 +7,19 @@ its network's parts are (`{"class_embedding": ("cond_stage_model.embedding.*",),
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ldm.ensembles.tables import ClassTables
 from ldm.modules.parts import Parts
 
 INITIALISATIONS = ("pretrained", "perturbed", "random", "anchored")
 NULL_CLASSES = ("shared", "trained", "random")
 ROW_RATES = ("none", "equal")
-# The factor of an embedder's low-rank correction that has a column a class.
-LABEL_FACTOR = "lora_A"
 # Endings of the names of tables.
 TABLE_NAMES = ("embedding.weight", "label_emb.weight", "embedding_table.weight")
 # Keys of a member's record in checkpoints where they differ from the names of its fields.
@@ -34,41 +33,10 @@ class HasNamedParameters(Protocol):
         """Yield each parameter with its name."""
 
 
-@dataclass(frozen=True)
-class ClassTables:
-    """Which parameters of a model hold something for each class.
-
-    Args:
-        axes: {parameter name: the axis that counts the classes}.
-        low_rank: names of low-rank factors A and B and of the table that they correct; None: there are none.
-        null_class: the row of classifier-free guidance's null class; None: there is none.
-        label_dropout: share of the labels that training replaces by the null class.
-    """
-
-    axes: Mapping[str, int] = field(default_factory=dict)
-    low_rank: tuple[str, str, str] | None = None
-    null_class: int | None = None
-    label_dropout: float = 0.0
-
-    @classmethod
-    def from_axes(cls, axes: Mapping[str, int], null_class: int | None, label_dropout: float) -> ClassTables:
-        """Find the low-rank factors of an embedder's table among the parameters that hold something a class.
-
-        Args:
-            axes: see above; `...lora_A` corrects the table `...embedding.weight`, with `...lora_B`.
-            null_class: of the model.
-            label_dropout: of its training.
-        """
-        factor = next((name for name in axes if name.endswith(LABEL_FACTOR)), None)
-        low_rank = None
-        if factor is not None:
-            prefix = factor.removesuffix(LABEL_FACTOR)
-            low_rank = (factor, f"{prefix}lora_B", f"{prefix}embedding.weight")
-        return cls(dict(axes), low_rank, null_class, label_dropout)
-
-
 def name_heads(parts: Parts, tables: ClassTables) -> dict[str, tuple[str, ...]]:
-    """Return the patterns of the heads that a model has by name: class_embedding, output, time_embedding, lora.
+    """Return the patterns of the heads that a model has by name.
+
+    They are class_embedding, token_embedding, output, time_embedding, lora.
 
     Args:
         parts: of the model's network.
@@ -78,6 +46,7 @@ def name_heads(parts: Parts, tables: ClassTables) -> dict[str, tuple[str, ...]]:
     tables_alone = [name for name in tables.axes if name not in factors]
     named = {
         "class_embedding": tuple(_table_pattern(name, tables.axes[name]) for name in tables_alone),
+        "token_embedding": tuple(_table_pattern(name, 0) for name in parts.token_tables),
         "output": parts.output,
         "time_embedding": parts.time_embedding,
         "lora": tuple(f"{name.removesuffix('A')}*" for name in factors[:1]),
@@ -181,15 +150,15 @@ def initialise(
     how: str,
     generator: torch.Generator,
     noise: float = 0.5,
-    rows: Mapping[str, int] | None = None,
+    rows: Mapping[str, Sequence[int]] | None = None,
     tables: Sequence[str] = (),
 ) -> None:
     """Set a member's starting point, in place.
 
     `pretrained` keeps the loaded values; `perturbed` adds N(0, (noise * row standard deviation)^2), where a row is
     all of a tensor but its first axis (the whole tensor for a vector), and `anchored` starts as it does; `random` draws
-    N(0, 1) for tables and N(0, 1 / fan_in) for the rest (biases are 0, scales of norms 1). `rows` names a row per
-    tensor that keeps its value: the shared null class of an embedding table. `tables` names those of classes; any
+    N(0, 1) for tables and N(0, 1 / fan_in) for the rest (biases are 0, scales of norms 1). `rows` names the rows of a
+    tensor that keep their values: those of the shared null condition. `tables` names those of classes; any
     other tensor is a table where its module is called so.
 
     Raises:
@@ -198,7 +167,7 @@ def initialise(
     if how not in INITIALISATIONS:
         raise ValueError(f"head initialisation must be one of {INITIALISATIONS}, got '{how}'")
     for name, tensor in parameters.items():
-        row = None if rows is None else rows.get(name)
+        row = None if rows is None or name not in rows else list(rows[name])
         kept = None if row is None else tensor[row].clone()
         draw = torch.randn(tensor.shape, generator=generator).to(tensor)
         if how in ("perturbed", "anchored"):

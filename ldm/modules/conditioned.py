@@ -143,7 +143,8 @@ def find_model_parts(model: DiffusionWrapper, embedder: nn.Module | None) -> Par
     tables = dict(parts.class_tables)
     if model.conditioning_key in ("crossattn", "hybrid"):
         tables |= find_parts(embedder).below(EMBEDDER).class_tables
-    return replace(parts, class_tables=tables, condition=condition)
+    tokens = find_parts(embedder).below(EMBEDDER).token_tables
+    return replace(parts, class_tables=tables, token_tables=tokens, condition=condition)
 
 
 class ConditionedNetwork(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from ldm.memory import Chunker
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
 from ldm.modules.conditioned import ConditionedNetwork
+from ldm.pipelines.prompts import make_text_choices
 from ldm.pipelines.speed import with_speed
 from ldm.pipelines.wrappers import Wrappers, make_wrappers
 from ldm.settings import Sampling, Speed
@@ -118,6 +119,22 @@ class Pipeline:
         """
         return replace(self, model=self.model.with_choices(choices)).check()
 
+    def with_prompts(self, prompts: Sequence[str]) -> Self:
+        """Return this pipeline with texts by number: its classes are the prompts.
+
+        They are embedded once where the text encoder is the same for all that is sampled, else by each member.
+
+        Raises:
+            ValueError: if the model takes no texts, a prompt comes twice, or there is no tokenizer.
+        """
+        shared = not self._embeds_differently
+        return self.with_choices(make_text_choices(self.model, prompts, embedded=shared))
+
+    @property
+    def _embeds_differently(self) -> bool:
+        """Whether members have text encoders of their own."""
+        return False
+
     def with_scaling(self, scaling: EpsilonScaling) -> Self:
         """Return this pipeline under another epsilon scaling, one that was estimated for example."""
         return replace(self, scaling=scaling)
@@ -182,8 +199,8 @@ class Pipeline:
 
     @cached_property
     def conditional(self) -> bool:
-        """Whether the model itself takes class labels."""
-        return bool(self.model.n_classes)
+        """Whether the model itself takes class labels, or texts."""
+        return bool(self.model.n_classes) or self.model.reads_text
 
     @cached_property
     def n_classes(self) -> int:

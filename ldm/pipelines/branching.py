@@ -15,6 +15,7 @@ from ldm.diffusion.transition import Step
 from ldm.ensembles.classes import Classes
 from ldm.ensembles.members import MemberNetwork, SingleMember
 from ldm.ensembles.storage import Ensemble
+from ldm.modules.conditioned import EMBEDDER
 from ldm.pipelines.model import ModelPipeline
 from ldm.settings import Branching, Sampling, Speed
 from ldm.uncertainty.branch import Branched, InterleavedMembers, branch, branch_indices
@@ -64,6 +65,10 @@ class BranchingPipeline(ModelPipeline):
         return MemberNetwork(self.base_network, self.ensemble.members.to(self.device), self.passes)
 
     @property
+    def _embeds_differently(self) -> bool:
+        return any(name.startswith(EMBEDDER) for name in self.ensemble.members.overrides)
+
+    @property
     def members(self) -> int:
         """Number of members."""
         return len(self.ensemble.members)
@@ -72,7 +77,7 @@ class BranchingPipeline(ModelPipeline):
     def classes(self) -> Classes:
         """The real classes as the ensemble's record describes them, or the prompts or pictures that were given."""
         if self.model.choices is not None:
-            return Classes(self.n_classes, self.model.choices.names, members=self.members)
+            return Classes.of_choices(self.model.choices.names, self.ensemble.spec, self.members)
         return Classes.from_record(self.ensemble.spec, self.n_classes, self.members)
 
     # Where the members branch

@@ -13,6 +13,7 @@ from ldm.diffusion.schedule import EDMSchedule, Schedule
 from ldm.diffusion.times import edm_times
 from ldm.evaluation.taps import Backbone, Reading, resolve_taps
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.choices import Choices
 from ldm.pipelines.loading import build_model, load_model
 from ldm.pipelines.model import ModelPipeline
 from ldm.settings import FeatureReading, Precision, Speed
@@ -63,11 +64,14 @@ class DataStates:
 
 
 def make_backbone(model: LatentDiffusion, label: int | None = None) -> Backbone:
-    """Make the backbone of a model; a class-conditional one sees `label`, or else its null class.
+    """Make the backbone of a model; a conditional one sees `label`, or else its null class, or the empty text.
 
     Raises:
         ValueError: if the model needs a label and neither is there.
     """
+    if model.reads_text and model.choices is None and label is None:
+        empty = Choices(("",), tokens=model.cond_stage_model.null_tokens[None])
+        model, label = model.with_choices(empty), 0
     if model.n_classes is not None and label is None:
         if model.null_class is None:
             raise ValueError("this model is conditional and has no null class: choose the class that features see")

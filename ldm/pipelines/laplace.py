@@ -52,12 +52,12 @@ def observations(
         drawn = [sampled(number, range(draws), z.shape[1:], model.num_timesteps) for number in numbers]
         t, noise, uniform = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
         z, noise, t = z.repeat_interleave(draws, 0), noise.to(z), model.drawn_times(t)
-        cond = None
-        if model.cond_stage_model is not None:
-            cond = batch[model.cond_stage_key].to(device).repeat_interleave(draws, 0)
+        cond = model.read_conditions(batch)
+        if cond is not None:
+            cond = cond.to(device).repeat_interleave(draws, 0)
             if model.label_dropout:
-                assert model.null_class is not None  # what a dropped label becomes
-                cond = torch.where(uniform < model.label_dropout, torch.full_like(cond, model.null_class), cond)
+                dropped = uniform.reshape(-1, *[1] * (cond.ndim - 1)) < model.label_dropout
+                cond = torch.where(dropped, model.null_condition(cond), cond)
         x, time = model.network_input(model.q_sample(z, t, noise), t)
         yield Observation(x, time, cond, model.target.of(z, noise, *model.levels(t, z)))
 

@@ -98,12 +98,14 @@ class ModelPipeline(Pipeline):
     def denoiser(self, labels: Tensor | None = None, network: Network | None = None) -> Denoiser:
         """Return the model's denoiser for labels [B] with all that wraps it; `network` replaces the model's own."""
         network = ChunkedNetwork(self.base_network, self.passes) if network is None else network
+        cond = labels if self.conditional else None
+        guided = cond is not None and self.scale != 1
         denoiser = make_denoiser(
             network,
             self.model.schedule,
             self.model.target,
-            labels if self.conditional else None,
-            null_class=self.null_class,
+            cond,
+            null=self.model.null_condition(cond) if guided else None,
             scale=self.scale,
             learned_range=self.model.learned_variance is not None,
         )

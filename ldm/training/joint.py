@@ -41,6 +41,13 @@ def start_members(model: LatentDiffusion, members: int, seed: int) -> list[Laten
     return started
 
 
+def repeat_batch(batch: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """Return the tensors [B, ...] and texts of a batch, all of them one after the other, so many times."""
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    texts = {name: list(value) * times for name, value in batch.items() if isinstance(value, (list, tuple))}
+    return texts | {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors.items()}
+
+
 class JointOptimizer(torch.optim.Optimizer):
     """Optimisers of separate parameters, stepped as one."""
 
@@ -195,8 +202,7 @@ class JointMembers(pl.LightningModule):
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        repeated = {name: value.repeat(len(self._members), *[1] * (value.ndim - 1)) for name, value in tensors.items()}
+        repeated = repeat_batch(batch, len(self._members))
         draws = [member.validation_draws for member in self._members]
         size = len(batch[self._members[0].first_stage_key])
         found = self.losses(repeated, draws, batch_idx, evaluation_positions(self.trainer, size))

@@ -69,7 +69,8 @@ def test_members_and_tangents_pass_through_it():
     rows = embedder.get_parameter(name)
     run = vmap(lambda table: functional_call(embedder, {name: table}, (io["tokens"],)))
     assert_near(run(torch.stack([2 * rows, rows]))[1], io["z"])
-    double, direction = embedder.double(), torch.ones_like(rows).double()
+    double = embedder.double()
+    direction = torch.randn(rows.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     call = lambda table: functional_call(double, {name: table}, (io["tokens"],))  # noqa: E731
     slope = jvp(call, (rows.double(),), (direction,))[1]
     step = 1e-4
@@ -119,7 +120,6 @@ def test_texts_become_ids_and_the_empty_text_is_the_null_condition():
     assert embedder.null_tokens.tolist() == [0] * 6
     dropped = embedder.drop_labels(tokens, torch.tensor([0.4, 0.6]))
     assert dropped.tolist() == [[0] * 6, tokens[1].tolist()]
-    assert torch.equal(embedder.eval().drop_labels(tokens, torch.zeros(2)), tokens)
 
 
 def test_without_a_tokenizer_ids_are_taken_and_texts_are_refused(tmp_path):

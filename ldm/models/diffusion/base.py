@@ -266,6 +266,7 @@ class DiffusionModel(pl.LightningModule):
         else:
             state = dict(unwrap_state_dict(content, path))
             state = averaged(state) if use_averaged else state
+        state = self.rename_released(state)
         state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore_keys))}
         has_averages = any(name.startswith("model_ema.") for name in state)
         if only_model:
@@ -274,6 +275,10 @@ class DiffusionModel(pl.LightningModule):
             load_into(self, state, (*ignore_keys, *self._optional_keys(state, has_averages)))
         if self.use_ema and (only_model or not has_averages):
             self.model_ema.reset(self.model)
+
+    def rename_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a released state dict under the names that its tensors have here."""
+        return dict(state)
 
     def _optional_keys(self, state: Mapping[str, Tensor], has_averages: bool) -> list[str]:
         """Patterns of names that may be missing from the file or from the model."""

@@ -20,6 +20,7 @@ from ldm.models.diffusion.optimisation import measure_deviation
 from ldm.models.diffusion.training import DDPM
 from ldm.modules.choices import Choices
 from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper, find_model_parts
+from ldm.modules.encoders.text import TextEmbedder
 from ldm.modules.parts import Parts
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
@@ -59,6 +60,9 @@ class LatentDiffusion(DDPM):
     instantiate_first_stage = stages.instantiate_first_stage
     instantiate_cond_stage = stages.instantiate_cond_stage
     differentiable_decode_first_stage = stages.decode_with_gradients
+    read_conditions = stages.read_conditions
+    null_condition = stages.null_condition
+    rename_released = stages.rename_released
 
     def __init__(
         self,
@@ -140,9 +144,9 @@ class LatentDiffusion(DDPM):
         return cast(ConditionEmbedder, self.cond_stage_model)
 
     def get_learned_conditioning(self, c: Any) -> Tensor:
-        """Embed a condition: labels [B], or the mapping that holds them under `cond_stage_key`."""
+        """Embed a condition: labels [B], texts or their ids, or the mapping that holds them under `cond_stage_key`."""
         if not isinstance(c, Mapping):
-            return self.embedder.embed(c)
+            return self.embedder.embed(c) if isinstance(c, Tensor) else self.embedder(c)
         return self.embedder({self.cond_stage_key: c[self.cond_stage_key]}, self.cond_stage_key)
 
     @torch.no_grad()
@@ -166,12 +170,10 @@ class LatentDiffusion(DDPM):
         super().validation_step(self.encoded(batch) if self.use_ema else batch, batch_idx)
 
     def read_labels(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
-        """Read the labels [B] of a batch after label dropout, which `uniform` [B] decides; None if unconditional."""
-        if self.cond_stage_model is None:
-            return None
-        optional = getattr(self.cond_stage_model, "optional", False)
-        labels = batch.get(self.cond_stage_key) if optional else batch[self.cond_stage_key]
-        labels = self.embedder.drop_labels(labels, uniform) if self.training and self.label_dropout else labels
+        """Read the conditions of a batch after label dropout, which `uniform` [B] decides; None if unconditional."""
+        labels = self.read_conditions(batch)
+        if labels is not None and self.training and self.label_dropout:
+            labels = self.embedder.drop_labels(labels, uniform)
         return stages.join_labels(self.cond_stage_model, labels, batch)
 
     def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
@@ -207,6 +209,11 @@ class LatentDiffusion(DDPM):
         return rows if rows is None or self.null_class is None else rows - 1
 
     @property
+    def reads_text(self) -> bool:
+        """Whether conditions are texts."""
+        return isinstance(self.cond_stage_model, TextEmbedder)
+
+    @property
     def label_dropout(self) -> float:
         """Share of the labels that training replaces by the null class."""
         drops = self.member is None or self.member.record.null_class == "trained"
@@ -219,7 +226,7 @@ class LatentDiffusion(DDPM):
     @property
     def class_tables(self) -> ClassTables:
         """Tables of the embedder and of the network, and low-rank factors where they have them."""
-        return ClassTables.from_axes(self.parts.class_tables, self.null_class, self.label_dropout)
+        return stages.make_class_tables(self)
 
     # The model as a denoiser
 
@@ -239,21 +246,20 @@ class LatentDiffusion(DDPM):
         return made
 
     def denoiser(self, cond: Tensor | None = None, scale: float = 1.0, network: Network | None = None) -> Denoiser:
-        """Make a denoiser for class labels [B] under guidance `scale`; `network` replaces ours (that of members).
+        """Make a denoiser for labels [B] or token ids [B, L] under guidance `scale`; `network` replaces ours.
 
         Raises:
-            ValueError: if guidance is asked for and there is no null class.
+            ValueError: if guidance is asked for and there is no null condition.
         """
-        if scale != 1 and cond is not None and self.null_class is None:
+        null = None if scale == 1 or cond is None else self.null_condition(cond)
+        if scale != 1 and cond is not None and null is None:
             raise ValueError(
                 f"guidance scale {scale} needs a null class, and this model has none: all {self.n_classes} rows of its "
                 "embedder are classes (null_class: false); use scale 1"
             )
         network = self.network if network is None else network
         learned = self.learned_variance is not None
-        return make_denoiser(
-            network, self.schedule, self.target, cond, null_class=self.null_class, scale=scale, learned_range=learned
-        )
+        return make_denoiser(network, self.schedule, self.target, cond, null=null, scale=scale, learned_range=learned)
 
     @torch.no_grad()
     def sample(
@@ -279,5 +285,5 @@ class LatentDiffusion(DDPM):
         self, batch: Mapping[str, Any], N: int | None = None, ddim_steps: int = 50, ddim_eta: float = 0, seed: int = 0
     ) -> dict[str, Tensor]:
         """Make images in [-1, 1] for a logger from the first N images of a batch (all), see `make_log_images`."""
-        first = {name: value[:N] for name, value in batch.items() if isinstance(value, Tensor)}
+        first = {name: value[:N] for name, value in batch.items() if isinstance(value, (Tensor, list))}
         return make_log_images(self, first, ddim_steps, ddim_eta, seed)

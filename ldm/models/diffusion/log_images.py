@@ -23,6 +23,11 @@ class LoggedModel(Protocol):
     def n_classes(self) -> int | None: ...
 
     @property
+    def reads_text(self) -> bool: ...
+
+    def read_conditions(self, batch: Mapping[str, Any]) -> Tensor | None: ...
+
+    @property
     def num_timesteps(self) -> int | None: ...
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor: ...
@@ -39,9 +44,9 @@ class LoggedModel(Protocol):
 
 
 def make_log_images(
-    model: LoggedModel, batch: Mapping[str, Tensor], steps: int, eta: float, seed: int
+    model: LoggedModel, batch: Mapping[str, Any], steps: int, eta: float, seed: int
 ) -> dict[str, Tensor]:
-    """Make images [B, C, H, W] in [-1, 1]: the inputs of a batch, their reconstructions, samples of their classes.
+    """Make images [B, C, H, W] in [-1, 1]: the inputs of a batch, their reconstructions, samples of their conditions.
 
     Args:
         steps: of the sampler; as many as a table of betas has entries, if these are fewer.
@@ -53,7 +58,7 @@ def make_log_images(
         images = model.decode_first_stage(z)
     else:
         images = read_images(batch[model.first_stage_key])
-    labels = None if model.n_classes is None else batch[model.cond_stage_key]
+    labels = model.read_conditions(batch) if model.n_classes is not None or model.reads_text else None
     noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
     with model.ema_scope("samples"):
         scale = model.guidance_scale if labels is not None else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -159,7 +159,7 @@ def describe_member(model: HasHeads, base: str, index: int, seed: int, options: 
         )
     patterns = resolve_patterns(names, model.head_patterns)
     record = MemberRecord(index, seed, str(base), sha256(base), names, patterns, **chosen)
-    if record.null_class != "shared" and model.class_tables.null_class is None:
+    if record.null_class != "shared" and not model.class_tables.has_null:
         raise ValueError(f"heads.null_class is {record.null_class}, and the model has no null class: leave it out")
     return record
 
@@ -184,28 +184,29 @@ def start_member(model: HasHeads, base: str, index: int, seed: int, options: Map
     model.init_from_ckpt(base, use_averaged=True)
     model.drop_averages()
     parameters = freeze_all_but(model, record.patterns)
-    null = model.class_tables.null_class if record.null_class == "shared" else None
-    tables = _with_row(model, parameters, null)
-    if model.weight_decay and 0 in tables.values():
+    shared = model.class_tables.null_rows(parameters) if record.null_class == "shared" else {}
+    if model.weight_decay and any(axis == 0 for axis, _ in shared.values()):
         raise ValueError(
             f"weight_decay {model.weight_decay} would shrink the shared null class: set model.params.weight_decay to "
             "0, or heads.null_class to trained or random"
         )
-    deviations = _draw_start(model, parameters, record, null)
-    if null is not None:
-        for name, axis in tables.items():
-            parameters[name].register_hook(_without_row(axis, null))
+    deviations = _draw_start(model, parameters, record, shared)
+    for name, (axis, rows) in shared.items():
+        parameters[name].register_hook(_without_rows(axis, rows))
     anchor = None
     if record.anchor is not None:
-        for name, axis in tables.items():
+        for name, (axis, rows) in shared.items():
             everywhere = deviations[name].expand_as(parameters[name])
-            deviations[name] = everywhere.index_fill(axis, torch.tensor([null], device=everywhere.device), torch.inf)
+            deviations[name] = everywhere.index_fill(axis, torch.tensor(rows, device=everywhere.device), torch.inf)
         anchor = Anchor(parameters, deviations, record.anchor, model.channels * model.image_size**2)
     return MemberTraining(record, anchor)
 
 
 def _draw_start(
-    model: HasHeads, parameters: Mapping[str, nn.Parameter], record: MemberRecord, null: int | None
+    model: HasHeads,
+    parameters: Mapping[str, nn.Parameter],
+    record: MemberRecord,
+    shared: Mapping[str, tuple[int, tuple[int, ...]]],
 ) -> dict[str, Tensor]:
     """Draw the heads' start; return the deviations of the draw around what was loaded, broadcasting to each."""
     draws = generator("heads", record.seed, record.index)
@@ -217,30 +218,24 @@ def _draw_start(
     deviations = {name: record.noise * row_deviations(value) for name, value in plain.items()}
     # The table's rows set the factors' spread: read before the table itself is perturbed.
     rows = None if low_rank is None else record.noise * row_deviations(model.get_parameter(low_rank[2]))[:, 0]
-    kept = {name: null for name, axis in _with_row(model, parameters, null).items() if axis == 0 and null is not None}
-    initialise(plain, record.init, draws, record.noise, kept, tuple(model.class_tables.axes))
+    kept = {name: rows for name, (axis, rows) in shared.items() if axis == 0}
+    tables = (*model.class_tables.axes, *model.class_tables.null_tokens)
+    initialise(plain, record.init, draws, record.noise, kept, tables)
     if low_rank is not None and rows is not None:
         a, b = (parameters[name] for name in factors)
         if bool(b.any()):
             raise ValueError(f"the base checkpoint has a low-rank correction of its own: add it to {low_rank[2]} first")
+        null = model.class_tables.null_class if record.null_class == "shared" else None
         spread = initialise_low_rank(a, b, rows, record.init, draws, null)
         deviations.update(zip(factors, spread, strict=True))
     return deviations
 
 
-def _with_row(model: HasHeads, parameters: Mapping[str, Tensor], row: int | None) -> dict[str, int]:
-    """Return {table: axis of its classes} of the tables in training that have a row of this number; none for None."""
-    axes = {name: axis for name, axis in model.class_tables.axes.items() if name in parameters}
-    return {} if row is None else {name: axis for name, axis in axes.items() if row < parameters[name].shape[axis]}
-
-
-def _without_row(axis: int, row: int) -> Callable[[Tensor], Tensor]:
-    """Make a hook that leaves a row of a gradient out: the shared null class does not train."""
+def _without_rows(axis: int, rows: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Make a hook that leaves rows of a gradient out: the shared null condition does not train."""
 
     def hook(gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        gradient.select(axis, row).zero_()
-        return gradient
+        return gradient.index_fill(axis, torch.tensor(rows, device=gradient.device), 0)
 
     return hook
 

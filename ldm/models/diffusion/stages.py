@@ -1,13 +1,19 @@
-"""The two stages of a latent diffusion model, built from their configs; methods of `LatentDiffusion`."""
+"""The two stages of a latent diffusion model, built from their configs, and what they read; for `LatentDiffusion`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
+from ldm.modules.conditioned import EMBEDDER
+from ldm.modules.encoders.text import TextEmbedder
+from ldm.modules.parts import Parts
 from ldm.util import instantiate_from_config
 
 
@@ -17,6 +23,16 @@ class HasStages(Protocol):
     first_stage_model: Any
     cond_stage_model: nn.Module | None
     cond_stage_trainable: bool
+    cond_stage_key: str
+    label_dropout: float
+
+    @property
+    def parts(self) -> Parts:
+        """Where the network and the embedder keep their parts."""
+
+    @property
+    def null_class(self) -> int | None:
+        """Label of the null class."""
 
     def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
         """Decode scaled latents to images."""
@@ -52,3 +68,42 @@ def join_labels(embedder: nn.Module | None, labels: Tensor | None, batch: Mappin
     """Join to labels [B] what an embedder takes beside them from a batch, as its `join` does."""
     join = getattr(embedder, "join", None)
     return labels if join is None else join(labels, batch)
+
+
+def read_conditions(model: HasStages, batch: Mapping[str, Any]) -> Tensor | None:
+    """Return the labels [B], or the token ids [B, L] of the texts, of a batch; None if unconditional."""
+    embedder = model.cond_stage_model
+    if embedder is None:
+        return None
+    if isinstance(embedder, TextEmbedder):
+        return embedder.read(batch[model.cond_stage_key])
+    return batch.get(model.cond_stage_key) if getattr(embedder, "optional", False) else batch[model.cond_stage_key]
+
+
+def null_condition(model: HasStages, cond: Tensor) -> Tensor | None:
+    """Return the null condition for each of conditions [B, ...]: the null class, or the empty text; None: no null."""
+    embedder = model.cond_stage_model
+    if isinstance(embedder, TextEmbedder) and cond.ndim == 2:
+        return embedder.nullified(cond, cond.new_ones(len(cond), dtype=torch.bool))
+    return None if model.null_class is None else torch.full_like(cond, model.null_class)
+
+
+def rename_released(model: HasStages, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a released state dict under the names that the embedder's tensors have here."""
+    rename = getattr(model.cond_stage_model, "released_names", None)
+    if rename is None:
+        return dict(state)
+    own = {name.removeprefix(EMBEDDER): value for name, value in state.items() if name.startswith(EMBEDDER)}
+    others = {name: value for name, value in state.items() if not name.startswith(EMBEDDER)}
+    return others | {f"{EMBEDDER}{name}": value for name, value in rename(own).items()}
+
+
+def make_class_tables(model: HasStages) -> ClassTables:
+    """Return which parameters hold something for each class, and which rows of token tables the empty text reads."""
+    parts = model.parts
+    tables = ClassTables.from_axes(parts.class_tables, model.null_class, model.label_dropout)
+    embedder = model.cond_stage_model
+    if not isinstance(embedder, TextEmbedder) or not embedder.has_null:
+        return tables
+    rows = tuple(embedder.null_tokens.unique().tolist())
+    return replace(tables, null_tokens=dict.fromkeys(parts.token_tables, rows))

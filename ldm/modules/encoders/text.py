@@ -25,6 +25,8 @@ BERT_VOCABULARY = 30522
 BERT_EMPTY = (101, 102)
 # Ids of the first and the last token of a text of CLIP, which is padded with the last.
 CLIP_EMPTY = (49406, 49407)
+# CLIP ViT-L/14 on the hub.
+CLIP_LARGE = "openai/clip-vit-large-patch14"
 
 
 class TextEmbedder(nn.Module):
@@ -64,6 +66,11 @@ class TextEmbedder(nn.Module):
         return Parts(token_tables=(self.token_table,))
 
     @property
+    def has_null(self) -> bool:
+        """Whether there is an empty text: there is none of token ids that are no texts."""
+        return self._null is not None or self._tokenizer is not None
+
+    @property
     def null_tokens(self) -> Tensor:
         """Ids [L] of the empty text, which is the null condition."""
         if self._null is None:
@@ -100,8 +107,11 @@ class TextEmbedder(nn.Module):
         return self.encode(text[self.key if key is None else key] if isinstance(text, Mapping) else text)
 
     def drop_labels(self, labels: Tensor, uniform: Tensor) -> Tensor:
-        """Replace texts [B, L] by the empty one where their draws [B], in [0, 1), are below `ucg_rate`; in training."""
-        return self.nullified(labels, uniform.to(labels.device) < self.ucg_rate) if self.training else labels
+        """Replace texts [B, L] by the empty one where their draws [B], in [0, 1), are below `ucg_rate`.
+
+        The caller says whether it trains: a frozen encoder is in evaluation mode, and its texts are dropped as well.
+        """
+        return self.nullified(labels, uniform.to(labels.device) < self.ucg_rate)
 
     def nullified(self, labels: Tensor, drop: Tensor) -> Tensor:
         """Replace texts [B, L] by the empty one where `drop` [B] says so."""
@@ -169,6 +179,8 @@ class BERTEmbedder(TransformerEmbedder):
     ):
         given = tokenizer if use_tokenizer else None
         super().__init__(n_embed, n_layer, vocab_size, max_seq_len, device, key, ucg_rate, given)
+        if use_tokenizer and vocab_size == BERT_VOCABULARY:
+            self._null = torch.tensor([*BERT_EMPTY, *[0] * (max_seq_len - len(BERT_EMPTY))], device="cpu")
         self.emb_dropout = nn.Dropout(embedding_dropout)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -178,11 +190,6 @@ class BERTEmbedder(TransformerEmbedder):
         if version is None:
             return super()._load_tokenizer(version)
         return BERTTokenizer(max_length=self.max_length, version=str(version))
-
-    def _make_null(self) -> Tensor:
-        if isinstance(self._tokenizer, str) and self.transformer.token_emb.num_embeddings == BERT_VOCABULARY:
-            return torch.tensor([*BERT_EMPTY, *[0] * (self.max_length - len(BERT_EMPTY))])
-        return super()._make_null()
 
 
 class FrozenCLIPEmbedder(TextEmbedder):
@@ -206,7 +213,7 @@ class FrozenCLIPEmbedder(TextEmbedder):
 
     def __init__(
         self,
-        version: str = "openai/clip-vit-large-patch14",
+        version: str | None = CLIP_LARGE,
         device: str | None = None,
         max_length: int = 77,
         params: Mapping[str, Any] | None = None,
@@ -215,8 +222,9 @@ class FrozenCLIPEmbedder(TextEmbedder):
         tokenizer: Any = None,
     ):
         super().__init__(key, max_length, ucg_rate, version if tokenizer is None else tokenizer)
+        version = version or CLIP_LARGE
         folder = Path(version) if Path(version).is_dir() else None
-        if folder is None and params is None and version != "openai/clip-vit-large-patch14":
+        if folder is None and params is None and version != CLIP_LARGE:
             raise ValueError(f"version {version} is no folder: save the text model there, or give params")
         self.transformer = nn.Module()
         self.transformer.text_model = ClipTextModel(**read_clip_config(folder, params or {}))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+# One of these is in a folder of a tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -102,8 +105,11 @@ def load_tokenizer(name: str, version: str) -> Any:
     try:
         import transformers
     except ImportError:
-        raise ValueError("texts are read by a tokenizer of transformers: pip install 'decu-uncertainty[text]'") from None
+        raise ValueError("texts need a tokenizer of transformers: pip install 'decu-uncertainty[text]'") from None
+    folder = Path(version)
     try:
+        if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
+            raise OSError(f"the folder holds none of {', '.join(TOKENIZER_FILES)}")
         return getattr(transformers, name).from_pretrained(version)
     except (OSError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0][:200]

@@ -1,0 +1,48 @@
+"""Prompts as the classes of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.choices import Choices
+from ldm.modules.encoders.text import TextEmbedder
+
+
+@torch.no_grad()
+def make_text_choices(model: LatentDiffusion, prompts: Sequence[str], embedded: bool) -> Choices:
+    """Return prompts, and the empty text as their null condition, as choices of a model.
+
+    Args:
+        embedded: hold their contexts, for a text encoder that is the same for all; else their token ids.
+
+    Raises:
+        ValueError: if the model takes no texts, there are no prompts, a prompt comes twice, or there is no tokenizer.
+    """
+    embedder = model.cond_stage_model
+    if not isinstance(embedder, TextEmbedder):
+        raise ValueError("this model takes no texts: leave out --prompt and --prompts")
+    if not prompts or len(set(prompts)) != len(prompts):
+        raise ValueError(f"prompts must be different texts, at least one; got {list(prompts)}")
+    tokens = embedder.read(list(prompts))
+    null = embedder.has_null
+    if null:
+        tokens = torch.cat([tokens, embedder.null_tokens[None].to(tokens)])
+    rows = {"context": embedder.embed(tokens)} if embedded else {"tokens": tokens}
+    return Choices(tuple(prompts), null=null, **rows)
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Return the prompts of a text file, one a line; empty lines are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds none.
+    """
+    prompts = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts: expected one a line")
+    return prompts
