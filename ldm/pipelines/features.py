@@ -14,6 +14,7 @@ from ldm.diffusion.times import edm_times
 from ldm.evaluation.taps import Backbone, Reading, resolve_taps
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
+from ldm.modules.encoders.text import TextEmbedder
 from ldm.pipelines.loading import build_model, load_model
 from ldm.pipelines.model import ModelPipeline
 from ldm.settings import FeatureReading, Precision, Speed
@@ -69,8 +70,9 @@ def make_backbone(model: LatentDiffusion, label: int | None = None) -> Backbone:
     Raises:
         ValueError: if the model needs a label and neither is there.
     """
-    if model.reads_text and model.choices is None and label is None:
-        empty = Choices(("",), tokens=model.cond_stage_model.null_tokens[None])
+    embedder = model.cond_stage_model
+    if isinstance(embedder, TextEmbedder) and model.choices is None and label is None:
+        empty = Choices(("",), tokens=embedder.null_tokens[None])
         model, label = model.with_choices(empty), 0
     if model.n_classes is not None and label is None:
         if model.null_class is None:

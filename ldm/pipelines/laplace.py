@@ -56,8 +56,10 @@ def observations(
         if cond is not None:
             cond = cond.to(device).repeat_interleave(draws, 0)
             if model.label_dropout:
+                null = model.null_condition(cond)
+                assert null is not None  # what a dropped condition becomes
                 dropped = uniform.reshape(-1, *[1] * (cond.ndim - 1)) < model.label_dropout
-                cond = torch.where(dropped, model.null_condition(cond), cond)
+                cond = torch.where(dropped, null, cond)
         x, time = model.network_input(model.q_sample(z, t, noise), t)
         yield Observation(x, time, cond, model.target.of(z, noise, *model.levels(t, z)))
 

@@ -99,13 +99,13 @@ class ModelPipeline(Pipeline):
         """Return the model's denoiser for labels [B] with all that wraps it; `network` replaces the model's own."""
         network = ChunkedNetwork(self.base_network, self.passes) if network is None else network
         cond = labels if self.conditional else None
-        guided = cond is not None and self.scale != 1
+        null = None if cond is None or self.scale == 1 else self.model.null_condition(cond)
         denoiser = make_denoiser(
             network,
             self.model.schedule,
             self.model.target,
             cond,
-            null=self.model.null_condition(cond) if guided else None,
+            null=null,
             scale=self.scale,
             learned_range=self.model.learned_variance is not None,
         )

@@ -264,9 +264,8 @@ class DiffusionModel(pl.LightningModule):
             state = {f"{UNET}{name}": value for name, value in alone.items()}
             only_model = True
         else:
-            state = dict(unwrap_state_dict(content, path))
-            state = averaged(state) if use_averaged else state
-        state = self.rename_released(state)
+            state = unwrap_state_dict(content, path)
+            state = self.rename_released(averaged(state) if use_averaged else state)
         state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore_keys))}
         has_averages = any(name.startswith("model_ema.") for name in state)
         if only_model:

@@ -60,7 +60,9 @@ class LatentDiffusion(DDPM):
     instantiate_first_stage = stages.instantiate_first_stage
     instantiate_cond_stage = stages.instantiate_cond_stage
     differentiable_decode_first_stage = stages.decode_with_gradients
+    get_learned_conditioning = stages.get_learned_conditioning
     read_conditions = stages.read_conditions
+    read_labels = stages.read_kept_conditions
     null_condition = stages.null_condition
     rename_released = stages.rename_released
 
@@ -143,12 +145,6 @@ class LatentDiffusion(DDPM):
             raise ValueError("this model is unconditional; it takes no condition")
         return cast(ConditionEmbedder, self.cond_stage_model)
 
-    def get_learned_conditioning(self, c: Any) -> Tensor:
-        """Embed a condition: labels [B], texts or their ids, or the mapping that holds them under `cond_stage_key`."""
-        if not isinstance(c, Mapping):
-            return self.embedder.embed(c) if isinstance(c, Tensor) else self.embedder(c)
-        return self.embedder({self.cond_stage_key: c[self.cond_stage_key]}, self.cond_stage_key)
-
     @torch.no_grad()
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """Return the scaled latents [B, c, h, w] of batch[k], which are encoded where the batch says `encoded`.
@@ -168,13 +164,6 @@ class LatentDiffusion(DDPM):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         super().validation_step(self.encoded(batch) if self.use_ema else batch, batch_idx)
-
-    def read_labels(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
-        """Read the conditions of a batch after label dropout, which `uniform` [B] decides; None if unconditional."""
-        labels = self.read_conditions(batch)
-        if labels is not None and self.training and self.label_dropout:
-            labels = self.embedder.drop_labels(labels, uniform)
-        return stages.join_labels(self.cond_stage_model, labels, batch)
 
     def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
         labels = self.read_labels(batch, uniform)

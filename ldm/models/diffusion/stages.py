@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
-from ldm.modules.conditioned import EMBEDDER
+from ldm.modules.conditioned import EMBEDDER, ConditionEmbedder
 from ldm.modules.encoders.text import TextEmbedder
 from ldm.modules.parts import Parts
 from ldm.util import instantiate_from_config
@@ -24,7 +24,15 @@ class HasStages(Protocol):
     cond_stage_model: nn.Module | None
     cond_stage_trainable: bool
     cond_stage_key: str
-    label_dropout: float
+    training: bool
+
+    @property
+    def embedder(self) -> ConditionEmbedder:
+        """What embeds conditions; an unconditional model raises a ValueError."""
+
+    @property
+    def label_dropout(self) -> float:
+        """Share of the conditions that training replaces by the null."""
 
     @property
     def parts(self) -> Parts:
@@ -78,6 +86,23 @@ def read_conditions(model: HasStages, batch: Mapping[str, Any]) -> Tensor | None
     if isinstance(embedder, TextEmbedder):
         return embedder.read(batch[model.cond_stage_key])
     return batch.get(model.cond_stage_key) if getattr(embedder, "optional", False) else batch[model.cond_stage_key]
+
+
+def read_kept_conditions(model: HasStages, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+    """Read the conditions of a batch after label dropout, which `uniform` [B] decides; None if unconditional."""
+    labels = read_conditions(model, batch)
+    if labels is not None and model.training and model.label_dropout:
+        labels = model.embedder.drop_labels(labels, uniform)
+    return join_labels(model.cond_stage_model, labels, batch)
+
+
+def get_learned_conditioning(model: HasStages, c: Any) -> Tensor:
+    """Embed a condition: labels [B], texts or their ids, or the mapping that holds them under `cond_stage_key`."""
+    key = model.cond_stage_key
+    if isinstance(c, Mapping):
+        return model.embedder({key: c[key]}, key)
+    embedder = model.cond_stage_model
+    return model.embedder.embed(embedder.read(c) if isinstance(embedder, TextEmbedder) else c)
 
 
 def null_condition(model: HasStages, cond: Tensor) -> Tensor | None:
