@@ -55,7 +55,9 @@ def export_folder(model: LatentDiffusion, out: str | Path, overwrite: bool = Fal
         parts["vqvae" if "vqvae" in index else "vae"] = stage
     for name, part in parts.items():
         _write_json(out / name / "config.json", _config(part), overwrite)
-        save_tensors(part.state, out / name / f"{WEIGHTS}.safetensors", {"format": "pt"}, overwrite)
+        # A file holds no tensor twice, and blocks of DiT share their embeddings: each gets a copy.
+        state = {key: value.detach().clone() for key, value in part.state.items()}
+        save_tensors(state, out / name / f"{WEIGHTS}.safetensors", {"format": "pt"}, overwrite)
     _write_json(out / "scheduler" / SCHEDULER, {**scheduler, "_diffusers_version": VERSION}, overwrite)
     if index:
         _write_json(out / INDEX, index, overwrite)

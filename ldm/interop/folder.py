@@ -103,10 +103,11 @@ class ModelFolder:
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether a path is a folder of diffusers: one with model_index.json, or with the config of one network."""
+    """Whether a path is a folder of diffusers: one with model_index.json, or with the config of a network."""
     folder = Path(path)
-    config = folder / "config.json"
-    return (folder / INDEX).is_file() or (config.is_file() and "_diffusers_version" in _read_json(config))
+    configs = [folder / "config.json", *(folder / name / "config.json" for name in NETWORK_PARTS)]
+    known = any(config.is_file() and "_diffusers_version" in _read_json(config) for config in configs)
+    return known or (folder / INDEX).is_file()
 
 
 def read_folder(path: str | Path) -> ModelFolder:

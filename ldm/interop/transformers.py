@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
-from torch import Tensor, nn
+from diffusers.models.attention import BasicTransformerBlock
+from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.interop.pooled import unpack_pooled
@@ -59,6 +60,17 @@ class _TransformerStages:
             )
 
 
+class _DiTBlock(BasicTransformerBlock):
+    """A block of DiT on tokens [B, N, D], shifted, scaled and gated by an embedding [B, D] that it is given."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        norm = self.norm1
+        modulation = norm.linear(norm.silu(embedding))[:, None]  # [B, 1, 6 D]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        h = h + gate_a * self.attn1(norm.norm(h) * (1 + scale_a) + shift_a)
+        return h + gate_m * self.ff(self.norm3(h) * (1 + scale_m) + shift_m)
+
+
 class StagedDiT(_TransformerStages, DiTTransformer2DModel):
     """`diffusers.DiTTransformer2DModel`, whose blocks each keep a table of classes and an embedding of time.
 
@@ -76,6 +88,7 @@ class StagedDiT(_TransformerStages, DiTTransformer2DModel):
         self.num_classes = self.config.num_embeds_ada_norm
         self.sample_size = self.config.sample_size
         for block in self.transformer_blocks:
+            block.__class__ = _DiTBlock
             block.norm1.emb.time_proj.downscale_freq_shift = time_frequency_shift
             # Labels are dropped outside the network, by generators of known seeds.
             block.norm1.emb.class_embedder.dropout_prob = 0.0
@@ -110,18 +123,9 @@ class StagedDiT(_TransformerStages, DiTTransformer2DModel):
         h = self.pos_embed(x)  # [B, N, D]
         with exact_attention():
             for index, block in enumerate(self.transformer_blocks):
-                h = _dit_block(block, h, emb[:, index])
+                h = block(h, emb[:, index])
         shift, scale = self.proj_out_1(F.silu(emb[:, 0])).chunk(2, dim=1)
         return self.norm_out(h) * (1 + scale[:, None]) + shift[:, None]
-
-
-def _dit_block(block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-    """A block of DiT on tokens [B, N, D], shifted, scaled and gated by an embedding [B, D]."""
-    norm = block.norm1
-    modulation = norm.linear(norm.silu(embedding))[:, None]  # [B, 1, 6 D]
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-    h = h + gate_a * block.attn1(norm.norm(h) * (1 + scale_a) + shift_a)
-    return h + gate_m * block.ff(block.norm3(h) * (1 + scale_m) + shift_m)
 
 
 class _FlowStages(_TransformerStages):
@@ -132,9 +136,15 @@ class _FlowStages(_TransformerStages):
     """
 
     @property
+    def taps(self) -> dict[str, str]:
+        """Names of what features are read from: the last layers of the blocks that see the patches."""
+        return {f"layer-{index}": f"transformer_blocks.{index}.ff" for index in range(len(self.transformer_blocks))}
+
+    @property
     def parts(self) -> Parts:
         """Where the transformer keeps its parts, by diffusers' names."""
-        return Parts(time_embedding=("time_text_embed.*",), output=("proj_out.*",), last_layer="proj_out", taps={})
+        time = ("time_text_embed.*",)
+        return Parts(time_embedding=time, output=("proj_out.*",), last_layer="proj_out", taps=self.taps)
 
     def condition(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The times `[B]` as they are.
