@@ -66,6 +66,8 @@ class PrepareData:
     def run(self) -> list[Path]:
         """Prepare each data set, and say where it is; return the files.
 
+        One that fails does not keep the others from being prepared.
+
         Raises:
             ValueError: for a name that is not published here, a file that is not as published, or options that
                 exclude each other.
@@ -73,18 +75,21 @@ class PrepareData:
         from ldm.data.prepare.sources import TERMS
 
         self._check()
-        found = []
+        found, faults = [], []
         for name in self.names:
             folder = self._folder(name)
             try:
                 paths = self._prepare(name, folder)
             except (ValueError, OSError) as error:
-                raise ValueError(f"{name}: {error}") from error
+                faults.append(f"{name}: {error}")
+                continue
             listed = ", ".join(str(path.relative_to(folder)) for path in paths)
             print(f"{name}: ready in {folder} ({listed})")
             if name in TERMS:
                 print(TERMS[name])
             found += paths
+        if faults:
+            raise ValueError("\n".join(faults))
         return found
 
     def _check(self) -> None:

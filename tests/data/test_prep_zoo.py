@@ -41,7 +41,14 @@ def test_no_words_fetch_what_decu_needs(tmp_path, monkeypatch):
     assert str(PrepareData(root="mine")._folder("imagenet")) == "mine/imagenet"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(released, "prepare_networks", lambda folder, url, report: [folder / "cin256-v2" / "model.ckpt"])
+
+    def offline(folder, url, report):
+        raise ConnectionError("no answer")
+
     with pytest.raises(ValueError, match=r"only after a login(.|\n)*into imagenet_data"):
+        call("data prepare", [])
+    monkeypatch.setattr(released, "prepare_networks", offline)
+    with pytest.raises(ValueError, match=r"pretrained: no answer(.|\n)*imagenet: ImageNet may be fetched only after"):
         call("data prepare", [])
 
 
