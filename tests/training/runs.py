@@ -39,6 +39,20 @@ def run_command_line(config, tmp_path, *changes, **options):
     return Train(make_training(config, tmp_path, *changes, **options), train=True).run()
 
 
+def take_steps(model, labels, count=3):
+    """Train a member on one batch of noise with eight labels; return its optimiser and the parts of the last loss."""
+    model.train()
+    optimizer = model.configure_optimizers()
+    source = torch.Generator().manual_seed(0)
+    batch = {"image": torch.randn(8, 8, 8, 1, generator=source), "class_label": labels}
+    for step in range(count):
+        loss, parts = model.shared_step(batch, model.draws, step, range(8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return optimizer, parts
+
+
 def only_run(tmp_path):
     """The run directory, where one was made."""
     (run,) = (tmp_path / "logs").iterdir()

@@ -6,6 +6,9 @@ import torch
 from ldm.checkpoint import load_into, save_checkpoint
 from ldm.util import instantiate_from_config
 from tests.conftest import golden_json, golden_tensors, ldm_small_weights, tiny_config, tiny_model
+from tests.training.runs import take_steps
+
+LABELS = torch.arange(8) % 4
 
 
 def test_four_published_steps():
@@ -46,24 +49,11 @@ def start(tmp_path, component=0, seed=0, **heads):
     return model
 
 
-def steps(model, count=3):
-    model.train()
-    optimizer = model.configure_optimizers()
-    source = torch.Generator().manual_seed(0)
-    batch = {"image": torch.randn(8, 8, 8, 1, generator=source), "class_label": torch.arange(8) % 4}
-    for step in range(count):
-        loss, _ = model.shared_step(batch, model.draws, step, range(8))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return loss
-
-
 @pytest.mark.parametrize("heads", [["class_embedding"], ["output", "class_embedding"], ["time_embedding"]])
 def test_trunk_stays_bit_identical(tmp_path, heads):
     model = start(tmp_path, names=heads)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    steps(model)
+    take_steps(model, LABELS)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in trained), name
@@ -75,7 +65,7 @@ def test_trunk_stays_bit_identical(tmp_path, heads):
 def test_null_class_is_shared_unless_asked(tmp_path):
     pretrained = tiny_model().cond_stage_model.embedding.weight.detach()
     shared = start(tmp_path, init="perturbed")
-    steps(shared)
+    take_steps(shared, LABELS)
     table = shared.cond_stage_model.embedding.weight
     assert torch.equal(table[10], pretrained[10])
     assert (table[:4] - pretrained[:4]).abs().min() > 0

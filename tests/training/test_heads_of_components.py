@@ -8,6 +8,7 @@ from ldm.models.diffusion.optimisation import TrainingSet
 from ldm.models.diffusion.row_adam import RowAdam
 from ldm.util import instantiate_from_config
 from tests.conftest import tiny_config, tiny_model
+from tests.training.runs import take_steps
 
 TABLE = "cond_stage_model.embedding.weight"
 LABELS = torch.tensor([0] * 12 + [1] * 3 + [2] + [3] * 24)
@@ -35,15 +36,7 @@ def start(tmp_path, component=0, seed=0, lora=None, embedder=(), weight_decay=0.
 
 def steps(model, count=3):
     """Training steps on a batch of classes 0, 1 and 3; class 2 has an image that these batches leave out."""
-    model.train()
-    optimizer = model.configure_optimizers()
-    source = torch.Generator().manual_seed(0)
-    batch = {"image": torch.randn(8, 8, 8, 1, generator=source), "class_label": torch.tensor([0, 0, 0, 1, 3, 3, 3, 3])}
-    for step in range(count):
-        loss, parts = model.shared_step(batch, model.draws, step, range(8))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    optimizer, parts = take_steps(model, torch.tensor([0, 0, 0, 1, 3, 3, 3, 3]), count)
     model.eval()
     return optimizer, parts
 
