@@ -21,6 +21,7 @@ from tests.ensembles import write_ensemble
 
 ROOT = Path(__file__).parent.parent
 ENSEMBLE = "logs/bootstrapped_digits_5"
+UNET = {"unet_config": smallest_unet()}
 DIGITS = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
 
 
@@ -40,11 +41,10 @@ def run_block(block):
 def write_members(folder, averaged=False):
     """Write a tiny ensemble; averaged: its base checkpoint holds weights, and averages that lie far from them."""
     folder.mkdir(parents=True)
-    params = {"unet_config": smallest_unet()}
     if not averaged:
-        write_ensemble(folder, members=5, params=params)
+        write_ensemble(folder, members=5, params=UNET)
         return
-    write_ensemble(folder, members=5, params={**params, "use_ema": True})
+    write_ensemble(folder, members=5, params={**UNET, "use_ema": True})
     content = load_checkpoint(folder / "trunk.ckpt")
     state = content["state_dict"]
     for name in [name for name in state if name.startswith("model.diffusion_model.")]:
@@ -102,8 +102,8 @@ def test_averages_of_the_base_checkpoint_are_what_differs(tmp_path):
 def write_run(path):
     """Write the run directory of a training of a tiny model on digits."""
     (path / "configs").mkdir(parents=True)
-    save_checkpoint({"state_dict": tiny_model().state_dict()}, path / "checkpoints" / "last.ckpt")
-    config = {"model": tiny_config(), "data": {"params": {"batch_size": 8, "train": DIGITS}}}
+    save_checkpoint({"state_dict": tiny_model(**UNET).state_dict()}, path / "checkpoints" / "last.ckpt")
+    config = {"model": tiny_config(**UNET), "data": {"params": {"batch_size": 8, "train": DIGITS}}}
     OmegaConf.save(OmegaConf.create(config), path / "configs" / "2026-01-01T00-00-00-project.yaml")
 
 

@@ -18,7 +18,9 @@ from tests.training.runs import end_state, losses, run_training
 
 ROOT = Path(__file__).parent.parent.parent
 # In float64, for Adam makes of a gradient's rounding in float32 a step as large as any other.
-SAME = ["--precision", "64-true", "--every_n_steps", "3", "model.params.unet_config.params.dropout=0"]
+TRAINER = {"precision": "64-true", "every_n_steps": 3}
+WORDS = ["model.params.unet_config.params.dropout=0"]
+SAME = [*(word for name, value in TRAINER.items() for word in (f"--{name}", str(value))), *WORDS]
 
 
 def call(config, tmp_path, name, *words):
@@ -78,13 +80,8 @@ def test_two_processes_give_the_losses_of_one(config, tmp_path):
 @pytest.mark.slow
 def test_a_slurm_step_of_two_processes(config, tmp_path, monkeypatch):
     """With what srun sets for each of its processes there is one run directory, and the losses are those of one."""
-    words = ["--base", str(config), "-t", "--max_steps", "2", "--precision", "64-true"]
-    words += [
-        "model.params.unet_config.params.dropout=0",
-        "data.params.batch_size=8",
-        "--logdir",
-        str(tmp_path / "two"),
-    ]
+    words = ["--base", str(config), "-t", "--max_steps", "2", "--precision", "64-true", *WORDS]
+    words += ["data.params.batch_size=8", "--logdir", str(tmp_path / "two")]
     step = {"JOB_ID": "4711", "STEP_ID": "0", "NODEID": "0", "NODELIST": "127.0.0.1"}
     step |= {"NTASKS": "2", "STEP_NUM_TASKS": "2", "JOB_NAME": "train"}
     with socket.socket() as free:
@@ -105,7 +102,7 @@ def test_a_slurm_step_of_two_processes(config, tmp_path, monkeypatch):
     assert [process.returncode for process in processes] == [0, 0], printed
     (run,) = (tmp_path / "two").iterdir()
     assert (run / "slurm.json").exists() and (run / "finished.json").exists()
-    changes = ["model.params.unet_config.params.dropout=0", "data.params.batch_size=16"]
+    changes = [*WORDS, "data.params.batch_size=16"]
     one = run_training(config, tmp_path / "one", *changes, max_steps=2, precision="64-true")
     assert losses(run) == pytest.approx(losses(one), rel=1e-9) and len(losses(one)) == 2
 
@@ -121,15 +118,13 @@ def test_two_processes_train_the_members_of_one(config, tmp_path):
     OmegaConf.save(content, config)
     words = [*SAME, "--start_from_pretrained", "--component", "all", "--members", "2", "--ensemble_name", "b"]
     words += ["--scale_lr", "False", "--max_steps", "4"]
-    ends = []
-    for name, processes, size in (("one", 1, 16), ("two", 2, 8)):
-        _, code, printed = call(
-            config, tmp_path, name, "--cpus", str(processes), *words, f"data.params.batch_size={size}"
-        )
-        assert code == 0, printed
-        runs = sorted((tmp_path / name).glob("*_b[0-9]*"))
-        assert len(runs) == 2, printed
-        ends.append([end_state(run) for run in runs])
+    _, code, printed = call(config, tmp_path, "two", "--cpus", "2", *words, "data.params.batch_size=8")
+    assert code == 0, printed
+    own = {"component": "all", "members": 2, "ensemble_name": "b", "start_from_pretrained": True, "scale_lr": False}
+    run_training(config, tmp_path / "one", *WORDS, "data.params.batch_size=16", **TRAINER, **own, max_steps=4)
+    found = (sorted((tmp_path / name).glob("*_b[0-9]*")) for name in ("one/logs", "two"))
+    ends = [[end_state(run) for run in runs] for runs in found]
+    assert len(ends[0]) == len(ends[1]) == 2, printed
     for one, two in zip(*ends, strict=True):
         assert one.keys() == two.keys()
         for name, value in one.items():
