@@ -57,8 +57,7 @@ class DiffusionModel(pl.LightningModule):
         v_posterior: share of the forward variance in the buffer `posterior_variance`.
         conditioning_key: how the condition reaches the network, see `DiffusionWrapper`.
         parameterization: what the network regresses, see `Target`.
-        schedule_config: a continuous schedule in place of the table: `FlowSchedule`, `EDMSchedule`, ...
-        path_config: former name of `schedule_config`.
+        schedule_config: a continuous schedule in place of the table; path_config is its former name.
         times_config: law of its training times (`ldm.diffusion.training_times`); uniform by default.
         sigma_data: standard deviation of the data, which the target "edm" needs.
         unit_time, first_time: what the network takes as time, see `BetaSchedule`.
@@ -157,8 +156,7 @@ class DiffusionModel(pl.LightningModule):
     ) -> None:
         """Take another table of betas and its 12 buffers; arguments: see `BetaSchedule`."""
         table = (given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        betas = BetaSchedule(*table, unit_time, first_time)
-        self._hold_schedule(betas.build(), None)
+        self._hold_schedule(BetaSchedule(*table, unit_time, first_time).build(), None)
 
     @property
     def process(self) -> NoiseProcess:
@@ -248,11 +246,10 @@ class DiffusionModel(pl.LightningModule):
         from the weights it does hold. A published file of a network alone is read too, see `network_alone`.
 
         Args:
-            path: of the file.
+            path, content: of the file; what it holds, where it was read already.
             ignore_keys: beginnings of names that are left out.
             only_model: read the network, `model.*`, and nothing else.
             use_averaged: take the averages as the weights, where the file has them.
-            content: what the file holds, where it was read already.
 
         Raises:
             ValueError: if tensors are missing, unknown or of another shape, or regress something else.
