@@ -14,7 +14,7 @@ from ldm.commands.shared import ModelSource, Placement
 from ldm.diffusion.samplers import run
 from ldm.ensembles.members import Members
 from ldm.experiments.timing import time_in_turn
-from ldm.laplace.layer import split_network
+from ldm.laplace.split import split_network
 from ldm.options import option
 from ldm.pipelines import ModelPipeline
 from ldm.report.tables import markdown_table, write_csv
@@ -26,7 +26,7 @@ from ldm.util import generator
 def draw_directions(pipeline: ModelPipeline, count: int) -> Members:
     """Draw `count` small random changes of the last layer."""
     network = pipeline.model.network
-    _, layer, name = split_network(network)
+    _, layer, name, _ = split_network(network)
     source = generator("directions", pipeline.sampling.seed)
     own = {f"{name}.{key}": value.detach() for key, value in layer.named_parameters()}
     changes = {key: torch.randn((count, *value.shape), generator=source).to(value) for key, value in own.items()}

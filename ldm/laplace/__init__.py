@@ -17,9 +17,10 @@ values and functions: a `LaplaceState` is fitted (`fit_state`, `merge_states`), 
 from ldm.laplace.covariance import Covariance, OutputLaw, predict_output, sample_parameters
 from ldm.laplace.curvature import CURVATURES, data_gram, data_spectrum, empirical_fisher, make_covariance
 from ldm.laplace.fit import Observation, fit_state, merge_states
-from ldm.laplace.layer import LastLayer, SplitNetwork, split_network
+from ldm.laplace.layer import LastLayer
 from ldm.laplace.posterior import LastLayerLaplace
 from ldm.laplace.refit import Refits, bootstrap_refits, cache_layer_inputs, hessian_free_covariance
+from ldm.laplace.split import SplitNetwork, split_network
 from ldm.laplace.state import LaplaceState, LaplaceSums
 from ldm.laplace.storage import load_laplace, save_laplace
 from ldm.laplace.tune import (

@@ -42,8 +42,7 @@ class DenseCovariance:
         for part in features.split(chunk):
             patches = layer.patches(part)  # [n, P, K]
             gamma = torch.stack([(patches @ each).square().sum(-1) for each in root], -1)  # [n, P, 1 or C]
-            gamma = layer.as_output(gamma, part)
-            pieces.append(gamma if len(root) > 1 else layer.for_all_outputs(gamma))
+            pieces.append(layer.as_output(gamma, part))
         return torch.cat(pieces)
 
     def correlate(self, noise: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ class DiagonalCovariance:
         """Return the variance of the output, of all images at once; see `Covariance`."""
         shared = bool((self.var == self.var[:1]).all())
         gamma = layer.apply(self.var[:1] if shared else self.var, features.square())
-        return layer.for_all_outputs(gamma) if shared else gamma
+        return layer.for_all_outputs(gamma)
 
     def correlate(self, noise: Tensor) -> Tensor:
         """Return draws of the parameters; see `Covariance`."""

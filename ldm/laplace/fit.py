@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.laplace.layer import LastLayer, LayerFeatures
+from ldm.laplace.layer import LastLayer
+from ldm.laplace.split import LayerFeatures
 from ldm.laplace.state import CURVATURE_SUMS, LaplaceState, LaplaceSums, check_curvature
 
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm.ensembles.members import Members
+from ldm.laplace.arrangement import Arrangement, Example
 from ldm.laplace.covariance import Covariance, OutputLaw, predict_output, sample_parameters
 from ldm.laplace.curvature import data_spectrum, make_covariance
 from ldm.laplace.fit import Observation, fit_state, merge_states
-from ldm.laplace.layer import LastLayer, split_network
+from ldm.laplace.layer import LastLayer
+from ldm.laplace.split import split_network
 from ldm.laplace.state import LaplaceState, LaplaceSums
 from ldm.laplace.tune import (
     TUNERS,
@@ -53,6 +55,8 @@ class LastLayerLaplace:
     Args:
         network: in evaluation mode; see `split_network`. Nothing in it is changed.
         layer: name of the last layer, found where it is None.
+        example: one row of the network's arguments, or the arrangement of its output that a file
+            holds; see `split_network`.
         outputs: number of leading output channels that are regressed; all where it is None.
         chunk: images whose patches are held at once.
 
@@ -92,10 +96,12 @@ class LastLayerLaplace:
         published_ef: bool = False,
         time_edges: Sequence[float] = (),
         chunk: int = 4,
+        example: Example | Arrangement | None = None,
     ):
-        split = split_network(network, layer)
+        split = split_network(network, layer, example)
         self.features = split.features
-        self.layer = LastLayer.from_module(split.layer, outputs)
+        self.arrangement = split.arrangement
+        self.layer = LastLayer.from_module(split.layer, outputs, self.arrangement)
         self.chunk = chunk
         self.state = LaplaceState(
             name=split.name,

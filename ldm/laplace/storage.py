@@ -13,10 +13,15 @@ import yaml
 from torch import nn
 
 from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.laplace.arrangement import make_arrangement
 from ldm.laplace.posterior import LastLayerLaplace
 from ldm.util import atomic_write
 
 _FORMAT = 1
+
+
+# Name of the arrangement's tensor in the file of the state.
+SOURCE = "arrangement.source"
 
 
 def save_laplace(
@@ -39,11 +44,17 @@ def save_laplace(
     if (folder / "laplace.yaml").exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a posterior; choose another folder, or ask for it to be overwritten")
     tensors = laplace.state_dict()
+    arrangement = laplace.arrangement
+    layout: dict[str, Any] = {}
+    if arrangement is not None:
+        tensors = {**tensors, SOURCE: arrangement.source}
+        layout = {"layout": {"shape": list(arrangement.shape), "made": list(arrangement.made)}}
     save_tensors(tensors, folder / "laplace.safetensors", {"format": str(_FORMAT)}, overwrite=True)
     spec = {
         "format": _FORMAT,
         "layer": laplace.name,
-        "outputs": laplace.layer.outputs,
+        "outputs": laplace.layer.outputs if arrangement is None else laplace.layer.shape[0],
+        **layout,
         "time_edges": list(laplace.time_edges),
         "curvature": laplace.curvature,
         "rank": laplace.rank,
@@ -69,6 +80,9 @@ def load_laplace(folder: str | Path, network: nn.Module) -> LastLayerLaplace:
     if spec.pop("format", None) != _FORMAT:
         raise ValueError(f"{file} is not of format {_FORMAT}")
     spec.pop("record", None)
-    laplace = LastLayerLaplace(network, **spec)
-    laplace.load_state_dict(load_state_dict(file.with_name("laplace.safetensors")))
+    tensors = load_state_dict(file.with_name("laplace.safetensors"))
+    layout = spec.pop("layout", None)
+    arrangement = None if layout is None else make_arrangement(tensors.pop(SOURCE), **layout)
+    laplace = LastLayerLaplace(network, **spec, example=arrangement)
+    laplace.load_state_dict(tensors)
     return laplace

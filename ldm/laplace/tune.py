@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ldm.laplace.curvature import data_spectrum, make_covariance
 from ldm.laplace.fit import Observation
-from ldm.laplace.layer import LastLayer, LayerFeatures
+from ldm.laplace.layer import LastLayer
+from ldm.laplace.split import LayerFeatures
 from ldm.laplace.state import LaplaceState
 
 TUNERS = ("marglik", "gridsearch")

@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.diffusion.noise import TrainingDraws
-from ldm.laplace import LastLayerLaplace, Observation
+from ldm.laplace import LastLayerLaplace, Observation, split_network
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.model import ModelPipeline
+from ldm.pipelines.speed import make_example
 from ldm.util import generator
 
 
@@ -80,4 +81,7 @@ def new_posterior(pipeline: ModelPipeline, **options: Any) -> LastLayerLaplace:
 
     Of a network that learns its variance besides (ADM) only the regressed half has one.
     """
-    return LastLayerLaplace(pipeline.model.network, outputs=pipeline.model.channels, **options)
+    model = pipeline.model
+    tried, example = make_example(model, pipeline.device)
+    split = split_network(tried.network, options.pop("layer", None), example)
+    return LastLayerLaplace(model.network, split.name, outputs=model.channels, example=split.arrangement, **options)

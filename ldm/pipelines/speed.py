@@ -117,14 +117,25 @@ def with_speed(model: LatentDiffusion, speed: Speed, device: torch.device) -> tu
     return model, Chunker(rows)
 
 
-def rows_in_a_pass(model: LatentDiffusion, device: torch.device) -> Any:
-    """Return how many images fit into a pass of the network; one image without a condition is tried, if any is."""
+def make_example(
+    model: LatentDiffusion, device: torch.device
+) -> tuple[LatentDiffusion, tuple[Tensor, Tensor, Tensor | None]]:
+    """Return a model that takes class labels or none, and one row of its network's arguments: a state of zeros.
+
+    It is `model`, or that with one blank choice in place of the texts or pictures that it has no list of.
+    """
     channels, *size = model.latent_shape
     x = torch.zeros((1, channels, *size), device=device)
     network = model.network
     tried = model.with_choices(network.blank_choice(size, channels)) if network.needs_choices else model
     cond = torch.zeros(1, dtype=torch.long, device=device) if tried.n_classes else None
-    return rows_that_fit(lambda: tried.network(x, x.new_zeros(1), cond), device)
+    return tried, (x, x.new_zeros(1), cond)
+
+
+def rows_in_a_pass(model: LatentDiffusion, device: torch.device) -> Any:
+    """Return how many images fit into a pass of the network; one image without a condition is tried, if any is."""
+    tried, example = make_example(model, device)
+    return rows_that_fit(lambda: tried.network(*example), device)
 
 
 def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:

@@ -12,7 +12,7 @@ from ldm.diffusion.denoiser import NetworkDenoiser, Target, guided
 from ldm.diffusion.schedule import FlowSchedule
 from ldm.ensembles.members import MemberNetwork
 from ldm.laplace import LastLayerLaplace, Observation
-from ldm.laplace.layer import split_network
+from ldm.laplace.split import split_network
 from tests.conftest import tiny_model
 from tests.laplace.laplace_cases import (
     LAYERS,
@@ -222,7 +222,7 @@ def test_a_network_that_learns_its_variance_regresses_half_of_its_channels():
 
 def test_a_latent_diffusion_network_splits_and_takes_the_draws():
     network = tiny_model().double().network
-    features, layer, name = split_network(network)
+    features, layer, name, _ = split_network(network)
     assert name == "model.diffusion_model.out.2"
     source = torch.Generator().manual_seed(1)
     x, t, labels = torch.randn(4, 1, 8, 8, generator=source).double(), torch.rand(4).double(), torch.arange(4)

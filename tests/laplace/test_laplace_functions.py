@@ -127,7 +127,7 @@ def test_any_module_splits_at_its_last_layer(kind):
     network = make_network(kind)
     batch, new = make_batch(network, 4), make_batch(network, 3, seed=2)
     plain = Plain(network)
-    features, layer, name = split_network(plain, "final")
+    features, layer, name, _ = split_network(plain, "final")
     assert name == "final" and torch.equal(layer(features(*new[:3])), plain(*new[:3]))
     assert not layer._forward_hooks, "hooks are there during a call only"
     own, known = LastLayerLaplace(plain, "final").fit([batch]), fitted(network, batch)
