@@ -38,6 +38,10 @@ class HasHeads(HasParameters, Protocol):
     def class_tables(self) -> ClassTables:
         """Which parameters hold something for each class."""
 
+    @property
+    def network(self) -> nn.Module:
+        """The network of (x, t, condition), which shares this model's parameters under the same names."""
+
     def init_from_ckpt(self, path: str, *, use_averaged: bool = False) -> None:
         """Load a checkpoint strictly; `use_averaged` takes its averages, where it has them, as the weights."""
 

@@ -21,6 +21,7 @@ from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import network_alone
+from ldm.modules.low_rank import add_factors_of, fold_factors
 from ldm.pipelines.base import Defaults, Pipeline
 from ldm.pipelines.ensemble import EnsemblePipeline
 from ldm.pipelines.model import ModelPipeline
@@ -166,6 +167,7 @@ def load_ensemble(
     checkpoint = ensemble.base_checkpoint(pretrained)
     base = build_model(config)
     base.init_from_ckpt(str(checkpoint), use_averaged=True)
+    add_factors_of(base.network, {name: value[0] for name, value in ensemble.members.overrides.items()})
     kept = {"defaults": Defaults(scale=5.0), "ensemble": ensemble, "branching": branching or Branching()}
     return _make_pipeline(EnsemblePipeline, base, config, checkpoint, sampling, speed, device, **kept)
 
@@ -259,7 +261,8 @@ def load_weights(
         member = content["component"]
         base = verified_base(pretrained or member["trunk_path"], member["trunk_sha256"])
         model.init_from_ckpt(str(base), use_averaged=True)
-        model.load_state_dict(merge(model.state_dict(), content["state_dict"]))
+        state = model.state_dict()
+        model.load_state_dict(merge(state, fold_factors(content["state_dict"], state)))
         return
     alone = network_alone(content, averaged) is not None
     model.init_from_ckpt(str(checkpoint), use_averaged=averaged, content=content)

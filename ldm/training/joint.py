@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.diffusion.noise import TrainingDraws
-from ldm.ensembles.heads import MemberRecord, resolve_patterns, select
+from ldm.ensembles.heads import MemberRecord
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.head_options import own_names
 from ldm.models.diffusion.members import MemberTraining
 from ldm.models.diffusion.optimisation import TrainingSet, evaluation_positions, positions
 from ldm.util import instantiate_from_config
@@ -32,8 +33,7 @@ def share_base(model: LatentDiffusion, own: Sequence[str]) -> LatentDiffusion:
 
 def start_members(model: LatentDiffusion, members: int, seed: int) -> list[LatentDiffusion]:
     """Start members 0 .. members - 1 of seeds seed, seed + 1, ..., which share the model's base checkpoint."""
-    names = dict(model.named_parameters())
-    heads = select(names, resolve_patterns(model.head_options.get("names", "class_embedding"), model.head_patterns))
+    heads = own_names(model, model.head_options)
     started = [share_base(model, heads) for _ in range(members)]
     for index, member in enumerate(started):
         member.start_from_pretrained(index, seed + index)

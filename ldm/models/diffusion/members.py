@@ -9,34 +9,22 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import sha256
 from ldm.ensembles.heads import (
     MemberRecord,
     freeze_all_but,
     initialise,
     initialise_low_rank,
     merge,
-    resolve_patterns,
     row_deviations,
     split,
 )
 from ldm.models.diffusion.anchor import Anchor
+from ldm.models.diffusion.head_options import describe_member
 from ldm.models.diffusion.optimisation import TrainingSet
 from ldm.models.diffusion.row_adam import RowRule, equal_rates, visit_probability
 from ldm.models.protocols import HasHeads
+from ldm.modules.low_rank import add_factors, draw_factors, find_layers
 from ldm.util import generator
-
-DEFAULTS: Mapping[str, Any] = {
-    "names": ("class_embedding",),
-    "init": "perturbed",
-    "noise": 0.5,
-    "null_class": "shared",
-    "anchor": None,
-    "row_rates": "none",
-    "row_cap": 2000.0,
-}
-# 2 sigma^2, sigma^2 = 0.05 being what a trained network's prediction of a unit-variance noise is off by.
-DEFAULT_ANCHOR = 0.1
 
 
 class MemberTraining(nn.Module):
@@ -137,33 +125,6 @@ def merge_heads(checkpoint: dict[str, Any], member: MemberTraining | None, base:
     checkpoint["state_dict"] = merge(base, checkpoint["state_dict"])
 
 
-def describe_member(model: HasHeads, base: str, index: int, seed: int, options: Mapping[str, Any]) -> MemberRecord:
-    """Complete the options of a member's heads, and check that they fit the model; arguments: see `start_member`.
-
-    Raises:
-        ValueError: for an unknown option, head or value, or one that the model has no use for.
-    """
-    unknown = set(options) - set(DEFAULTS)
-    if unknown:
-        raise ValueError(f"unknown keys in model.params.heads: {sorted(unknown)}; known are {sorted(DEFAULTS)}")
-    chosen = {**DEFAULTS, **options}
-    names = chosen.pop("names")
-    names = (names,) if isinstance(names, str) else tuple(names)
-    if chosen["init"] == "anchored" and chosen["anchor"] is None:
-        chosen["anchor"] = DEFAULT_ANCHOR
-    for name in ("noise", "anchor", "row_cap"):
-        chosen[name] = None if chosen[name] is None else float(chosen[name])
-    if "lora" in names and model.class_tables.low_rank is None:
-        raise ValueError(
-            "the head 'lora' needs a low-rank embedder: set model.params.cond_stage_config.params.lora: true"
-        )
-    patterns = resolve_patterns(names, model.head_patterns)
-    record = MemberRecord(index, seed, str(base), sha256(base), names, patterns, **chosen)
-    if record.null_class != "shared" and not model.class_tables.has_null:
-        raise ValueError(f"heads.null_class is {record.null_class}, and the model has no null class: leave it out")
-    return record
-
-
 def start_member(model: HasHeads, base: str, index: int, seed: int, options: Mapping[str, Any]) -> MemberTraining:
     """Load the base checkpoint, freeze everything but the heads, and start them from draws seeded by (seed, index).
 
@@ -174,8 +135,9 @@ def start_member(model: HasHeads, base: str, index: int, seed: int, options: Map
         seed: of this member's draws.
         options: `names` of heads or patterns; `init` (pretrained, perturbed, random, anchored); `noise` in row
             standard deviations; `null_class` (shared, trained, random); `anchor`, precision of an anchored member's
-            prior (see `Anchor`); `row_rates` (none, equal) and `row_cap`, see `MemberTraining.row_rules`. What is not
-            given is taken from `DEFAULTS`.
+            prior (see `Anchor`); `row_rates` (none, equal) and `row_cap`, see `MemberTraining.row_rules`; `lora`, the
+            `layers` (patterns, or "attention") and `rank` of the head lora. What is not given is taken from
+            `DEFAULTS`.
 
     Raises:
         ValueError: for an unknown option, head or value, and for weight decay that would move a shared null class.
@@ -183,6 +145,8 @@ def start_member(model: HasHeads, base: str, index: int, seed: int, options: Map
     record = describe_member(model, base, index, seed, options)
     model.init_from_ckpt(base, use_averaged=True)
     model.drop_averages()
+    if record.layers:
+        add_factors(model.network, find_layers(model.network, record.layers), record.rank)
     parameters = freeze_all_but(model, record.patterns)
     shared = model.class_tables.null_rows(parameters) if record.null_class == "shared" else {}
     if model.weight_decay and any(axis == 0 for axis, _ in shared.values()):
@@ -214,8 +178,9 @@ def _draw_start(
     if low_rank is not None and not all(name in parameters for name in low_rank[:2]):
         low_rank = None
     factors = () if low_rank is None else low_rank[:2]
-    plain = {name: value for name, value in parameters.items() if name not in factors}
-    deviations = {name: record.noise * row_deviations(value) for name, value in plain.items()}
+    deviations = _draw_layers(model, parameters, record, draws)
+    plain = {name: value for name, value in parameters.items() if name not in factors and name not in deviations}
+    deviations |= {name: record.noise * row_deviations(value) for name, value in plain.items()}
     # The table's rows set the factors' spread: read before the table itself is perturbed.
     rows = None if low_rank is None else record.noise * row_deviations(model.get_parameter(low_rank[2]))[:, 0]
     kept = {name: rows for name, (axis, rows) in shared.items() if axis == 0}
@@ -228,6 +193,27 @@ def _draw_start(
         null = model.class_tables.null_class if record.null_class == "shared" else None
         spread = initialise_low_rank(a, b, rows, record.init, draws, null)
         deviations.update(zip(factors, spread, strict=True))
+    return deviations
+
+
+def _draw_layers(
+    model: HasHeads, parameters: Mapping[str, nn.Parameter], record: MemberRecord, draws: torch.Generator
+) -> dict[str, Tensor]:
+    """Draw the start of the factors of layers; return their deviations, broadcasting to each."""
+    deviations: dict[str, Tensor] = {}
+    known = dict(model.named_parameters())
+    for name, a in parameters.items():
+        layer = name.removesuffix(".lora_A")
+        weight = known.get(f"{layer}.weight")
+        if layer == name or weight is None:
+            continue
+        spread = None
+        if record.init in ("perturbed", "anchored"):
+            spread = record.noise * row_deviations(weight)
+        elif record.init == "random":
+            spread = torch.full_like(row_deviations(weight), weight[0].numel() ** -0.5)
+        b = f"{layer}.lora_B"
+        deviations[name], deviations[b] = draw_factors(weight, a, parameters[b], spread, draws)
     return deviations
 
 
