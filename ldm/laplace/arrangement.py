@@ -32,32 +32,59 @@ class Arrangement:
     shape: tuple[int, ...]
     made: tuple[int, ...]
 
-    def rows_and_places(self, channels: int, linear: bool) -> tuple[Tensor, Tensor]:
-        """Find the layer's rows that make the first channels of the output, and where each entry lies among these.
+    def place(self, channels: int, linear: bool) -> Places:
+        """Find the layer's rows and positions that make the first channels of the output, and where.
 
         Args:
             channels: of the output, which are regressed.
             linear: whether the layer's own channels come last.
 
-        Returns:
-            rows [R] of the layer in their order, and places: of each entry of the output's channels in what these rows
-            make, flattened, in the layout of the layer.
-
         Raises:
-            ValueError: if these rows make other entries as well.
+            ValueError: if these rows make other entries at these positions as well.
         """
-        positions = prod(self.made[:-1]) if linear else prod(self.made[1:])
+        count = prod(self.made[:-1]) if linear else prod(self.made[1:])
         depth = self.made[-1] if linear else self.made[0]
         wanted = self.source.reshape(self.shape)[:channels].flatten()
-        row = wanted % depth if linear else wanted // positions
-        position = wanted // depth if linear else wanted % positions
-        rows, compact = row.unique(return_inverse=True)
-        if len(wanted) != len(rows) * positions:
+        rows, row = (wanted % depth if linear else wanted // count).unique(return_inverse=True)
+        positions, position = (wanted // depth if linear else wanted % count).unique(return_inverse=True)
+        if len(wanted) != len(rows) * len(positions):
             raise ValueError(
-                f"the first {channels} channels of the output are no whole rows of the last layer: {len(rows)} rows "
-                f"make {len(rows) * positions} entries, the channels hold {len(wanted)}"
+                f"the first {channels} channels of the output are no whole rows of the last layer: {len(rows)} rows at "
+                f"{len(positions)} positions make {len(rows) * len(positions)} entries, the channels hold {len(wanted)}"
             )
-        return rows, position * len(rows) + compact if linear else compact * positions + position
+        shape = (channels, *self.shape[1:])
+        return Places(rows, positions, position * len(rows) + row, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Channels of a network's output among the entries that its last layer makes, [P, C] of one image.
+
+    Args:
+        rows: of the layer that make them [C], in their order.
+        positions: at which these make them [P], in their order (a label's token makes none).
+        entries: place of each entry of the channels in [P, C], flattened.
+        shape: of the channels of one image.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    entries: Tensor
+    shape: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Places:
+        """Return the same places on a device."""
+        return Places(self.rows.to(device), self.positions.to(device), self.entries.to(device), self.shape)
+
+    def lay_out(self, values: Tensor) -> Tensor:
+        """The channels [B, ...] of values [B, P, C], or of [B, P, 1], which are every row's."""
+        every = values.expand(-1, -1, len(self.rows))
+        return every.flatten(1)[:, self.entries].unflatten(1, self.shape)
+
+    def by_position(self, output: Tensor) -> Tensor:
+        """The inverse of `lay_out`: [B, P, C] of the channels."""
+        shape = (len(self.positions), len(self.rows))
+        return output.flatten(1)[:, self.entries.argsort()].unflatten(1, shape)
 
 
 def find_arrangement(network: nn.Module, name: str, example: Example) -> Arrangement | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.laplace.arrangement import Arrangement
+from ldm.laplace.arrangement import Arrangement, Places
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,8 @@ class LastLayer:
         layer: the layer, whose parameters are read whenever they are asked for.
         outputs: number of the layer's rows that are regressed: all of them, or half of those of a
             network that learns its variance as well.
-        rows: which rows [C]; None: the leading ones.
-        places: of an output's entries in what these rows make, both flattened; None: as it is made.
-        shape: of the output of one image, where there are places.
+        places: which rows, and what the network makes of what they make; None: the leading rows,
+            whose output is the network's.
 
     Raises:
         ValueError: for any other layer, or a number of outputs that it does not have.
@@ -39,9 +38,7 @@ class LastLayer:
 
     layer: nn.Conv2d | nn.Linear
     outputs: int
-    rows: Tensor | None = None
-    places: Tensor | None = None
-    shape: tuple[int, ...] = ()
+    places: Places | None = None
 
     def __post_init__(self) -> None:
         layer = self.layer
@@ -74,10 +71,8 @@ class LastLayer:
         channels = arrangement.shape[0] if outputs is None else outputs
         if not 1 <= channels <= arrangement.shape[0]:
             raise ValueError(f"outputs must be 1 .. {arrangement.shape[0]} of this network, got {channels}")
-        rows, places = arrangement.rows_and_places(channels, isinstance(module, nn.Linear))
-        device = module.weight.device
-        shape = (channels, *arrangement.shape[1:])
-        return cls(module, len(rows), rows.to(device), places.to(device), shape)
+        places = arrangement.place(channels, isinstance(module, nn.Linear)).to(module.weight.device)
+        return cls(module, len(places.rows), places)
 
     @property
     def bias(self) -> bool:
@@ -104,9 +99,9 @@ class LastLayer:
 
     def _rows_of(self, values: Tensor, axis: int = 0) -> Tensor:
         """The regressed rows of values that the layer has one of for each of its rows, along `axis`."""
-        if self.rows is None:
+        if self.places is None:
             return values.narrow(axis, 0, self.outputs)
-        return values.index_select(axis, self.rows.to(values.device))
+        return values.index_select(axis, self.places.rows)
 
     def overrides(self, matrices: Tensor) -> dict[str, Tensor]:
         """Parameters of the layer from matrices [M, C, K]; channels that are not regressed keep theirs."""
@@ -114,7 +109,7 @@ class LastLayer:
         bias = self.layer.bias
         flat = matrices.to(weight)
         own = flat if bias is None else flat[..., :-1]
-        rows = slice(self.outputs) if self.rows is None else self.rows.to(weight.device)
+        rows = slice(self.outputs) if self.places is None else self.places.rows
         stacked = weight.expand(len(flat), *weight.shape).clone()
         stacked[:, rows] = own.reshape(len(flat), self.outputs, *weight.shape[1:])
         if bias is None:
@@ -131,22 +126,25 @@ class LastLayer:
             columns = columns.transpose(1, 2)
         else:
             columns = features.reshape(len(features), -1, features.shape[-1])
+        if self.places is not None:
+            columns = columns[:, self.places.positions]
         return torch.cat([columns, torch.ones_like(columns[..., :1])], -1) if self.bias else columns
 
     def by_position(self, output: Tensor) -> Tensor:
         """An output of the regressed rows as [B, P, C]."""
-        if self.places is not None:
-            output = output.flatten(1)[:, self.places.argsort().to(output.device)]
-            if isinstance(self.layer, nn.Conv2d):
-                return output.unflatten(1, (self.outputs, -1)).transpose(1, 2)
-            return output.unflatten(1, (-1, self.outputs))
+        return self._by_position(output) if self.places is None else self.places.by_position(output)
+
+    def _by_position(self, made: Tensor) -> Tensor:
+        """What the layer makes, [B, C, H, W] or [B, ..., C], with one axis of positions, [B, P, C]."""
         if isinstance(self.layer, nn.Conv2d):
-            return output.flatten(2).transpose(1, 2)
-        return output.reshape(len(output), -1, output.shape[-1])
+            return made.flatten(2).transpose(1, 2)
+        return made.reshape(len(made), -1, made.shape[-1])
 
     def as_output(self, values: Tensor, features: Tensor) -> Tensor:
         """The inverse of `by_position`, for the shape of `features`; [B, P, 1] is the value of every row."""
         layer = self.layer
+        if self.places is not None:
+            return self.places.lay_out(values)
         if not isinstance(layer, nn.Conv2d):
             return self.for_all_outputs(values.reshape(*features.shape[:-1], values.shape[-1]))
         geometry = zip(
@@ -163,10 +161,10 @@ class LastLayer:
         return self.arranged(self._rows_of(self.layer(features), self.channel_axis % features.ndim))
 
     def arranged(self, made: Tensor) -> Tensor:
-        """The network's output, of what the regressed rows of the layer make."""
+        """The network's output, of what the regressed rows of the layer make (or one value for all)."""
         if self.places is None:
             return made
-        return made.flatten(1)[:, self.places.to(made.device)].unflatten(1, self.shape)
+        return self.places.lay_out(self._by_position(made)[:, self.places.positions])
 
     def for_all_outputs(self, value: Tensor) -> Tensor:
         """The network's output of a value of each row, or one of all, as the layer makes it: [B, 1 or C, H, W]."""

@@ -45,6 +45,7 @@ def save_laplace(
         raise FileExistsError(f"{folder} holds a posterior; choose another folder, or ask for it to be overwritten")
     tensors = laplace.state_dict()
     arrangement = laplace.arrangement
+    places = laplace.layer.places
     layout: dict[str, Any] = {}
     if arrangement is not None:
         tensors = {**tensors, SOURCE: arrangement.source}
@@ -53,7 +54,7 @@ def save_laplace(
     spec = {
         "format": _FORMAT,
         "layer": laplace.name,
-        "outputs": laplace.layer.outputs if arrangement is None else laplace.layer.shape[0],
+        "outputs": laplace.layer.outputs if places is None else places.shape[0],
         **layout,
         "time_edges": list(laplace.time_edges),
         "curvature": laplace.curvature,

@@ -111,7 +111,8 @@ class DiffusionWrapper(nn.Module):
         if key in ("concat", "hybrid"):
             x = torch.cat([x, *(c_concat or [])], dim=1)
         if key in ("crossattn", "hybrid"):
-            return self.diffusion_model(x, t, context=torch.cat(c_crossattn or [], 1))
+            contexts = c_crossattn or []
+            return self.diffusion_model(x, t, context=contexts[0] if len(contexts) == 1 else torch.cat(contexts, 1))
         if key == "adm":
             return self.diffusion_model(x, t, y=c_crossattn[0] if c_crossattn else None)
         return self.diffusion_model(x, t)

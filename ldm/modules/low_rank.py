@@ -1,63 +1,46 @@
-"""Low-rank adaptation of linear and convolutional layers: W + B A, with A and B beside W under W's own names.
+"""Low-rank adaptation of the weights of layers: W + B A, with A and B beside W under W's own names.
 
-Source: Hu et al. 2022 (arXiv 2106.09685). A layer keeps its class's behaviour, its parameters and their names, and has
-two parameters more, `lora_A` and `lora_B`; while B is zero it computes what it did.
+Source: Hu et al. 2022 (arXiv 2106.09685). A layer keeps its forward, its parameters and their names; it has two
+parameters more, `lora_A` and `lora_B`, and its `weight` reads as W + B A. While B is zero it computes what it did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 FACTORS = ("lora_A", "lora_B")
-# Stands for every layer inside a module whose class is called some kind of attention.
+LAYERS_OF_WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+# Stands for every layer inside of attention: of modules whose class is called so, or whose part is called `qkv`.
 ATTENTION = "attention"
+ATTENTION_CLASSES = ("attention", "attn")
 
 
-class LowRankLinear(nn.Linear):
-    """A linear layer [D, K] with factors A [R, K] and B [D, R]."""
+class LowRankWeight(nn.Module):
+    """What a layer with factors has before its own class: weight [D, ...] + B [D, R, ..] A [R, ...].
 
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`x W^T + x A^T B^T + bias`."""
-        return super().forward(input) + F.linear(F.linear(input, self.lora_A), self.lora_B)
-
-
-class LowRankConv1d(nn.Conv1d):
-    """A convolution with factors A [R, K, k], a convolution of the same geometry, and B [D, R, 1]."""
+    The sum is made where `weight` is read, so whatever the layer's forward does with it, it does with the sum.
+    """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The convolution, and that by A to R channels, which B maps."""
-        inner = F.conv1d(input, self.lora_A, None, self.stride, self.padding, self.dilation)
-        return super().forward(input) + F.conv1d(inner, self.lora_B)
+    @property
+    def weight(self) -> Tensor:
+        """W + B A, in the shape of W."""
+        plain = self._parameters["weight"]
+        assert plain is not None
+        return plain + (self.lora_B.flatten(1) @ self.lora_A.flatten(1)).reshape(plain.shape)
 
 
-class LowRankConv2d(nn.Conv2d):
-    """A convolution with factors A [R, K, k, k], a convolution of the same geometry, and B [D, R, 1, 1]."""
-
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The convolution, and that by A to R channels, which B maps."""
-        inner = F.conv2d(input, self.lora_A, None, self.stride, self.padding, self.dilation)
-        return super().forward(input) + F.conv2d(inner, self.lora_B)
-
-
-KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: LowRankLinear,
-    nn.Conv1d: LowRankConv1d,
-    nn.Conv2d: LowRankConv2d,
-}
+@cache
+def _with_factors(kind: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a layer's class whose weight has factors."""
+    return type(f"LowRank{kind.__name__}", (LowRankWeight, kind), {})
 
 
 def find_layers(module: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -66,29 +49,32 @@ def find_layers(module: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: if a pattern fits no linear or convolutional layer, with some of those that there are.
     """
-    layers = [name for name, layer in module.named_modules() if _is_plain(layer)]
-    inside = tuple(f"{name}." for name, one in module.named_modules() if ATTENTION in type(one).__name__.lower())
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, LAYERS_OF_WEIGHTS)]
     chosen: set[str] = set()
     for pattern in patterns:
         if pattern == ATTENTION:
-            found = {name for name in layers if name.startswith(inside)} if inside else set()
+            found = _inside_attention(module, layers)
         else:
             found = {name for name in layers if fnmatchcase(name, pattern)}
         if not found:
             raise ValueError(
-                f"heads.lora.layers: '{pattern}' fits no linear layer or convolution of one group; there are, for "
-                f"example, {', '.join(layers[:3]) or 'none'}"
+                f"heads.lora.layers: '{pattern}' fits no linear layer or convolution; there are, for example, "
+                f"{', '.join(layers[:3]) or 'none'}"
             )
         chosen |= found
     return [name for name in layers if name in chosen]
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is one of ours or torch's own, whose forward is all that uses its weight."""
-    kind = type(layer)
-    if kind not in KINDS and kind not in KINDS.values():
-        return False
-    return getattr(layer, "groups", 1) == 1 and getattr(layer, "padding_mode", "zeros") == "zeros"
+def _inside_attention(module: nn.Module, layers: Sequence[str]) -> set[str]:
+    """Return the layers of attention, by the classes of the modules that they lie in, or a sibling called `qkv`."""
+    kinds = {name: type(one).__name__.lower() for name, one in module.named_modules()}
+    inside = tuple(f"{name}." for name, kind in kinds.items() if any(word in kind for word in ATTENTION_CLASSES))
+    found = {name for name in layers if inside and name.startswith(inside)}
+    for name in layers:
+        owner, _, last = name.rpartition(".")
+        if last in ("qkv", "proj") and f"{owner}.qkv" in kinds:
+            found.add(name)
+    return found
 
 
 def add_factors(module: nn.Module, layers: Sequence[str], rank: int) -> list[str]:
@@ -102,13 +88,13 @@ def add_factors(module: nn.Module, layers: Sequence[str], rank: int) -> list[str
     names = []
     for name in layers:
         layer = module.get_submodule(name)
-        if type(layer) in KINDS:
+        if not isinstance(layer, LowRankWeight):
             weight = layer.get_parameter("weight")
             first = weight.new_zeros(rank, *weight.shape[1:])
             second = weight.new_zeros(len(weight), rank, *[1] * (weight.ndim - 2))
-            layer.__class__ = KINDS[type(layer)]
             layer.register_parameter("lora_A", nn.Parameter(first, weight.requires_grad))
             layer.register_parameter("lora_B", nn.Parameter(second, weight.requires_grad))
+            layer.__class__ = _with_factors(type(layer))
         names += [f"{name}.{factor}" for factor in FACTORS]
     return names
 
@@ -118,12 +104,12 @@ def add_factors_of(module: nn.Module, heads: Mapping[str, Tensor]) -> None:
 
     Args:
         module: the base model.
-        heads: tensors of a member by name; factors of another layer than a linear one or a convolution are left alone.
+        heads: tensors of a member by name; factors of what is no such layer, a class table, are left alone.
     """
     known = dict(module.named_modules())
     for name, value in heads.items():
         layer, _, factor = name.rpartition(".")
-        if factor == "lora_A" and layer in known and type(known[layer]) in KINDS:
+        if factor == "lora_A" and isinstance(known.get(layer), LAYERS_OF_WEIGHTS):
             add_factors(module, [layer], len(value))
 
 

@@ -95,7 +95,7 @@ def load_model(
     model = build_model(config)
     load_weights(model, checkpoint, ema, pretrained, config)
     kept = {"averaged": ema, "defaults": defaults or Defaults()}
-    return _make_pipeline(ModelPipeline, model, config, checkpoint, sampling, speed, device, **kept)
+    return make_pipeline(ModelPipeline, model, config, checkpoint, sampling, speed, device, **kept)
 
 
 def _load_own(
@@ -110,7 +110,7 @@ def _load_own(
     if ckpt is not None:
         load_into(given.network, load_state_dict(ckpt))
     checkpoint = None if ckpt is None else Path(ckpt)
-    return _make_pipeline(ModelPipeline, given.build(), given.config(), checkpoint, sampling, speed, device, **kept)
+    return make_pipeline(ModelPipeline, given.build(), given.config(), checkpoint, sampling, speed, device, **kept)
 
 
 def _load_folder(
@@ -123,7 +123,7 @@ def _load_folder(
     load_folder_weights(model, folder)
     sampling = Sampling(spacing=facts.spacing) if sampling is None else sampling
     weights = folder.network.weight_files[0]
-    return _make_pipeline(ModelPipeline, model, config, weights, sampling, speed, device, defaults=defaults)
+    return make_pipeline(ModelPipeline, model, config, weights, sampling, speed, device, defaults=defaults)
 
 
 def load_ensemble(
@@ -169,7 +169,7 @@ def load_ensemble(
     base.init_from_ckpt(str(checkpoint), use_averaged=True)
     add_factors_of(base.network, {name: value[0] for name, value in ensemble.members.overrides.items()})
     kept = {"defaults": Defaults(scale=5.0), "ensemble": ensemble, "branching": branching or Branching()}
-    return _make_pipeline(EnsemblePipeline, base, config, checkpoint, sampling, speed, device, **kept)
+    return make_pipeline(EnsemblePipeline, base, config, checkpoint, sampling, speed, device, **kept)
 
 
 def _make_ensemble(
@@ -273,7 +273,7 @@ def load_weights(
         model.first_stage_model.init_from_ckpt(first_stage)
 
 
-def _make_pipeline(
+def make_pipeline(
     kind: type[P],
     model: LatentDiffusion,
     config: Mapping[str, Any],

@@ -26,6 +26,7 @@ from ldm.modules.adapted import (
     find_last_layer,
 )
 from ldm.modules.conditioned import UNET, ConditionEmbedder
+from ldm.modules.low_rank import add_factors_of
 from ldm.modules.parts import Parts, find_parts
 
 # Schedules by name, with the published defaults of Ho et al. 2020, Nichol & Dhariwal 2021, Karras et al. 2022.
@@ -36,6 +37,8 @@ SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
     "flow": FlowSchedule,
 }
 CONDITIONS = ("class", None)
+# What the names of a member's tensors may lack: they are the model's, or those of the user's network.
+PREFIXES = ("", f"{UNET}{BELOW}", UNET)
 
 
 @dataclass(frozen=True)
@@ -197,15 +200,19 @@ def gather_ensemble(model: LatentDiffusion, members: Sequence[Mapping[str, Tenso
     """Return an ensemble of a model from state dicts, or files of them, of its members.
 
     Args:
-        model: the base; it is not changed.
+        model: the base. Where members have low-rank factors of layers it is given these, all zero, so that it computes
+            what it did.
         members: each a state dict of the network, whole or those tensors in which it differs from the base, by the
             names of the user's network or of the model.
 
     Raises:
         ValueError: if a name or a shape is not the model's, or no member differs from the base.
     """
+    given = [one if isinstance(one, Mapping) else load_state_dict(one) for one in members]
+    if given:
+        _add_factors(model, given[0])
     base = model.network.state_dict()
-    read = [_by_model_names(base, one if isinstance(one, Mapping) else load_state_dict(one)) for one in members]
+    read = [_by_model_names(base, one) for one in given]
     whole = [{**base, **member} for member in read]
     named = {name for member in read for name in member}
     differ = [name for name in base if name in named and any(not torch.equal(one[name], base[name]) for one in whole)]
@@ -222,10 +229,20 @@ def gather_ensemble(model: LatentDiffusion, members: Sequence[Mapping[str, Tenso
     return Ensemble(Path("in memory"), spec, stacked)
 
 
+def _add_factors(model: LatentDiffusion, member: Mapping[str, Tensor]) -> None:
+    """Give the model the low-rank factors that a member has."""
+    base = model.network.state_dict()
+    for name, value in member.items():
+        layer, _, factor = name.rpartition(".")
+        start = next((one for one in PREFIXES if f"{one}{layer}.weight" in base), None)
+        if factor == "lora_A" and start is not None:
+            add_factors_of(model.network, {f"{start}{name}": value})
+
+
 def _by_model_names(base: Mapping[str, Tensor], member: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in member.items():
-        known = next((start + name for start in ("", f"{UNET}{BELOW}", UNET) if start + name in base), None)
+        known = next((start + name for start in PREFIXES if start + name in base), None)
         if known is None or base[known].shape != value.shape:
             has = "none of this name" if known is None else f"{list(base[known].shape)}"
             raise ValueError(f"a member holds '{name}' {list(value.shape)}, the model {has}: is this its base model?")

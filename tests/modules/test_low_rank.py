@@ -47,8 +47,19 @@ def test_attention_and_patterns_choose_layers():
         find_layers(net, ["heads.9"])
     with pytest.raises(ValueError, match="rank must be at least 1"):
         add_factors(net, inside, 0)
-    multihead = nn.MultiheadAttention(4, 2)
-    assert find_layers(nn.Sequential(nn.Linear(2, 2), multihead), ["*"]) == ["0"], "its weight is used without a call"
+
+
+def test_a_weight_that_is_used_without_a_call_has_its_factors():
+    attention, x = nn.MultiheadAttention(4, 2).double(), draw(3, 2, 4)
+    plain = attention(x, x, x)[0]
+    a, b = add_factors(attention, find_layers(attention, ["out_proj"]), 1)
+    heads = {a: draw(1, 4), b: draw(4, 1)}
+    folded = {name: value for name, value in attention.state_dict().items() if "lora" not in name}
+    other = nn.MultiheadAttention(4, 2).double()
+    other.load_state_dict({**folded, **fold_factors(heads, folded)})
+    changed = functional_call(attention, heads, (x, x, x))[0]
+    torch.testing.assert_close(changed, other(x, x, x)[0])
+    assert not torch.allclose(changed, plain)
 
 
 def test_heads_make_their_factors():
