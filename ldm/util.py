@@ -21,6 +21,8 @@ TARGET_ALIASES = {
     "taming.modules.losses.vqperceptual.DummyLoss": "torch.nn.Identity",
     "ldm.models.diffusion.ddpm.Layout2ImgDiffusion": "ldm.models.diffusion.ddpm.LatentDiffusion",
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
+    "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
+    "ldm.modules.losses.contperceptual.DummyLoss": "torch.nn.Identity",
     # latent-diffusion keeps these in its main.py; an installed package has no top-level module `main`.
     "main.CUDACallback": "ldm.training.callbacks.CUDACallback",
     "main.DataModuleFromConfig": "ldm.data.module.DataModuleFromConfig",

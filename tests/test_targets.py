@@ -60,6 +60,8 @@ MOVED = {
     "ldm.models.diffusion.times.LogNormalNoise": "ldm.diffusion.training_times.LogNormalNoise",
     "ldm.models.diffusion.times.UniformTimes": "ldm.diffusion.training_times.UniformTimes",
     "ldm.modules.losses.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
+    "ldm.modules.losses.contperceptual.DummyLoss": "torch.nn.Identity",
+    "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator": "ldm.modules.losses.KLLoss",
     "ldm.opened.trunk.TrunkFeatures": "ldm.pipelines.features.BackboneFeatures",
     "main.CUDACallback": "ldm.training.callbacks.CUDACallback",
     "main.DataModuleFromConfig": "ldm.data.module.DataModuleFromConfig",
@@ -96,7 +98,8 @@ def test_every_target_of_the_first_version_resolves():
 def test_no_alias_is_left_out_of_the_list():
     assert set(TARGET_ALIASES) <= set(MOVED)
     assert set(MOVED_MODULES) == {old.rpartition(".")[0] for old in MOVED if not old.startswith(("main", "taming"))} - {
-        "ldm.modules.losses"
+        "ldm.modules.losses",
+        "ldm.modules.losses.contperceptual",
     }
     assert set(RENAMED_TARGETS) <= {names(old) for old in MOVED}
 

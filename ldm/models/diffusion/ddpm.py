@@ -13,8 +13,7 @@ from ldm.diffusion.denoiser import Denoiser, Network, clipped, make_denoiser
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
-from ldm.models.autoencoder import IdentityFirstStage
-from ldm.models.diffusion import stages
+from ldm.models.diffusion import pictures, stages
 from ldm.models.diffusion.log_images import make_log_images
 from ldm.models.diffusion.optimisation import measure_deviation
 from ldm.models.diffusion.training import DDPM
@@ -45,6 +44,8 @@ class LatentDiffusion(DDPM):
         cond_stage_key: name of the condition in a batch.
         cond_stage_trainable: whether the embedder trains.
         concat_mode: where there is no `conditioning_key`, whether it is concat or crossattn.
+        picture_key: of a hybrid model, name of the picture in a batch; of others it is `cond_stage_key`.
+        mask_key: name of the picture's mask, which is joined to it where the network has a channel for it.
         scale_factor: of the latents; with `scale_by_std` it is measured on the first batch of a training.
         guidance_scale: of logged samples.
         ddpm: further arguments of `DDPM`; those that are named here but not described are its as well.
@@ -60,11 +61,12 @@ class LatentDiffusion(DDPM):
     instantiate_first_stage = stages.instantiate_first_stage
     instantiate_cond_stage = stages.instantiate_cond_stage
     differentiable_decode_first_stage = stages.decode_with_gradients
-    get_learned_conditioning = stages.get_learned_conditioning
-    read_conditions = stages.read_conditions
-    read_labels = stages.read_kept_conditions
+    get_learned_conditioning = pictures.get_learned_conditioning
+    read_conditions = pictures.read_conditions
+    read_labels = pictures.read_kept_conditions
     null_condition = stages.null_condition
     rename_released = stages.rename_released
+    encoded = stages.encode_images
 
     def __init__(
         self,
@@ -75,6 +77,8 @@ class LatentDiffusion(DDPM):
         cond_stage_trainable: bool = False,
         concat_mode: bool = True,
         conditioning_key: str | None = None,
+        picture_key: str | None = None,
+        mask_key: str = "mask",
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         guidance_scale: float = 1.0,
@@ -92,6 +96,8 @@ class LatentDiffusion(DDPM):
         super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **ddpm)
         self.cond_stage_key = cond_stage_key
         self.cond_stage_trainable = cond_stage_trainable
+        self.picture_key = picture_key
+        self.mask_key = mask_key
         self.guidance_scale = guidance_scale
         self.scale_by_std = scale_by_std
         if scale_by_std:
@@ -154,20 +160,11 @@ class LatentDiffusion(DDPM):
         x = super().get_input(batch, k)
         return self.get_first_stage_encoding(x if "encoded" in batch else self.encode_first_stage(x)).detach().float()
 
-    @torch.no_grad()
-    def encoded(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a batch with latents [B, h, w, c] before scaling in place of its images, to encode them once."""
-        if "encoded" in batch or isinstance(self.first_stage_model, IdentityFirstStage):
-            return batch
-        z = self.before_scaling(self.encode_first_stage(super().get_input(batch, self.first_stage_key)))
-        return {**batch, self.first_stage_key: z.movedim(1, -1), "encoded": True}
-
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         super().validation_step(self.encoded(batch) if self.use_ema else batch, batch_idx)
 
-    def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
-        labels = self.read_labels(batch, uniform)
-        return labels if labels is None or self.model.conditioning_key == "adm" else self.embedder.embed(labels)
+    def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Any:
+        return pictures.embed_read(self, self.read_labels(batch, uniform), batch)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """With `scale_by_std`, the first batch of a fresh run sets scale_factor = 1 / standard deviation."""

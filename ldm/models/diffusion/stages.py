@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
+from ldm.models.diffusion.training import read_images
 from ldm.modules.conditioned import EMBEDDER, ConditionEmbedder
 from ldm.modules.encoders.text import TextEmbedder
 from ldm.modules.parts import Parts
@@ -24,6 +25,7 @@ class HasStages(Protocol):
     cond_stage_model: nn.Module | None
     cond_stage_trainable: bool
     cond_stage_key: str
+    first_stage_key: str
     training: bool
 
     @property
@@ -41,6 +43,12 @@ class HasStages(Protocol):
     @property
     def null_class(self) -> int | None:
         """Label of the null class."""
+
+    def before_scaling(self, encoder_posterior: Any) -> Tensor:
+        """Return a latent, of a distribution its mode."""
+
+    def encode_first_stage(self, x: Tensor) -> Any:
+        """Encode images to latents, or to a distribution of them."""
 
     def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
         """Decode scaled latents to images."""
@@ -132,3 +140,12 @@ def make_class_tables(model: HasStages) -> ClassTables:
         return tables
     rows = tuple(embedder.null_tokens.unique().tolist())
     return replace(tables, null_tokens=dict.fromkeys(parts.token_tables, rows))
+
+
+@torch.no_grad()
+def encode_images(model: HasStages, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a batch with latents [B, h, w, c] before scaling in place of its images, to encode them once."""
+    if "encoded" in batch or isinstance(model.first_stage_model, IdentityFirstStage):
+        return batch
+    z = model.before_scaling(model.encode_first_stage(read_images(batch[model.first_stage_key])))
+    return {**batch, model.first_stage_key: z.movedim(1, -1), "encoded": True}

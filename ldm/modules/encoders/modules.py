@@ -18,9 +18,11 @@ __all__ = [
     "BERTTokenizer",
     "ClassEmbedder",
     "FrozenCLIPEmbedder",
+    "SpatialRescaler",
     "TransformerEmbedder",
     "WordTokenizer",
 ]
+RESCALINGS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 
 
 class ClassEmbedder(nn.Module):
@@ -127,6 +129,52 @@ class ClassEmbedder(nn.Module):
         if low < 0 or high >= self.n_classes:
             null = "no null class" if self.null_class is None else f"null class {self.null_class}"
             raise ValueError(f"labels must lie in 0..{self.n_classes - 1} ({null}), got {low}..{high}")
+
+
+class SpatialRescaler(nn.Module):
+    """A picture of the condition at the size of the latent: resized in stages, its channels mapped to others or not.
+
+    Args:
+        n_stages: how often it is resized by `multiplier`; a factor of 2^n is n stages of one half.
+        method: of `torch.nn.functional.interpolate`: nearest, linear, bilinear, trilinear, bicubic or area.
+        multiplier: of height and width.
+        in_channels: channels of the picture: of a label map as many as it has labels.
+        out_channels: channels after a 1x1 convolution `channel_mapper`; None: there is none.
+        bias: of that convolution.
+
+    Raises:
+        ValueError: for an unknown method, or a negative number of stages.
+    """
+
+    def __init__(
+        self,
+        n_stages: int = 1,
+        method: str = "bilinear",
+        multiplier: float = 0.5,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        bias: bool = False,
+    ):
+        super().__init__()
+        if method not in RESCALINGS:
+            raise ValueError(f"method must be one of {RESCALINGS}, got '{method}'")
+        if n_stages < 0:
+            raise ValueError(f"n_stages is a number of resizings, at least 0; got {n_stages}")
+        self.n_stages = n_stages
+        self.method = method
+        self.multiplier = multiplier
+        if out_channels is not None:
+            self.channel_mapper = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures [B, out_channels, h, w] of pictures [B, in_channels, H, W]."""
+        for _ in range(self.n_stages):
+            x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
+        return self.channel_mapper(x) if hasattr(self, "channel_mapper") else x
+
+    def encode(self, x: Tensor) -> Tensor:
+        """As `forward`: what encodes a condition has this name in latent-diffusion."""
+        return self(x)
 
 
 class AugmentationLabels(nn.Module):
