@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import ModelSource, Placement
 from ldm.options import option
 from ldm.settings import Sampling, Speed
@@ -65,6 +66,7 @@ class SampleModel:
     """Also write latents.safetensors."""
     epoch: Annotated[int | None, option(metavar="E", default="the last checkpoint")] = None
     """The checkpoint that --run kept of this epoch."""
+    conditions: PictureConditions = PictureConditions()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
     speed: Speed = Speed()
@@ -101,6 +103,7 @@ class SampleModel:
         if (out / "samples.npz").exists() and not (out / "parts" / "settings.json").exists():
             raise FileExistsError(f"{out} holds samples that this command did not make; choose another --out")
         pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps, self.epoch)
+        pipeline = self.conditions.give(pipeline)
         classes = self._choose_classes(pipeline)
         plan = self._plan(pipeline, classes)
         settings = self._settings(pipeline, classes)

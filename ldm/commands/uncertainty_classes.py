@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import ClassNames, EnsembleSource, Placement, read_scale
 from ldm.options import option
 from ldm.settings import Branching, Sampling, Speed
@@ -77,6 +78,7 @@ class UncertaintyClasses:
     """The folder of the output."""
     overwrite: bool = False
     """Replace outputs that exist."""
+    conditions: PictureConditions = PictureConditions()
     branching: Branching = Branching()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
@@ -91,6 +93,7 @@ class UncertaintyClasses:
         from ldm.report.class_report import write_branch_report
 
         pipeline = self.ensemble.load(self.sampling, self.branching, self.speed, self.place.device)
+        pipeline = self.conditions.give(pipeline)
         plan = self._plan(pipeline)
         labels = pipeline.choose_classes(self.classes, 8 if self.quickrun else None)
         several = len(pipeline.branches) > 1

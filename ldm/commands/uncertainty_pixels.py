@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import EnsembleSource, Placement, SpreadClasses, read_scale
 from ldm.options import option
 from ldm.settings import Branching, Sampling, Speed
@@ -54,6 +55,7 @@ class UncertaintyPixels:
     """The folder of the output."""
     overwrite: bool = False
     """Replace outputs that exist."""
+    conditions: PictureConditions = PictureConditions()
     branching: Branching = Branching()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
@@ -79,6 +81,7 @@ class UncertaintyPixels:
         from ldm.records import refuse_existing, write_record
 
         pipeline = self.ensemble.load(self.sampling, self.branching, self.speed, self.place.device, published_branch=0)
+        pipeline = self.conditions.give(pipeline)
         labels = pipeline.choose_classes(self.classes, 10)
         each = list(pipeline.at_branches())
         pictures = [path for one in each for space in self.space for path in self._pictures(one, space)]

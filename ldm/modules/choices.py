@@ -48,13 +48,14 @@ class Choices:
     null: bool = False
 
     def __post_init__(self):
-        rows = {name: len(value) for name, value in self._tensors().items()}
+        rows = {name: len(value) for name, value in self.tensors().items()}
         expected = len(self.names) + self.null
         if not self.names or not rows or set(rows.values()) != {expected}:
             null = " and one for the null condition" if self.null else ""
             raise ValueError(f"{len(self.names)} conditions need a row each{null}, got {rows or 'no rows'}")
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the choices hold, by the names of their arguments."""
         values = {field.name: getattr(self, field.name) for field in fields(Condition)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -65,8 +66,8 @@ class Choices:
 
     def pick(self, labels: Tensor) -> Condition:
         """Return the conditions of labels [B], which lie in 0..P - 1, or P for the null condition."""
-        return Condition(**{name: value[labels.to(value.device)] for name, value in self._tensors().items()})
+        return Condition(**{name: value[labels.to(value.device)] for name, value in self.tensors().items()})
 
     def to(self, device: torch.device | str) -> Choices:
         """Return the same choices on a device."""
-        return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
+        return replace(self, **{name: value.to(device) for name, value in self.tensors().items()})

@@ -212,7 +212,10 @@ class Pipeline:
         """
         if self.base_network.needs_choices:
             kind = "pictures" if self.base_network.joins_picture else "prompts"
-            raise ValueError(f"this model is conditioned on {kind}: give them, see Pipeline.with_choices")
+            raise ValueError(
+                f"this model is conditioned on {kind}: give them (--{kind}; in Python Pipeline.with_choices or, of "
+                "pictures, ldm.pipelines.pictures.with_pictures)"
+            )
         if self.model.n_classes or self.wrappers.classifier is None:
             return self.model.n_classes or 0
         return self.wrappers.classifier.n_classes

@@ -53,9 +53,10 @@ def observations(
         drawn = [sampled(number, range(draws), z.shape[1:], model.num_timesteps) for number in numbers]
         t, noise, uniform = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
         z, noise, t = z.repeat_interleave(draws, 0), noise.to(z), model.drawn_times(t)
-        cond = model.read_conditions(batch)
+        on_device = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        cond = model.read_conditions(on_device)
         if cond is not None:
-            cond = cond.to(device).repeat_interleave(draws, 0)
+            cond = cond.repeat_interleave(draws, 0)
             if model.label_dropout:
                 null = model.null_condition(cond)
                 assert null is not None  # what a dropped condition becomes

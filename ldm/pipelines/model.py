@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint import tensors_sha256
 from ldm.diffusion.denoiser import Denoiser, Network, make_denoiser
 from ldm.diffusion.noise import INITIAL, ImageNoise
 from ldm.diffusion.samplers import run
@@ -167,7 +168,7 @@ class ModelPipeline(Pipeline):
 
     def describe_sampling(self) -> dict[str, Any]:
         """Return what the sampler and its noise depend on, for records."""
-        sampling = self.sampling
+        sampling, choices = self.sampling, self.model.choices
         return {
             "sampler": sampling.sampler,
             "steps": len(self.times) - 1,
@@ -179,5 +180,6 @@ class ModelPipeline(Pipeline):
             **{name: value for name, value in sampling.levels.items() if value is not None},
             **({"sampler_options": self.sampler_options} if self.sampler_options else {}),
             **({} if self.speed.precision == "float32" else {"precision": self.speed.precision}),
+            **({} if choices is None else {"conditions_sha256": tensors_sha256(choices.tensors())}),
             **self.wrappers.describe(),
         }

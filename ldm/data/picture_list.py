@@ -1,0 +1,111 @@
+"""A list of pictures to condition on, with their masks, read from folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.data.base import Crop, to_signed
+from ldm.data.pictures import Files, decode
+from ldm.util import generator
+
+MASK_ENDING = "_mask"
+
+
+@dataclass(frozen=True)
+class PictureList:
+    """Pictures of one size by name, and where they have holes.
+
+    Args:
+        names: of the pictures [P], without endings.
+        pictures: [P, C, H, W] in [-1, 1], whole: what is under a hole is not taken out yet.
+        masks: [P, 1, H, W], 1 in a hole and -1 outside; None: there are none.
+
+    Raises:
+        ValueError: if their numbers or sizes differ.
+    """
+
+    names: tuple[str, ...]
+    pictures: Tensor
+    masks: Tensor | None = None
+
+    def __post_init__(self):
+        size = self.pictures.shape[-2:]
+        fits = self.masks is None or (len(self.masks) == len(self.names) and self.masks.shape[-2:] == size)
+        if len(self.names) != len(self.pictures) or not fits:
+            raise ValueError(
+                f"{len(self.names)} pictures [P, C, H, W] need as many masks [P, 1, H, W] of one size, got pictures "
+                f"{list(self.pictures.shape)} and masks {None if self.masks is None else list(self.masks.shape)}"
+            )
+
+    @property
+    def masked(self) -> Tensor:
+        """The pictures with -1 in their holes, as a model of inpainting sees them."""
+        return self.pictures if self.masks is None else torch.where(self.masks > 0, -1.0, self.pictures)
+
+    def fill_in(self, images: Tensor) -> Tensor:
+        """Return the pictures with images [P, C, H, W] in their holes; without masks the images."""
+        return images if self.masks is None else torch.where(self.masks > 0, images, self.pictures)
+
+    def one_hot(self, labels: int) -> PictureList:
+        """Return label maps, read as grey pictures, with a channel of 0 and 1 for each of so many labels."""
+        values = ((self.pictures[:, 0] + 1) * 127.5).round().long()  # [P, H, W]
+        if int(values.max()) >= labels:
+            raise ValueError(f"label maps of a model of {labels} labels hold values up to {int(values.max())}")
+        return replace(self, pictures=F.one_hot(values, labels).movedim(-1, 1).float())
+
+
+def read_picture_list(
+    folder: str | Path, channels: int = 3, size: int | None = None, masks: str | Path | None = None
+) -> PictureList:
+    """Read the pictures of a folder, in the order of their names.
+
+    A file `NAME_mask.png` is the mask of `NAME.png`, white in the hole; or it has its picture's name in the folder
+    `masks`. A folder that holds one mask and gives `masks` none takes only the pictures that have one.
+
+    Args:
+        channels: 1 (grey) or 3 (RGB).
+        size: scale the shortest side to so many pixels and cut to the middle; None: as they are.
+        masks: folder of masks.
+
+    Raises:
+        ValueError: if there are no pictures, a mask is missing, or the sizes differ.
+    """
+    files = Files(folder)
+    found = files.images()
+    beside = {_stem(name).removesuffix(MASK_ENDING): name for name in found if _stem(name).endswith(MASK_ENDING)}
+    pictures = {_stem(name): name for name in found if not _stem(name).endswith(MASK_ENDING)}
+    holes: dict[str, bytes] = {}
+    if masks is not None:
+        other = Files(masks)
+        named = {_stem(name).removesuffix(MASK_ENDING): name for name in other.images()}
+        lacking = sorted(set(pictures) - set(named))
+        if lacking:
+            raise ValueError(f"{masks} has no mask of {', '.join(lacking[:5])}")
+        holes = {stem: other.read(named[stem]) for stem in pictures}
+    elif beside:
+        pictures = {stem: name for stem, name in pictures.items() if stem in beside}
+        holes = {stem: files.read(beside[stem]) for stem in pictures}
+    if not pictures:
+        raise ValueError(f"{folder} holds no picture beside its masks")
+    images = [_read(files.read(name), channels, size) for name in pictures.values()]
+    cut = [torch.where(_read(hole, 1, size) > 0, 1.0, -1.0) for hole in holes.values()]
+    sizes = sorted({tuple(image.shape[-2:]) for image in (*images, *cut)})
+    if len(sizes) > 1:
+        raise ValueError(f"pictures and masks of {folder} have several sizes, {sizes[:4]}; choose one to scale them to")
+    return PictureList(tuple(pictures), torch.stack(images), torch.stack(cut) if cut else None)
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _read(content: bytes, channels: int, size: int | None) -> Tensor:
+    """Decode a file to [C, H, W] in [-1, 1]."""
+    image = to_signed(decode(content, channels, size))
+    image = image if size is None else Crop(size)(image, generator("crop"))
+    return image.movedim(-1, 0).contiguous()
