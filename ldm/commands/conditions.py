@@ -10,7 +10,7 @@ from ldm.options import option
 if TYPE_CHECKING:
     from ldm.pipelines.base import Pipeline
 
-P = TypeVar("P", bound="Pipeline")
+_P = TypeVar("_P", bound="Pipeline")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PictureConditions:
         if self.pictures is None and (self.picture_masks is not None or self.picture_size is not None):
             raise ValueError("--picture_masks and --picture_size go with --pictures")
 
-    def give(self, pipeline: P) -> P:
+    def give(self, pipeline: _P) -> _P:
         """Return a pipeline whose classes are the pictures; the same where there are none."""
         if self.pictures is None:
             return pipeline

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "train": Entry("train", "Train", "Train a model, a member of an ensemble, or all members at once."),
     "export": Entry("export", "Export", "Write a model as a base checkpoint, or for diffusers."),
     "sample model": Entry("sample_model", "SampleModel", "Draw samples of a diffusion model, a released one included."),
+    "sample inpaint": Entry("sample_inpaint", "SampleInpaint", "Fill in the holes of pictures."),
     "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
     "uncertainty classes": Entry(

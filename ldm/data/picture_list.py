@@ -75,6 +75,29 @@ def read_picture_list(
     Raises:
         ValueError: if there are no pictures, a mask is missing, or the sizes differ.
     """
+    names, images, cut = _read_folder(folder, channels, size, masks)
+    sizes = sorted({tuple(image.shape[-2:]) for image in (*images, *cut)})
+    if len(sizes) > 1:
+        raise ValueError(f"pictures and masks of {folder} have several sizes, {sizes[:4]}; choose one to scale them to")
+    return PictureList(tuple(names), torch.stack(images), torch.stack(cut) if cut else None)
+
+
+def read_pictures_apart(folder: str | Path, channels: int = 3) -> list[PictureList]:
+    """Read the pictures of a folder that have a mask beside them as lists of one picture each, whatever their sizes.
+
+    Raises:
+        ValueError: if there are none, or a mask has another size than its picture.
+    """
+    names, images, cut = _read_folder(folder, channels, None, None)
+    if not cut:
+        raise ValueError(f"{folder} holds no masks NAME{MASK_ENDING}.png beside pictures NAME.png")
+    return [PictureList((name,), image[None], mask[None]) for name, image, mask in zip(names, images, cut, strict=True)]
+
+
+def _read_folder(
+    folder: str | Path, channels: int, size: int | None, masks: str | Path | None
+) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """Return names, pictures [C, H, W] and masks [1, H, W] of a folder; see `read_picture_list`."""
     files = Files(folder)
     found = files.images()
     beside = {_stem(name).removesuffix(MASK_ENDING): name for name in found if _stem(name).endswith(MASK_ENDING)}
@@ -94,10 +117,7 @@ def read_picture_list(
         raise ValueError(f"{folder} holds no picture beside its masks")
     images = [_read(files.read(name), channels, size) for name in pictures.values()]
     cut = [torch.where(_read(hole, 1, size) > 0, 1.0, -1.0) for hole in holes.values()]
-    sizes = sorted({tuple(image.shape[-2:]) for image in (*images, *cut)})
-    if len(sizes) > 1:
-        raise ValueError(f"pictures and masks of {folder} have several sizes, {sizes[:4]}; choose one to scale them to")
-    return PictureList(tuple(pictures), torch.stack(images), torch.stack(cut) if cut else None)
+    return list(pictures), images, cut
 
 
 def _stem(name: str) -> str:

@@ -16,12 +16,12 @@ from ldm.models.diffusion.pictures import PictureCondition, picture_condition
 from ldm.modules.choices import Choices
 from ldm.pipelines.base import Pipeline
 
-P = TypeVar("P", bound=Pipeline)
+_P = TypeVar("_P", bound=Pipeline)
 # Pictures that are encoded together.
 AT_ONCE = 8
 
 
-def with_pictures(pipeline: P, given: PictureList) -> P:
+def with_pictures(pipeline: _P, given: PictureList) -> _P:
     """Return a pipeline whose classes are pictures: all that takes class labels then works per picture.
 
     Args:
@@ -64,13 +64,13 @@ def read_pictures_for(
         folder, masks, size: see `read_picture_list`.
     """
     model = pipeline.model
-    channels = _picture_channels(model)
+    channels = picture_channels(model)
     if channels in (1, 3):
         return read_picture_list(folder, channels, size, masks)
     return read_picture_list(folder, 1, size).one_hot(channels)
 
 
-def _picture_channels(model: LatentDiffusion) -> int:
+def picture_channels(model: LatentDiffusion) -> int:
     """Return the channels of a picture before it is embedded."""
     condition = picture_condition(model)
     embedder = condition.embedder

@@ -12,9 +12,10 @@ from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
 from ldm.commands.conditions import PictureConditions
+from ldm.commands.sample_inpaint import SampleInpaint
 from ldm.commands.sample_model import SampleModel
 from ldm.commands.shared import ModelSource, Placement
-from ldm.data.picture_list import PictureList, read_picture_list
+from ldm.data.picture_list import PictureList, read_picture_list, read_pictures_apart
 from ldm.pipelines import build_model, load_model
 from ldm.pipelines.pictures import read_pictures_for, with_pictures
 from ldm.settings import Sampling
@@ -132,3 +133,21 @@ def test_the_command_samples_a_picture_each(pipeline, folder, tmp_path):
     expected = chosen.decode(chosen.sample_latents([0, 1, 2], [0, 1, 2]))
     difference = written["arr_0"].astype(float) - 127.5 * (expected.movedim(1, -1).numpy() + 1)
     assert np.abs(difference).max() <= 1
+
+
+def test_holes_are_filled_in_and_the_rest_stays(pipeline, folder, tmp_path):
+    source = ModelSource(base=str(folder / "model.yaml"), ckpt=str(folder / "model.ckpt"))
+    SampleInpaint(str(folder / "seen"), str(tmp_path), source, sampling=Sampling(steps=2), place=Placement("cpu")).run()
+    names = ("a", "b", "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"{name}.png" for name in names), "record.json"]
+    given = read_pictures_for(pipeline, folder / "seen")
+    chosen = with_pictures(pipeline.with_(steps=2), given)
+    filled = given.fill_in(chosen.decode(chosen.sample_latents([0, 1, 2], [0, 1, 2])))
+    for name, picture in zip(names, filled, strict=True):
+        written = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(float)
+        assert np.abs(written - 127.5 * (picture[0].numpy() + 1)).max() <= 1
+    released = SampleInpaint("pictures", "filled").model
+    assert released.base == "configs/latent-diffusion/inpainting_big.yaml"
+    assert released.ckpt == "models/ldm/inpainting_big/last.ckpt"
+    with pytest.raises(ValueError, match="no masks"):
+        read_pictures_apart(folder / "masks", 1)
