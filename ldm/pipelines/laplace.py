@@ -53,8 +53,8 @@ def observations(
         drawn = [sampled(number, range(draws), z.shape[1:], model.num_timesteps) for number in numbers]
         t, noise, uniform = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
         z, noise, t = z.repeat_interleave(draws, 0), noise.to(z), model.drawn_times(t)
-        on_device = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        cond = model.read_conditions(on_device)
+        tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        cond = model.read_conditions({**batch, **tensors})
         if cond is not None:
             cond = cond.repeat_interleave(draws, 0)
             if model.label_dropout:

@@ -67,7 +67,6 @@ class LatentDiffusion(DDPM):
     null_condition = stages.null_condition
     rename_released = stages.rename_released
     encoded = stages.encode_images
-    get_learned_conditioning = pictures.get_learned_conditioning
 
     def __init__(
         self,
