@@ -76,6 +76,7 @@ def listed_weights(listing: dict) -> dict[str, torch.Tensor]:
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 3e-5):
     """Compare with a golden: the tolerance is a share of its maximum."""
+    expected = expected.detach()
     bound = tolerance * float(expected.abs().max())
     torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=bound)
 

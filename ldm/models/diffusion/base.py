@@ -47,12 +47,10 @@ class DiffusionModel(pl.LightningModule):
 
     Args:
         unet_config: the network, or its config.
-        timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas: the table of betas, see
-            `BetaSchedule`.
+        timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas: see `BetaSchedule`.
         use_ema: whether averages of the weights are kept.
         ema: arguments of `LitEma`: decay, ramp.
-        image_size: height and width of the states that are noised.
-        channels: of these states.
+        image_size, channels: of the states that are noised, which are square.
         clip_denoised: clamp x_0 to [-1, 1] in sampling (models of pixels).
         v_posterior: share of the forward variance in the buffer `posterior_variance`.
         conditioning_key: how the condition reaches the network, see `DiffusionWrapper`.

@@ -61,9 +61,9 @@ class LatentDiffusion(DDPM):
     instantiate_first_stage = stages.instantiate_first_stage
     instantiate_cond_stage = stages.instantiate_cond_stage
     differentiable_decode_first_stage = stages.decode_with_gradients
-    get_learned_conditioning = pictures.get_learned_conditioning
-    read_conditions = pictures.read_conditions
-    read_labels = pictures.read_kept_conditions
+    get_learned_conditioning = pictures.embed_given_conditions
+    read_conditions = pictures.read_batch_conditions
+    read_labels = pictures.read_kept_batch_conditions
     null_condition = stages.null_condition
     rename_released = stages.rename_released
     encoded = stages.encode_images

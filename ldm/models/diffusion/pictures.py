@@ -127,19 +127,19 @@ def embed_read(model: PictureModel, labels: Tensor | None, batch: Mapping[str, A
     return {"c_concat": [picture_condition(model).read(batch)], "c_crossattn": [context]}
 
 
-def read_conditions(model: PictureModel, batch: Mapping[str, Any]) -> Tensor | None:
+def read_batch_conditions(model: PictureModel, batch: Mapping[str, Any]) -> Tensor | None:
     """Read the labels [B], the token ids [B, L] of texts, or the embedded pictures [B, C', h, w] of a batch."""
     return picture_condition(model).read(batch) if joins_alone(model) else stages.read_conditions(model, batch)
 
 
-def read_kept_conditions(model: PictureModel, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
+def read_kept_batch_conditions(model: PictureModel, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
     """Read the conditions of a batch after label dropout, which `uniform` [B] decides; pictures are never dropped."""
     if joins_alone(model):
         return picture_condition(model).read(batch)
     return stages.read_kept_conditions(model, batch, uniform)
 
 
-def get_learned_conditioning(model: PictureModel, c: Any) -> Any:
+def embed_given_conditions(model: PictureModel, c: Any) -> Any:
     """Embed a condition: labels [B], texts, pictures [B, C, H, W], or the mapping that holds them by their keys."""
     if not joins_alone(model):
         return stages.get_learned_conditioning(model, c)
