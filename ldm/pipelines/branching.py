@@ -54,7 +54,9 @@ class BranchingPipeline(ModelPipeline):
 
     def check(self) -> Self:
         """See `Pipeline.check`; the branch points and the base members are checked, too."""
-        _ = (self.network, self.branches, self.base_members, self.classes)
+        _ = (self.network, self.branches, self.base_members)
+        if not self.base_network.needs_choices:
+            _ = self.classes
         return super().check()
 
     # The members and what they know
