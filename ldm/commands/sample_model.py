@@ -85,6 +85,8 @@ class SampleModel:
         wrong = {name: value for name, value in counts.items() if isinstance(value, int) and value < 1}
         if wrong:
             raise ValueError(f"expected counts of at least 1, got {wrong}")
+        if self.epoch is not None and self.source.run is None:
+            raise ValueError("--epoch chooses a checkpoint of a run directory: give --run DIR")
         if self.labels is not None and (self.interpolate or self.n_per_class):
             raise ValueError("--labels goes with --n, without --n_per_class and --interpolate")
         if self.labels not in (None, "random") and self.classes:

@@ -159,6 +159,8 @@ def test_interpolation_runs_from_one_seeds_image_to_the_others(released, tmp_pat
     assert np.load(out / "samples.npz")["arr_1"].tolist() == [1] * 4 + [8] * 4
     with pytest.raises(ValueError, match="one of --n, --n_per_class and --interpolate"):
         sample(released, tmp_path / "both", interpolate=(5, 6), n=3)
+    with pytest.raises(ValueError, match="--epoch chooses a checkpoint of a run directory"):
+        sample(released, tmp_path / "none", n=3, epoch=1)
 
 
 # Dopri5 takes as many evaluations as a random network's stiffness asks; test_adaptive.py has fields of known solutions.
@@ -253,6 +255,8 @@ def test_base_runs_and_runs_of_members_can_be_sampled(tmp_path):
         model.load_state_dict(kept, strict=not more)
         expected = model.sample(torch.tensor([0, 1]), ImageNoise(42, (0, 1)), model.sampling_times(2))
         torch.testing.assert_close(latents(out), expected, **ROUNDING)
+    with pytest.raises((ValueError, FileNotFoundError), match="epoch"):
+        sample(ModelSource(run=str(folder)), tmp_path / "other", TWO, n=2, epoch=7)
     (tmp_path / "trunk.ckpt").rename(tmp_path / "moved.ckpt")
     with pytest.raises(ValueError, match="--pretrained"):
         sample(ModelSource(run=str(folder)), tmp_path / "lost", TWO, n=2)

@@ -11,7 +11,9 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.ode.runge_kutta import heun
 from ldm.diffusion.samplers import make_times, run
 from ldm.diffusion.samplers.singlestep import dpm_solver_2
+from ldm.options import read_pairs
 from ldm.settings import Sampling
+from ldm.settings.names import SPACING_NAMES, choose_name
 from tests.conftest import tiny_config, tiny_model
 
 EDM = {
@@ -124,14 +126,27 @@ def test_words_of_edm_and_of_bayesdiff():
 @pytest.mark.parametrize(
     ("words", "nearest"),
     [
-        (["--sampler", "DPM-Solver2"], "DPM-Solver-2"),
-        (["--spacing", "karas"], "karras"),
-        (["--sampler_options", "S_churn"], "NAME=VALUE"),
-        (["--sampler_options", "r=1", "r=2"], "given twice"),
+        (["--sampler", "DPM-Solver2"], "didyoumean'DPM-Solver-2'"),
+        (["--sampler_options", "r=1", "r=2"], "risgiventwice"),
     ],
 )
 def test_wrong_words_are_answered_with_the_nearest(words, nearest, capsys):
     with pytest.raises(SystemExit) as stop:
         parsed(*words)
     assert stop.value.code == 2
-    assert nearest.replace(" ", "") in "".join(capsys.readouterr().err.split()).replace("│", "")
+    assert nearest in "".join(capsys.readouterr().err.split()).replace("│", "")
+
+
+def test_names_and_pairs_are_read():
+    assert choose_name(["karras"], SPACING_NAMES) == "karras"
+    with pytest.raises(ValueError, match=r"got 'karas'; did you mean 'karras'\?"):
+        choose_name(["karas"], SPACING_NAMES)
+    assert read_pairs(["a=1", "b=0.5", "c=inf", "d=True", "e=heun"]) == {
+        "a": 1,
+        "b": 0.5,
+        "c": float("inf"),
+        "d": True,
+        "e": "heun",
+    }
+    with pytest.raises(ValueError, match="expected NAME=VALUE, got 'S_churn'"):
+        read_pairs(["S_churn"])
