@@ -10,7 +10,7 @@ import torch
 
 from ldm.diffusion.denoiser import NetworkDenoiser, Target, TranslatedDenoiser
 from ldm.diffusion.samplers import heun, run
-from ldm.diffusion.schedule import EDMSchedule, LinearVPSchedule, make_betas
+from ldm.diffusion.schedule import EDMSchedule, LinearVPSchedule, VESchedule, make_betas
 from ldm.diffusion.times import edm_times
 from ldm.evaluation.taps import activations
 from ldm.modules import edm
@@ -18,7 +18,7 @@ from ldm.modules.edm import DhariwalUNet, SongUNet
 from ldm.modules.parts import find_parts
 from ldm.util import generator
 from tests.conftest import golden_json, golden_tensors
-from tests.models.toys import CosineTimes, HalfLogPath
+from tests.models.toys import CosineTimes
 
 SETS = {"song": "edm_songunet_small", "dhariwal": "edm_dhariwal_small"}
 CASES = [
@@ -96,8 +96,9 @@ def preconditioned(one, kind, cond):
     own = EDMSchedule()
     if kind == "edm":
         return NetworkDenoiser(one.network, own, Target("edm"), cond, dtype=torch.float32)
-    if kind == "ve":
-        return NetworkDenoiser(one.network, HalfLogPath(), Target("score"), cond, dtype=torch.float32)
+    if kind == "ve":  # its time u is sigma^2
+        exploding = NetworkDenoiser(one.network, VESchedule(), Target("score"), cond, dtype=torch.float32)
+        return lambda x, sigma: exploding(x, sigma**2)
     table = LinearVPSchedule() if kind == "vp" else CosineTimes(make_betas("cosine", 1000))
     return TranslatedDenoiser(NetworkDenoiser(one.network, table, Target("eps"), cond, dtype=torch.float32), table, own)
 
