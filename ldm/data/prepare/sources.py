@@ -45,6 +45,8 @@ ZOO = {
     "lsun_churches": "latent-diffusion/lsun_churches-ldm-kl-8",
     "lsun_bedrooms": "latent-diffusion/lsun_bedrooms-ldm-vq-4",
     "cin": "latent-diffusion/cin-ldm-vq-f8",
+    "text2img": "latent-diffusion/text2img256",
+    "layout2img_model": "latent-diffusion/layout2img-openimages256",
     "kl-f4": "autoencoder/autoencoder_kl_64x64x3",
     "kl-f8": "autoencoder/autoencoder_kl_32x32x4",
     "kl-f16": "autoencoder/autoencoder_kl_16x16x16",

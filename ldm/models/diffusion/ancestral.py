@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ldm.diffusion.denoiser import NetworkDenoiser
 from ldm.diffusion.noise import ImageNoise
+from ldm.models.diffusion import entries
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.entries import AncestralModel, q_posterior
 from ldm.modules.diffusionmodules.tables import extract_into_tensor
@@ -265,3 +266,18 @@ def first_images(cond: Any, count: int) -> Any:
     if isinstance(cond, (list, tuple)):
         return [first_images(value, count) for value in cond]
     return cond if cond is None else cond[:count]
+
+
+class SamplingMethods:
+    """The names of latent-diffusion's methods, which its scripts and samplers written for it call on a model."""
+
+    q_mean_variance = entries.q_mean_variance
+    predict_start_from_noise = entries.predict_start_from_noise
+    predict_start_from_z_and_v = entries.predict_start_from_z_and_v
+    predict_eps_from_z_and_v = entries.predict_eps_from_z_and_v
+    q_posterior = entries.q_posterior
+    p_mean_variance = p_mean_variance
+    p_sample = p_sample
+    p_sample_loop = p_sample_loop
+    progressive_denoising = progressive_denoising
+    sample_log = sample_log

@@ -19,7 +19,7 @@ from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.diffusion.times import make_times
 from ldm.diffusion.training_times import TrainingTimes
 from ldm.ensembles.heads import ClassTables, name_heads
-from ldm.models.diffusion import ancestral, entries
+from ldm.models.diffusion.ancestral import SamplingMethods
 from ldm.models.diffusion.process import (
     build_schedule,
     choose_config,
@@ -42,7 +42,7 @@ EMA_KEYS = ("model_ema.*",)
 IMPORTANCE_KEYS = ("time_importance.*",)
 
 
-class DiffusionModel(pl.LightningModule):
+class DiffusionModel(SamplingMethods, pl.LightningModule):
     """A network with the noise process and the target that it is trained for; how it is trained is `DDPM`'s.
 
     Args:
@@ -70,17 +70,6 @@ class DiffusionModel(pl.LightningModule):
 
     schedule: Schedule
     training_times: TrainingTimes | None
-    # latent-diffusion's methods, which its scripts and samplers written for it call.
-    q_mean_variance = entries.q_mean_variance
-    predict_start_from_noise = entries.predict_start_from_noise
-    predict_start_from_z_and_v = entries.predict_start_from_z_and_v
-    predict_eps_from_z_and_v = entries.predict_eps_from_z_and_v
-    q_posterior = entries.q_posterior
-    p_mean_variance = ancestral.p_mean_variance
-    p_sample = ancestral.p_sample
-    p_sample_loop = ancestral.p_sample_loop
-    progressive_denoising = ancestral.progressive_denoising
-    sample_log = ancestral.sample_log
 
     def __init__(
         self,
