@@ -51,6 +51,7 @@ MOVED = {
     "ldm.models.diffusion.affine.CosinePath": "ldm.diffusion.affine.CosineSchedule",
     "ldm.models.diffusion.affine.LinearAlphaPath": "ldm.diffusion.affine.LinearAlphaSchedule",
     "ldm.models.diffusion.affine.PolynomialPath": "ldm.diffusion.affine.PolynomialSchedule",
+    "ldm.models.diffusion.ddpm.Layout2ImgDiffusion": "ldm.models.diffusion.ddpm.LatentDiffusion",
     "ldm.models.diffusion.learned_variance.LearnedVariance": "ldm.diffusion.learned_variance.LearnedVariance",
     "ldm.models.diffusion.path.EDMPath": "ldm.diffusion.schedule.EDMSchedule",
     "ldm.models.diffusion.path.FlowPath": "ldm.diffusion.schedule.FlowSchedule",
@@ -98,6 +99,7 @@ def test_every_target_of_the_first_version_resolves():
 def test_no_alias_is_left_out_of_the_list():
     assert set(TARGET_ALIASES) <= set(MOVED)
     assert set(MOVED_MODULES) == {old.rpartition(".")[0] for old in MOVED if not old.startswith(("main", "taming"))} - {
+        "ldm.models.diffusion.ddpm",
         "ldm.modules.losses",
         "ldm.modules.losses.contperceptual",
     }
