@@ -7,13 +7,13 @@ absence of an order for a measured 0; `rank_correlation`, whose rows are average
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import mannwhitneyu, rankdata, spearmanr, t
+from scipy.optimize import brentq
+from scipy.stats import mannwhitneyu, norm, rankdata, skew, spearmanr, t
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Interval:
     n: int = 0
     sd: float = math.nan
     resamples: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval: neither end is NaN."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
 
     @property
     def width(self) -> float:
@@ -66,71 +71,36 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, count, sd)
 
 
-def bootstrap_interval(
-    statistic: Callable[..., Any],
-    *arrays: Any,
-    seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
-    strata: ArrayLike | None = None,
-    batched: bool = False,
-) -> Interval:
-    """Percentile bootstrap of `statistic(*arrays)`, resampling the first axis of all arrays jointly (Efron 1979).
+def skewed_mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Interval of a mean of skewed values: Student's under Hall's cubic transformation, which removes the skewness.
 
-    `scipy.stats.bootstrap` knows no strata, lets one NaN spoil the interval, and draws from NumPy's generator, which
-    would change every number made with this function before: so the resampling is our own.
+        mean - sd / sqrt(n) g^-1(+-t_{n-1}),    g^-1(x) = 3 (cbrt(1 + a (x - a / 6)) - 1) / a,    a = skewness / sqrt(n)
 
-    Args:
-        statistic: function of the resampled arrays. Resamples where it is NaN (one class only) are left out.
-        arrays: equal first axes; this axis is the independent unit (classes, not the noises within a class).
-        seed: the resamples are functions of it alone.
-        level: share between the ends, by quantiles of (1 - level)/2 on both sides.
-        strata: [N] labels; given, each stratum keeps its size (for AUROC: `strata=positives`).
-        batched: the statistic takes resampled vectors [R, N] and gives [R]: all resamples in one call.
+    Without skewness it is Student's. Values of a positive quantity, mutual information for example, lie to the right of
+    their mean: Student's interval of them ends too low. (Hall 1992, J. R. Stat. Soc. B 54, 221-228.)
 
     Raises:
-        ValueError: if arrays differ in length or are empty, or more than half of the resamples give NaN.
+        ValueError: if there is no value, or one is not finite.
     """
-    columns = [np.asarray(array) for array in arrays]
-    lengths = {len(column) for column in columns}
-    if len(lengths) != 1 or not 0 < level < 1 or resamples < 1 or 0 in lengths:
-        raise ValueError(
-            f"bootstrap needs arrays of one length above 0, 0 < level < 1 and resamples >= 1; got lengths "
-            f"{sorted(lengths)}, level {level}, resamples {resamples}"
-        )
-    count = lengths.pop()
-    labels = np.zeros(count) if strata is None else np.asarray(strata)
-    if labels.shape != (count,):
-        raise ValueError(f"strata must be [{count}], one label for each entry, got {labels.shape}")
-    rows = _draw_rows(labels, resamples, seed)
-    if batched:
-        values = np.asarray(statistic(*(column[rows] for column in columns)), dtype=float)
-        estimate = statistic(*(column[None] for column in columns))[0]
-    else:
-        values = np.array([statistic(*(column[row] for column in columns)) for row in rows], dtype=float)
-        estimate = statistic(*columns)
-    values = values[~np.isnan(values)]
-    if len(values) * 2 < resamples:
-        raise ValueError(
-            f"the statistic is undefined on {resamples - len(values)} of {resamples} resamples; use more data, or "
-            "strata= to keep every class in each resample"
-        )
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), float(low), float(high), count, resamples=len(values))
+    plain = mean_interval(values, level)
+    if plain.n < 3 or not plain.sd > 0:
+        return plain
+    drift = float(skew(np.asarray(values, dtype=np.float64))) / plain.n**0.5
+    if abs(drift) < 1e-8:
+        return plain
+    reach = float(t.ppf((1 + level) / 2, plain.n - 1))
+    ends = [3 / drift * (math.cbrt(1 + drift * (x - drift / 6)) - 1) for x in (reach, -reach)]
+    scale = plain.sd / plain.n**0.5
+    return replace(plain, low=plain.estimate - scale * ends[0], high=plain.estimate - scale * ends[1])
 
 
-def _draw_rows(labels: NDArray[Any], resamples: int, seed: int) -> NDArray[np.int64]:
-    """Row numbers [resamples, N], drawn with replacement within each of the strata that `labels` [N] name."""
-    import torch  # only the draws need it: everything else here is light to import
+def look_level(look: int, level: float = 0.95) -> float:
+    """Level of the interval at the k-th look of a rule that stops when it is narrow enough, k = 1, 2, ...
 
-    from ldm.util import generator
-
-    source = generator("bootstrap", seed)
-    drawn = []
-    for label in np.unique(labels):
-        group = np.flatnonzero(labels == label)
-        drawn.append(group[torch.randint(len(group), (resamples, len(group)), generator=source).numpy()])
-    return np.concatenate(drawn, axis=1)
+    Level k is 1 - (1 - level) / (k (k + 1)). The errors add up to 1 - level over all looks, so that the intervals of
+    all looks cover together at `level`, and the last one does, whenever the rule stops (a union bound).
+    """
+    return 1 - (1 - level) / (look * (look + 1))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
@@ -143,6 +113,27 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
     return float(spearmanr(x, y).statistic)
+
+
+def spearman_interval(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> Interval:
+    """Spearman's rank correlation of a few pairs, with Bonett and Wright's interval.
+
+        tanh(atanh r -+ z sqrt((1 + r^2 / 2) / (n - 3)))
+
+    Where all pairs are in order, r is taken half of the smallest possible step below 1, so that the interval keeps a
+    width. Fewer than 5 pairs, or a constant side, have no interval. (Bonett & Wright 2000, Psychometrika 65, 23-28.)
+
+    Raises:
+        ValueError: as for `spearman`.
+    """
+    found = spearman(x, y)
+    count = len(np.asarray(x))
+    if math.isnan(found) or count < 5:
+        return Interval(found, n=count)
+    inside = 1 - 6 / (count * (count**2 - 1))
+    centre = math.atanh(min(max(found, -inside), inside))
+    reach = float(norm.ppf((1 + level) / 2)) * math.sqrt((1 + found**2 / 2) / (count - 3))
+    return Interval(found, min(math.tanh(centre - reach), found), max(math.tanh(centre + reach), found), count)
 
 
 def rank_correlation(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
@@ -180,13 +171,41 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float:
     return float(mannwhitneyu(above, below, method="asymptotic").statistic) / (len(above) * len(below))
 
 
-def batched_auroc(scores: NDArray[Any], positives: NDArray[Any]) -> NDArray[np.float64]:
-    """`auroc` along the last axis, [..., N] -> [...], for thousands of rows in one call; NaN if one side is empty."""
-    ranks = rankdata(scores, axis=-1)
-    count = positives.sum(-1)
-    wins = (ranks * positives).sum(-1) - count * (count + 1) / 2
-    pairs = count * (ranks.shape[-1] - count)
-    return np.divide(wins, pairs, out=np.full(np.shape(wins), np.nan), where=pairs > 0)
+def auroc_interval(scores: ArrayLike, positives: ArrayLike, level: float = 0.95) -> Interval:
+    """AUROC of a few scores, with Newcombe's interval.
+
+    The ends are the theta with (theta - AUROC)^2 = z^2 V(theta), V being Hanley and McNeil's variance at exponential
+    scores with (m + n) / 2 of each kind. It keeps a width where the AUROC is 0 or 1, as Wilson's of a share does. Fewer
+    than two scores of a kind have no interval. (Newcombe 2006, Statistics in Medicine 25, 559-573, method 5.)
+
+    Raises:
+        ValueError: as for `auroc`.
+    """
+    found = auroc(scores, positives)
+    above = int(np.sum(np.asarray(positives) == 1))
+    below = len(np.asarray(positives)) - above
+    if min(above, below) < 2:
+        return Interval(found, n=above + below)
+    reach = float(norm.ppf((1 + level) / 2))
+
+    def excess(theta: float) -> float:
+        pairs = ((above + below) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return (found - theta) ** 2 - reach**2 * theta * (1 - theta) * (1 + pairs) / (above * below)
+
+    edge = 1e-9
+    low = brentq(excess, edge / 10, min(found, 1 - edge)) if found > edge else 0.0
+    high = brentq(excess, max(found, edge), 1 - edge / 10) if found < 1 - edge else 1.0
+    return Interval(found, float(low), float(high), above + below)
+
+
+def holm(values: ArrayLike) -> NDArray[np.float64]:
+    """Adjust p values [K] of K tests for their number: Holm's step-down (Holm 1979, Scand. J. Statist. 6, 65-70)."""
+    (values,) = check_vectors(1, values=values)
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted
 
 
 def check_vectors(least: int, **named: ArrayLike) -> list[NDArray[np.float64]]:

@@ -14,14 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import (
-    FeatureArray,
-    blocks,
-    check_features,
-    normal_interval,
-    percentile_interval,
-    resample_weights,
-)
+from ldm.evaluation.resampling import LEAST_SAMPLES, HalfSampling, draw_halves
+from ldm.evaluation.statistics import FeatureArray, blocks, check_features
 from ldm.stats import Interval
 from ldm.util import generator
 
@@ -108,8 +102,8 @@ def gram_between(
 def combine_sums(within_x: GramSums, within_y: GramSums, between: Tensor, weights: Tensor, m: int, biased: bool):
     """MMD^2 [R] from kernel sums of x with weights [R, N] and of y with m rows.
 
-    Unbiased: pairs of equal indices are left out, those of a bootstrap's repeats included (a U-statistic). Biased:
-    they are kept (a V-statistic), which adds about (1/n + 1/m)(k(x, x) - mean k).
+    Unbiased: pairs of equal indices are left out (a U-statistic). Biased: they are kept (a V-statistic), which adds
+    about (1/n + 1/m)(k(x, x) - mean k).
     """
     total = weights.sum(1)
     if biased:
@@ -130,14 +124,15 @@ def mmd2(
     device="cpu",
     reference_sums: GramSums | None = None,
 ) -> Interval:
-    """MMD^2 over all pairs, with its bootstrap interval over the samples, the reference held fixed.
+    """MMD^2 over all pairs, with an interval for the draw of the samples, the reference held fixed.
 
-    The interval is that of percentiles; of the biased estimate, +- 1.96 standard deviations (see `normal_interval`).
+    The interval covers what repeated draws of N samples give on average, see `ldm.evaluation.resampling`.
 
     Args:
         kernel: (a [N, D], b [M, D]) -> [N, M].
         reference, samples: [M, D] and [N, D], any numbers of rows from 2 on.
         biased: the V-statistic instead of the unbiased estimator, which may be negative.
+        resamples: halves of the samples that are measured; 0: no interval.
         reference_sums: `gram_within` of the reference, where it is known already.
 
     Raises:
@@ -148,13 +143,16 @@ def mmd2(
     if reference.shape[1] != samples.shape[1]:
         raise ValueError(f"features of {reference.shape[1]} and {samples.shape[1]} dimensions cannot be compared")
     ones = torch.ones(1, len(samples), dtype=torch.float64)
-    weights = torch.cat((ones, resample_weights(len(samples), resamples, "mmd", seed))).to(device)
+    halves = (
+        draw_halves(len(samples), resamples, "mmd", seed) if resamples and len(samples) >= LEAST_SAMPLES else ones[:0]
+    )
+    weights = torch.cat((ones, halves)).to(device)
     own = gram_within(kernel, samples, weights, device=device)
     theirs = gram_within(kernel, reference, device=device) if reference_sums is None else reference_sums
     between = gram_between(kernel, samples, reference, weights, device=device)
     values = combine_sums(own, theirs, between, weights, len(reference), biased).cpu()
-    interval = normal_interval if biased else percentile_interval
-    return interval(float(values[0]), values[1:])
+    value = float(values[0])
+    return HalfSampling.from_halves(value, values[1:]).interval(value) if len(halves) else Interval(value)
 
 
 def cmmd(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from ldm.stats import Interval, batched_auroc, bootstrap_interval, check_vectors, rank_correlation, spearman
+from ldm.stats import Interval, auroc_interval, check_vectors, spearman, spearman_interval
 
 
 def spearman_ceiling(class_sizes: ArrayLike) -> float:
@@ -35,47 +37,34 @@ class ClassSizeScores(NamedTuple):
     few: list[float]
 
 
-def against_class_sizes(
-    scores: ArrayLike, class_sizes: ArrayLike, few: float = 10, seed: int = 0, resamples: int = 2000
-) -> ClassSizeScores:
-    """Rank correlation of scores with class sizes, and detection of small classes, with bootstrap intervals.
+def against_class_sizes(scores: ArrayLike, class_sizes: ArrayLike, few: float = 10) -> ClassSizeScores:
+    """Rank correlation of scores with class sizes, and detection of small classes, with their intervals over classes.
 
-    Spearman of (class_size, score), -`ceiling` at best for an uncertainty; AUROC of classes with up to `few` images
-    (or, if
-    none has so few, those of the smallest class_size) as positives against the largest class_size.
-    Classes are resampled within their class_sizes, whose sizes are part of the design. Equal scores give 0 and 1/2.
+    Spearman of (class size, score) is -`ceiling` at best for an uncertainty, and its interval ends there. AUROC takes
+    classes with up to `few` images (or, if none has so few, those of the smallest size) as positives against those of
+    the largest size. Intervals: `spearman_interval`, `auroc_interval`. Equal scores rank nothing: all is NaN.
 
     Args:
         scores, class_sizes: [N], one for each class; infinity stands for "all images".
 
     Raises:
-        ValueError: if all class_sizes are equal, lengths differ or a score is not finite.
+        ValueError: if all class sizes are equal, lengths differ or a score is not finite.
     """
     ranks = np.unique(np.asarray(class_sizes, dtype=np.float64), return_inverse=True)[1].astype(np.float64)
     class_sizes, scores = np.asarray(class_sizes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if np.ptp(ranks) == 0:
         raise ValueError(f"all {len(ranks)} classes have one class_size: nothing to correlate")
-    # Copies of a class in a resample are no ties: broken, they leave the ceiling where it is.
-    ties = "ordinal" if len(np.unique(scores)) == len(scores) else "average"
-    options = {"seed": seed, "resamples": resamples, "batched": True}
-    correlation = bootstrap_interval(
-        lambda x, y: rank_correlation(x, rankdata(y, method=ties, axis=-1)),
-        ranks,
-        scores,
-        strata=ranks,
-        **options,
-    )
     largest = class_sizes == class_sizes.max()
     positives = ~largest & (class_sizes <= max(few, class_sizes.min()))
+    sizes = sorted(set(class_sizes[positives].tolist()))
+    ceiling = spearman_ceiling(ranks)
+    correlation = spearman_interval(ranks, scores)
+    if np.ptp(scores) == 0:
+        return ClassSizeScores(correlation, ceiling, Interval(math.nan, n=len(scores)), sizes)
     chosen = positives | largest
-    area = bootstrap_interval(
-        batched_auroc,
-        scores[chosen],
-        positives[chosen].astype(np.float64),
-        strata=ranks[chosen],
-        **options,
-    )
-    return ClassSizeScores(correlation, spearman_ceiling(ranks), area, sorted(set(class_sizes[positives].tolist())))
+    area = auroc_interval(scores[chosen], positives[chosen])
+    bounded = replace(correlation, low=max(correlation.low, -ceiling), high=min(correlation.high, ceiling))
+    return ClassSizeScores(bounded if correlation.known else correlation, ceiling, area, sizes)
 
 
 class RiskCoverage(NamedTuple):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.evaluation.statistics import FeatureArray, FeatureStatistics, moments, normal_interval, resample_weights
+from ldm.evaluation.resampling import LEAST_SAMPLES, HalfSampling, draw_halves
+from ldm.evaluation.statistics import FeatureArray, FeatureStatistics, moments
 from ldm.stats import Interval
 
 
@@ -74,22 +75,25 @@ def fid(
 ) -> Interval:
     """FID of samples [N, D] against a reference, with an interval for the draw of the samples.
 
-    The interval is value +- 1.96 bootstrap standard deviations over the samples, the reference held fixed. It is not
-    the percentile interval: resampling adds the estimator's bias once more, so that the resampled values lie above.
-    It says nothing about that bias: FID falls as N grows, so compare values of equal N only (arXiv 1801.01401).
+    The interval covers what repeated draws of N samples give on average, the reference held fixed, also where the two
+    laws are nearly equal: see `ldm.evaluation.resampling`. It says nothing about the bias: FID falls as N grows, so
+    compare values of equal N only (arXiv 1801.01401).
+
+    Args:
+        resamples: halves of the samples that are measured; 0: no interval.
     """
     reference = FeatureStatistics(reference.mean.to(device), reference.covariance.to(device))
     own = moments(samples, device=device).statistics()
     check_dimensions(reference, own)
     root = square_root(reference.covariance)
     value = _distance(reference, own, root)
-    if not resamples:
+    if not resamples or len(samples) < LEAST_SAMPLES:
         return Interval(value)
-    drawn = [
+    halves = [
         _resampled_distance(reference, moments(samples, weights, device).statistics(), root)
-        for weights in resample_weights(len(samples), resamples, "fid", seed)
+        for weights in draw_halves(len(samples), resamples, "fid", seed)
     ]
-    return normal_interval(value, torch.tensor(drawn, dtype=torch.float64))
+    return HalfSampling.from_halves(value, torch.tensor(halves, dtype=torch.float64)).interval(value)
 
 
 def extrapolated(counts: Tensor, values: Tensor) -> tuple[float, float]:

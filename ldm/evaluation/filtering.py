@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ldm.stats import holm
 from ldm.util import generator
 
 RULES = ("share", "sigma")
@@ -73,6 +74,27 @@ def standing(value: float, drawn: Sequence[float], metric: str) -> float | None:
     return sign * (value - statistics.mean(drawn)) / spread
 
 
+def permutation_p(value: float, drawn: Sequence[float], metric: str) -> float | None:
+    """Exact p value that a removal is no better than a random one: (1 + random removals as good) / (1 + removals).
+
+    None where the random removals do not differ. (Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9, 39.)
+    """
+    if standing(value, drawn, metric) is None:
+        return None
+    sign = 1 if metric.split("_")[0] in GREATER else -1
+    as_good = sum(sign * other >= sign * value for other in drawn)
+    return (1 + as_good) / (1 + len(drawn))
+
+
+def adjust_for_many(rows: Sequence[dict[str, str | int | float | None]]) -> None:
+    """Replace the p values of a table by Holm's, which allow for all of its scores and metrics."""
+    places = [(row, name) for row in rows for name in row if name.startswith("p_") and row[name] is not None]
+    if not places:
+        return
+    for (row, name), value in zip(places, holm([row[name] for row, name in places]), strict=True):
+        row[name] = float(value)
+
+
 def comparison(
     kept: Mapping[str, Positions],
     counts: Mapping[str, Counts],
@@ -80,6 +102,8 @@ def comparison(
     drawn: Mapping[Counts, Sequence[Mapping[str, float]]],
 ) -> list[dict[str, str | int | float | None]]:
     """The table: a row for each way of removal, then mean and standard deviation of the random removals of each size.
+
+    Beside each value stand z (see `standing`) and p (see `permutation_p`; adjusted for all scores and metrics by Holm).
 
     Args:
         kept: {name: positions that stay}; counts: how many of each group; values: {name: {metric: value}}.
@@ -93,13 +117,17 @@ def comparison(
             f"z_{metric}": standing(value, [each[metric] for each in drawn.get(counts[name], ())], metric)
             for metric, value in own.items()
         }
-        rows.append({"removed by": name, "kept": len(positions), **own, **z})
+        p = {
+            f"p_{metric}": permutation_p(value, [each[metric] for each in drawn.get(counts[name], ())], metric)
+            for metric, value in own.items()
+        }
+        rows.append({"removed by": name, "kept": len(positions), **own, **z, **p})
+    adjust_for_many(rows)
     for size, sets in drawn.items():
         like = [name for name in kept if counts[name] == size]
         title = "random" if len(drawn) == 1 else f"random like {', '.join(like)}"
         for word, statistic in (("", statistics.mean), (", s.d.", statistics.stdev)):
             row = {metric: statistic(each[metric] for each in sets) for metric in sets[0]}
-            rows.append(
-                {"removed by": title + word, "kept": sum(size), **row, **{f"z_{metric}": None for metric in row}}
-            )
+            empty = {f"{kind}_{metric}": None for kind in "zp" for metric in row}
+            rows.append({"removed by": title + word, "kept": sum(size), **row, **empty})
     return rows

@@ -22,7 +22,7 @@ from ldm.evaluation.cmmd import (
 )
 from ldm.evaluation.extraction import FeatureSet
 from ldm.evaluation.fid import fid
-from ldm.evaluation.inception_score import inception_score, inception_score_interval, probabilities
+from ldm.evaluation.inception_score import inception_score, measure_inception_scores, probabilities
 from ldm.evaluation.precision_recall import (
     DENSITY_K,
     PRECISION_K,
@@ -93,19 +93,23 @@ class Reference:
 
 
 Named = dict[str, tuple[Interval, str]]
-RESAMPLED, SPREAD = "bootstrap of the samples, percentiles", "bootstrap of the samples, +- 1.96 s.d."
+HALVES = "draw of the samples, by random halves, 95 %"
+GROUPED = "draw of the samples, without groups of them in turn, 95 %"
+EXACT = "draw of the samples, 95 %"
 
 
 def _fid(kind: str, name: str, reference: Reference, samples: FeatureSet, options: Options) -> Named:
     statistics = reference.statistics(kind, options.device)
     found = fid(statistics, getattr(samples, kind), options.fid_resamples, options.seed, options.device)
-    return {name: (found, SPREAD)}
+    return {name: (found, HALVES)}
 
 
 def _is(reference: Reference, samples: FeatureSet, options: Options) -> Named:
     predictions = probabilities(samples.logits)
-    whole = inception_score_interval(predictions, options.resamples, options.seed)
-    found = {"is": (whole, RESAMPLED)}
+    whole = measure_inception_scores(predictions, options.resamples, options.seed)
+    found = {"is": (whole.published, f"{HALVES}, of scores of as many images")}
+    if options.resamples:
+        found["is_corrected"] = (whole.corrected, f"{HALVES}, without the bias of 1 / N")
     if 1 < options.splits <= len(predictions):
         parts = inception_score(predictions, options.splits, options.seed)
         name = f"is_{options.splits}_splits"
@@ -122,7 +126,7 @@ def _kid(reference: Reference, samples: FeatureSet, options: Options) -> Named:
     sums = reference.sums("cubic", cubic_kernel, options.device)
     shared = {"resamples": options.resamples, "seed": options.seed, "device": options.device}
     whole = mmd2(cubic_kernel, reference.features.pooled, samples.pooled, reference_sums=sums, **shared)
-    found = {"kid": (whole, RESAMPLED)}
+    found = {"kid": (whole, HALVES)}
     size = min(options.kid_subset_size, len(samples), len(reference.features))
     if options.kid_subsets > 0 and size >= 2:
         values = kid_subsets(reference.features.pooled, samples.pooled, options.kid_subsets, size, options.seed)
@@ -146,7 +150,7 @@ def _cmmd(biased: bool, reference: Reference, samples: FeatureSet, options: Opti
         device=options.device,
         reference_sums=sums,
     )
-    return {"cmmd_biased": (estimate, SPREAD)} if biased else {"cmmd": (estimate, RESAMPLED)}
+    return {"cmmd_biased" if biased else "cmmd": (estimate, HALVES)}
 
 
 def _balls(function: Callable, k_name: str, reference: Reference, samples: FeatureSet, options: Options) -> Named:
@@ -156,8 +160,8 @@ def _balls(function: Callable, k_name: str, reference: Reference, samples: Featu
     found = function(reference.features.pooled, samples.pooled, k, *shared)
     first, second = found._fields
     return {
-        first: (found[0], "bootstrap of the samples, balls fixed"),
-        second: (found[1], "bootstrap of the reference, balls fixed"),
+        first: (found[0], EXACT),
+        second: (found[1], HALVES if second == "recall" else GROUPED),
     }
 
 

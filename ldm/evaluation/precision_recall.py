@@ -7,16 +7,27 @@ its border belongs to it. Distances are gathered tile by tile, in memory of orde
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldm.evaluation.cmmd import TILE, squared_distances
-from ldm.evaluation.statistics import FeatureArray, blocks, check_features, percentile_interval, resample_weights
-from ldm.stats import Interval
+from ldm.evaluation.resampling import (
+    JACKKNIFE_GROUPS,
+    HalfSampling,
+    draw_halves,
+    draw_without_groups,
+    jackknife_interval,
+    share_interval,
+)
+from ldm.evaluation.statistics import FeatureArray, blocks, check_features
+from ldm.stats import Interval, mean_interval
 
 PRECISION_K, DENSITY_K = 3, 5
+# Neighbours that are kept beyond the k-th, where some of them are left out.
+SPARE = 32
 
 
 def squared_radii(features: FeatureArray, k: int, device="cpu") -> Tensor:
@@ -85,15 +96,78 @@ def precision_recall(
 
         precision = mean_j 1[ y_j in any B(x_i) ],    recall = mean_i 1[ x_i in any B(y_j) ]
 
-    Intervals: percentile bootstrap of these means, over the samples and over the reference, with the balls held fixed.
-    `radii` are `squared_radii(reference, k)`, where they are known already.
+    Intervals are for the draw of the samples, the reference held fixed: Wilson's of the precision, whose samples are
+    independent; of the recall, whose balls hang on one another, that of random halves of the samples.
+
+    Args:
+        resamples: halves of the samples that are measured; 0: no intervals.
+        radii: `squared_radii(reference, k)`, where they are known already.
     """
     radii = squared_radii(reference, k, device) if radii is None else radii
     inside = ball_counts(samples, reference, radii, device)[0] > 0
-    reached = ball_counts(reference, samples, squared_radii(samples, k, device), device)[0] > 0
-    return PrecisionRecall(
-        bootstrap_mean(inside, resamples, "precision", seed), bootstrap_mean(reached, resamples, "recall", seed)
-    )
+    masks = draw_subsets(len(samples), resamples, k, "recall", seed)
+    recalls = recall_of_subsets(reference, samples, k, masks, device)
+    if len(recalls) == 1:
+        return PrecisionRecall(Interval(float(inside.double().mean())), Interval(float(recalls[0])))
+    return PrecisionRecall(share_interval(inside), _interval_of_share(recalls))
+
+
+def draw_subsets(count: int, resamples: int, k: int, *keys: int | str) -> Tensor:
+    """Return which samples are in all of them, and in each of `resamples` halves, [1 + resamples, N], booleans.
+
+    There are no halves of sets too small to have k neighbours in each.
+    """
+    every = torch.ones(1, count, dtype=torch.float64)
+    if resamples and count >= 4 * (k + 1):
+        every = torch.cat((every, draw_halves(count, resamples, *keys)))
+    return every.bool()
+
+
+def _interval_of_share(values: Tensor) -> Interval:
+    """Interval of the first of [1 + resamples] shares by the halves that follow it, inside [0, 1]."""
+    value = float(values[0])
+    found = HalfSampling.from_halves(value, values[1:], smooth=False).interval(value)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+
+def recall_of_subsets(reference: FeatureArray, samples: FeatureArray, k: int, masks: Tensor, device="cpu") -> Tensor:
+    """Recall [R] of subsets of the samples, whose balls reach to the k-th neighbour in the subset.
+
+    Args:
+        masks: [R, N] booleans, the samples of each subset.
+    """
+    radii = _subset_radii(samples, k, masks.to(device), device)
+    reached = torch.zeros(len(radii), len(reference), dtype=torch.bool, device=device)
+    for i, a in blocks(reference, TILE, device):
+        for j, b in blocks(samples, TILE, device):
+            distances = squared_distances(a, b)
+            for subset, own in enumerate(radii[:, j : j + len(b)]):
+                reached[subset, i : i + len(a)] |= (distances <= own).any(1)
+    return reached.double().mean(1).cpu()
+
+
+def _subset_radii(samples: FeatureArray, k: int, masks: Tensor, device) -> Tensor:
+    """Squared radii [R, N] of the balls around the samples of each subset, -1 for all other samples.
+
+    Of each sample the k + SPARE nearest neighbours are kept: a random half holds k of them but for one case in 10^8.
+    """
+    kept = min(k + SPARE, len(samples) - 1)
+    radii = torch.empty(masks.shape, dtype=torch.float64, device=device)
+    for i, a in blocks(samples, TILE, device):
+        nearest = a.new_full((len(a), kept), torch.inf)
+        owners = torch.zeros(len(a), kept, dtype=torch.int64, device=device)
+        for j, b in blocks(samples, TILE, device):
+            distances = squared_distances(a, b)
+            if i == j:
+                distances.fill_diagonal_(torch.inf)
+            numbers = torch.arange(j, j + len(b), device=device).expand(len(a), -1)
+            nearest, places = torch.cat((nearest, distances), dim=1).topk(kept, dim=1, largest=False)
+            owners = torch.cat((owners, numbers), dim=1).gather(1, places)
+        for subset, mask in enumerate(masks):
+            left = nearest.masked_fill(~mask[owners], torch.inf)
+            own = left.topk(k, dim=1, largest=False).values.amax(1)
+            radii[subset, i : i + len(a)] = own.masked_fill(~mask[i : i + len(a)], -1)
+    return radii
 
 
 def density_coverage(
@@ -109,20 +183,26 @@ def density_coverage(
 
         density = mean_j (1/k) sum_i 1[ y_j in B(x_i) ],    coverage = mean_i 1[ some y_j in B(x_i) ]
 
-    Intervals and `radii` as in `precision_recall`.
+    Intervals and arguments as in `precision_recall`: Student's of the density, whose samples are independent, and the
+    jackknife over groups of samples of the coverage.
     """
     radii = squared_radii(reference, k, device) if radii is None else radii
-    balls, held = ball_counts(samples, reference, radii, device)
-    return DensityCoverage(
-        bootstrap_mean(balls.double() / k, resamples, "density", seed),
-        bootstrap_mean(held > 0, resamples, "coverage", seed),
-    )
-
-
-def bootstrap_mean(values: Tensor, resamples: int, *keys: int | str) -> Interval:
-    """Mean of values [N] with its percentile bootstrap interval."""
-    values = values.double()
-    mean = float(values.mean())
-    if not resamples:
-        return Interval(mean)
-    return percentile_interval(mean, resample_weights(len(values), resamples, *keys) @ values / len(values))
+    masks = torch.ones(1, len(samples), dtype=torch.float64)
+    if resamples and len(samples) >= 2 * JACKKNIFE_GROUPS:
+        masks = torch.cat((masks, draw_without_groups(len(samples), "coverage", seed)))
+    masks = masks.to(device)
+    held = torch.zeros(len(masks), len(radii), dtype=torch.float64, device=device)
+    balls = []
+    for i, a in blocks(samples, TILE, device):
+        count = torch.zeros(len(a), dtype=torch.float64, device=device)
+        for j, b in blocks(reference, TILE, device):
+            inside = (squared_distances(a, b) <= radii[j : j + len(b)].to(device)).double()
+            count += inside.sum(1)
+            held[:, j : j + len(b)] += masks[:, i : i + len(a)] @ inside
+        balls.append(count)
+    density = torch.cat(balls).cpu() / k
+    coverages = (held > 0).double().mean(1).cpu()
+    if len(coverages) == 1:
+        return DensityCoverage(Interval(float(density.mean())), Interval(float(coverages[0])))
+    covered = jackknife_interval(float(coverages[0]), coverages[1:])
+    return DensityCoverage(mean_interval(density.numpy()), covered)

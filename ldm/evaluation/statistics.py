@@ -1,4 +1,4 @@
-"""Moments of features in float64: streamed in blocks, merged across processes, weighted for the bootstrap, on disk.
+"""Moments of features in float64: streamed in blocks, merged across processes, weighted, on disk.
 
 An array of features [N, D] is a NumPy array (a memory map of any size) or a tensor; it is read block by block.
 """
@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.stats import Interval
-from ldm.util import atomic_write, generator
+from ldm.util import atomic_write
 
 FeatureArray = Tensor | NDArray[np.floating]
 BLOCK = 1024  # rows
-NORMAL_95 = 1.959963984540054
 
 
 def check_features(name: str, features: FeatureArray, least: int = 1) -> None:
@@ -108,36 +106,6 @@ def moments(
         part = FeatureMoments.of(rows, None if weights is None else weights[start : start + len(rows)].to(rows.device))
         total = part if total is None else total.merge(part)
     return total
-
-
-def resample_weights(count: int, resamples: int, *keys: int | str) -> Tensor:
-    """Bootstrap weights [resamples, count]: how often each of `count` items is drawn in `count` draws (Efron 1979)."""
-    source = generator("bootstrap", *keys)
-    weights = torch.zeros(resamples, count, dtype=torch.float64)
-    for row in weights:
-        row += torch.bincount(torch.randint(count, (count,), generator=source), minlength=count)
-    return weights
-
-
-def percentile_interval(value: float, resampled: Tensor, level: float = 0.95) -> Interval:
-    """`value` with the percentile interval of its bootstrap values [R]; values that are NaN are left out."""
-    resampled = resampled[~resampled.isnan()].double()
-    if not len(resampled):
-        return Interval(value)
-    ends = torch.quantile(resampled, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
-    return Interval(value, float(ends[0]), float(ends[1]), resamples=len(resampled))
-
-
-def normal_interval(value: float, resampled: Tensor) -> Interval:
-    """`value` +- 1.96 standard deviations of its bootstrap values [R].
-
-    For statistics with a bias that resampling adds once more (FID, V-statistics): their bootstrap values lie to one
-    side of the estimate, their spread is still right.
-    """
-    if len(resampled) < 2:
-        return Interval(value)
-    reach = NORMAL_95 * float(resampled.double().std())
-    return Interval(value, value - reach, value + reach, resamples=len(resampled))
 
 
 PUBLISHED_NAMES = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

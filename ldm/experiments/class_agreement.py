@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from ldm.stats import Interval, spearman
-from ldm.util import generator
-
-RESAMPLES = 2000
+from ldm.stats import Interval, spearman_interval
 
 
 @dataclass(frozen=True)
@@ -26,7 +21,8 @@ class ClassAgreement:
     def describe(self) -> str:
         """Return the correlation in words."""
         found = self.correlation
-        return f"Spearman {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] over {len(self.rows)} classes"
+        ends = f"[{found.low:.2f}, {found.high:.2f}]" if found.known else "(too few classes for an interval)"
+        return f"Spearman {found.estimate:.2f} {ends} over {len(self.rows)} classes"
 
 
 def join_by_class(
@@ -61,19 +57,4 @@ def join_by_class(
         for label in shared
     ]
     x, y = (np.asarray([row[key] for row in rows], dtype=float) for key in ("uncertainty", "probe error"))
-    return ClassAgreement(rows, resample_spearman(x, y))
-
-
-def resample_spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> Interval:
-    """Return Spearman's correlation with its 95 % interval over resampled classes [N].
-
-    Draws whose ranks are all tied are left out.
-    """
-    source = generator("probe uncertainty")
-    found = []
-    for _ in range(RESAMPLES):
-        chosen = torch.randint(len(x), (len(x),), generator=source).numpy()
-        if len(set(x[chosen])) > 1 and len(set(y[chosen])) > 1:
-            found.append(spearman(x[chosen], y[chosen]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(spearman(x, y), float(low), float(high))
+    return ClassAgreement(rows, spearman_interval(x, y))

@@ -18,7 +18,7 @@ from ldm.ensembles.storage import EMBEDDING_TABLE
 from ldm.evaluation.detection import against_class_sizes
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.pipelines import EnsemblePipeline
-from ldm.stats import Interval, bootstrap_interval, spearman
+from ldm.stats import Interval, mean_interval, spearman
 from ldm.uncertainty.information import paide
 
 POOLED = ("spearman", "spearman_low", "spearman_high", "spearman_worst", "auroc", "auroc_low", "auroc_high",
@@ -96,7 +96,7 @@ def members_study(distances: Mapping[int, Tensor], class_sizes: Mapping[int, flo
         groups = list(combinations(range(total), count))
         chosen = [groups[k] for k in np.unique(np.linspace(0, len(groups) - 1, min(SUBSETS, len(groups))).astype(int))]
         means = np.array([[float(paide(distances[label], group).mean()) for label in labels] for group in chosen])
-        scores = [against_class_sizes(values, order, resamples=20) for values in means]
+        scores = [against_class_sizes(values, order) for values in means]
         rho, area = ([getattr(one, name).estimate for one in scores] for name in ("spearman", "auroc"))
         rows.append(
             {
@@ -162,19 +162,22 @@ def pooled_scores(
     class_sizes = [np.array([class_size_order(row["bin"]) for row in rows]) for rows in runs]
     if any(np.ptp(one) == 0 for one in values):
         return {"runs": len(runs), **dict.fromkeys(POOLED)}
-    scores = [against_class_sizes(*pair, resamples=20) for pair in zip(values, class_sizes, strict=True)]
+    scores = [against_class_sizes(*pair) for pair in zip(values, class_sizes, strict=True)]
     found: dict[str, Any] = {"runs": len(runs)}
-    for name in ("spearman", "auroc"):
+    for name, least in (("spearman", -1.0), ("auroc", 0.0)):
         each = [getattr(one, name).estimate for one in scores]
         interval = over_runs(each)
-        found.update({name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high})
+        ends = np.clip([interval.low, interval.high], least, 1).tolist()
+        found.update({name: interval.estimate, f"{name}_low": ends[0], f"{name}_high": ends[1]})
         found[f"{name}_worst"] = max(each) if name == "spearman" else min(each)
     found["ratio"] = found["spearman"] / -float(np.mean([one.ceiling for one in scores]))
     return found
 
 
 def over_runs(values: Sequence[float]) -> Interval:
-    """Mean of a value that every run has, with its bootstrap interval over runs; NaN for the interval of one run."""
-    if len(values) == 1:
-        return Interval(values[0], n=1)
-    return bootstrap_interval(lambda sample: float(np.mean(sample)), values, seed=0)
+    """Mean of a value that every run has, with Student's interval over runs.
+
+    One run has no interval, nor have runs that are all equal: their spread is not known.
+    """
+    found = mean_interval(values)
+    return found if found.sd > 0 else Interval(found.estimate, n=found.n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ def _summarise(
     plan: InformationPlan,
 ) -> ClassInformation:
     """Average a class's quantities [n, K] over the bases, compare its groups of members, measure its pictures."""
-    more: dict[str, Tensor | None] = {"curve": curve}
+    more: dict[str, Any] = {"curve": curve}
     groups = pipeline.classes.groups(label) if pipeline.classes.masked else None
     if groups is not None:
         parts = compare_groups(found.distances, groups.certain, groups.uncertain)
@@ -153,8 +153,12 @@ def _summarise(
         mean_pairwise_distance=found.mean_pairwise_distance.mean(-1).cpu(),
         epistemic_variance=found.epistemic_variance.mean(-1).cpu(),
         aleatoric_variance=found.aleatoric_variance.mean(-1).cpu(),
-        **{name: None if value is None else value.cpu() for name, value in more.items()},
+        **_on_cpu(more),
     )
+
+
+def _on_cpu(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value is None else value.cpu() for name, value in values.items()}
 
 
 def _diversity(pipeline: BranchingPipeline, latents: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
@@ -196,7 +200,9 @@ def _measure_batch(
         stop = plan.round_end(used)
         for found in measure_round(pipeline, pending, range(used, stop), plan):
             earlier = results.get(found.label)
-            results[found.label] = found if earlier is None else earlier.join(found)
+            joined = found if earlier is None else earlier.join(found)
+            looks = 0 if plan.width is None else joined.looks + 1
+            results[found.label] = replace(joined, looks=looks)
         used = stop
         finished = [label for label in pending if plan.done(results[label])]
         pending = [label for label in pending if label not in finished]

@@ -12,7 +12,7 @@ from ldm.data.bins import class_size_order
 from ldm.evaluation.detection import against_class_sizes
 from ldm.pipelines import EnsemblePipeline
 from ldm.report.plots import Curve
-from ldm.stats import Interval, batched_auroc, bootstrap_interval, mean_interval
+from ldm.stats import Interval, auroc_interval, mean_interval, skewed_mean_interval
 from ldm.uncertainty.information import saturation
 from ldm.uncertainty.results import ClassInformation
 
@@ -80,7 +80,7 @@ def curve_rows(result: ClassInformation, pipeline: EnsemblePipeline) -> list[dic
     rows = []
     for place, values in enumerate(result.curve.tolist()):
         step = pipeline.branch + place
-        interval = mean_interval(values)
+        interval = skewed_mean_interval(values)
         rows.append(
             {
                 "class": result.label,
@@ -139,9 +139,10 @@ def _masked_summary(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], 
     if not pairs:
         return {}, ["groups: no class has two members or more on both sides; nothing to compare"]
     ratios = [math.log(max(uncertain, 1e-300) / max(certain, 1e-300)) for certain, uncertain in pairs]
-    ratio = bootstrap_interval(lambda logs: math.exp(np.mean(logs)), ratios, seed=0)
+    logs = mean_interval(ratios)
+    ratio = Interval(*(math.exp(value) for value in (logs.estimate, logs.low, logs.high)), n=logs.n)
     scores, positives = np.asarray(pairs).ravel(), np.tile([False, True], len(pairs))
-    area = bootstrap_interval(batched_auroc, scores, positives, seed=0, strata=positives, batched=True)
+    area = auroc_interval(scores, positives)
     found = {"hidden_to_seen": ratio.as_dict(), "auroc_groups": area.as_dict(), "compared_classes": len(pairs)}
     words = [
         f"distance among members that did not see a class / among those that did = {_words(ratio)} (geometric mean)",
@@ -167,7 +168,10 @@ def summarise_classes(
     class_sizes = [class_size_order(pipeline.classes.sizes[row["class"]]) for row in known]
     if len(set(class_sizes)) < 2:
         return found, ["bins: none recorded, or one only; no correlation"]
-    scores = against_class_sizes([row["mi_mean"] for row in known], class_sizes)
+    values = [row["mi_mean"] for row in known]
+    if np.ptp(values) == 0:
+        return found, [f"mutual information is {values[0]:.3g} nats in every class: it ranks nothing"]
+    scores = against_class_sizes(values, class_sizes)
     few = ", ".join(f"{class_size:g}" for class_size in scores.few)
     largest = known[int(np.argmax(class_sizes))]["bin"]
     found["spearman"] = {**scores.spearman.as_dict(), "ceiling": -scores.ceiling}
@@ -180,4 +184,6 @@ def summarise_classes(
 
 
 def _words(interval: Interval) -> str:
+    if not interval.known:
+        return f"{interval.estimate:.3f} (too few classes for an interval)"
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

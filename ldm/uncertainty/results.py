@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.stats import Interval, mean_interval
+from ldm.stats import Interval, look_level, skewed_mean_interval
 
 # Latents lie on [M, n, c, h, w]: their noises are on this axis, those of everything else on the last.
 _LATENTS_AXIS = 1
@@ -34,6 +34,7 @@ class ClassInformation:
         curve: [S, n], mutual information of every step from the branch on.
         ssim, lpips: [n], similarity of the members' pictures.
         latents: [M, n, c, h, w], samples from the first base member; distances: [M, M, n] of the branched step.
+        looks: how often a rule looked whether the noises were enough; 0 where their number was fixed.
     """
 
     label: int
@@ -52,16 +53,20 @@ class ClassInformation:
     lpips: Tensor | None = None
     latents: Tensor | None = None
     distances: Tensor | None = None
+    looks: int = 0
 
     @property
     def interval(self) -> Interval:
-        """Mean of `mi` with Student's 95 % interval over the noises, nats."""
-        return mean_interval(self.mi.tolist())
+        """Mean of `mi` with its 95 % interval over the noises, nats: see `skewed_mean_interval`.
+
+        Where noises were added until the interval was narrow enough, it is that of the last look, see `look_level`.
+        """
+        return skewed_mean_interval(self.mi.tolist(), look_level(self.looks) if self.looks else 0.95)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was measured, by name."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "label"}
-        return {name: value for name, value in found.items() if value is not None}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def join(self, more: ClassInformation) -> ClassInformation:
         """Return the same class over the noises of both.
@@ -83,13 +88,15 @@ class ClassInformation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as lists, without latents and distances."""
-        return {name: value.tolist() for name, value in self.tensors().items() if name not in _LARGE}
+        small = {name: value.tolist() for name, value in self.tensors().items() if name not in _LARGE}
+        return {**small, "looks": self.looks}
 
     @classmethod
     def from_json(cls, label: int, content: Mapping[str, Any]) -> ClassInformation:
         """Read what `to_json` gave."""
-        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in content.items()}
-        return cls(label, **values)
+        looks = content.get("looks", 0)
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in content.items() if name != "looks"}
+        return cls(label, **values, looks=looks)
 
 
 @dataclass(frozen=True)

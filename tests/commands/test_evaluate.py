@@ -108,7 +108,7 @@ def test_published_statistics_and_batches_serve_as_reference(place, tmp_path):
     images = array(place, n=50)
     chosen = FeatureChoice("classifier", weights=str(place / "a.safetensors"))
     rows = measure(tmp_path, tmp_path / "a", images, "published.npz", features=chosen)
-    assert [row.metric for row in rows] == ["fid", "is", "is_10_splits"]
+    assert [row.metric for row in rows] == ["fid", "is", "is_corrected", "is_10_splits"]
     test_images, _ = DataSetImages(Digits("test")).everything()
     arrays = {"mu": own.mean.numpy(), "sigma": own.covariance.numpy()}
     np.savez(tmp_path / "batch.npz", arr_0=test_images.permute(0, 2, 3, 1).numpy(), **arrays)
@@ -132,7 +132,8 @@ def test_studies_of_size_and_distortion(place, tmp_path):
     assert distorted["blur", "0.0", "fid"] == plain == distorted["noise", "0.0", "fid"]
     assert distorted["blur", "1.0", "fid"] > 2 * plain
     for name in ("sample_sizes.png", "distortions.png"):
-        assert Image.open(tmp_path / name).size[0] > 300
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size[0] > 300
     (row,) = measure(place, tmp_path / "one", images, metrics=("fid",), distort="blur:1")
     assert row.value == pytest.approx(distorted["blur", "1.0", "fid"])
 

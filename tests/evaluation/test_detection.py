@@ -33,18 +33,19 @@ def test_no_ranking_exceeds_the_ceiling():
     assert best == pytest.approx(spearman_ceiling(class_sizes), abs=1e-12)
 
 
-def test_perfect_order_of_the_bins_stays_perfect_in_every_resample():
+def test_perfect_order_of_the_bins_ends_at_the_ceiling_and_keeps_a_width():
     class_sizes = [1] * 3 + [10] * 2 + [50] * 2 + [math.inf] * 3
     found = against_class_sizes(np.linspace(1, 0.1, 10), class_sizes)
-    assert ends(found.spearman) == pytest.approx((-found.ceiling,) * 3)
+    assert ends(found.spearman)[:2] == pytest.approx((-found.ceiling,) * 2)
+    assert -0.9 < found.spearman.high < -0.8
     assert found.ceiling == pytest.approx(math.sqrt(1 - 60 / 990))
-    assert ends(found.auroc) == (1, 1, 1) and found.few == [1, 10]
+    assert found.auroc.estimate == found.auroc.high == 1 and 0.4 < found.auroc.low < 0.8 and found.few == [1, 10]
 
 
-def test_equal_scores_order_nothing():
+def test_equal_scores_rank_nothing():
     """Identical members have 0 nats everywhere: a report of it must not fail."""
     found = against_class_sizes(np.zeros(6), [1, 1, 10, 10, math.inf, math.inf])
-    assert ends(found.spearman) == (0, 0, 0) and ends(found.auroc) == (0.5, 0.5, 0.5)
+    assert all(math.isnan(end) for end in (*ends(found.spearman), *ends(found.auroc)))
 
 
 def test_budgets_without_few_images_take_the_smallest():
@@ -54,7 +55,6 @@ def test_budgets_without_few_images_take_the_smallest():
     assert found.auroc.estimate == pytest.approx(auroc(np.r_[scores[:30], scores[60:]], np.arange(60) < 30))
     assert found.auroc.low < 0.5 < found.auroc.high, "scores that know nothing"
     assert found.spearman.low < 0 < found.spearman.high
-    assert found == against_class_sizes(scores, class_sizes), "the resamples are seeded"
     with pytest.raises(ValueError, match="all 3 classes have one class_size"):
         against_class_sizes([1, 2, 3], [5, 5, 5])
 

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from scipy.stats import t
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ldm.evaluation.fid import extrapolated, fid, frechet_distance, square_root
+from ldm.evaluation.resampling import draw_halves
 from ldm.evaluation.statistics import (
     FeatureMoments,
     FeatureStatistics,
     blocks,
     load_statistics,
     moments,
-    percentile_interval,
-    resample_weights,
     save_statistics,
 )
 from ldm.util import generator
@@ -121,15 +121,17 @@ def two_sets():
 
 
 @pytest.mark.parametrize("count", [300, 10])  # 10: fewer rows than dimensions, singular covariances
-def test_interval_is_that_of_distances_of_resampled_rows(two_sets, count):
+def test_interval_is_that_of_distances_of_halves_of_the_rows(two_sets, count):
     reference, samples = moments(two_sets[0]).statistics(), two_sets[1][:count]
     found = fid(reference, samples, resamples=12, seed=3)
-    drawn = [
-        frechet_distance(reference, moments(samples, weights).statistics())
-        for weights in resample_weights(count, 12, "fid", 3)
-    ]
-    spread = 1.959963984540054 * float(torch.tensor(drawn, dtype=torch.float64).std())
-    assert (found.estimate - found.low, found.high - found.estimate) == pytest.approx((spread, spread), rel=1e-6)
+    masks = draw_halves(count, 12, "fid", 3).bool()
+    assert torch.equal(masks[::2], ~masks[1::2]) and (masks[::2].sum(1) == count // 2).all()
+    values = [frechet_distance(reference, moments(samples[mask]).statistics()) for mask in masks]
+    first, second = torch.tensor(values, dtype=torch.float64).view(-1, 2).T
+    quadratic = ((first + second) / 2).var()
+    variance = max(((first - second) / 2).square().mean() - quadratic, quadratic)
+    reach = t.ppf(0.975, 6) * float(variance) ** 0.5
+    assert (found.estimate - found.low, found.high - found.estimate) == pytest.approx((reach, reach), rel=1e-6)
 
 
 def test_interval_covers_the_spread_of_new_samples():
@@ -156,15 +158,6 @@ def test_bias_falls_as_one_over_n_and_is_extrapolated_away():
     assert extrapolated(torch.tensor([10, 20]), torch.tensor([3.0, 2.5])) == pytest.approx((2, 10))
     with pytest.raises(ValueError, match="two sample sizes"):
         extrapolated(torch.tensor([10, 10]), torch.tensor([3.0, 2.5]))
-
-
-def test_resamples_draw_as_many_as_there_are():
-    weights = resample_weights(50, 30, "a", 1)
-    assert (weights.sum(1) == 50).all() and weights.shape == (30, 50)
-    assert torch.equal(weights, resample_weights(50, 30, "a", 1))
-    assert not torch.equal(weights, resample_weights(50, 30, "b", 1))
-    ends = percentile_interval(0.0, torch.arange(101.0))
-    assert (ends.low, ends.high) == pytest.approx((2.5, 97.5))
 
 
 def test_published_statistics_are_read_and_written(tmp_path):

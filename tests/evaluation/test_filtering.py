@@ -5,7 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ldm.evaluation.filtering import at_random, certain, comparison, count_kept, standing
+from ldm.evaluation.filtering import (
+    adjust_for_many,
+    at_random,
+    certain,
+    comparison,
+    count_kept,
+    permutation_p,
+    standing,
+)
 
 KINDS = np.array([0, 1, 1, 0, 2, 1, 0, 2, 1, 0, 2, 2])
 GROUPS = [np.flatnonzero(label == KINDS) for label in range(3)]
@@ -44,6 +52,19 @@ def test_standing_counts_in_standard_deviations_and_is_empty_without_any():
     assert standing(6.0, drawn, "fid") == pytest.approx(-expected)
     assert standing(5.0, [5.0, 5.0, 5.0 + 1e-15], "fid") is None
     assert standing(5.0, [], "fid") is None and standing(5.0, [4.0], "fid") is None
+
+
+def test_p_counts_the_random_removals_that_are_as_good():
+    """Under the null law the value is one of 20 exchangeable ones: P(p <= k / 20) = k / 20."""
+    drawn = [3.0, 5.0, 4.0, 8.0]
+    assert permutation_p(6.0, drawn, "precision") == 2 / 5 and permutation_p(6.0, drawn, "fid") == 4 / 5
+    assert permutation_p(9.0, drawn, "precision") == 1 / 5 and permutation_p(5.0, [5.0, 5.0], "fid") is None
+    null = np.random.default_rng(0).normal(size=(4000, 20))
+    found = [permutation_p(row[0], list(row[1:]), "fid") for row in null]
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.012)
+    rows = [{"p_fid": 0.01, "p_kid": 0.04}, {"p_fid": None, "p_kid": 0.03}]
+    adjust_for_many(rows)
+    assert [rows[0]["p_fid"], rows[0]["p_kid"], rows[1]["p_kid"]] == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_each_score_stands_beside_the_removals_of_its_own_size():

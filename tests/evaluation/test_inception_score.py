@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.image.inception import InceptionScore
 
-from ldm.evaluation.inception_score import inception_score, inception_score_interval, probabilities
+from ldm.evaluation.inception_score import inception_score, measure_inception_scores, probabilities
 from ldm.util import generator
 
 
@@ -46,10 +46,10 @@ def test_parts_are_scored_apart_and_a_seed_undoes_an_order_by_class():
 
 def test_interval_covers_the_score_and_needs_resamples():
     p = probabilities(logits(300, 5))
-    found = inception_score_interval(p, resamples=100, seed=1)
+    found = measure_inception_scores(p, resamples=100, seed=1).published
     assert found.estimate == pytest.approx(inception_score(p).item()) and found.low < found.estimate < found.high
-    assert found == inception_score_interval(p, resamples=100, seed=1)
-    assert math.isnan(inception_score_interval(p).low)
+    assert found == measure_inception_scores(p, resamples=100, seed=1).published
+    assert math.isnan(measure_inception_scores(p).published.low)
 
 
 def test_what_is_no_probability_is_refused():

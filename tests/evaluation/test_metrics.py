@@ -56,7 +56,7 @@ def test_every_row_is_its_function(sets):
         "density": density_coverage(reference.pooled, samples.pooled).density.estimate,
         "coverage": density_coverage(reference.pooled, samples.pooled).coverage.estimate,
     }
-    assert set(rows) == {*expected, "kid_subsets"}
+    assert set(rows) == {*expected, "kid_subsets", "is_corrected"}
     for name, value in expected.items():
         assert rows[name].value == pytest.approx(value, rel=1e-9), name
         assert rows[name].low <= rows[name].value <= rows[name].high, name

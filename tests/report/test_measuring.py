@@ -11,7 +11,7 @@ from ldm.evaluation.diversity import pairwise_ssim
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.pipelines.information import InformationPlan, measure_classes, measure_round
 from ldm.report.class_tables import class_row, summarise_classes
-from ldm.stats import mean_interval
+from ldm.stats import look_level, skewed_mean_interval
 from ldm.uncertainty.information import mutual_information
 from tests.ensembles import write_ensemble
 
@@ -107,14 +107,19 @@ def test_noises_do_not_depend_on_the_batch(folder):
 def test_noises_are_added_until_the_interval_is_narrow(folder):
     ensemble = loaded(folder)
     fixed = measured(ensemble, [0, 1, 2], InformationPlan(n=8))
-    widths = {label: mean_interval(result.mi.tolist()).width for label, result in fixed.items()}
+
+    def width_at(label, count):
+        return skewed_mean_interval(fixed[label].mi[:count].tolist(), look_level(count // 2)).width
+
+    widths = {label: width_at(label, 8) for label in fixed}
     wanted = sorted(widths.values())[1] * 1.05
     found = measured(ensemble, [0, 1, 2], InformationPlan(n=2, width=wanted, most=8, keep=True))
     for label, result in found.items():
         count = len(result.mi)
         assert count in (2, 4, 6, 8) and result.latents.shape[1] == count
         torch.testing.assert_close(result.mi, fixed[label].mi[:count], **ROUNDING)
-        rounds = [mean_interval(fixed[label].mi[:n].tolist()).width for n in range(2, count + 1, 2)]
+        rounds = [width_at(label, n) for n in range(2, count + 1, 2)]
+        assert result.looks == len(rounds) and result.interval.width == pytest.approx(rounds[-1], rel=1e-2)
         assert all(width > wanted for width in rounds[:-1])
         assert rounds[-1] <= wanted or count == 8
     assert len({len(result.mi) for result in found.values()}) > 1
