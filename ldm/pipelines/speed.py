@@ -154,7 +154,7 @@ def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
         return unet
     else:
         last = find_parts(unet).last_layer
-        dtype = torch.float32 if last is None else unet.get_parameter(f"{last}.weight").dtype
+        dtype = torch.float32 if last is None else next(unet.get_submodule(last).parameters()).dtype
         features = FastFeatures(plain, device, speed.precision, speed.compile, dtype)
     unet = copy.copy(unet)
     vars(unet)["features"] = features  # before the class's method, and no module of its own
