@@ -15,6 +15,8 @@ class ExactNetwork(torch.nn.Module):
         factor: how many times too long the noise is that it predicts.
     """
 
+    needs_choices = False
+
     def __init__(self, model, mean, variance, factor=1.0):
         super().__init__()
         self.schedule = model.schedule
