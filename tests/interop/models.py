@@ -117,3 +117,15 @@ def latent_diffusion(unet: dict[str, Any], **params: Any) -> nn.Module:
         **params,
     }
     return filled(build_model({"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": given}}))
+
+
+def flux_output(network: nn.Module, x: Tensor, tokens: Tensor, pooled: Tensor, t: Tensor, **given: Tensor) -> Tensor:
+    """Flux's network on latents [B, C, 8, 8] as its pipeline calls it: patches of 2 x 2 with their rows and columns."""
+    batch, channels = x.shape[:2]
+    patches = x.view(batch, channels, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(batch, 16, 4 * channels)
+    places = torch.zeros(4, 4, 3)
+    places[..., 1] += torch.arange(4)[:, None]
+    places[..., 2] += torch.arange(4)
+    ids = {"img_ids": places.reshape(16, 3), "txt_ids": torch.zeros(tokens.shape[1], 3)}
+    output = network(patches, tokens, pooled, t, **ids, **given).sample
+    return output.view(batch, 4, 4, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, 8, 8)

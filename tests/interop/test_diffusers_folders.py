@@ -19,6 +19,7 @@ from tests.interop.models import (
     THEIR_SD3,
     THEIR_UNET,
     filled,
+    flux_output,
     randn,
     relative,
 )
@@ -47,12 +48,7 @@ def their_output(network, kind, x):
         return network(x, TIMES, class_labels=LABELS).sample
     if kind == "SD3Transformer2DModel":
         return network(x, TOKENS, POOLED, TIMES).sample
-    pipeline = diffusers.FluxPipeline
-    tokens = pipeline._pack_latents(x, 2, 4, 8, 8)
-    places = pipeline._prepare_latent_image_ids(2, 4, 4, x.device, x.dtype)
-    given = {"img_ids": places, "txt_ids": torch.zeros(5, 3), "guidance": torch.full((2,), 3.5)}
-    output = network(tokens, TOKENS, POOLED, TIMES / 1000, **given).sample
-    return pipeline._unpack_latents(output, 64, 64, 8)
+    return flux_output(network, x, TOKENS, POOLED, TIMES / 1000, guidance=torch.full((2,), 3.5))
 
 
 def our_arguments(kind):

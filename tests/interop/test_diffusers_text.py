@@ -11,7 +11,7 @@ from ldm import Sampling, load_model
 from ldm.interop.pooled import pack_pooled
 from ldm.modules.choices import Choices
 from tests.comparisons import package
-from tests.interop.models import THEIR_CROSS_UNET, THEIR_FLUX, THEIR_SD3, filled, randn, relative
+from tests.interop.models import THEIR_CROSS_UNET, THEIR_FLUX, THEIR_SD3, filled, flux_output, randn, relative
 from tests.interop.test_diffusers_folders import saved, their_samples
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusers` is not installed")
@@ -114,17 +114,7 @@ def test_flows_are_loaded_and_sampled_as_theirs(kind, tmp_path):
     def of(x, t, rows):
         if sd3:
             return network(x, tokens[rows], pooled[rows], t.expand(2)).sample
-        flux = diffusers.FluxPipeline
-        places = flux._prepare_latent_image_ids(2, 4, 4, x.device, x.dtype)
-        output = network(
-            flux._pack_latents(x, 2, 4, 8, 8),
-            tokens[rows],
-            pooled[rows],
-            t.expand(2) / 1000,
-            img_ids=places,
-            txt_ids=torch.zeros(5, 3),
-        ).sample
-        return flux._unpack_latents(output, 64, 64, 8)
+        return flux_output(network, x, tokens[rows], pooled[rows], t.expand(2) / 1000)
 
     def predict(x, t):
         with_text = of(x, t, [0, 1])
