@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_into, load_state_dict
-from ldm.interop.folder import WEIGHTS, ModelFolder
+from ldm.interop.folder import WEIGHTS, ModelFolder, read_json
 from ldm.interop.schedulers import SchedulerFacts, read_scheduler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import UNET
@@ -100,9 +100,10 @@ def read_state(folder: ModelFolder) -> dict[str, Tensor]:
 
 
 def _absent(model: LatentDiffusion) -> list[str]:
-    """Names of what is in no file: the tables of the schedule, and a table of classes that has no columns."""
+    """Names of what comes otherwise: the schedule's tables, a text encoder, a table of classes that has no columns."""
+    texts = ["cond_stage_model.transformer."] if hasattr(model.cond_stage_model, "tokenize") else []
     empty = [name for name, value in model.state_dict().items() if not value.numel()]
-    return [*empty, *(name for name, _ in model.named_buffers() if "." not in name)]
+    return [*texts, *empty, *(name for name, _ in model.named_buffers() if "." not in name)]
 
 
 def _size(folder: ModelFolder) -> int:
@@ -148,12 +149,28 @@ def _condition(folder: ModelFolder) -> dict[str, Any]:
             raise ValueError("a UNet with a table of classes and a context takes two conditions; give one of the two")
         if said.get("class_embedding"):
             return _classes(said["rows"], said["null_class"], "crossattn", int(network.config["cross_attention_dim"]))
+        clip = _clip_encoder(folder)
+        if clip is not None:
+            return {"cond_stage_config": clip, "conditioning_key": "crossattn", "cond_stage_key": "txt"}
         stage = {"target": "ldm.interop.loading.EmbeddedContext", "params": {"max_length": _context_length(folder)}}
         return {"cond_stage_config": stage, "conditioning_key": "crossattn", "cond_stage_key": "context"}
     if rows is None:
         return {"cond_stage_config": "__is_unconditional__"}
     null = said.get("null_class") if said else (rows - 1 if network.class_name == "DiTTransformer2DModel" else None)
     return _classes(rows, null, "adm", 0)
+
+
+def _clip_encoder(folder: ModelFolder) -> dict[str, Any] | None:
+    """The folder's own text encoder, where it is one CLIP whose last states are the context: Stable Diffusion's."""
+    encoder, tokenizer = folder.root / "text_encoder", folder.root / "tokenizer"
+    if folder.network.class_name != "UNet2DConditionModel" or not (encoder / "config.json").is_file():
+        return None
+    found = read_json(encoder / "config.json")
+    if found.get("architectures") != ["CLIPTextModel"] or not tokenizer.is_dir():
+        return None
+    length = int(found.get("max_position_embeddings", TEXT_LENGTH))
+    params = {"version": str(encoder), "tokenizer": str(tokenizer), "max_length": length}
+    return {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": params}
 
 
 def _class_rows(folder: ModelFolder) -> int | None:
