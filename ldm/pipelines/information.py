@@ -146,6 +146,7 @@ def _summarise(
     if plan.keep:
         more["latents"] = latents[:, :, 0]
         more["distances"] = found.distances[..., 0]
+    kept: dict[str, Any] = {name: None if value is None else value.cpu() for name, value in more.items()}
     return ClassInformation(
         label,
         mi=found.mi.mean(-1).cpu(),
@@ -153,12 +154,8 @@ def _summarise(
         mean_pairwise_distance=found.mean_pairwise_distance.mean(-1).cpu(),
         epistemic_variance=found.epistemic_variance.mean(-1).cpu(),
         aleatoric_variance=found.aleatoric_variance.mean(-1).cpu(),
-        **_on_cpu(more),
+        **kept,
     )
-
-
-def _on_cpu(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if value is None else value.cpu() for name, value in values.items()}
 
 
 def _diversity(pipeline: BranchingPipeline, latents: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
