@@ -46,8 +46,9 @@ class PrepareData:
     """The folder of networks (pretrained, latent-diffusion, adm)."""
     only: Annotated[str | None, option(metavar="NAME,..", default="all of them")] = None
     """Of adm or latent-diffusion, only these, by commas: names of configs in configs/guided-diffusion; names of
-    latent-diffusion's zips (celeba, ffhq, lsun_churches, lsun_bedrooms, cin, text2img, layout2img_model, kl-f4,
-    kl-f8, kl-f16, kl-f32, vq-f4-noattn, vq-f8, vq-f8-n256, vq-f16)."""
+    latent-diffusion's zips (celeba, ffhq, lsun_churches, lsun_bedrooms, cin, text2img, layout2img_model, sr_bsr,
+    inpainting_big, semantic_synthesis256, semantic_synthesis, kl-f4, kl-f8, kl-f16, kl-f32, vq-f4-noattn, vq-f8,
+    vq-f8-n256, vq-f16)."""
     url: Annotated[str | None, option(metavar="URL", default="the published addresses")] = None
     """A mirror that holds the published files of the one data set asked for."""
 

@@ -19,7 +19,7 @@ from tests.data.archives import packed
 
 
 def test_every_zip_has_a_config_and_an_address():
-    assert len(sources.ZOO) == 15
+    assert len(sources.ZOO) == 19
     assert all((packaged_configs() / f"{config}.yaml").is_file() for config in sources.ZOO.values())
     found = {
         source.folder: source.url or f"{source.address}/{source.name}" for source in sources.SOURCES["latent-diffusion"]
