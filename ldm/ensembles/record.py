@@ -65,4 +65,6 @@ class MemberRecord:
     def as_dict(self) -> dict[str, object]:
         """Return plain containers for checkpoints and YAML, under the keys that these have on disk."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if not self.layers:  # records of other members are as they were
+            del values["layers"], values["rank"]
         return {ON_DISK.get(name, name): value for name, value in values.items()}
