@@ -17,6 +17,8 @@ SHOWN: dict[str, float] = {"steps": 200, "scale": 5}
 # Marks of a field that no option of its own stands for.
 FIXED = tyro.conf.Fixed
 SUPPRESSED = tyro.conf.Suppress
+# Mark of an option of one word that may be repeated.
+APPENDED = tyro.conf.UseAppendAction
 # Mark of a switch that is written with its value, --scale_lr False.
 WITH_VALUE = tyro.conf.FlagConversionOff
 

@@ -70,6 +70,8 @@ class MakeBins:
     """The number of classes at each number of images per class."""
     hidden_from: Annotated[int | None, option(metavar="N", default="2, with masked_classes")] = None
     """Of masked classes, the members that a class is hidden from."""
+    hidden: Annotated[tuple[str, ...], option(metavar="NAME ...", default="every class, with masked_classes")] = ()
+    """Of masked classes, those that are hidden, by name; all members see the others."""
     components: Annotated[int | None, option(metavar="N", default="5, or those of --convert")] = None
     """The number of members."""
     seed: int = 0
@@ -96,8 +98,8 @@ class MakeBins:
             raise ValueError(f"--components must be 1 or more, got {self.components}")
         if masked and (self.classes_per_bin or self.rotation):
             raise ValueError("--classes_per_bin and --rotation act on binned_classes only")
-        if not masked and self.hidden_from is not None:
-            raise ValueError("--hidden_from acts on masked_classes only")
+        if not masked and (self.hidden_from is not None or self.hidden):
+            raise ValueError("--hidden_from and --hidden act on masked_classes only")
         if self.convert and (self.classes_per_bin or self.rotation or self.hidden_from is not None):
             raise ValueError(
                 "--classes_per_bin, --rotation and --hidden_from draw subsets; --convert takes published ones"
@@ -187,5 +189,10 @@ class MakeBins:
         common["members"] = self.components or 5
         if self.dataset == _MASKED:
             hidden_from = 2 if self.hidden_from is None else self.hidden_from
-            return plan_masked(dataset.labels, dataset.class_names, hidden_from, **common)
+            names = [str(name) for name in dataset.class_names]
+            unknown = [name for name in self.hidden if name not in names]
+            if unknown:
+                raise ValueError(f"--hidden names classes; there is no {unknown[0]} among {', '.join(names[:12])}")
+            hidden = [names.index(name) for name in self.hidden] or None
+            return plan_masked(dataset.labels, dataset.class_names, hidden_from, hidden=hidden, **common)
         return plan_binned(dataset.labels, dataset.class_names, self._counts(), rotation=self.rotation, **common)

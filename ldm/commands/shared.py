@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from ldm.options import option
+from ldm.options import APPENDED, option
 from ldm.settings import Branching, Sampling, Speed
 
 if TYPE_CHECKING:
     from ldm.pipelines import EnsemblePipeline, ModelPipeline, PosteriorPipeline
+    from ldm.pipelines.base import Pipeline
+
+Loaded = TypeVar("Loaded", bound="Pipeline")
 
 Split = Literal["binned_classes", "masked_classes"]
 # The methods of `ldm.pipelines.METHODS`.
@@ -30,6 +33,23 @@ SpreadClasses = Annotated[
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """The texts that a model of texts is sampled for: they take the place of its classes."""
+
+    prompt: Annotated[tuple[str, ...], option(metavar="TEXT", default="none"), APPENDED] = ()
+    """A prompt of a model of texts, in place of a class; the option may be repeated."""
+    prompts: Annotated[str | None, option(metavar="FILE", default="none")] = None
+    """A text file of prompts, one a line; those of --prompt come first."""
+
+    def give_to(self, pipeline: Loaded) -> Loaded:
+        """Return a pipeline whose classes are the prompts, or the pipeline itself where there are none."""
+        from ldm.pipelines.prompts import read_prompts
+
+        texts = [*self.prompt, *(read_prompts(self.prompts) if self.prompts is not None else ())]
+        return pipeline.with_prompts(texts) if texts else pipeline
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """Which model: the run directory of a training, or a config with a checkpoint."""
 
@@ -43,6 +63,7 @@ class ModelSource:
     """The base checkpoint of a member, where it moved."""
     ema: bool = True
     """Take averaged weights, where there are any."""
+    texts: Prompts = Prompts()
 
     def load(
         self,
@@ -59,7 +80,7 @@ class ModelSource:
         """
         from ldm.pipelines import Defaults, load_model
 
-        return load_model(
+        loaded = load_model(
             self.run,
             sampling,
             base=self.base,
@@ -71,6 +92,7 @@ class ModelSource:
             device=device,
             defaults=Defaults(steps),
         )
+        return self.texts.give_to(loaded)
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,7 @@ class EnsembleSource:
     """The split that the members must have been trained on; an error if they had another."""
     published: bool = False
     """Take what DECU's scripts take, unless given: 200 steps on CompVis' times, guidance 5, eta 0, their branch."""
+    texts: Prompts = Prompts()
 
     def load(
         self,
@@ -108,6 +131,7 @@ class EnsembleSource:
             speed=speed,
             device=device,
         )
+        pipeline = self.texts.give_to(pipeline)
         if self.published and not branching.given:
             last = len(pipeline.times) - 2
             return pipeline.with_(step=last if published_branch is None else published_branch)

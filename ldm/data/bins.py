@@ -146,10 +146,13 @@ def draw_bootstrap(indices: Tensor, labels: Tensor, seed: int, member: int) -> T
     return drawn
 
 
-def assign_masks(n_classes: int, members: int, hidden_from: int, seed: int) -> dict[int, list[int]]:
+def assign_masks(
+    n_classes: int, members: int, hidden_from: int, seed: int, only: Sequence[int] | None = None
+) -> dict[int, list[int]]:
     """Return {member: classes it sees}: each class is hidden from `hidden_from` members, drawn at random.
 
-    Balanced: the numbers of classes hidden from two members differ by at most one.
+    Balanced: the numbers of classes hidden from two members differ by at most one. With `only` only these classes
+    are hidden, and all members see the others.
 
     Raises:
         ValueError: unless 1 <= hidden_from < members.
@@ -159,6 +162,8 @@ def assign_masks(n_classes: int, members: int, hidden_from: int, seed: int) -> d
     source = generator("masks", seed)
     hidden: dict[int, set[int]] = {member: set() for member in range(members)}
     for label in torch.randperm(n_classes, generator=source).tolist():
+        if only is not None and label not in only:
+            continue
         order = torch.randperm(members, generator=source).tolist()
         for member in sorted(order, key=lambda one: len(hidden[one]))[:hidden_from]:
             hidden[member].add(label)
@@ -199,10 +204,11 @@ def plan_masked(
     members: int = 5,
     seed: int = 0,
     resample: bool = True,
+    hidden: Sequence[int] | None = None,
 ) -> Subsets:
     """Plan masked classes: each member sees the images of its classes (`assign_masks`), with `resample` a bootstrap."""
     bins: dict[int, ClassSize] = dict.fromkeys(range(len(class_names)), ALL)
-    sees = assign_masks(len(class_names), members, hidden_from, seed)
+    sees = assign_masks(len(class_names), members, hidden_from, seed, hidden)
     lists: dict[int | None, Tensor] = {None: binned_indices(labels, bins, seed)}
     for one, classes in sees.items():
         kept = binned_indices(labels, dict.fromkeys(classes, ALL), seed)

@@ -46,9 +46,9 @@ class Chains:
         """The moments of the images numbered `images`, in one pass."""
         batch = default_collate([self.data[place] for place in self._places(images)])
         model, noise = self.pipeline.model, self.pipeline.noise(images)
+        labels = self._labels(batch, images)
         batch = {key: value.to(self.pipeline.device) for key, value in batch.items() if isinstance(value, Tensor)}
         x0 = model.get_input(batch, model.first_stage_key)
-        labels = batch[model.cond_stage_key] if self.pipeline.n_classes else None
         plain, sampler = self._own(labels), self.pipeline.sampler_for(labels)
         found: MomentsByName = {"data": self._data(x0, labels)}
         own: dict[int, Tensor] = {}
@@ -74,9 +74,20 @@ class Chains:
                     found[f"{name}/longer"].add(step, norms.latest[step] - training)
         return found
 
+    def _labels(self, batch: Mapping[str, Any], images: range) -> Tensor | None:
+        """The conditions of images: the prompts in turn, their captions' token ids [B, L], or their classes [B]."""
+        pipeline, model = self.pipeline, self.pipeline.model
+        if model.choices is not None:
+            return pipeline.labels([image % pipeline.n_classes for image in images])
+        if model.reads_text:
+            return model.read_conditions(batch)
+        return batch[model.cond_stage_key].to(pipeline.device) if pipeline.n_classes else None
+
     def _data(self, x0: Tensor, labels: Tensor | None) -> StepMoments:
         """Moments of the clean images, a step for each class where the model is conditioned on it."""
-        by_class = labels is not None and self.pipeline.n_classes * x0[0].numel() <= LARGEST_BY_CLASS
+        by_class = (
+            labels is not None and labels.ndim == 1 and self.pipeline.n_classes * x0[0].numel() <= LARGEST_BY_CLASS
+        )
         moments = StepMoments(self.pipeline.n_classes if by_class else 1, x0.shape[1:], x0.device)
         for label in labels.unique().tolist() if by_class else [0]:
             moments.add(label, x0[labels == label] if by_class else x0)
@@ -92,7 +103,7 @@ class Chains:
         return [int(order[image % len(order)]) for image in images]
 
     def _own(self, labels: Tensor | None) -> Denoiser:
-        cond = labels if self.pipeline.model.n_classes else None
+        cond = labels if self.pipeline.conditional else None
         return self.pipeline.model.denoiser(cond, self.pipeline.scale)
 
     def _wrapped(self, denoiser: Denoiser, scaling: EpsilonScaling, labels: Tensor | None) -> Denoiser:

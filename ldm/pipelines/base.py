@@ -213,7 +213,7 @@ class Pipeline:
         if self.base_network.needs_choices:
             kind = "pictures" if self.base_network.joins_picture else "prompts"
             raise ValueError(
-                f"this model is conditioned on {kind}: give them (--{kind}; in Python Pipeline.with_choices or, of "
+                f"this model is conditioned on {kind}: give them (--{kind}; in Python Pipeline.with_prompts or, of "
                 "pictures, ldm.pipelines.pictures.with_pictures)"
             )
         if self.model.n_classes or self.wrappers.classifier is None:

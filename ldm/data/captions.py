@@ -1,0 +1,149 @@
+"""Pictures with captions: folders of files, and scikit-learn's digits in styles that a caption names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.data.base import LabelledImages, Transform, check_choice, split_positions
+from ldm.data.digits import Digits
+from ldm.data.folder import FileImages
+from ldm.data.pictures import Files
+
+# Names of the columns, or of the keys, that hold a picture's path and its caption.
+PATHS = ("file_name", "file", "path", "image")
+TEXTS = ("caption", "text", "prompt")
+LISTS = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+
+
+class CaptionedFolder(FileImages):
+    """Pictures of a folder or a .zip with their captions: items hold `caption` besides those of `FileImages`.
+
+    Captions come from a list at the root, captions.csv or captions.jsonl (also called metadata) with a path and a
+    caption a row, or else from the text file beside each picture, cat1.png and cat1.txt. A class is a caption: they are
+    numbered in their order.
+
+    Args:
+        root: folder or .zip.
+        split: "all", or the "train" or "test" part of a fixed split, which is stratified by caption.
+        test_fraction: share of each caption's pictures that is "test".
+        files: further arguments of `FileImages`: image_size, channels, crop, flip, broken, in_memory, transform, seed.
+
+    Raises:
+        ValueError: if a picture has no caption, or a list names a picture that is not there.
+    """
+
+    def __init__(self, root: str, split: str = "all", test_fraction: float = 0.1, **files: Any):
+        source = Files(root)
+        found = read_captions(source)
+        paths = list(found)
+        captions = sorted(set(found.values()))
+        numbers = {caption: number for number, caption in enumerate(captions)}
+        labels = torch.tensor([numbers[found[path]] for path in paths])
+        kept = split_positions(labels, split, test_fraction, "captions")
+        super().__init__(source, [paths[place] for place in kept.tolist()], labels[kept], captions, **files)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        facts = super().describe(index)
+        return {**facts, "caption": self.class_names[facts["class_label"]]}
+
+
+def read_captions(files: Files) -> dict[str, str]:
+    """Return {path of a picture: its caption} of a folder, sorted by path.
+
+    Raises:
+        ValueError: if a picture has no caption, or a list names a picture that is not there.
+    """
+    pictures = files.images()
+    name = next((name for name in LISTS if files.has(name)), None)
+    if name is None:
+        texts = {path: str(PurePosixPath(path).with_suffix(".txt")) for path in pictures}
+        captions = {path: files.read(text).decode().strip() for path, text in texts.items() if files.has(text)}
+    else:
+        captions = _read_list(name, files.read(name).decode())
+    unknown = sorted(set(captions) - set(pictures))
+    missing = [path for path in pictures if not captions.get(path)]
+    if unknown or (missing and name is None):
+        raise ValueError(
+            f"captions and pictures of {files.roots[0]} do not fit together: {len(missing)} pictures without a caption "
+            f"({', '.join(missing[:3])}), {len(unknown)} captions without a picture ({', '.join(unknown[:3])})"
+        )
+    return {path: captions[path] for path in pictures if captions.get(path)}
+
+
+def _read_list(name: str, text: str) -> dict[str, str]:
+    if name.endswith(".csv"):
+        rows: list[Mapping[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+    else:
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    keys = list(rows[0]) if rows else []
+    path, caption = (next((key for key in names if key in keys), None) for names in (PATHS, TEXTS))
+    if path is None or caption is None:
+        raise ValueError(f"{name} needs {' or '.join(PATHS)}, and {' or '.join(TEXTS)}, in each row; got {keys}")
+    return {str(row[path]): str(row[caption]).strip() for row in rows}
+
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# What a style makes of brightness [0, 1].
+STYLES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "handwritten": lambda light: light,
+    "bold": lambda light: light**0.35,
+    "faint": lambda light: 0.45 * light,
+    "inverted": lambda light: 1 - light,
+}
+
+
+def make_caption(style: str, digit: int) -> str:
+    """Return "a bold three", "an inverted three"."""
+    return f"a{'n' if style[0] in 'aeiou' else ''} {style} {DIGIT_WORDS[digit]}"
+
+
+class CaptionedDigits(LabelledImages):
+    """Scikit-learn's digits, each in every style, with captions such as "a bold three"; classes are words or captions.
+
+    Args:
+        split: "train", "test" or "all".
+        classes: "words", the ten words of digits, or "captions", digit by digit in every style.
+        styles: of `STYLES`.
+        digits: further arguments of `Digits`: image_size, resize, test_fraction, channels.
+        transform, seed: see `LabelledImages`.
+
+    Attributes:
+        captions: every caption, digit by digit.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        classes: str = "words",
+        styles: Sequence[str] = tuple(STYLES),
+        transform: Transform | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        **digits: Any,
+    ):
+        check_choice("classes", classes, ("words", "captions"))
+        for style in styles:
+            check_choice("styles", style, tuple(STYLES))
+        self.data = Digits(split, **digits)
+        self.styles = tuple(styles)
+        self.captions = [make_caption(style, digit) for digit in range(10) for style in styles]
+        shown = self.data.labels.repeat_interleave(len(styles))  # [N S], image by image
+        caption = shown * len(styles) + torch.arange(len(styles)).repeat(len(self.data))
+        self._captions = caption.tolist()
+        names, labels = (DIGIT_WORDS, shown) if classes == "words" else (self.captions, caption)
+        super().__init__(labels, names, self.data.image_shape, transform=transform, seed=seed)
+
+    def read(self, index: int) -> Tensor:
+        image, style = divmod(index, len(self.styles))
+        light = (self.data.read(image) + 1) / 2
+        return 2 * STYLES[self.styles[style]](light) - 1
+
+    def describe(self, index: int) -> dict[str, Any]:
+        return {**super().describe(index), "caption": self.captions[self._captions[index]]}
