@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.interop.converted import Converted, require, tensors_below
-from ldm.modules.dit import DiT, DiTBlock
+from ldm.modules.dit import DiT, DiTBlock, grid_positions
 
 _BLOCK = {
     "attn.proj": "attn1.to_out.0",
@@ -23,11 +23,13 @@ def convert_dit(transformer: DiT) -> Converted:
     its arguments. The config's `time_frequency_shift: 0`, which diffusers ignores, says so; see `StagedDiT`.
 
     Raises:
-        ValueError: if the blocks are wider or narrower inside than theirs.
+        ValueError: if the blocks are wider or narrower inside than theirs, or the positions were trained.
     """
     width = transformer.x_embedder.proj.out_channels
     hidden = transformer.blocks[0].mlp.fc1.out_features
     require(hidden == 4 * width, f"mlp_ratio must be 4, got {hidden / width}")
+    positions = grid_positions(width, transformer.side).to(transformer.pos_embed)
+    require(torch.allclose(transformer.pos_embed[0], positions, atol=1e-5), "its positions are no sines and cosines")
     heads = transformer.blocks[0].attn.heads
     state = {
         **tensors_below(transformer.x_embedder.proj, "pos_embed.proj"),

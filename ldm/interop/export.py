@@ -98,7 +98,7 @@ def _as_it_is(module: nn.Module, what: str) -> Converted:
     known = {ours: theirs.removeprefix("diffusers.") for theirs, ours in DIFFUSERS_TARGETS.items()}
     require(path in known, f"the {what} is a {type(module).__name__}; UNetModel, DiT, VQModel, AutoencoderKL are taken")
     config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
-    return Converted(known[path], config, module.state_dict())
+    return Converted(known[path], {**config, **getattr(module, "further_config", {})}, module.state_dict())
 
 
 def _conditioning(model: LatentDiffusion) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -148,7 +148,7 @@ def _config(part: Converted) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any], overwrite: bool) -> None:
-    _write_text(path, json.dumps(value, indent=2) + "\n", overwrite)
+    _write_text(path, json.dumps(value, indent=2, default=list) + "\n", overwrite)
 
 
 def _write_text(path: Path, text: str, overwrite: bool) -> None:

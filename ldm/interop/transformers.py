@@ -6,6 +6,8 @@ The classes are diffusers' own with their constructors, modules and key names.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ class _TransformerStages:
 
     context_dim: int | None = None
     sample_size: int
+    # Arguments that diffusers' class does not have.
+    further_config: Mapping[str, Any] = MappingProxyType({})
     last_layer_name = "proj_out"
 
     @property
@@ -86,6 +90,7 @@ class StagedDiT(_TransformerStages, DiTTransformer2DModel):
         super().__init__(**config)
         self.in_channels = self.config.in_channels
         self.num_classes = self.config.num_embeds_ada_norm
+        self.further_config = {"time_frequency_shift": time_frequency_shift}
         self.sample_size = self.config.sample_size
         for block in self.transformer_blocks:
             block.__class__ = _DiTBlock
@@ -215,6 +220,7 @@ class StagedFlux(_FlowStages, FluxTransformer2DModel):
         self.context_dim = self.config.joint_attention_dim
         self.guidance = guidance
         self.sample_size = sample_size
+        self.further_config = {"guidance": guidance, "sample_size": sample_size}
 
     def _check_square(self, x: Tensor) -> None:
         if x.shape[1] != self.in_channels or x.shape[2] != x.shape[3] or x.shape[2] % self.patch:

@@ -78,10 +78,12 @@ THEIR_FLUX = {
 
 
 def filled(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module in evaluation mode, its parameters drawn again so that no layer gives zeros."""
+    """The module in evaluation mode, its parameters drawn again so that no layer gives zeros; positions stay."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if name.endswith("pos_embed"):
+                continue
             draw = torch.randn(parameter.shape, generator=draws)
             if parameter.ndim > 1:
                 parameter.copy_(draw / parameter[0].numel() ** 0.5)

@@ -75,7 +75,6 @@ def test_unets_give_the_same(name):
 def test_dit_gives_the_same_at_its_own_frequencies():
     ours = filled(DiT(input_size=8, in_channels=3, hidden_size=32, depth=2, num_heads=2, num_classes=10)).double()
     theirs = built(convert_dit(ours))
-    ours.pos_embed.copy_(DiT(input_size=8, hidden_size=32, depth=1, num_heads=2).pos_embed)
     x, labels = randn(2, 3, 8, 8), torch.tensor([1, 10])
     expected = ours(x, TIMES, labels)
     assert relative(theirs(x, TIMES, labels).sample, expected) > 1e-2  # divides by 127, see docs/diffusers.md

@@ -130,6 +130,8 @@ def test_members_train_on_an_exported_base(folders, tmp_path):
     same = load_model(base=tmp_path / "base.yaml", ckpt=out, sampling=pipeline.sampling)
     labels = ([1, 3], [0, 1])
     assert torch.equal(same.sample_latents(*labels), pipeline.sample_latents(*labels))
+    again = Export(str(out), str(tmp_path / "again"), to="diffusers", base=str(tmp_path / "base.yaml")).run()
+    assert torch.equal(load(again).sample_latents(*labels), pipeline.sample_latents(*labels))
     digits = {"target": "ldm.data.digits.Digits", "params": {"split": "test"}}
     config.data = {
         "target": "main.DataModuleFromConfig",
