@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import ClassNames, ModelSource, Placement, PosteriorSource, VarianceMethod, read_params
 from ldm.options import option
 from ldm.settings import Sampling, Speed
@@ -96,6 +97,7 @@ class SampleLaplace:
     """The score that ranked.png is in the order of."""
     shown: int = 16
     """Images in maps.png; steps.png has up to eight."""
+    conditions: PictureConditions = PictureConditions()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
     speed: Speed = Speed()
@@ -122,7 +124,7 @@ class SampleLaplace:
         if (out / "samples.npz").exists() and not (out / "parts" / "settings.json").exists():
             raise FileExistsError(f"{out} holds samples that this command did not make; choose another --out")
         posterior = self.posterior.load(
-            self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
+            self.conditions.give(self.source.load(self.sampling, self.speed, self.place.device, self.default_steps))
         )
         posterior.check(self.method)
         labels = self._labels(posterior)

@@ -12,15 +12,18 @@ from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
 from ldm.commands.conditions import PictureConditions
+from ldm.commands.laplace_sample import SampleLaplace
 from ldm.commands.sample_inpaint import SampleInpaint
 from ldm.commands.sample_model import SampleModel
-from ldm.commands.shared import ModelSource, Placement
+from ldm.commands.shared import ModelSource, Placement, PosteriorSource
 from ldm.data.picture_list import PictureList, read_picture_list, read_pictures_apart
-from ldm.pipelines import build_model, load_model
+from ldm.laplace.storage import save_laplace
+from ldm.pipelines import build_model, load_model, observations
+from ldm.pipelines.fitting import LaplacePlan
 from ldm.pipelines.pictures import read_pictures_for, with_pictures
 from ldm.settings import Sampling
 from ldm.training.config import load_config
-from ldm.util import generator
+from ldm.util import generator, instantiate_from_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "inpainting" / "digits.yaml"
 
@@ -133,6 +136,29 @@ def test_the_command_samples_a_picture_each(pipeline, folder, tmp_path):
     expected = chosen.decode(chosen.sample_latents([0, 1, 2], [0, 1, 2]))
     difference = written["arr_0"].astype(float) - 127.5 * (expected.movedim(1, -1).numpy() + 1)
     assert np.abs(difference).max() <= 1
+
+
+def test_a_posterior_is_fitted_to_pictures_and_seen_per_picture(pipeline, folder, tmp_path):
+    """Its rows are the network's on the picture that each image was cut to, and variances exist per picture."""
+    data = instantiate_from_config(load_config([str(CONFIG)]).data.params.train)
+    (row, *_) = observations(pipeline.model, data, [3, 5], draws=2)
+    item = data[5]
+    expected = torch.cat([item["masked_image"], item["mask"]], 2).movedim(-1, 0)
+    assert torch.equal(row.cond[2], expected) and torch.equal(row.cond[3], expected)
+    posterior = LaplacePlan(draws=1).fit(pipeline, data, range(8))
+    save_laplace(posterior, tmp_path / "posterior")
+    SampleLaplace(
+        ModelSource(base=str(folder / "model.yaml"), ckpt=str(folder / "model.ckpt")),
+        PosteriorSource(str(tmp_path / "posterior"), draws=2),
+        str(tmp_path / "out"),
+        n=2,
+        conditions=PictureConditions(str(folder / "seen")),
+        sampling=Sampling(steps=2),
+        place=Placement("cpu"),
+    ).run()
+    written = np.load(tmp_path / "out" / "samples.npz")
+    assert written["arr_1"].tolist() == [0, 1] and written["map"].shape == (2, 8, 8)
+    assert bool((written["map"] > 0).all())
 
 
 def test_holes_are_filled_in_and_the_rest_stays(pipeline, folder, tmp_path):
