@@ -39,7 +39,7 @@ def test_initialisations_have_the_stated_spread():
     start = {"embedding.weight": table.clone()}
     initialise(start, "pretrained", generator(1))
     assert torch.equal(start["embedding.weight"], table)
-    initialise(start, "perturbed", generator(1), noise=0.5, rows={"embedding.weight": 10})
+    initialise(start, "perturbed", generator(1), noise=0.5, rows={"embedding.weight": (10,)})
     change = start["embedding.weight"] - table
     assert torch.equal(change[10], torch.zeros(4000)), "the shared row keeps its value"
     # 4000 draws: the relative error of a standard deviation is about 1 / sqrt(8000) = 1.1 %.

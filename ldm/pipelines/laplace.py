@@ -83,6 +83,6 @@ def new_posterior(pipeline: ModelPipeline, **options: Any) -> LastLayerLaplace:
     Of a network that learns its variance besides (ADM) only the regressed half has one.
     """
     model = pipeline.model
-    tried, example = make_example(model, pipeline.device)
+    tried, example = make_example(model, next(model.parameters()).device)
     split = split_network(tried.network, options.pop("layer", None), example)
     return LastLayerLaplace(model.network, split.name, outputs=model.channels, example=split.arrangement, **options)

@@ -200,7 +200,6 @@ def test_rows_by_rule_count_the_dropped_labels(tmp_path):
 
 def test_options_that_do_not_fit_are_refused(tmp_path):
     for wrong, message in (
-        ({"names": ["lora"], "lora": False}, "cond_stage_config.params.lora: true"),
         ({"anchor": 1.0}, "goes with heads.init: anchored"),
         ({"init": "anchored", "anchor": 0.0}, "must be positive"),
         ({"row_rates": "all"}, "heads.row_rates must be one of"),
