@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.laplace.arrangement import Arrangement, Places
+from ldm.modules.low_rank import LowRankWeight
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ class LastLayer:
                 )
         elif not isinstance(layer, nn.Linear):
             raise ValueError(f"the last layer must be Conv2d or Linear, got {type(layer).__name__}")
+        if isinstance(layer, LowRankWeight):
+            raise ValueError(
+                "the last layer holds low-rank factors beside its weight, and draws of the weight would count them twice: "
+                "load the member itself (--run), whose factors are folded into the weight"
+            )
         if not 1 <= self.outputs <= len(layer.weight):
             raise ValueError(f"outputs must be 1 .. {len(layer.weight)} of this layer, got {self.outputs}")
 

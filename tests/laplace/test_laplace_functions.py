@@ -23,6 +23,7 @@ from ldm.laplace import (
     split_network,
 )
 from ldm.laplace.state import CURVATURE_SUMS
+from ldm.modules.low_rank import add_factors
 from tests.laplace.laplace_cases import LAYERS, fitted, make_batch, make_network
 
 
@@ -148,5 +149,9 @@ def test_what_is_no_last_layer_is_refused():
         split_network(Plain(network), "head")
     with pytest.raises(ValueError, match="no convolution or linear layer"):
         split_network(nn.Embedding(3, 3))
+    adapted = nn.Sequential(nn.Linear(3, 2))
+    add_factors(adapted, ["0"], 1)
+    with pytest.raises(ValueError, match="low-rank factors beside its weight"):
+        LastLayer.from_module(adapted[0])
     with pytest.raises(ValueError, match="must be Conv2d or Linear, got Embedding"):
         LastLayer.from_module(nn.Embedding(3, 3))
