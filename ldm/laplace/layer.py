@@ -53,8 +53,8 @@ class LastLayer:
             raise ValueError(f"the last layer must be Conv2d or Linear, got {type(layer).__name__}")
         if isinstance(layer, LowRankWeight):
             raise ValueError(
-                "the last layer holds low-rank factors beside its weight, and draws of the weight would count them twice: "
-                "load the member itself (--run), whose factors are folded into the weight"
+                "the last layer holds low-rank factors beside its weight, and draws of the weight would count them "
+                "twice: load the member itself (--run), whose factors are folded into the weight"
             )
         if not 1 <= self.outputs <= len(layer.weight):
             raise ValueError(f"outputs must be 1 .. {len(layer.weight)} of this layer, got {self.outputs}")
