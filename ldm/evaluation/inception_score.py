@@ -43,7 +43,7 @@ def inception_score(predictions: Tensor, splits: int = 1, seed: int | None = Non
     if seed is not None:
         order = torch.randperm(len(predictions), generator=generator("inception score", seed))
         predictions = predictions[order]
-    return torch.stack([_score(part) for part in predictions.chunk(splits)])
+    return torch.stack([_score(part) for part in predictions.tensor_split(splits)])
 
 
 def _score(predictions: Tensor, weights: Tensor | None = None) -> Tensor:

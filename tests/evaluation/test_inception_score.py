@@ -42,6 +42,7 @@ def test_parts_are_scored_apart_and_a_seed_undoes_an_order_by_class():
     shuffled = inception_score(p, splits=4, seed=3)
     assert (shuffled > 3.5).all() and torch.equal(shuffled, inception_score(p, splits=4, seed=3))
     assert inception_score(p[:10], splits=3).shape == (3,)
+    assert inception_score(p[:11], splits=10).shape == (10,)
 
 
 def test_interval_covers_the_score_and_needs_resamples():
