@@ -45,10 +45,11 @@ class Interval:
         """high - low, in the unit of the values; infinite where there is no interval."""
         return math.inf if math.isnan(self.low) else self.high - self.low
 
-    def as_dict(self) -> dict[str, float]:
-        """The estimate, both ends and what they stand on: `resamples` for a bootstrap, else `n`."""
+    def as_dict(self) -> dict[str, float | None]:
+        """The estimate, both ends and what they stand on: `resamples` for a resampled one, else `n`; None for NaN."""
         base = {"resamples": self.resamples} if self.resamples else {"n": self.n}
-        return {"estimate": self.estimate, "low": self.low, "high": self.high, **base}
+        values = {"estimate": self.estimate, "low": self.low, "high": self.high}
+        return {**{name: None if math.isnan(value) else value for name, value in values.items()}, **base}
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:

@@ -20,22 +20,22 @@ class Parts:
 
     Args:
         class_tables: {parameter that holds something for each class: the axis that counts the classes}.
-        token_tables: parameters that hold a row for each token of a text.
         time_embedding: patterns (`fnmatch`) of the parameters that embed the time.
         condition: patterns of all parameters that act before the network reads its state x: those of its stage
             `condition`. Empty: the network has no such stage.
         output: patterns of the parameters of its stage `readout`, which come last.
         last_layer: the convolution or linear layer that the output is affine in; None: there is none.
         taps: {short name: submodule} of the blocks whose output can be read as features.
+        token_tables: parameters that hold a row for each token of a text.
     """
 
     class_tables: Mapping[str, int] = field(default_factory=dict)
-    token_tables: tuple[str, ...] = ()
     time_embedding: tuple[str, ...] = ()
     condition: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
     last_layer: str | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
+    token_tables: tuple[str, ...] = ()
 
     def below(self, prefix: str) -> Parts:
         """Return the same parts of a module that holds the network under `prefix`, which ends in a dot."""

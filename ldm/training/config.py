@@ -74,10 +74,10 @@ def read_config(file: str | Path) -> DictConfig:
         ValueError: if a file does not exist or holds no mapping, if `bases` holds no paths, or if a file is a base of
             itself, directly or through others.
     """
-    return _read(find_config(file), ())
+    return OmegaConf.create(_read(find_config(file), ()))
 
 
-def _read(file: Path, readers: tuple[Path, ...]) -> DictConfig:
+def _read(file: Path, readers: tuple[Path, ...]) -> dict[Any, Any]:
     """Read a file that `readers`, from the outermost inwards, have reached through their bases."""
     chain = (*readers, file)
     if file.resolve() in [reader.resolve() for reader in readers]:
@@ -85,10 +85,10 @@ def _read(file: Path, readers: tuple[Path, ...]) -> DictConfig:
     own = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     if not isinstance(own, dict):
         raise ValueError(f"{file} must hold a mapping of keys to values, and it holds a {type(own).__name__}")
-    config = OmegaConf.create()
+    config: dict[Any, Any] = {}
     for base in _base_paths(own.pop("bases", []), file):
-        config = merge_configs(config, _read(base, chain))
-    return merge_configs(config, OmegaConf.create(own))
+        config = _merge(config, _read(base, chain))
+    return _merge(config, own)
 
 
 def _base_paths(named: Any, file: Path) -> list[Path]:
