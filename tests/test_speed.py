@@ -56,6 +56,7 @@ def wave(x, emb, context):
 ARGUMENTS = torch.linspace(0, 1, 8), torch.ones(2), torch.ones(1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_code_is_the_same_to_rounding():
     fast = FastFeatures(wave, CPU, "float32", True)

@@ -78,6 +78,7 @@ def chosen(source, out, sampling, **options):
     return ChooseScaling(source, str(out), sampling=sampling, **SMALL, **options).run()
 
 
+@pytest.mark.slow
 def test_an_exact_sampler_has_no_bias(tmp_path, monkeypatch):
     """Norms as in training, delta_t at its floor; parts are shared by two processes and merge to the same numbers."""
     source = write_model(tmp_path, "Exact", "linear")
