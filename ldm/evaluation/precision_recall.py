@@ -52,19 +52,24 @@ def squared_radii(features: FeatureArray, k: int, device="cpu") -> Tensor:
     return torch.cat(radii)
 
 
-def ball_counts(points: FeatureArray, centres: FeatureArray, radii: Tensor, device="cpu") -> tuple[Tensor, Tensor]:
-    """How many balls each point lies in [P], and how many points each ball holds [C].
+def ball_counts(
+    points: FeatureArray, centres: FeatureArray, radii: Tensor, device="cpu", masks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """How many balls each point lies in [P], and how many points of each subset each ball holds [R, C]; float64.
 
     Args:
         points: [P, D]; centres: [C, D]; radii: [C], squared.
+        masks: subsets of the points, rows of 0 and 1 [R, P]; all points as one where None.
     """
-    balls, held = [], torch.zeros(len(centres), dtype=torch.int64, device=device)
-    for _, a in blocks(points, TILE, device):
-        count = torch.zeros(len(a), dtype=torch.int64, device=device)
+    masks = torch.ones(1, len(points), dtype=torch.float64) if masks is None else masks
+    masks = masks.to(device)
+    balls, held = [], torch.zeros(len(masks), len(centres), dtype=torch.float64, device=device)
+    for i, a in blocks(points, TILE, device):
+        count = torch.zeros(len(a), dtype=torch.float64, device=device)
         for j, b in blocks(centres, TILE, device):
-            inside = squared_distances(a, b) <= radii[j : j + len(b)].to(device)
+            inside = (squared_distances(a, b) <= radii[j : j + len(b)].to(device)).double()
             count += inside.sum(1)
-            held[j : j + len(b)] += inside.sum(0)
+            held[:, j : j + len(b)] += masks[:, i : i + len(a)] @ inside
         balls.append(count)
     return torch.cat(balls).cpu(), held.cpu()
 
@@ -190,18 +195,9 @@ def density_coverage(
     masks = torch.ones(1, len(samples), dtype=torch.float64)
     if resamples and len(samples) >= 2 * JACKKNIFE_GROUPS:
         masks = torch.cat((masks, draw_without_groups(len(samples), "coverage", seed)))
-    masks = masks.to(device)
-    held = torch.zeros(len(masks), len(radii), dtype=torch.float64, device=device)
-    balls = []
-    for i, a in blocks(samples, TILE, device):
-        count = torch.zeros(len(a), dtype=torch.float64, device=device)
-        for j, b in blocks(reference, TILE, device):
-            inside = (squared_distances(a, b) <= radii[j : j + len(b)].to(device)).double()
-            count += inside.sum(1)
-            held[:, j : j + len(b)] += masks[:, i : i + len(a)] @ inside
-        balls.append(count)
-    density = torch.cat(balls).cpu() / k
-    coverages = (held > 0).double().mean(1).cpu()
+    balls, held = ball_counts(samples, reference, radii, device, masks)
+    density = balls / k
+    coverages = (held > 0).double().mean(1)
     if len(coverages) == 1:
         return DensityCoverage(Interval(float(density.mean())), Interval(float(coverages[0])))
     covered = jackknife_interval(float(coverages[0]), coverages[1:])

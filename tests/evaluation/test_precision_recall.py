@@ -97,5 +97,10 @@ def test_too_few_images_are_refused():
 
 def test_counts_of_balls_and_points_agree():
     points, centres = draw(9, 2, key=5), draw(6, 2, key=6)
-    balls, held = ball_counts(points, centres, squared_radii(centres, 2))
-    assert balls.sum() == held.sum() and balls.shape == (9,) and held.shape == (6,)
+    radii = squared_radii(centres, 2)
+    balls, held = ball_counts(points, centres, radii)
+    assert balls.sum() == held.sum() and balls.shape == (9,) and held.shape == (1, 6)
+    masks = torch.arange(9) % 2 == torch.arange(2)[:, None]
+    _, halves = ball_counts(points, centres, radii, masks=masks.double())
+    alone = [ball_counts(points[mask], centres, radii)[1][0] for mask in masks]
+    assert torch.equal(halves, torch.stack(alone)) and torch.equal(halves.sum(0), held[0])
