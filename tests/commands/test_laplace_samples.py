@@ -17,9 +17,8 @@ from ldm.laplace import CURVATURES, LastLayerLaplace, load_laplace, save_laplace
 from ldm.pipelines import METHODS, build_model, chosen_positions, fitting, new_posterior, observations
 from ldm.settings import Sampling
 from ldm.uncertainty.scores import MASKS
-from tests.cli import call
 from tests.conftest import tiny_config
-from tests.posteriors import CPU, model_words, table, write_model, write_posterior
+from tests.posteriors import CPU, table, write_model, write_posterior
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +44,15 @@ def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch
     assert (saved.data_size, int(saved.fitted().images), saved.prior_precision) == (len(data), 40, 50.0)
     monkeypatch.setattr(fitting, "IMAGES_A_PART", 16)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    fit = ["--n", "40", "--draws", "2", "--prior_precision", "50", "--out", str(tmp_path / "parts")]
+    fit = FitLaplace(place.model, str(tmp_path / "parts"), n=40, draws=2, prior_precision=50.0, place=CPU)
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        call("laplace fit", [*model_words(place.model), *fit])
+        fit.run()
         assert (tmp_path / "parts" / "laplace.yaml").exists() == (rank == "1")
     shared = load_laplace(tmp_path / "parts", pipeline.model.network)
     torch.testing.assert_close(shared.fitted().gram, saved.fitted().gram, rtol=1e-5, atol=1e-4)
     with pytest.raises(FileExistsError, match="holds a posterior"):
-        call("laplace fit", [*model_words(place.model), *fit])
+        fit.run()
 
 
 def test_a_fit_has_no_parts_of_other_settings(place, monkeypatch, tmp_path, capsys):

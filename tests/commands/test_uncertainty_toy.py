@@ -14,7 +14,6 @@ from ldm.experiments.toy_posterior import as_states, step_information
 from ldm.experiments.toy_settings import ToySettings
 from ldm.experiments.toy_study import Toy
 from ldm.report.tables import read_comments, read_csv
-from tests.cli import call
 
 SMALL = ToySettings(
     observations=(0, 1, 30),
@@ -27,10 +26,6 @@ SMALL = ToySettings(
     draws=40,
     members=4,
 )
-WORDS = [
-    *["--observations", "0", "1", "30", "--size_observations", "0", "30", "--map_observations", "1", "30"],
-    *["--classes", "3", "--states", "2", "--sizes", "2", "4", "--map_size", "12", "--draws", "40", "--members", "4"],
-]
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +62,12 @@ def test_one_observation_leaves_a_plain_bootstrap_without_disagreement(written):
 
 
 def test_the_same_command_writes_the_same_numbers_and_replaces_nothing(written, tmp_path):
-    again = call("uncertainty toy", [*WORDS, "--out", tmp_path])
+    command = UncertaintyToy(str(tmp_path), settings=SMALL)
+    again = command.run()
     for name in ("toy.csv", "toy.png"):
         assert (again / name).read_bytes() == (written / name).read_bytes()
     with pytest.raises(FileExistsError):
-        call("uncertainty toy", [*WORDS, "--out", tmp_path])
+        command.run()
 
 
 @pytest.mark.parametrize(

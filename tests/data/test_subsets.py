@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from ldm.commands.data_bins import MakeBins
 from ldm.data import subsets as S
 from ldm.data.digits import Digits
 from tests.cli import call
@@ -200,12 +201,12 @@ def test_make_bins_reads_a_config_and_shows_what_the_files_hold(tmp_path, capsys
     (tmp_path / "small.yaml").write_text(
         "data: {params: {train: {target: ldm.data.digits.Digits, params: {split: test, subset: bins, component: 0}}}}\n"
     )
-    call("data bins", ["--base", "small.yaml", "--classes_per_bin", "2:4", "all:6", "--components", "2", "--seed", "5"])
+    MakeBins(base="small.yaml", classes_per_bin=("2:4", "all:6"), components=2, seed=5).run()
     made = capsys.readouterr().out
     read = S.read_subsets("bins")
     assert Counter(read.bins.values()) == {2: 4, "all": 6}
     assert read.record["dataset"]["params"] == {"split": "test"}
-    call("data bins", ["--show", "bins"])
+    MakeBins(show="bins").run()
     shown = capsys.readouterr().out
     assert shown == made.replace("wrote 4 files to bins\n", "")
     data = Digits("test", subset="bins", component=1)

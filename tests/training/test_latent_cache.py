@@ -6,11 +6,12 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_checkpoint
+from ldm.commands.data_latents import EncodeLatents
 from ldm.data.augmentation import NonLeaky
 from ldm.data.base import Compose, Crop, Flip
 from ldm.data.digits import Digits
 from ldm.data.latents import LatentStore, count_views, describe_data, innermost, with_latents
-from tests.cli import call
+from ldm.settings import Training
 from tests.conftest import tiny_model
 from tests.training.conftest import write_config
 from tests.training.runs import end_state, losses, run_training
@@ -75,9 +76,8 @@ def test_members_together_share_one_cache(config, tmp_path):
     content.model.params.pretrained_path, content.model.params.use_ema = str(tmp_path / "trunk.ckpt"), False
     OmegaConf.save(content, config)
     members = {"start_from_pretrained": True, "ensemble_name": "b", "component": "all", "members": 2}
-    words = ("--start_from_pretrained", "--ensemble_name", "b", "--component", "all", "--members", "2")
     plain = run_training(config, tmp_path / "plain", **members)
-    assert call("data latents", ["--base", str(config), *words, cached(tmp_path)])
+    assert EncodeLatents(Training(base=(str(config),), changes=(cached(tmp_path),), **members)).run()
     run = run_training(config, tmp_path / "cached", cached(tmp_path), **members)
     assert len(list((tmp_path / "latents").iterdir())) == 1
     assert_same_losses(run, plain)
