@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import pickle
 from collections.abc import Iterable, Mapping
@@ -177,6 +178,12 @@ def save_tensors(
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_write(path, overwrite) as partial:
         save_file(plain, partial, metadata=dict(metadata or {}))
+
+
+def free_name(folder: str | os.PathLike, stem: str, suffix: str) -> str:
+    """Return `{stem}{suffix}`, or with a number behind the stem where a folder has that already."""
+    names = itertools.chain([f"{stem}{suffix}"], (f"{stem}_{count}{suffix}" for count in itertools.count(1)))
+    return next(name for name in names if not (Path(folder) / name).exists())
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -97,7 +97,7 @@ def instantiate_from_config(config: Mapping[str, Any] | torch.nn.Module | str) -
     `config` is never changed. A module in place of one is returned as it is.
 
     Raises:
-        ValueError: if there is no `target`, or the target does not take one of the parameters.
+        ValueError: if there is no `target`, it is no class, or it does not take one of the parameters.
     """
     if isinstance(config, str) and config in _MARKERS:
         return None
@@ -109,12 +109,45 @@ def instantiate_from_config(config: Mapping[str, Any] | torch.nn.Module | str) -
         raise ValueError(f"config has no 'target'; its keys are {sorted(map(str, config))}")
     params = config.get("params") or {}
     target = get_obj_from_str(config["target"])
+    _check_target(config["target"], target)
     try:
         return target(**params)
     except TypeError as error:
         if "argument" in str(error):
             raise ValueError(f"{config['target']}: {error}; params given: {sorted(map(str, params))}") from error
         raise
+
+
+def instantiate_as(kind: type, config: Any, place: str) -> Any:
+    """Build a config's target, which must be one of a kind.
+
+    Args:
+        kind: the class, `torch.nn.Module` for example.
+        place: of the config, for messages.
+
+    Raises:
+        ValueError: if something else comes of it.
+    """
+    made = instantiate_from_config(config)
+    if not isinstance(made, kind):
+        named = config.get("target") if isinstance(config, Mapping) else config
+        raise ValueError(f"{place}: {named} gave a {type(made).__name__}, expected a {kind.__name__}")
+    return made
+
+
+def _check_target(name: str, target: Any) -> None:
+    """Check that a target is something to build: of this project a class of its own, of others a class or function.
+
+    Raises:
+        ValueError: saying what it is.
+    """
+    if not callable(target):
+        raise ValueError(f"target {name} is a {type(target).__name__}; expected the name of a class")
+    if not name.startswith("ldm.") or name in TARGET_ALIASES:
+        return
+    if not isinstance(target, type) or target.__module__.split(".")[0] != "ldm":
+        kind = "a class" if isinstance(target, type) else "a function"
+        raise ValueError(f"target {name} is {kind} of {target.__module__}; expected a class of this project")
 
 
 def exists(value: Any) -> bool:
@@ -168,6 +201,20 @@ def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> to
         ImageDraw.Draw(picture).text((0, 0), lines, fill="black", font=ImageFont.load_default(size))
         pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1)
     return torch.stack(pictures)
+
+
+def check_plain_name(what: str, name: str) -> str:
+    """Return a name that becomes part of a folder's name, if it leads nowhere else.
+
+    Args:
+        what: the name is, for messages.
+
+    Raises:
+        ValueError: for one with a path in it.
+    """
+    if any(mark in name for mark in ("/", "\\", "\0")) or name in (".", ".."):
+        raise ValueError(f"{what} is part of the name of a folder and holds no path; got '{name}'")
+    return name
 
 
 def derive_seed(*keys: int | str) -> int:

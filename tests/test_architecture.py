@@ -73,6 +73,7 @@ BASE = {
     "ldm.settings.training",
     "ldm.options",
     "ldm.stats",
+    "ldm.trust",
 }
 # What leads to all rooms, and is imported by none.
 DOORS = ("ldm/__init__.py", "ldm/__main__.py")

@@ -81,16 +81,20 @@ def _source(resume: str | None) -> list[str]:
     """Return which model -r names.
 
     Raises:
-        ValueError: if there is no such file or folder.
+        ValueError: if there is no such file or folder, or the config names a class that is not known.
     """
     if resume is None:
         return []
+    from ldm.training.config import read_config
+    from ldm.trust import accept_config
+
     path = Path(resume)
     if not path.exists():
         raise ValueError(f"-r {resume}: expected a checkpoint or the folder of one, found neither")
     checkpoint = path / "model.ckpt" if path.is_dir() else path
     config = checkpoint.parent / "config.yaml"
     if checkpoint.is_file() and config.is_file():
+        accept_config(read_config(config), config)  # it came with the checkpoint: -r does not name it
         return ["--base", str(config), "--ckpt", str(checkpoint)]
     return ["--run", resume]
 
@@ -152,9 +156,12 @@ def _model_folder(resume: str | None) -> Path | None:
 def run_sample_diffusion() -> None:
     """Run scripts/sample_diffusion.py from the words of this process, theirs or ours."""
     from ldm.commands.line import run_command
+    from ldm.commands.words import take_trusted
+    from ldm.trust import trusting
 
     try:
-        words = translate_words(sys.argv[1:])
+        with trusting(take_trusted(sys.argv[1:])[1]):
+            words = translate_words(sys.argv[1:])
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     run_command(COMMAND, words, Path(sys.argv[0]).name)

@@ -18,9 +18,13 @@ from typing import Any, ClassVar, Protocol
 
 import tyro
 
-from ldm.commands.words import collapse, normalise
+from ldm.commands.words import collapse, normalise, take_trusted
 from ldm.options import SHOWN
 
+# The one option that all commands have: it says what may be read, not what is done.
+TRUST = """Files of runs, ensembles, posteriors, references and subsets build classes of this project alone:
+  --trust PACKAGE       Take classes of this package of your own from them, too; it may be repeated.
+"""
 # A word over a config: model.params.timesteps=100.
 CHANGE = re.compile(r"\w+(\.\w+)+=")
 
@@ -136,6 +140,7 @@ def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
         shown.seek(0)
         text = shown.read()
         print(text if "--help_all" in words else collapse(text), end="")
+        print(TRUST, end="")
 
 
 def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
@@ -181,22 +186,31 @@ def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any
     runs: a file that is missing, a class that the model does not have. Ctrl-C ends it with code 130. In a SLURM job
     SIGUSR1 puts the job back into the queue: commands continue what they were stopped in.
     """
-    return _run(parse(load_command(name), words, prog or f"decu {name}"))
+    return _run(load_command(name), words, prog or f"decu {name}")
 
 
 @until_reader_leaves()
 def run_file(command: type) -> Any:
     """Run a command that is a file of its own, a benchmark for example, from the words of this process."""
-    return _run(parse(command, sys.argv[1:], Path(sys.argv[0]).name))
+    return _run(command, sys.argv[1:], Path(sys.argv[0]).name)
 
 
-def _run(command: Command) -> Any:
-    """Run a command; see `run_command` for how its errors end the process."""
+def _run(kind: type[Command], words: Sequence[str], prog: str) -> Any:
+    """Run a command from words; see `run_command` for how its errors end the process."""
+    try:
+        words, trusted = take_trusted(words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    command = parse(kind, words, prog)
+
     from ldm.jobs import requeue_when_asked
+    from ldm.trust import trusting
 
     requeue_when_asked()
     try:
-        return command.run()
+        with trusting(trusted):
+            return command.run()
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -115,6 +115,30 @@ def normalise(command: type, words: Sequence[str]) -> list[str]:
     return found
 
 
+def take_trusted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take --trust PACKAGE, which every command has, out of words: (the other words, the packages).
+
+    What follows -- belongs to other commands and stays.
+
+    Raises:
+        ValueError: if no package follows.
+    """
+    end = list(words).index("--") if "--" in words else len(words)
+    others: list[str] = []
+    packages: list[str] = []
+    rest = list(words[:end])
+    while rest:
+        word = rest.pop(0)
+        head, given, value = word.partition("=")
+        if head != "--trust":
+            others.append(word)
+            continue
+        if not given and (not rest or rest[0].startswith("-")):
+            raise ValueError("--trust needs the name of a package of yours: --trust mypackage")
+        packages.append(value if given else rest.pop(0))
+    return [*others, *words[end:]], packages
+
+
 def takes_option(kind: type, name: str) -> bool:
     """Whether a command, or a value that it holds, has an option of this name."""
     hints = typing.get_type_hints(kind, include_extras=True)

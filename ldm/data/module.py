@@ -162,6 +162,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         for name, config in self.dataset_configs.items():
             if name not in self.datasets:
                 data = instantiate_from_config(config)
+                if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+                    raise ValueError(f"data.params.{name}: a {type(data).__name__} has no length and no items")
                 self.datasets[name] = WrappedDataset(data) if self.wrap else data
 
     def dataset(self, name: str) -> Any:

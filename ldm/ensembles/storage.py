@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ldm.checkpoint import load_state_dict, save_tensors, sha256, tensors_sha256
+from ldm.checkpoint import free_name, load_state_dict, save_tensors, sha256, tensors_sha256
 from ldm.ensembles.members import Members
+from ldm.trust import accept
 from ldm.util import atomic_write
 
 _FORMAT = 1
@@ -106,7 +106,7 @@ def write_ensemble(
     earlier = set(folder.glob("member_*.safetensors"))
     records = []
     for number, (record, heads) in enumerate(zip(spec["members"], members, strict=True)):
-        file = _free_name(folder, f"member_{number:03d}")
+        file = free_name(folder, f"member_{number:03d}", ".safetensors")
         metadata = {key: str(value) for key, value in record.items()}
         save_tensors(heads, folder / file, metadata)
         records.append({**record, "file": file, "sha256": tensors_sha256(heads)})
@@ -116,12 +116,6 @@ def write_ensemble(
     for replaced in earlier:
         replaced.unlink()
     return folder
-
-
-def _free_name(folder: Path, stem: str) -> str:
-    """Return `{stem}.safetensors`, or with a number behind the stem where that exists."""
-    names = itertools.chain([f"{stem}.safetensors"], (f"{stem}_{count}.safetensors" for count in itertools.count(1)))
-    return next(name for name in names if not (folder / name).exists())
 
 
 def _relative_to(folder: Path, path: str | Path) -> str:
@@ -144,6 +138,9 @@ def read_ensemble(folder: str | Path) -> Ensemble:
             f"{folder} holds no ensemble.yaml; make an ensemble with save_ensemble.py, and pass its folder"
         )
     spec = yaml.safe_load(file.read_text())
+    if not isinstance(spec, dict):
+        raise ValueError(f"{file} must hold a mapping, it holds {type(spec).__name__}: gather the ensemble again")
+    spec = accept(spec, file)
     missing = [key for key in REQUIRED if key not in spec]
     if missing or spec["format"] != _FORMAT:
         raise ValueError(f"{file}: expected format {_FORMAT} with {list(REQUIRED)}; it lacks {missing}")

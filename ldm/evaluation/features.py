@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_into, load_state_dict, sha256, tensors_sha256
 from ldm.evaluation.classifier import load_classifier, signed
-from ldm.util import get_obj_from_str
+from ldm.util import instantiate_as
 
 # sFID looks at the first channels of a middle map (Nash et al. 2021: 7 of Inception's, 7 x 17 x 17 = 2,023 values).
 SPATIAL_CHANNELS = 7
@@ -121,8 +121,8 @@ class TargetFeatures(Extractor):
         super().__init__()
         self.name, self.channels = target, channels
         try:
-            self.network = get_obj_from_str(target)(**(params or {}))
-        except TypeError as error:
+            self.network = instantiate_as(nn.Module, {"target": target, "params": params}, "features")
+        except (TypeError, ValueError) as error:
             raise ValueError(f"features {target} cannot be made of {dict(params or {})}: {error}") from error
         if weights is not None:
             load_into(self.network, load_state_dict(weights))

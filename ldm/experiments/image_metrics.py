@@ -19,6 +19,7 @@ from ldm.evaluation.metrics import METRICS, MetricRow, Options, Reference, measu
 from ldm.evaluation.statistics import load_statistics
 from ldm.jobs import shard_from_environment
 from ldm.pipelines.images import load_images
+from ldm.trust import accept
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,15 @@ class Extraction:
 
 
 def read_reference_features(path: str | Path) -> dict[str, Any]:
-    """Return how the features of a reference folder were made, for `choose_extractor`; {} for anything else."""
+    """Return how the features of a reference folder were made, for `choose_extractor`; {} for anything else.
+
+    Raises:
+        ValueError: if it names a network that is not known (`ldm.trust`).
+    """
     settings = open_features(path).settings if is_feature_folder(path) else {}
-    return dict(settings.get("features") or {})
+    made = dict(settings.get("features") or {})
+    accept({"features": {"target": made.get("extractor", ""), "params": made.get("params")}}, path)
+    return made
 
 
 def choose_extractor(

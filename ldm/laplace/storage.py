@@ -1,6 +1,6 @@
 """A fitted posterior on disk.
 
-`laplace.safetensors` holds sums, mean and hyperparameters, `laplace.yaml` says what it is.
+`laplace.safetensors` holds sums, mean and hyperparameters, `laplace.yaml` says what it is and which file it is of.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.checkpoint import free_name, load_state_dict, save_tensors, tensors_sha256
 from ldm.laplace.arrangement import make_arrangement
 from ldm.laplace.posterior import LastLayerLaplace
+from ldm.trust import accept
 from ldm.util import atomic_write
 
 _FORMAT = 1
@@ -31,6 +32,9 @@ def save_laplace(
     overwrite: bool = False,
 ) -> Path:
     """Write a fitted posterior and return its folder.
+
+    The tensors get a name that is free and the record is written last: whoever is killed before leaves the earlier
+    posterior whole.
 
     Args:
         record: says where it comes from: checkpoint and its sha256, data, seed.
@@ -50,9 +54,13 @@ def save_laplace(
     if arrangement is not None:
         tensors = {**tensors, SOURCE: arrangement.source}
         layout = {"layout": {"shape": list(arrangement.shape), "made": list(arrangement.made)}}
-    save_tensors(tensors, folder / "laplace.safetensors", {"format": str(_FORMAT)}, overwrite=True)
+    earlier = set(folder.glob("laplace*.safetensors"))
+    file = free_name(folder, "laplace", ".safetensors")
+    save_tensors(tensors, folder / file, {"format": str(_FORMAT)})
     spec = {
         "format": _FORMAT,
+        "file": file,
+        "sha256": tensors_sha256(tensors),
         "layer": laplace.name,
         "outputs": laplace.layer.outputs if places is None else places.shape[0],
         **layout,
@@ -65,6 +73,8 @@ def save_laplace(
     }
     with atomic_write(folder / "laplace.yaml", overwrite=True) as partial:
         partial.write_text(yaml.safe_dump(spec, sort_keys=False))
+    for replaced in earlier:
+        replaced.unlink()
     return folder
 
 
@@ -78,10 +88,17 @@ def load_laplace(folder: str | Path, network: nn.Module) -> LastLayerLaplace:
     if not file.is_file():
         raise ValueError(f"{folder} holds no laplace.yaml; fit a posterior and save it there")
     spec = yaml.safe_load(file.read_text())
-    if spec.pop("format", None) != _FORMAT:
+    if not isinstance(spec, dict) or spec.get("format") != _FORMAT:
         raise ValueError(f"{file} is not of format {_FORMAT}")
-    spec.pop("record", None)
-    tensors = load_state_dict(file.with_name("laplace.safetensors"))
+    spec = accept(spec, file)
+    for name in ("format", "record"):
+        spec.pop(name, None)
+    # The first version had one name for it, and no sum.
+    held = file.with_name(spec.pop("file", "laplace.safetensors"))
+    expected = spec.pop("sha256", None)
+    tensors = load_state_dict(held)
+    if expected is not None and tensors_sha256(tensors) != expected:
+        raise ValueError(f"{held} is not the file that {file} was written with: fit the posterior again")
     layout = spec.pop("layout", None)
     arrangement = None if layout is None else make_arrangement(tensors.pop(SOURCE), **layout)
     laplace = LastLayerLaplace(network, **spec, example=arrangement)

@@ -8,14 +8,15 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoint import load_into, load_state_dict
+from ldm.models.diffusion.optimisation import make_factor
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
 from ldm.modules.losses import LPIPS, FirstStageLoss
-from ldm.util import generator, instantiate_from_config
+from ldm.util import generator, instantiate_as
 
 LPIPS_PREFIX = "loss.perceptual_loss."
 
@@ -67,7 +68,7 @@ class FirstStage(pl.LightningModule):
             self.monitor = monitor
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
-        self.loss = instantiate_from_config(lossconfig)
+        self.loss = instantiate_as(nn.Module, lossconfig, "model.params.lossconfig")
         if colorize_nlabels is not None:
             draws = torch.randn(3, colorize_nlabels, 1, 1, generator=generator("colorize", seed))
             self.register_buffer("colorize", draws)
@@ -207,7 +208,7 @@ class FirstStage(pl.LightningModule):
             optimizers.append(torch.optim.Adam(weights, lr=self.learning_rate, betas=(0.5, 0.9)))
         if self.scheduler_config is None:
             return optimizers
-        schedule = instantiate_from_config(self.scheduler_config).schedule
+        schedule = make_factor(self.scheduler_config)
         lambdas = [torch.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=schedule) for optimizer in optimizers]
         return optimizers, [{"scheduler": one, "interval": "step", "frequency": 1} for one in lambdas]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.modules.choices import Choices, Condition
 from ldm.modules.parts import Parts, find_parts
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_as
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
 UNET = "model.diffusion_model."
@@ -101,7 +101,7 @@ class DiffusionWrapper(nn.Module):
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
             raise ValueError(f"conditioning_key must be one of {CONDITIONING_KEYS}, got '{conditioning_key}'")
-        self.diffusion_model = instantiate_from_config(diff_model_config)
+        self.diffusion_model = instantiate_as(nn.Module, diff_model_config, "model.params.unet_config")
         self.conditioning_key = conditioning_key
 
     def forward(

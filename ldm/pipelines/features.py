@@ -15,7 +15,8 @@ from ldm.evaluation.taps import Backbone, Reading, resolve_taps
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
 from ldm.modules.encoders.text import TextEmbedder
-from ldm.pipelines.loading import build_model, load_model
+from ldm.pipelines.building import build_model
+from ldm.pipelines.loading import load_model
 from ldm.pipelines.model import ModelPipeline
 from ldm.settings import FeatureReading, Precision, Speed
 

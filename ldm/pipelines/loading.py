@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ldm.checkpoint import load_checkpoint, load_into, load_state_dict
-from ldm.ensembles.heads import merge
-from ldm.ensembles.storage import Ensemble, read_ensemble, verified_base
+from ldm.checkpoint import load_into, load_state_dict
+from ldm.ensembles.storage import Ensemble, read_ensemble
 from ldm.interop.folder import is_model_folder, read_folder
 from ldm.interop.loading import load_folder_weights, make_config
 from ldm.jobs import pick_device
 from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.conditioned import network_alone
-from ldm.modules.low_rank import add_factors_of, fold_factors
+from ldm.modules.low_rank import add_factors_of
 from ldm.pipelines.base import Defaults, Pipeline
+from ldm.pipelines.building import build_model, load_weights
 from ldm.pipelines.ensemble import EnsemblePipeline
 from ldm.pipelines.model import ModelPipeline
 from ldm.pipelines.own_network import OwnNetwork, gather_ensemble
@@ -31,9 +29,8 @@ from ldm.pipelines.speed import with_speed
 from ldm.settings import Branching, Sampling, Speed
 from ldm.training.config import load_config
 from ldm.training.runs import find_run
-from ldm.util import get_obj_from_str, instantiate_from_config
+from ldm.trust import trusting
 
-FIRST_STAGE = "model.params.first_stage_config.params.ckpt_path"
 P = TypeVar("P", bound=Pipeline)
 
 
@@ -51,6 +48,7 @@ def load_model(
     speed: Speed | None = None,
     device: str = "auto",
     defaults: Defaults | None = None,
+    trust: Sequence[str] = (),
     **own: Any,
 ) -> ModelPipeline:
     """Load a diffusion model, ready to sample.
@@ -68,6 +66,7 @@ def load_model(
         speed: precision, memory layout, compilation, and images in one pass.
         device: auto, cpu, or cuda[:N].
         defaults: what is taken where neither `sampling` nor the config say.
+        trust: packages whose classes the config of the run may name beside those of `ldm.trust`.
 
     Raises:
         ValueError: if not exactly one of `run`, `diffusers`, `base` with `ckpt` and `network` is given, or weights do
@@ -76,8 +75,7 @@ def load_model(
         TypeError: for an argument that nothing takes.
     """
     if network is not None and run is None and base is None and diffusers is None:
-        kept = {"averaged": False, "defaults": defaults or Defaults()}
-        return _load_own(OwnNetwork(network, **own), ckpt, sampling, speed, device, **kept)
+        return _load_own(OwnNetwork(network, **own), ckpt, sampling, speed, device, defaults or Defaults())
     if own:
         raise TypeError(f"load_model takes {sorted(own)} with a network only: network=MODULE")
     if diffusers is None and run is not None and is_model_folder(run):
@@ -90,11 +88,11 @@ def load_model(
             f"or from network=MODULE; got run={run}, base={base}, ckpt={ckpt}, diffusers={diffusers}, "
             f"network={type(network).__name__}"
         )
-    directory, checkpoint = find_run(str(run), epoch) if run is not None else (None, Path(str(ckpt)))
-    config = directory.config() if directory is not None else load_config([str(base)])
-    model = build_model(config)
-    load_weights(model, checkpoint, ema, pretrained, config)
-    kept = {"averaged": ema, "defaults": defaults or Defaults()}
+    with trusting(trust):
+        directory, checkpoint = find_run(str(run), epoch) if run is not None else (None, Path(str(ckpt)))
+        config = directory.config() if directory is not None else load_config([str(base)])
+    load_weights(model := build_model(config), checkpoint, ema, pretrained, config)
+    kept: dict[str, Any] = {"averaged": ema, "defaults": defaults or Defaults()}
     return make_pipeline(ModelPipeline, model, config, checkpoint, sampling, speed, device, **kept)
 
 
@@ -104,12 +102,13 @@ def _load_own(
     sampling: Sampling | None,
     speed: Speed | None,
     device: str,
-    **kept: Any,
+    defaults: Defaults,
 ) -> ModelPipeline:
     """Make a pipeline of a network in memory, with the weights of a file where one is named."""
     if ckpt is not None:
         load_into(given.network, load_state_dict(ckpt))
     checkpoint = None if ckpt is None else Path(ckpt)
+    kept = {"averaged": False, "defaults": defaults}
     return make_pipeline(ModelPipeline, given.build(), given.config(), checkpoint, sampling, speed, device, **kept)
 
 
@@ -137,6 +136,7 @@ def load_ensemble(
     dataset: str | None = None,
     speed: Speed | None = None,
     device: str = "auto",
+    trust: Sequence[str] = (),
 ) -> EnsemblePipeline:
     """Load an ensemble that save_ensemble.py wrote, from any folder.
 
@@ -149,7 +149,7 @@ def load_ensemble(
         sampling, branching: how it is sampled, and where its members branch.
         pretrained: the base checkpoint, where it moved.
         dataset: the split that the members must have been trained on; any where None.
-        speed, device: as in `load_model`.
+        speed, device, trust: as in `load_model`.
 
     Raises:
         ValueError: if the base checkpoint is missing or another, or the members were trained on another split.
@@ -158,7 +158,8 @@ def load_ensemble(
         if model is None:
             raise ValueError("an ensemble comes from its folder, or from model= and members=; got neither")
         return _make_ensemble(model, gather_ensemble(model.model, members), sampling, branching or Branching())
-    ensemble = read_ensemble(path)
+    with trusting(trust):
+        ensemble = read_ensemble(path)
     split = ensemble.spec.get("split")
     if dataset not in (None, split):
         found = f"the members were trained on {split}" if split else "the ensemble records no split; leave it out"
@@ -192,6 +193,7 @@ def load_posterior(
     draws: int = 16,
     particles: int = 10,
     every: int = 5,
+    trust: Sequence[str] = (),
 ) -> PosteriorPipeline:
     """Load a posterior of a model's last layer that `decu laplace fit` wrote.
 
@@ -203,11 +205,13 @@ def load_posterior(
         draws: members of `persistent`, directions of `tangents`; the same weights for every image.
         particles: states that `bayesdiff` draws around the sampler's, an even number.
         every: steps between two draws of the `_skip` methods.
+        trust: as in `load_model`.
 
     Raises:
         ValueError: if the folder holds no posterior, that of other weights, or none of this curvature.
     """
-    laplace = load_laplace(folder, model.model.network)
+    with trusting(trust):
+        laplace = load_laplace(folder, model.model.network)
     if curvature is not None:
         laplace = laplace.with_curvature(curvature)
     changes = {"prior_precision": prior_precision, "sigma_noise": sigma_noise, "temperature": temperature}
@@ -216,61 +220,6 @@ def load_posterior(
             setattr(laplace, name, value)
     laplace.covariance()
     return PosteriorPipeline(model, laplace, draws, particles, every, source=str(folder))
-
-
-def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
-    """Build the diffusion model of a config without weights: no file is read, and no averages are kept.
-
-    Raises:
-        ValueError: if the config's model is something else, a first stage for example.
-    """
-    spec = OmegaConf.create(OmegaConf.to_container(_as_node(config)["model"], resolve=True))
-    if not isinstance(spec, DictConfig):
-        raise ValueError(f"a config's model is a mapping with target and params, got '{spec}'")
-    target = get_obj_from_str(spec.target)
-    if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):
-        raise ValueError(f"model.target {spec.target} is no LatentDiffusion, there is nothing to sample from it")
-    spec.params.use_ema = False
-    for params in (spec.params, OmegaConf.select(spec, "params.first_stage_config.params")):
-        if params is not None and "ckpt_path" in params:
-            params.ckpt_path = None
-    return instantiate_from_config(spec)
-
-
-def _as_node(config: Mapping[str, Any]) -> DictConfig:
-    """Return a mapping as OmegaConf's, which interpolates and selects."""
-    return config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
-
-
-def load_weights(
-    model: LatentDiffusion,
-    checkpoint: Path,
-    averaged: bool = True,
-    pretrained: str | Path | None = None,
-    config: Mapping[str, Any] | None = None,
-) -> None:
-    """Load a checkpoint strictly; that of a member is its heads, on the base checkpoint it names or `pretrained`.
-
-    A published file of the network alone comes without a first stage: it is read from the file that `config` names.
-
-    Raises:
-        ValueError: if the first stage has weights and none are given.
-    """
-    content = load_checkpoint(checkpoint)
-    if "component" in content:
-        member = content["component"]
-        base = verified_base(pretrained or member["trunk_path"], member["trunk_sha256"])
-        model.init_from_ckpt(str(base), use_averaged=True)
-        state = model.state_dict()
-        model.load_state_dict(merge(state, fold_factors(content["state_dict"], state)))
-        return
-    alone = network_alone(content, averaged) is not None
-    model.init_from_ckpt(str(checkpoint), use_averaged=averaged, content=content)
-    if alone and any(True for _ in model.first_stage_model.parameters()):
-        first_stage = OmegaConf.select(_as_node(config or {}), FIRST_STAGE)
-        if not first_stage:
-            raise ValueError(f"{checkpoint} holds the network alone: name its first stage in the config, {FIRST_STAGE}")
-        model.first_stage_model.init_from_ckpt(first_stage)
 
 
 def make_pipeline(

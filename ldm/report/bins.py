@@ -18,6 +18,7 @@ from ldm.data.subsets import (
     read_subsets,
     subsets_file,
 )
+from ldm.trust import accept
 from ldm.util import instantiate_from_config
 
 SHOWN_CLASSES = 10  # classes named in a row, at most
@@ -63,7 +64,8 @@ def describe_folder(folder: str | Path) -> list[str]:
         subsets = read_subsets(folder, name)
         if "dataset" not in subsets.record:
             raise ValueError(f"{subsets_file(folder, name)} does not name its data set, so its lists cannot be counted")
-        dataset: Any = instantiate_from_config(subsets.record["dataset"])
+        named = accept({"dataset": subsets.record["dataset"]}, subsets_file(folder, name))
+        dataset: Any = instantiate_from_config(named["dataset"])
         members = [None, *range(subsets.members)]
         positions = {one: read_member_subset(folder, name, one, dataset)[1] for one in members}
         lines += describe_plan(folder, subsets, positions, dataset.labels)

@@ -10,6 +10,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from ldm.trust import accept_config
+
 # Data sets that a config may name.
 SPLITS = ("train", "validation", "test", "predict")
 
@@ -132,7 +134,9 @@ def _load(files: Sequence[str], dotlist: Sequence[str], component: bool, start: 
     for part in start:
         config = merge_configs(config, part)
     for file in files:
-        config = merge_configs(config, read_config(file))
+        part = read_config(file)
+        # The section `run` is in what a training wrote: that stays a run's config under whatever option it is named.
+        config = merge_configs(config, accept_config(part, file) if "run" in part else part)
     components = config.pop("components", None)
     if component and components is not None:
         config = merge_configs(config, components)

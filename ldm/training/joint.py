@@ -21,8 +21,7 @@ from ldm.ensembles.members import MemberNetwork, Members
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.head_options import own_names
 from ldm.models.diffusion.members import MemberTraining
-from ldm.models.diffusion.optimisation import TrainingSet, evaluation_positions, positions
-from ldm.util import instantiate_from_config
+from ldm.models.diffusion.optimisation import TrainingSet, evaluation_positions, make_factor, positions
 
 
 def share_base(model: LatentDiffusion, own: Sequence[str]) -> LatentDiffusion:
@@ -224,7 +223,7 @@ class JointMembers(pl.LightningModule):
         schedule = self._members[0].scheduler_config
         if schedule is None:
             return together
-        factor = instantiate_from_config(schedule).schedule
+        factor = make_factor(schedule)
         return [together], [{"scheduler": LambdaLR(together, factor), "interval": "step", "frequency": 1}]
 
     def configure_gradient_clipping(

@@ -11,7 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.training.config import load_config
-from ldm.util import atomic_write
+from ldm.trust import accept_config
+from ldm.util import atomic_write, check_plain_name
 
 KEPT = re.compile(r"^(?P<best>best-)?epoch=(?P<epoch>\d+)(-step=(?P<step>\d+))?\.ckpt$")
 STAMP = re.compile(r"^\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(-\d+)?")
@@ -86,12 +87,21 @@ class RunDirectory:
         """The model and data config the run was started with (`project`), or its trainer's (`lightning`).
 
         Raises:
-            ValueError: if the run holds none.
+            ValueError: if the run holds none, or one that names a class that is not known (`ldm.trust`).
+        """
+        files = self.config_files(kind)
+        return accept_config(load_config([str(file) for file in files], needs=()), files[-1])
+
+    def config_files(self, kind: str = "project") -> list[Path]:
+        """The files of a config, in the order in which they are merged.
+
+        Raises:
+            ValueError: if there are none.
         """
         files = sorted(self.configs.glob(f"*-{kind}.yaml"))
         if not files:
             raise ValueError(f"{self.path} has no configs/*-{kind}.yaml: is it a run directory?")
-        return load_config([str(file) for file in files], needs=())
+        return files
 
     def write_config(self, config: DictConfig, kind: str) -> Path:
         """Write `configs/{timestamp}-{kind}.yaml`; a resumed run that changed something adds a file of its own."""
@@ -107,8 +117,13 @@ class RunDirectory:
 
 
 def new_run(logdir: str | Path, name: str) -> RunDirectory:
-    """Create a run directory that did not exist."""
+    """Create a run directory that did not exist.
+
+    Raises:
+        ValueError: for a name that would lead out of `logdir`.
+    """
     logdir = Path(logdir)
+    check_plain_name("the name of a run", name)
     logdir.mkdir(parents=True, exist_ok=True)
     stamp = f"{datetime.now():%Y-%m-%dT%H-%M-%S}"
     for suffix in ("", *(f"-{count}" for count in range(1, 1000))):
@@ -135,7 +150,7 @@ def find_run(resume: str | Path, epoch: int | None = None) -> tuple[RunDirectory
         raise ValueError(f"--epoch {epoch} chooses a checkpoint of a run directory, but {resume} is a checkpoint")
     if path.is_file():
         run = RunDirectory(path.parent.parent)
-        run.config()
+        run.config_files()
         return run, path
     if path.is_dir():
         run = RunDirectory(path)

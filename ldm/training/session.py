@@ -31,7 +31,8 @@ from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN, StoppedBySignal
 from ldm.training.trainer import Devices, choose_devices, cluster_environment, split_trainer_options
 from ldm.training.wandb import wandb_logger
-from ldm.util import instantiate_from_config
+from ldm.trust import find_targets, settle, trusting
+from ldm.util import instantiate_as
 
 log = logging.getLogger(__name__)
 
@@ -116,16 +117,18 @@ def build_callbacks(
         SetupCallback(run, config, lightning),
         EMACallback(),
         SeededSteps(training.seed, training.member),
-        instantiate_from_config(pictures),
+        instantiate_as(Callback, pictures, "lightning.callbacks.image_logger"),
         StopAtNaN(),
         LearningRateMonitor(logging_interval="step"),
         CUDACallback(),
     ]
-    callbacks += [instantiate_from_config(callback) for callback in given.values() if callback and "target" in callback]
+    named = {name: callback for name, callback in given.items() if callback and "target" in callback}
+    callbacks += [instantiate_as(Callback, callback, f"lightning.callbacks.{name}") for name, callback in named.items()]
     checkpoint = to_plain(lightning.get("modelcheckpoint") or OmegaConf.create({}))
     if "target" in checkpoint:
         params = {"dirpath": run.checkpoints, **(checkpoint.get("params") or {})}
-        callbacks.append(instantiate_from_config({**checkpoint, "params": params}))
+        spec = {**checkpoint, "params": params}
+        callbacks.append(instantiate_as(Callback, spec, "lightning.modelcheckpoint"))
         checkpoint, monitor = {}, None
     keeper = KeepCheckpoints.from_options(
         run.checkpoints, checkpoint.get("params") or {}, monitor, training.every_n_epochs, training.every_n_steps
@@ -140,7 +143,7 @@ def prepare_model(config: DictConfig, training: Training) -> pl.LightningModule:
     """The model with its draws seeded; where a member is trained, all but its heads is frozen."""
     if training.joint:
         return build_members(config, training)
-    model = instantiate_from_config(config.model)
+    model = instantiate_as(pl.LightningModule, config.model, "model")
     if training.start_from_pretrained:
         model.start_from_pretrained(training.member, training.seed)
     if hasattr(model, "seed_draws"):
@@ -153,7 +156,7 @@ def prepare_data(config: DictConfig, training: Training) -> pl.LightningDataModu
     if training.joint:
         data = build_joint_data(config, training)
     else:
-        data = instantiate_from_config(config.data)
+        data = instantiate_as(pl.LightningDataModule, config.data, "data")
         data.seed = training.seed
         data.member = training.member
     data.setup()
@@ -211,15 +214,23 @@ def read_training_config(training: Training, start: Sequence[DictConfig] = ()) -
     return point_data(config, component, training.overwrite_data_root, training.synset_bins)
 
 
+def find_own_targets(training: Training) -> set[str]:
+    """Find the classes that the user's own configs and words name: a run that is resumed with them may name them."""
+    own = load_config(training.base, training.changes, training.start_from_pretrained, needs=())
+    named = find_targets(OmegaConf.to_container(own, resolve=False))
+    return {target for _, target in named if isinstance(target, str) and "$" not in target}
+
+
 def set_up(training: Training) -> Session:
     """Put a training together, ready to fit. What the config names is built before the run directory is made."""
     job = Job.from_environment([f"{name}={value}" for name, value in training.flat_options().items()])
     known, checkpoint = find_known_run(training, job)
     start = []
     if known and known.has_config:
-        saved = known.config()
+        with trusting(find_own_targets(training)):
+            saved = known.config()
+            start = [saved, OmegaConf.create({"lightning": known.config("lightning")})]
         training = training.resuming(saved.run)
-        start = [saved, OmegaConf.create({"lightning": known.config("lightning")})]
     config = read_training_config(training, start)
     lightning = config.pop("lightning", OmegaConf.create())
     chosen = {**(lightning.get("trainer") or {}), **training.trainer}
@@ -244,8 +255,8 @@ def set_up(training: Training) -> Session:
         write_run_record(run, training)
         if job:
             job.record(run)
-    record = cast(DictConfig, OmegaConf.merge(config, {"run": training.kept_values}))
-    lightning = cast(DictConfig, OmegaConf.merge(lightning, {"trainer": chosen}))
+    record = settle(cast(DictConfig, OmegaConf.merge(config, {"run": training.kept_values})))
+    lightning = settle(cast(DictConfig, OmegaConf.merge(lightning, {"trainer": chosen})))
     try:
         callbacks = build_callbacks(run, record, lightning, training, getattr(model, "monitor", None))
         loggers = online_loggers(run, record, training)

@@ -18,7 +18,7 @@ from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.models.diffusion.optimisation import evaluation_positions, log_step, make_optimiser, positions
 from ldm.models.diffusion.process import build_schedule, choose_config, register_tables, view_process
 from ldm.modules.conditioned import is_bare
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_as
 
 PREFIX = "classifier."
 TOP = (1, 5)
@@ -81,7 +81,7 @@ class NoisyClassifier(pl.LightningModule):
         self.monitor = monitor
         self.learning_rate: float | None = None
         self.seed_draws(0)
-        self.classifier = instantiate_from_config(classifier_config)
+        self.classifier = instantiate_as(nn.Module, classifier_config, "model.params.classifier_config")
         betas = BetaSchedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s, unit_time)
         config = choose_config(schedule_config, path_config)
         self.schedule, self.training_times = build_schedule(config, times_config, betas)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,21 @@ def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
         return None
 
 
+def make_factor(schedule: Mapping[str, Any]) -> Callable[[int], float]:
+    """Return the factor on the learning rate by the step, of the config of a warm-up rule.
+
+    Raises:
+        ValueError: if what it names has no `schedule(step)`.
+    """
+    rule = instantiate_from_config(schedule)
+    if not callable(getattr(rule, "schedule", None)):
+        raise ValueError(
+            f"model.params.scheduler_config: {schedule.get('target')} gave a {type(rule).__name__} without "
+            "schedule(step), see ldm.lr_scheduler"
+        )
+    return rule.schedule
+
+
 def make_optimiser(
     parameters: Iterable[nn.Parameter],
     rate: float | None,
@@ -98,7 +113,7 @@ def make_optimiser(
         adamw = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
     if schedule is None:
         return adamw
-    factor = instantiate_from_config(schedule).schedule
+    factor = make_factor(schedule)
     return [adamw], [{"scheduler": LambdaLR(adamw, factor), "interval": "step", "frequency": 1}]
 
 

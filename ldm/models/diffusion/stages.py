@@ -15,7 +15,7 @@ from ldm.models.diffusion.training import read_images
 from ldm.modules.conditioned import EMBEDDER, ConditionEmbedder
 from ldm.modules.encoders.text import TextEmbedder
 from ldm.modules.parts import Parts
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_as
 
 
 class HasStages(Protocol):
@@ -55,9 +55,19 @@ class HasStages(Protocol):
 
 
 def instantiate_first_stage(model: HasStages, config: Mapping[str, Any] | nn.Module) -> None:
-    """Set the first stage, frozen and in evaluation mode; a config without a target leaves images as they are."""
-    model.first_stage_model = (instantiate_from_config(config) or IdentityFirstStage()).eval()
-    model.first_stage_model.requires_grad_(False)
+    """Set the first stage, frozen and in evaluation mode; a config without a target leaves images as they are.
+
+    Raises:
+        ValueError: if what the config names does not encode and decode.
+    """
+    place = "model.params.first_stage_config"
+    stage: Any = IdentityFirstStage() if isinstance(config, str) else instantiate_as(nn.Module, config, place)
+    if not (hasattr(stage, "encode") and hasattr(stage, "decode")):
+        raise ValueError(
+            f"{place}: a {type(stage).__name__} does not encode and decode; a model of pixels has "
+            "ldm.models.autoencoder.IdentityFirstStage"
+        )
+    model.first_stage_model = stage.eval().requires_grad_(False)
 
 
 def instantiate_cond_stage(model: HasStages, config: Mapping[str, Any] | nn.Module | str) -> None:
@@ -68,9 +78,11 @@ def instantiate_cond_stage(model: HasStages, config: Mapping[str, Any] | nn.Modu
     if config == "__is_first_stage__":
         model.cond_stage_model = model.first_stage_model
         return
-    embedder = instantiate_from_config(config)
-    frozen = embedder is not None and not model.cond_stage_trainable
-    model.cond_stage_model = embedder.eval().requires_grad_(False) if frozen else embedder
+    if config == "__is_unconditional__":
+        model.cond_stage_model = None
+        return
+    embedder = instantiate_as(nn.Module, config, "model.params.cond_stage_config")
+    model.cond_stage_model = embedder if model.cond_stage_trainable else embedder.eval().requires_grad_(False)
 
 
 def decode_with_gradients(
