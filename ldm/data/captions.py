@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,11 +12,9 @@ from torch import Tensor
 from ldm.data.base import LabelledImages, Transform, check_choice, split_positions
 from ldm.data.digits import Digits
 from ldm.data.folder import FileImages
+from ldm.data.lists import TEXT_COLUMNS, read_rows
 from ldm.data.pictures import Files
 
-# Names of the columns, or of the keys, that hold a picture's path and its caption.
-PATHS = ("file_name", "file", "path", "image")
-TEXTS = ("caption", "text", "prompt")
 LISTS = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 
 
@@ -67,7 +62,10 @@ def read_captions(files: Files) -> dict[str, str]:
         texts = {path: str(PurePosixPath(path).with_suffix(".txt")) for path in pictures}
         captions = {path: files.read(text).decode().strip() for path, text in texts.items() if files.has(text)}
     else:
-        captions = _read_list(name, files.read(name).decode())
+        rows = read_rows(name, files.read(name))
+        if "caption" not in rows.columns:
+            raise ValueError(f"{name} needs a column with captions, called {', '.join(TEXT_COLUMNS)}")
+        captions = dict(zip(rows.paths, rows.columns["caption"], strict=True))
     unknown = sorted(set(captions) - set(pictures))
     missing = [path for path in pictures if not captions.get(path)]
     if unknown or (missing and name is None):
@@ -76,18 +74,6 @@ def read_captions(files: Files) -> dict[str, str]:
             f"({', '.join(missing[:3])}), {len(unknown)} captions without a picture ({', '.join(unknown[:3])})"
         )
     return {path: captions[path] for path in pictures if captions.get(path)}
-
-
-def _read_list(name: str, text: str) -> dict[str, str]:
-    if name.endswith(".csv"):
-        rows: list[Mapping[str, Any]] = list(csv.DictReader(io.StringIO(text)))
-    else:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    keys = list(rows[0]) if rows else []
-    path, caption = (next((key for key in names if key in keys), None) for names in (PATHS, TEXTS))
-    if path is None or caption is None:
-        raise ValueError(f"{name} needs {' or '.join(PATHS)}, and {' or '.join(TEXTS)}, in each row; got {keys}")
-    return {str(row[path]): str(row[caption]).strip() for row in rows}
 
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -14,6 +14,8 @@ from ldm.data.pictures import UNREADABLE, Files, decode
 from ldm.util import instantiate_from_config
 
 CROPS = ("center", "random", "none")
+# The class of every picture where no folder names one.
+ONE_CLASS = "pictures"
 
 
 class FileImages(LabelledImages):
@@ -149,12 +151,12 @@ class ImageFolder(FileImages):
     """Images in class folders, nested ones too, of a folder or a .zip: see `FileImages` for the items.
 
     With depth 1, `root/cat/any/where/1.png` is a "cat"; with depth 2, `root/Greek/character01/1.png` is a
-    "Greek/character01". Classes are numbered in the order of their names.
+    "Greek/character01"; with depth 0 all are one class, "pictures". Classes are numbered in the order of their names.
 
     Args:
         root: folder or .zip, or several.
         folder: folder below the root that holds the class folders, such as "train".
-        depth: how many levels of folders name the class.
+        depth: how many levels of folders name the class; 0 for a folder without classes.
         split: "all", or the "train" or "test" part of a fixed stratified split.
         test_fraction: share of each class that is "test".
         class_names: the classes in their order, where some may lack images; those found where not given.
@@ -209,15 +211,15 @@ class ImageFolder(FileImages):
 
 
 def parse_class(relpath: str, levels: int, depth: int) -> str:
-    """Return the class a path names: its `depth` folders after the first `levels`.
+    """Return the class a path names: its `depth` folders after the first `levels`; with depth 0 one class for all.
 
     Raises:
-        ValueError: if it has fewer folders, or `depth` is less than 1.
+        ValueError: if it has fewer folders, or `depth` is negative.
     """
     folders = PurePosixPath(relpath).parts[levels:-1]
-    if depth < 1 or len(folders) < depth:
-        raise ValueError(f"expected {depth} or more (at least 1) class folders above each image, got '{relpath}'")
-    return "/".join(folders[:depth])
+    if depth < 0 or len(folders) < depth:
+        raise ValueError(f"expected {max(depth, 1)} or more class folders above each image, got '{relpath}'")
+    return "/".join(folders[:depth]) or ONE_CLASS
 
 
 def class_numbers(owners: Sequence[str], class_names: Sequence[str]) -> Tensor:

@@ -60,6 +60,12 @@ class Files:
             raise ValueError(f"no image files ({' '.join(_SUFFIXES)}) in {places}")
         return sorted(found)
 
+    def others(self) -> list[str]:
+        """Return the sorted paths of all other files of all roots, by-products of operating systems included."""
+        names = {name for owner in range(len(self.roots)) for name in self._names(owner, "")}
+        files = (name for name in names if not name.endswith("/"))
+        return sorted(name for name in files if hidden(name) or not name.lower().endswith(_SUFFIXES))
+
     def has(self, name: str) -> bool:
         """Tell whether the first root holds a file `name`."""
         if self.roots[0].is_dir():

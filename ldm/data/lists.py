@@ -1,0 +1,182 @@
+"""Lists of pictures as people keep them: CSV and JSONL files with a path and a class or a caption in each row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.data.base import split_positions
+from ldm.data.folder import FileImages
+from ldm.data.pictures import Files
+
+# Names of the columns of a CSV file, or of the keys of a JSONL file.
+PATH_COLUMNS = ("file_name", "file", "path", "image", "filename", "filepath", "image_path", "relpath")
+TEXT_COLUMNS = ("caption", "text", "prompt")
+LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "class_label")
+SPLIT_COLUMNS = ("split", "set", "subset", "partition")
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+# What the part to train on is called, and those that are held out, the first that there is for validation.
+TRAIN_NAMES = ("train", "training")
+HELD_OUT_NAMES = ("val", "valid", "validation", "dev", "test", "testing")
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """A list of pictures by what its rows say.
+
+    Attributes:
+        paths: of the pictures, as they are written [N].
+        columns: {"label", "caption" or "split": the values [N]} of the columns that were found.
+    """
+
+    paths: list[str]
+    columns: dict[str, list[str]]
+
+
+def read_rows(name: str, content: bytes) -> PictureRows:
+    """Read a list of pictures; the name of the file, which ends in .csv, .tsv or .jsonl, says how.
+
+    Raises:
+        ValueError: if the file is not of its kind, names no path, or a row lacks a value.
+    """
+    try:
+        rows = _parse(name, content.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise ValueError(f"{name} is no list of pictures in UTF-8 ({' '.join(SUFFIXES)}): {error}") from error
+    keys = list(rows[0]) if rows else []
+    wanted = {"path": PATH_COLUMNS, "label": LABEL_COLUMNS, "caption": TEXT_COLUMNS, "split": SPLIT_COLUMNS}
+    named = {kind: _find_column(keys, names) for kind, names in wanted.items()}
+    if named["path"] is None:
+        known = ", ".join(PATH_COLUMNS)
+        raise ValueError(f"{name} needs a column with the pictures' paths, called {known}; it has {keys}")
+    found = {kind: [_value(name, row, key) for row in rows] for kind, key in named.items() if key is not None}
+    return PictureRows(found.pop("path"), found)
+
+
+def _parse(name: str, text: str) -> list[Mapping[str, Any]]:
+    if name.lower().endswith(".jsonl"):
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        wrong = next((row for row in rows if not isinstance(row, dict)), None)
+        if wrong is not None:
+            raise ValueError(f"{name} must hold an object of keys in each line, and one line holds {wrong!r}")
+        return rows
+    return list(csv.DictReader(io.StringIO(text), delimiter="\t" if name.lower().endswith(".tsv") else ","))
+
+
+def _find_column(keys: Sequence[Any], names: Sequence[str]) -> Any:
+    return next((key for key in keys if str(key).strip().lower() in names), None)
+
+
+def _value(name: str, row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None or not str(value).strip():
+        raise ValueError(f"{name} has a row without '{key}': {dict(row)}")
+    return str(value).strip()
+
+
+def order_names(names: Sequence[str]) -> list[str]:
+    """Return the different names in their order: numbers by value, else by their letters."""
+    different = set(names)
+    return sorted(different, key=int) if all(name.isdigit() for name in different) else sorted(different)
+
+
+def name_parts(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return what a data set calls its parts to train on and for validation; None where it has no such parts."""
+    present = {name.lower(): name for name in names}
+    train = next((present[name] for name in TRAIN_NAMES if name in present), None)
+    held_out = next((present[name] for name in HELD_OUT_NAMES if name in present), None)
+    return None if train is None or held_out is None else (train, held_out)
+
+
+class ListedImages(FileImages):
+    """Pictures whose classes stand in a list: a CSV, TSV or JSONL file with a path and a class in each row.
+
+    Args:
+        root: folder or .zip of the pictures, which the list's paths are relative to.
+        file: the list, in the root or elsewhere.
+        split: "all", or a part by the word of the list's column `split`; where it has none, "train" or "test", the
+            parts of a fixed stratified split.
+        test_fraction: share of each class that is "test", where the list has no column `split`.
+        class_names: the classes in their order, where some may lack images; those of the list where not given.
+        files: further arguments of `FileImages`: image_size, channels, crop, flip, broken, in_memory, transform, seed.
+
+    Raises:
+        ValueError: if the list has no classes, or names a picture that is not there.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        file: str,
+        split: str = "all",
+        test_fraction: float = 0.1,
+        class_names: Sequence[str] | None = None,
+        **files: Any,
+    ):
+        source = Files(root)
+        rows = read_picture_rows(source, file)
+        if "label" not in rows.columns:
+            raise ValueError(f"{file} has no column with classes, called {', '.join(LABEL_COLUMNS)}")
+        check_paths(source, file, rows.paths)
+        own = rows.columns["label"]
+        names = list(class_names) if class_names is not None else order_names(own)
+        unknown = sorted(set(own) - set(names))
+        if unknown:
+            raise ValueError(f"{file} names classes that class_names does not have: {', '.join(unknown[:5])}")
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = torch.tensor([numbers[one] for one in own])
+        kept = choose_part(rows, labels, split, test_fraction)
+        super().__init__(source, [rows.paths[place] for place in kept], labels[kept], names, **files)
+
+
+def read_picture_rows(source: Files, file: str) -> PictureRows:
+    """Read a list that lies beside the pictures, or elsewhere.
+
+    Raises:
+        ValueError: if it is not there, or cannot be read as one.
+    """
+    if source.has(file):
+        return read_rows(file, source.read(file))
+    if not Path(file).is_file():
+        raise ValueError(f"there is no list {file}, neither in {source.roots[0]} nor as a path of its own")
+    return read_rows(file, Path(file).read_bytes())
+
+
+def check_paths(source: Files, file: str, paths: Sequence[str]) -> None:
+    """Make sure that the pictures of a list are there, each once.
+
+    Raises:
+        ValueError: if some are not.
+    """
+    missing = [path for path in paths if not source.has(path)]
+    if missing:
+        raise ValueError(
+            f"{file} names {len(missing)} of {len(paths)} pictures that are not in {source.roots[0]}, "
+            f"{', '.join(missing[:3])} among them; paths are relative to that folder"
+        )
+    if len(set(paths)) < len(paths):
+        twice = next(path for place, path in enumerate(paths) if path in paths[:place])
+        raise ValueError(f"{file} names the picture {twice} twice")
+
+
+def choose_part(rows: PictureRows, labels: torch.Tensor, split: str, test_fraction: float) -> list[int]:
+    """Return the places of a part: of the list's own split where it has one, else of a fixed stratified one.
+
+    Raises:
+        ValueError: if the list's own split has no such part.
+    """
+    if split == "all" or "split" not in rows.columns:
+        return split_positions(labels, split, test_fraction, "list").tolist()
+    kept = [place for place, part in enumerate(rows.columns["split"]) if part == split]
+    if not kept:
+        raise ValueError(
+            f"the list's parts are {', '.join(sorted(set(rows.columns['split'])))}; none of them is {split}"
+        )
+    return kept

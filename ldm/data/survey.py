@@ -1,0 +1,158 @@
+"""What lies in a folder of pictures, before training: layout, classes, counts, sizes, and what is skipped and why."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.layout import Layout
+from ldm.data.pictures import UNREADABLE, Files, decode
+
+# Modes of Pillow without colour.
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found of a data set.
+
+    Attributes:
+        root: folder or .zip.
+        layout: how it names classes and parts.
+        sizes: (width, height) of each picture that can be read.
+        grey: how many pictures are without colour.
+        transparent: how many have transparency.
+        skipped: {path: why} of files that are no pictures, or cannot be read.
+    """
+
+    root: str
+    layout: Layout
+    sizes: list[tuple[int, int]]
+    grey: int
+    transparent: int
+    skipped: dict[str, str]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in their order."""
+        return self.layout.class_names
+
+    @property
+    def channels(self) -> int:
+        """1 where every picture is grey, 3 otherwise."""
+        return 1 if self.grey == len(self.sizes) else 3
+
+    def counts(self, part: str) -> dict[str, int]:
+        """Return {class: pictures} of "train" or "validation", in the order of the classes."""
+        found = Counter(owner for path, owner in self.layout.owners[part].items() if path not in self.skipped)
+        return {name: found.get(name, 0) for name in self.class_names}
+
+    def total(self, part: str) -> int:
+        """Return the number of pictures of a part."""
+        return sum(self.counts(part).values())
+
+    def describe(self) -> list[str]:
+        """Return what was found in lines: layout, a row a class, sizes, and what was skipped and why."""
+        train, held = self.counts("train"), self.counts("validation")
+        widest = max(len(name) for name in self.class_names)
+        lines = [
+            f"{self.root}: {self.layout.kind}, {_count(len(self.class_names), 'class', 'classes')}, "
+            f"{self.total('train')} pictures to train on and {self.total('validation')} for validation",
+            f"  {'class':{widest}}  train  validation",
+        ]
+        ordered = sorted(self.class_names, key=lambda name: -train[name])
+        shown = ordered if len(ordered) <= 40 else [*ordered[:20], *ordered[-20:]]
+        lines += [f"  {name:{widest}}  {train[name]:5d}  {held[name]:10d}" for name in shown]
+        if len(shown) < len(ordered):
+            lines.append(f"  ({len(ordered) - len(shown)} classes between the 20th and the 20th last are not shown)")
+        return [*lines, *self._describe_pictures(), *self._describe_skipped()]
+
+    def _describe_pictures(self) -> list[str]:
+        sides = np.array(self.sizes)
+        shortest = sides.min(1)
+        low, middle, high = np.percentile(shortest, [0, 50, 100]).astype(int)
+        square = int((sides[:, 0] == sides[:, 1]).sum())
+        colour = "grey" if self.channels == 1 else "colour"
+        lines = [
+            f"  shortest sides {low} to {high} pixels, median {middle}; {square} of {len(sides)} are square; {colour}",
+        ]
+        if self.channels == 3 and self.grey:
+            lines.append(f"  {_count(self.grey, 'picture is', 'pictures are')} grey, and read as colour")
+        if self.transparent:
+            lines.append(f"  {_count(self.transparent, 'picture has', 'pictures have')} transparency")
+        return lines
+
+    def _describe_skipped(self) -> list[str]:
+        if not self.skipped:
+            return ["  nothing was skipped"]
+        lines = [f"  skipped {_count(len(self.skipped), 'file', 'files')}:"]
+        for reason, count in Counter(self.skipped.values()).most_common():
+            example = next(path for path, why in self.skipped.items() if why == reason)
+            lines.append(f"    {count} x {reason}, {example} for example")
+        return lines
+
+    def warnings(self, size: int) -> list[str]:
+        """Return what somebody who trains pictures of this size should know: small pictures, classes without any."""
+        train, held = self.counts("train"), self.counts("validation")
+        found = []
+        small = sum(min(sides) < size for sides in self.sizes)
+        if small:
+            found.append(f"{small} of {len(self.sizes)} pictures are smaller than {size} pixels and are enlarged")
+        rare = [name for name in self.class_names if train[name] < 10]
+        if rare:
+            has = _count(len(rare), "class has", "classes have")
+            found.append(f"{has} fewer than 10 pictures to train on: {', '.join(rare[:8])}")
+        absent = [name for name in self.class_names if not held[name]]
+        if absent:
+            found.append(
+                f"{_count(len(absent), 'class has', 'classes have')} no picture for validation: {', '.join(absent[:8])}"
+            )
+        return found
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
+def survey_pictures(root: str, layout: Layout, progress: Any = None) -> Survey:
+    """Open every picture of a data set, and say what was found.
+
+    Args:
+        root: folder or .zip.
+        layout: how it names classes and parts (`find_picture_layout`).
+        progress: a wrapper of the list of paths that shows how far it is, tqdm for example.
+
+    Raises:
+        ValueError: if no picture can be read.
+    """
+    files = Files(root)
+    files.images()
+    paths = [path for part in layout.owners.values() for path in part]
+    skipped = {name: f"no picture ({PurePosixPath(name).suffix or 'without an ending'})" for name in files.others()}
+    skipped |= layout.skipped
+    skipped = {name: why for name, why in skipped.items() if name not in layout.read}
+    sizes, grey, transparent = [], 0, 0
+    for path in _shown(paths, progress):
+        content = files.read(path)
+        try:
+            decode(content, 3)
+            with Image.open(io.BytesIO(content)) as image:
+                sizes.append(image.size)
+                grey += image.mode in GREY_MODES
+                transparent += "A" in image.mode or "transparency" in image.info
+        except UNREADABLE as error:
+            skipped[path] = f"cannot be read ({type(error).__name__})"
+    if not sizes:
+        raise ValueError(f"none of the {len(paths)} pictures of {root} can be read")
+    return Survey(root, layout, sizes, grey, transparent, skipped)
+
+
+def _shown(paths: Sequence[str], progress: Any) -> Iterable[str]:
+    return paths if progress is None else progress(paths)
