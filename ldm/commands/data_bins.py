@@ -23,7 +23,8 @@ _MASKED = "masked_classes"
 class MakeBins:
     """Draw which images each member of an ensemble sees, or take what DECU published; write the lists, and show them.
 
-    Binned classes: every class has a number of images, and each member a bootstrap of them. Masked classes: every
+    Binned classes: every class has a number of images, and each member a bootstrap of them; --natural leaves the
+    numbers as they are. Masked classes: every
     class is hidden from some of the members; the others see a bootstrap of all its images. --convert reads DECU's
     subsets_binned_classes.pkl or subsets_masked_classes.pkl (nothing that a pickle names is run). File lists that lie
     beside it are kept, others are drawn. Words paths.NAME=VALUE change the config's section `paths`.
@@ -31,6 +32,7 @@ class MakeBins:
     Examples:
       decu data bins --target ldm.data.digits.Digits --out data/digits_bins
       decu data bins --base configs/latent-diffusion/digits.yaml --classes_per_bin 1:3 10:2 50:2 all:3
+      decu data bins --base my.yaml --natural
       decu data bins --base configs/latent-diffusion/digits.yaml --rotation 1 --out data/digits_bins_r1
       decu data bins --base configs/latent-diffusion/omniglot.yaml --classes_per_bin 1:60 3:60 8:60 all:62
       decu data bins --target ldm.data.digits.Digits --dataset masked_classes --hidden_from 2
@@ -68,6 +70,8 @@ class MakeBins:
         ),
     ] = ()
     """The number of classes at each number of images per class."""
+    natural: bool = False
+    """Leave every class with the images that it has; each member sees a bootstrap of all of them."""
     hidden_from: Annotated[int | None, option(metavar="N", default="2, with masked_classes")] = None
     """Of masked classes, the members that a class is hidden from."""
     hidden: Annotated[tuple[str, ...], option(metavar="NAME ...", default="every class, with masked_classes")] = ()
@@ -100,6 +104,8 @@ class MakeBins:
             raise ValueError("--classes_per_bin and --rotation act on binned_classes only")
         if not masked and (self.hidden_from is not None or self.hidden):
             raise ValueError("--hidden_from and --hidden act on masked_classes only")
+        if self.natural and (masked or self.convert or self.classes_per_bin or self.rotation):
+            raise ValueError("--natural leaves classes as they are; it goes without --classes_per_bin and --rotation")
         if self.convert and (self.classes_per_bin or self.rotation or self.hidden_from is not None):
             raise ValueError(
                 "--classes_per_bin, --rotation and --hidden_from draw subsets; --convert takes published ones"
@@ -180,7 +186,7 @@ class MakeBins:
 
     def _plan(self, dataset: Any) -> Subsets:
         """Draw the plan that the options ask for, or take the published one."""
-        from ldm.data.bins import plan_binned, plan_masked
+        from ldm.data.bins import plan_binned, plan_masked, plan_natural
         from ldm.data.prepare.published import plan_published
 
         common: dict[str, Any] = {"seed": self.seed, "resample": not self.no_bootstrap}
@@ -195,4 +201,6 @@ class MakeBins:
                 raise ValueError(f"--hidden names classes; there is no {unknown[0]} among {', '.join(names[:12])}")
             hidden = [names.index(name) for name in self.hidden] or None
             return plan_masked(dataset.labels, dataset.class_names, hidden_from, hidden=hidden, **common)
+        if self.natural:
+            return plan_natural(dataset.labels, dataset.class_names, **common)
         return plan_binned(dataset.labels, dataset.class_names, self._counts(), rotation=self.rotation, **common)

@@ -197,6 +197,30 @@ def plan_binned(
     )
 
 
+def plan_natural(
+    labels: Tensor, class_names: Sequence[str], members: int = 5, seed: int = 0, resample: bool = True
+) -> Subsets:
+    """Plan classes as they are: each has its own number of images, and each member a bootstrap of all of them.
+
+    A class without images stays without. The bins of the plan are the numbers of images.
+    """
+    counts = torch.bincount(labels, minlength=len(class_names)).tolist()
+    bins: dict[int, ClassSize] = dict(enumerate(counts))
+    everything = list(range(len(class_names)))
+    kept = binned_indices(labels, {label: ALL for label, count in bins.items() if count}, seed)
+    lists = {one: draw_bootstrap(kept, labels, seed, one) if resample else kept for one in range(members)}
+    return Subsets(
+        dataset_name=BINNED,
+        class_names=list(class_names),
+        images=len(labels),
+        members=members,
+        bins=bins,
+        sees=dict.fromkeys(range(members), everything),
+        record={"seed": seed, "natural": True, "bootstrap": resample},
+        positions={None: kept, **lists},
+    )
+
+
 def plan_masked(
     labels: Tensor,
     class_names: Sequence[str],

@@ -26,6 +26,7 @@ from ldm.data.bins import (
     draw_bootstrap,
     plan_binned,
     plan_masked,
+    plan_natural,
 )
 from ldm.data.plans import (
     list_file,
@@ -60,6 +61,7 @@ __all__ = [
     "pickle_file",
     "plan_binned",
     "plan_masked",
+    "plan_natural",
     "read_list",
     "read_member_subset",
     "read_plan",

@@ -33,6 +33,7 @@ class Classes:
         masked: whether classes were hidden from members.
         sees: {member: classes that it saw}; of masked classes only.
         members: number of members.
+        natural: whether the sizes are the classes' own numbers of images, and not chosen.
     """
 
     count: int
@@ -41,6 +42,7 @@ class Classes:
     masked: bool = False
     sees: Mapping[int, frozenset[int]] = field(default_factory=dict)
     members: int = 1
+    natural: bool = False
 
     @classmethod
     def from_record(cls, spec: Mapping[str, Any], count: int, members: int) -> Classes:
@@ -48,7 +50,8 @@ class Classes:
         sees = {int(member): frozenset(labels) for member, labels in (spec.get("sees") or {}).items()}
         sizes = {int(label): size for label, size in (spec.get("bins") or {}).items()}
         names = tuple(spec.get("class_names") or ())
-        return cls(count, names, sizes, spec.get("split") == MASKED, sees, members)
+        natural = bool(spec.get("natural"))
+        return cls(count, names, sizes, spec.get("split") == MASKED, sees, members, natural)
 
     @classmethod
     def of_choices(cls, names: Sequence[str], spec: Mapping[str, Any], members: int) -> Classes:

@@ -18,6 +18,7 @@ from ldm.report.class_tables import (
     ordered_bins,
     summarise_classes,
 )
+from ldm.report.natural import rank_natural
 from ldm.report.plots import Curve, curve_plot, distribution_plot, per_bin_plot
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.results import ClassInformation
@@ -50,6 +51,10 @@ def write_class_report(
     """
     rows = [class_row(result, pipeline) for result in results]
     found, words = summarise_classes(rows, pipeline)
+    if pipeline.classes.natural:
+        rows, outstanding = rank_natural(rows)
+        found |= outstanding.facts
+        words += outstanding.words
     comments = _comments(settings, units)
     write_csv(out / "uncertainty.csv", rows, [*comments, *words], overwrite=True)
     with atomic_write(out / "summary.json", overwrite=True) as partial:
@@ -57,7 +62,10 @@ def write_class_report(
     with atomic_write(out / "summary.md", overwrite=True) as partial:
         partial.write_text("\n\n".join([*words, markdown_table(found["bins"])]) + "\n")
     title = f"{_where(pipeline)}; distance {settings['distance']}, {settings['distance_scale']}"
-    _bin_plots(out, rows, pipeline, title, "\n".join(words))
+    if pipeline.classes.natural:
+        outstanding.draw(out, rows, title)
+    else:
+        _bin_plots(out, rows, pipeline, title, "\n".join(words))
     if all(result.curve is not None for result in results):
         lines = [line for result in results for line in curve_rows(result, pipeline)]
         write_csv(out / "curve.csv", lines, comments, overwrite=True)

@@ -77,6 +77,8 @@ def describe_training_data(config: Any) -> dict[str, Any]:
     record["bins"] = dict(getattr(data, "bins", None) or {})
     subsets = getattr(data, "subsets", None)
     record["split"] = getattr(subsets, "dataset_name", None)
+    if subsets is not None and subsets.record.get("natural"):
+        record["natural"] = True
     if subsets is not None and record["split"] == MASKED:
         record["sees"] = {int(member): list(classes) for member, classes in subsets.sees.items()}
     return record
