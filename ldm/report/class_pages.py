@@ -1,0 +1,180 @@
+"""What a page says of uncertainty per class: sentences, a ranked table, and a card for each class."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldm.records import Row
+from ldm.report.page import Card, Cards, Code, PageTable, Picture, Section, Text
+from ldm.report.tables import read_comments, read_csv
+
+# Cards are shown of so many classes: the most and the least uncertain ones.
+MOST_CARDS = 40
+COLUMNS = {
+    "name": "class",
+    "bin": "training images",
+    "mi_mean": "mutual information (nats)",
+    "mi_low": "from",
+    "mi_high": "to",
+    "n": "noises",
+    "saturation": "saturation",
+    "ssim": "similarity of members (SSIM)",
+    "epistemic_variance": "variance between members",
+    "residual_p": "p of standing out",
+}
+
+
+def _name(row: Row) -> str:
+    return str(row.get("name", row["class"]))
+
+
+def _interval(row: Row) -> str:
+    low, high = row.get("mi_low"), row.get("mi_high")
+    known = low is not None and high is not None
+    return f"{row['mi_mean']:.3g}" + (f" [{low:.3g}, {high:.3g}]" if known else "")
+
+
+def rank_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return rows of a table of classes, the most uncertain first."""
+    return sorted(rows, key=lambda row: -float(row["mi_mean"]))
+
+
+def summarise_table(path: Path) -> list[str]:
+    """Return what a table of classes says in sentences: the most and the least uncertain, and its summary."""
+    rows = rank_rows(read_csv(path))
+    first, last = rows[0], rows[-1]
+    words = [
+        f"The members disagree most about {_name(first)} ({_interval(first)} nats"
+        f"{_images(first)}) and least about {_name(last)} ({_interval(last)} nats{_images(last)})."
+    ]
+    summary = path.with_name("summary.json")
+    found = json.loads(summary.read_text()) if summary.exists() else {}
+    if "spearman" in found and found["spearman"].get("estimate") is not None:
+        value = found["spearman"]
+        low, high = value.get("low"), value.get("high")
+        known = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+        words.append(
+            f"Rank correlation of mutual information with the number of training images: {value['estimate']:.2f}"
+            f"{known} over {len(rows)} classes; -1 would mean that fewer images always go with more disagreement."
+        )
+    outstanding = found.get("standing_out")
+    if outstanding is not None:
+        words.append(_describe_outstanding(outstanding))
+    return words
+
+
+def _describe_outstanding(found: Mapping[str, Any]) -> str:
+    names, rate = found.get("classes", []), found.get("rate", 0.1)
+    if not names:
+        return f"No class is more uncertain than its number of images explains (false discovery rate {rate:g})."
+    known = ", ".join(names)
+    return f"More uncertain than their number of images explains, at a false discovery rate of {rate:g}: {known}."
+
+
+def _images(row: Row) -> str:
+    size = row.get("bin")
+    if size in (None, "unknown", "all"):
+        return ""
+    return f", {size} training image{'' if str(size) == '1' else 's'}"
+
+
+def class_sections(path: Path, folder: Path) -> tuple[list[Section], set[Path]]:
+    """Return the sections of a table of classes, and the pictures that they show.
+
+    Args:
+        path: uncertainty.csv.
+        folder: the folder of the page; maps and rollouts are looked for in it.
+    """
+    rows = rank_rows(read_csv(path))
+    where = "" if path.parent == folder else f" ({path.parent.name})"
+    used: set[Path] = set()
+    blocks: list[Any] = []
+    for name in ("uncertainty.png", "by_images.png", "distributions.png"):
+        if (path.parent / name).exists():
+            used.add(path.parent / name)
+            blocks.append(Picture(path.parent / name, _CAPTIONS[name]))
+    columns = {name: title for name, title in COLUMNS.items() if any(row.get(name) is not None for row in rows)}
+    renamed = [{title: row.get(name) for name, title in columns.items()} for row in rows]
+    blocks.append(PageTable(list(columns.values()), renamed, "Every class, the most uncertain first; a click sorts"))
+    blocks.append(Code("What the columns are, and what the numbers depend on", "\n".join(read_comments(path))))
+    sections = [Section(f"Which classes it does not know{where}", blocks)]
+    cards, shown = _cards(rows, folder)
+    if cards:
+        sections.append(Section(f"Class by class{where}", cards))
+    summary = path.with_name("summary.json")
+    bins = json.loads(summary.read_text()).get("bins", []) if summary.exists() else []
+    if len(bins) > 1:
+        text = Text("Means over the classes with one number of training images, and their standard deviations (_sd).")
+        sections.append(Section(f"By number of training images{where}", [text, PageTable(list(bins[0]), bins)]))
+    curve = path.with_name("curve.png")
+    if curve.exists():
+        used.add(curve)
+        sections.append(
+            Section(f"By step{where}", [Picture(curve, "Mutual information of every step after the branch")])
+        )
+    return sections, used | shown
+
+
+_CAPTIONS = {
+    "uncertainty.png": "Mutual information of each class",
+    "by_images.png": "Mutual information against the number of training images",
+    "distributions.png": "Distribution over classes",
+}
+
+
+def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
+    """Return a card for each class that has a rollout or a map, and the pictures in them."""
+    maps = _read_maps(folder)
+    rollouts = {
+        row["class"]: sorted(folder.glob(f"*/rollout_sample/rollout_bin*_{row['class']}_*.png")) for row in rows
+    }
+    chosen = list(rows)
+    blocks: list[Any] = []
+    if len(chosen) > MOST_CARDS:
+        half = MOST_CARDS // 2
+        chosen = [*chosen[:half], *chosen[-half:]]
+        blocks.append(Text(f"The {half} most and the {half} least uncertain of {len(rows)} classes."))
+    cards, used = [], set()
+    for row in chosen:
+        pictures: list[Any] = [
+            Picture(path, "before and after the members branch") for path in rollouts[row["class"]][:1]
+        ]
+        used |= {one.path for one in pictures}
+        if row["class"] in maps:
+            pictures.append(
+                Picture(maps[row["class"]], "a sample, and where in it the members disagree (brighter: more)")
+            )
+        if pictures:
+            facts = Text(f"{_interval(row)} nats{_images(row)}.")
+            cards.append(Card(_name(row), [facts, *pictures]))
+    return ([*blocks, Cards(cards)] if cards else []), used
+
+
+def _read_maps(folder: Path) -> dict[int, Image.Image]:
+    """Return {class: its first sample beside its map} of the maps in a folder, all on one scale."""
+    files = sorted(folder.glob("pixel_unc/pixel_unc_branch*.npz"))
+    if not files:
+        return {}
+    with np.load(files[0]) as found:
+        images, maps, classes = found["images"][:, 0], found["mi"][:, 0], found["classes"].tolist()
+    limit = float(np.percentile(maps, 99.5)) or 1.0
+    return {label: draw_map(images[place], maps[place], limit) for place, label in enumerate(classes)}
+
+
+def draw_map(image: np.ndarray, values: np.ndarray, limit: float) -> Image.Image:
+    """Return a sample [C, H, W] in [-1, 1] beside its map [H, W], enlarged; the brightest colour stands for `limit`."""
+    from matplotlib import colormaps
+
+    pixels = np.clip((np.moveaxis(image, 0, -1) + 1) * 127.5, 0, 255).astype(np.uint8)
+    pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+    heat = (colormaps["viridis"](np.clip(values / limit, 0, 1))[..., :3] * 255).astype(np.uint8)
+    both = Image.fromarray(np.concatenate([pixels, np.full_like(pixels[:, :1], 255), heat], axis=1))
+    factor = max(1, math.ceil(128 / pixels.shape[0]))
+    return both.resize((both.width * factor, both.height * factor), Image.Resampling.NEAREST)

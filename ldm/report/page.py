@@ -1,0 +1,158 @@
+"""A page of results: one HTML file that opens offline, with its pictures inside, by a template."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
+
+from ldm.util import atomic_write
+
+PAGE = "page.html"
+# Wider pictures are scaled down to this many pixels inside a page.
+WIDEST = 1600
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph of whole sentences."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Words that are shown as they are, folded under their caption."""
+
+    kind: ClassVar[str] = "code"
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell of a table shows, and the number that it is sorted by, None for words."""
+
+    text: str
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table that is sorted by a click on the name of a column.
+
+    Attributes:
+        columns: their names.
+        rows: {column: value} of each; a missing value stays empty.
+        caption: what it shows.
+    """
+
+    kind: ClassVar[str] = "table"
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    caption: str = ""
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """The cells of each row."""
+        return [[make_cell(row.get(name)) for name in self.columns] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, written into the page: a file, or one that was just drawn."""
+
+    kind: ClassVar[str] = "picture"
+    path: Path | Image.Image
+    caption: str
+
+    @property
+    def source(self) -> str:
+        """The picture as a data address: a PNG of 1,600 pixels' width at most."""
+        if isinstance(self.path, Image.Image):
+            content = _scaled(self.path)
+        else:
+            with Image.open(self.path) as image:
+                small = image.width <= WIDEST and image.format == "PNG"
+                content = self.path.read_bytes() if small else _scaled(image)
+        return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+@dataclass(frozen=True)
+class Card:
+    """What belongs to one thing, a class for example: a title above blocks."""
+
+    title: str
+    blocks: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Cards side by side, as many as fit."""
+
+    kind: ClassVar[str] = "cards"
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page, with a heading."""
+
+    title: str
+    blocks: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class ResultPage:
+    """A page: what was found in whole sentences, then sections.
+
+    Attributes:
+        title: of the page.
+        summary: sentences that come first.
+        sections: in their order.
+    """
+
+    title: str
+    summary: Sequence[str] = ()
+    sections: Sequence[Section] = field(default_factory=tuple)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page, in place of an earlier one; return its path."""
+        templates = Environment(
+            loader=PackageLoader("ldm.report"),
+            undefined=StrictUndefined,
+            autoescape=select_autoescape(default=True),
+        )
+        text = templates.get_template("page.html.j2").render(page=self)
+        with atomic_write(path, overwrite=True) as partial:
+            partial.write_text(text, encoding="utf-8")
+        return Path(path)
+
+
+def make_cell(value: Any) -> Cell:
+    """Return a value as a cell: four digits of a number that is not whole; nothing where it is missing."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return Cell("")
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    if isinstance(value, int | float):
+        whole = float(value).is_integer() and abs(value) < 1e9
+        return Cell(f"{int(value):,}" if whole else f"{value:.4g}", float(value))
+    return Cell(str(value))
+
+
+def _scaled(image: Image.Image) -> bytes:
+    """Return a picture as a PNG no wider than a page shows."""
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

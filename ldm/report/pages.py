@@ -1,0 +1,137 @@
+"""Pages of results that exist: what a folder holds, as a page that says what was found, how, and how to read it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.report.class_pages import class_sections, summarise_table
+from ldm.report.page import PAGE, Code, PageTable, Picture, ResultPage, Section, Text
+from ldm.report.reading import how_to_read
+from ldm.report.tables import read_comments, read_csv
+
+# Longer tables are cut, with a word.
+MOST_ROWS = 1000
+# Folders below results whose files belong to a run that goes on, or to single classes.
+_APART = ("classes_", "kept", "checkpoints", "parts")
+
+
+def write_page(folder: str | Path) -> Path:
+    """Write {folder}/page.html of the results in a folder; return its path.
+
+    Raises:
+        ValueError: if the folder holds no results.
+    """
+    return make_page(folder).write(Path(folder) / PAGE)
+
+
+def make_page(folder: str | Path) -> ResultPage:
+    """Return the page of the results in a folder: those of an ensemble, of a posterior, or of any command.
+
+    Raises:
+        ValueError: if the folder holds no results.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; give one that a command wrote its results to")
+    records = find_records(folder)
+    tables = sorted(_own_files(folder, "*.csv"))
+    pictures = sorted(_own_files(folder, "*.png"))
+    if not tables and not pictures:
+        raise ValueError(f"{folder} holds no results: no table (.csv) and no picture (.png)")
+    reports = [path for path in tables if path.name == "uncertainty.csv"]
+    sections, used, summary = [], set(), []
+    for path in reports:
+        summary += summarise_table(path)
+        found, own = class_sections(path, folder)
+        sections += found
+        used |= own
+    sections += _picture_sections(folder, [path for path in pictures if path not in used])
+    sections += _table_sections(folder, [path for path in tables if path not in reports])
+    sections += [how_to_read(_command_names(records)), _made_by(records)]
+    return ResultPage(f"{folder.resolve().name}: where does the model not know?" if reports else folder.resolve().name,
+                summary, sections)  # fmt: skip
+
+
+def find_records(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Return {path: content} of the records in a folder and below, the oldest first."""
+    found = {}
+    for path in _own_files(folder, "*.json"):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and "command" in content and "revision" in content:
+            found[path] = content
+    return dict(sorted(found.items(), key=lambda item: str(item[1].get("time", ""))))
+
+
+def _own_files(folder: Path, pattern: str) -> Iterable[Path]:
+    """Yield the files of a folder and below that are results, not parts of ones."""
+    for path in folder.rglob(pattern):
+        if not any(part.startswith(_APART) for part in path.relative_to(folder).parts[:-1]):
+            yield path
+
+
+def _picture_sections(folder: Path, pictures: Sequence[Path]) -> list[Section]:
+    """Return a section for each folder of pictures."""
+    groups: dict[Path, list[Path]] = {}
+    for path in pictures:
+        groups.setdefault(path.parent, []).append(path)
+    return [
+        Section(_title(folder, parent, "Pictures"), [Picture(path, _caption(path)) for path in own])
+        for parent, own in groups.items()
+    ]
+
+
+def _table_sections(folder: Path, tables: Sequence[Path]) -> list[Section]:
+    return [Section(_title(folder, path, "Table"), _table(path)) for path in tables]
+
+
+def _title(folder: Path, path: Path, kind: str) -> str:
+    name = path.relative_to(folder).as_posix()
+    return kind if name == "." else f"{kind}: {name}"
+
+
+def _caption(path: Path) -> str:
+    return path.stem.replace("_", " ")
+
+
+def _table(path: Path) -> list[Any]:
+    rows, comments = read_csv(path), read_comments(path)
+    if not rows:
+        return [Text("The table is empty.")]
+    blocks: list[Any] = [PageTable(list(rows[0]), rows[:MOST_ROWS], f"{path.name}, {len(rows)} rows")]
+    if len(rows) > MOST_ROWS:
+        blocks.append(Text(f"The first {MOST_ROWS} of {len(rows)} rows are shown; the file holds all."))
+    if comments:
+        blocks.append(Code("What the columns are, and what the numbers depend on", "\n".join(comments)))
+    return blocks
+
+
+def _command_names(records: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    return [" ".join(map(str, content["command"])) for content in records.values()]
+
+
+def _made_by(records: Mapping[Path, Mapping[str, Any]]) -> Section:
+    """Return what made the results: commands, versions, settings."""
+    if not records:
+        return Section("How this was made", [Text("No record lies beside these results.")])
+    rows = [
+        {
+            "time (UTC)": str(content.get("time", ""))[:19].replace("T", " "),
+            "command": shlex.join(map(str, content["command"])),
+            "revision": str(content.get("revision", ""))[:48],
+            "versions": ", ".join(f"{name} {value}" for name, value in content.get("versions", {}).items()),
+        }
+        for content in records.values()
+    ]
+    settings = [
+        Code(f"Options and settings of {path.name} in {path.parent.name}", json.dumps(_facts(content), indent=1))
+        for path, content in records.items()
+    ]
+    return Section("How this was made", [PageTable(list(rows[0]), rows, "Commands in the order of time"), *settings])
+
+
+def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in ("command", "revision", "versions", "time")}
