@@ -40,17 +40,20 @@ class Entry:
 
 # Groups and commands in the order in which the help shows them.
 COMMANDS: dict[str, Entry] = {
+    "new": Entry("new", "New", "Write a config that trains a model of one's own pictures."),
     "train": Entry("train", "Train", "Train a model, a member of an ensemble, or all members at once."),
     "export": Entry("export", "Export", "Write a model as a base checkpoint, or for diffusers."),
     "sample model": Entry("sample_model", "SampleModel", "Draw samples of a diffusion model, a released one included."),
     "sample inpaint": Entry("sample_inpaint", "SampleInpaint", "Fill in the holes of pictures."),
     "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
+    "uncertainty study": Entry("study", "Study", "From a config to the page: train, gather, sample, measure."),
     "uncertainty classes": Entry(
         "uncertainty_classes", "UncertaintyClasses", "Measure what is not known, class by class."
     ),
     "uncertainty pixels": Entry("uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel."),
     "uncertainty toy": Entry("uncertainty_toy", "UncertaintyToy", "Compare estimates where the truth is known."),
+    "report": Entry("report", "WritePage", "Write the page of results that exist."),
     "laplace fit": Entry("laplace_fit", "FitLaplace", "Fit the posterior of a model's last layer."),
     "laplace sample": Entry("laplace_sample", "SampleLaplace", "Sample with a variance for every pixel."),
     "laplace sweep": Entry("laplace_sweep", "SweepLaplace", "Map under a grid of sigma_noise and prior_precision."),
@@ -88,6 +91,7 @@ COMMANDS: dict[str, Entry] = {
     "features guide": Entry(
         "features_classifier", "FeaturesGuide", "Test a classifier that guides a diffusion model by noise level."
     ),
+    "data check": Entry("new", "CheckData", "Look at a folder of pictures: classes, counts, sizes, what is skipped."),
     "data bins": Entry("data_bins", "MakeBins", "Draw which images each member of an ensemble sees."),
     "data latents": Entry("data_latents", "EncodeLatents", "Encode the images of a training before it starts."),
     "data prepare": Entry("data_prepare", "PrepareData", "Fetch published data sets and networks, and verify them."),

@@ -146,6 +146,34 @@ def _load(files: Sequence[str], dotlist: Sequence[str], component: bool, start: 
     return merge_configs(config, words)
 
 
+def take_section(config: DictConfig, name: str) -> tuple[DictConfig, DictConfig]:
+    """Return a config without one of its sections, and the section; what refers to what is in the other is filled in.
+
+    Other references, such as ${paths.data_root}, stay as they are.
+    """
+    section = OmegaConf.to_container(config[name], resolve=True) if name in config else {}
+    rest = {
+        key: value for key, value in cast(dict, OmegaConf.to_container(config, resolve=False)).items() if key != name
+    }
+    resolved = to_plain(config) if _refers(rest, f"${{{name}.") else rest
+    return OmegaConf.create(_fill_in(rest, resolved, f"${{{name}.")), OmegaConf.create(section)
+
+
+def _refers(node: Any, mark: str) -> bool:
+    if isinstance(node, dict | list):
+        return any(_refers(value, mark) for value in (node.values() if isinstance(node, dict) else node))
+    return isinstance(node, str) and mark in node
+
+
+def _fill_in(node: Any, resolved: Any, mark: str) -> Any:
+    """Return a node whose values with the mark are those of the same node with all references filled in."""
+    if isinstance(node, dict):
+        return {key: _fill_in(value, resolved[key], mark) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_fill_in(value, other, mark) for value, other in zip(node, resolved, strict=True)]
+    return resolved if _refers(node, mark) else node
+
+
 def point_data(config: DictConfig, component: int | None, root: str = "", synset_bins: bool = False) -> DictConfig:
     """A config whose training data are those of a component, or whose data lie below another root folder.
 

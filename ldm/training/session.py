@@ -20,7 +20,7 @@ from ldm.records import write_record
 from ldm.settings import Training
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
-from ldm.training.config import learning_rate, load_config, point_data, shared_batch, to_plain
+from ldm.training.config import learning_rate, load_config, point_data, shared_batch, take_section, to_plain
 from ldm.training.joint import JointMembers
 from ldm.training.labels import check_labels
 from ldm.training.latent_cache import prepare_latents
@@ -232,7 +232,7 @@ def set_up(training: Training) -> Session:
             start = [saved, OmegaConf.create({"lightning": known.config("lightning")})]
         training = training.resuming(saved.run)
     config = read_training_config(training, start)
-    lightning = config.pop("lightning", OmegaConf.create())
+    config, lightning = take_section(config, "lightning")
     chosen = {**(lightning.get("trainer") or {}), **training.trainer}
     gpus = chosen.get("gpus") if training.gpus is None else training.gpus
     nodes = int(chosen.get("num_nodes", 1))

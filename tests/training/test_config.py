@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ldm.training.config import find_config, load_config, packaged_configs, read_config
+from ldm.training.config import find_config, load_config, packaged_configs, read_config, take_section
 from ldm.training.runs import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -201,3 +201,18 @@ def test_a_config_that_is_nowhere_is_an_error_that_says_where_it_looked(tmp_path
         with pytest.raises(ValueError, match="there is no config") as caught:
             read_config(name)
         assert all(word in str(caught.value) for word in (name, str(tmp_path), str(CONFIGS)))
+
+
+def test_a_section_is_taken_out_with_what_refers_to_it_filled_in():
+    config = OmegaConf.create(
+        {
+            "model": {"steps": ["${lightning.trainer.max_steps}"], "root": "${paths.root}"},
+            "paths": {"root": "a"},
+            "lightning": {"trainer": {"max_steps": 7, "name": "${paths.root}"}},
+        }
+    )
+    rest, section = take_section(config, "lightning")
+    plain = OmegaConf.to_container(rest, resolve=False)
+    assert plain == {"model": {"steps": [7], "root": "${paths.root}"}, "paths": {"root": "a"}}
+    assert section == {"trainer": {"max_steps": 7, "name": "a"}}
+    assert take_section(rest, "lightning") == (rest, {})

@@ -1,0 +1,109 @@
+"""From a folder of pictures to a config that trains, and from the config to the page."""
+
+import shlex
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.commands.new import CheckData, New, Pictures
+from ldm.commands.study import Study
+from ldm.data.bins import plan_natural
+from ldm.report.tables import read_csv
+from ldm.training.config import load_config
+from ldm.util import generator, instantiate_from_config
+
+COUNTS = {"ant": 20, "bee": 12, "cat": 5}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = generator("pictures")
+    for name, count in COUNTS.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for place in range(count):
+            pixels = torch.randint(256, (12, 10, 3), generator=source, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{place}.png")
+    return tmp_path
+
+
+def write_config(folder, size=8, **more):
+    out = str(folder / "my.yaml")
+    return New(Pictures(str(folder / "pictures")), size, out, str(folder / "logs"), width=32, **more).run()
+
+
+def test_the_config_trains_a_model_of_the_pictures_sizes_and_classes(folder, capsys):
+    config = load_config([str(write_config(folder))])
+    said = capsys.readouterr().out
+    assert "3 classes" in said and "s a step on" in said, "what was found, and what a training will take"
+    model, data = instantiate_from_config(config.model), instantiate_from_config(config.data)
+    data.setup()
+    assert model.n_classes == 3 and data.datasets["train"].image_shape == (8, 8, 3)
+    assert len(data.datasets["train"]) == 34 and len(data.datasets["validation"]) == 3
+    member = load_config([str(folder / "my.yaml")], component=True)
+    assert member.data.params.train.params.dataset.params.root == str(folder / "pictures")
+    assert member.model.learning_rate == 0.05 and "base_learning_rate" not in member.model
+
+
+def test_every_key_of_the_config_has_its_value_once(folder):
+    text = write_config(folder, measure=False).read_text()
+    assert text.count(str(folder / "pictures")) == 1 + 1, "once as a value, once in the command of the first line"
+    assert text.count("image_size: 8") == 1 and text.count("test_fraction: 0.1") == 1
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        write_config(folder)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        write_config(folder, size=10, overwrite=True)
+
+
+def test_latents_come_with_the_config_of_their_first_stage(folder):
+    path = write_config(folder, size=16, space="latents", measure=False)
+    config, first = load_config([str(path)]), load_config([str(folder / "my-first-stage.yaml")])
+    config.model.params.first_stage_config.params.ckpt_path = None
+    model, stage = instantiate_from_config(config.model), instantiate_from_config(first.model)
+    assert model.image_size == 4 and model.channels == 3
+    own = {name: value.shape for name, value in stage.state_dict().items() if not name.startswith("loss.")}
+    assert own == {name: value.shape for name, value in model.first_stage_model.state_dict().items()}
+
+
+def test_checking_says_what_lies_there_and_writes_nothing(folder, capsys):
+    found = CheckData(Pictures(str(folder / "pictures")), size=32).run()
+    assert found.counts("train") == {"ant": 18, "bee": 11, "cat": 5}
+    said = capsys.readouterr().out
+    assert "37 of 37 pictures are smaller than 32 pixels" in said
+    assert [path.name for path in folder.iterdir()] == ["pictures"]
+
+
+def test_natural_bins_are_bootstraps_of_the_pictures_as_they_are():
+    labels = torch.tensor([0] * 6 + [2] * 3)
+    plan = plan_natural(labels, ["a", "b", "c"], members=3, seed=1)
+    assert plan.bins == {0: 6, 1: 0, 2: 3}, "a class without images stays without"
+    for member in range(3):
+        assert labels[plan.positions[member]].bincount().tolist() == [6, 0, 3]
+    assert len({tuple(plan.positions[member].tolist()) for member in range(3)}) == 3
+
+
+def test_a_study_names_every_command_before_it_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    write_config(folder, measure=False)
+    capsys.readouterr()
+    Study("my.yaml", members=2, dry_run=True).run()
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    names = [" ".join(line[1:3]) if line[2][0] != "-" else line[1] for line in lines]
+    assert names[:5] == ["train", "export", "data bins", "train", "gather"] and names[-1].startswith("report")
+    assert "--natural" in lines[2] and lines[2][lines[2].index("--out") + 1] == str(folder / "logs/bins")
+
+
+@pytest.mark.slow
+def test_a_study_goes_from_the_config_to_the_page_and_does_nothing_twice(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    write_config(folder, measure=False)
+    changes = ("lightning.trainer.max_steps=2", "uncertainty.n=2", "uncertainty.steps=2")
+    page = Study("my.yaml", members=2, logdir="logs", changes=changes).run()
+    rows = read_csv(page.parent / "samps_uncs_branch0" / "uncertainty.csv")
+    assert {row["name"]: row["images"] for row in rows} == {"ant": 18, "bee": 11, "cat": 5}
+    assert [row["mi_mean"] for row in rows] == sorted((row["mi_mean"] for row in rows), reverse=True)
+    text = page.read_text()
+    assert "disagree most about" in text and all(f"<h3>{name}</h3>" in text for name in COUNTS)
+    capsys.readouterr()
+    Study("my.yaml", members=2, logdir="logs", dry_run=True, changes=changes).run()
+    assert capsys.readouterr().out.split()[:2] == ["decu", "report"], "nothing is left but the page"
