@@ -58,7 +58,7 @@ class PosteriorStudy:
     variance; every method is compared with it on the same images (ranks of pixels and of images, total), at each of
     --grids steps. calibration: the last layer is refitted to --bootstraps draws of the training images, with as many
     noise draws an image as the posterior's fit had; predictive variances of held-out (x_t, t) are compared with the
-    refits' for each curvature.
+    refits' for each curvature, seen at as many visits as there are draws (`benchmarks/width.py` asks for trainings).
 
     Posteriors are those of `decu laplace fit` (--also sandwich gathers for all curvatures); the one of --published was
     fitted with --published. Any run will do. Tables go to the screen and to --out.
@@ -183,6 +183,7 @@ class PosteriorStudy:
     def calibration(self, posterior: PosteriorPipeline) -> list[Row]:
         """Return a row a posterior: mean predictive variance over that of the refits, and the ranks of all values."""
         laplace = posterior.laplace
+        laplace.visits = laplace.repeats  # what the refits have seen of an image
         batches = self.draw_held_out(posterior)
         refits = self.refit(posterior)
         features = [laplace.features(batch.x, batch.t, batch.cond) for batch in batches]

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 Curvature = Literal["diag", "ef", "full", "isotropic", "kron", "lowrank", "sandwich"]
 # What BayesDiff hard-codes (Kou et al. 2024): doubled empirical Fisher, one draw an image, nothing tuned.
-PUBLISHED_FIT: dict[str, Any] = {"curvature": "ef", "sigma_noise": 1.0, "prior_precision": 1.0, "draws": 1}
+PUBLISHED_FIT: dict[str, Any] = {
+    "curvature": "ef",
+    "sigma_noise": 1.0,
+    "prior_precision": 1.0,
+    "draws": 1,
+    "visits": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,18 @@ class FitLaplace:
 
     Any run will do: latent, pixel, flow, conditional or not. The images are those of the run's config
     (data.params.train), or of --data. Each gives --draws rows (x_t, t, condition), drawn as in training; those seen
-    stand for the whole data set. sigma_noise is the maximum likelihood of the residuals and prior_precision that of
-    the greatest evidence, unless given.
+    stand for the whole data set, and each image counts as often as the training saw it (--visits): --draws decides how
+    well the sums are known, and not how wide the posterior is. sigma_noise is the maximum likelihood of the residuals
+    and prior_precision that of the greatest evidence, unless given.
 
     A stopped fit continues; processes of torchrun or of a SLURM array share it, and the last to finish writes the
     posterior. Parts lie in a folder named by what they were fitted to: a fit with other settings starts over, one with
-    another sigma_noise, prior_precision or temperature takes them as they are.
+    another sigma_noise, prior_precision, temperature or visits takes them as they are.
 
     Examples:
       decu laplace fit --run logs/2026-01-01T00-00-00_digits --also sandwich --out results/laplace/digits
       decu laplace fit --run logs/2026-01-01T00-00-00_digits --draws 8 --bins 4 --out results/laplace/levels
+      decu laplace fit --run logs/2026-01-01T00-00-00_digits --temperature sandwich --out results/laplace/tempered
       decu laplace fit --base configs/latent-diffusion/cin256-v2.yaml \\
           --ckpt pretrained_models/cin256-v2/model.ckpt --n 2000 --draws 1 --out results/laplace/imagenet \\
           --data target=ldm.data.imagenet.ImageNetTrain params.data_root=DIR
@@ -60,7 +68,9 @@ class FitLaplace:
     data_size: Annotated[int | None, option(metavar="N", default="the data set's; published: those seen")] = None
     """The number of images that those seen stand for."""
     draws: int = 4
-    """Noise draws of each image."""
+    """Noise draws of each image; the sandwich takes two at least."""
+    visits: Annotated[float | None, option(metavar="R", default="as the checkpoint says, or 1; published: 1")] = None
+    """How often the training saw each image, at least 1: what an image counts as."""
     curvature: Curvature = "full"
     """How the curvature is approximated; see docs/bayesdiff.md."""
     also: Annotated[tuple[Curvature, ...], option(metavar="NAME ...", default="none")] = ()
@@ -77,8 +87,8 @@ class FitLaplace:
     """The precision of the prior, or how it is found: by the evidence, or by held-out likelihood."""
     validation: str = "validation"
     """The split that gridsearch holds out."""
-    temperature: float = 1.0
-    """What divides the precision of the likelihood."""
+    temperature: Annotated[float | Literal["sandwich"], option(metavar="T|sandwich")] = 1.0
+    """What divides the precision of the likelihood, or sandwich: so that the variance is that one's on average."""
     bins: int = 1
     """Noise levels with a sigma of their own, equally likely in training."""
     published: bool = False
@@ -106,6 +116,11 @@ class FitLaplace:
                 object.__setattr__(self, name, value)
         if self.curvature == "isotropic" and self.prior_precision == "marglik":
             raise ValueError("isotropic curvature holds no data, so no evidence: give --prior_precision, or gridsearch")
+        if self.temperature == "sandwich" and (self.curvature == "sandwich" or self.bins > 1):
+            raise ValueError(
+                "--temperature sandwich widens another curvature to the sandwich, which is of one noise level: it goes "
+                f"neither with --curvature sandwich nor with --bins; got {self.curvature}, {self.bins}"
+            )
 
     def run(self) -> Path:
         """Fit or join, tune, and write the posterior; return its folder."""
@@ -117,7 +132,7 @@ class FitLaplace:
         if (out / "laplace.yaml").exists() and not self.overwrite:
             raise FileExistsError(f"{out} holds a posterior; choose another folder, or --overwrite")
         pipeline = self.source.load(speed=self.speed, device=self.place.device)
-        plan = self._plan()
+        plan = self._plan(pipeline)
         self._check(pipeline, plan)
         config: Any
         if self.merge:
@@ -145,16 +160,24 @@ class FitLaplace:
             print(f"{name:>24}  {value}")
         return out
 
-    def _plan(self) -> LaplacePlan:
+    def _plan(self, pipeline: ModelPipeline) -> LaplacePlan:
         from ldm.pipelines.fitting import LaplacePlan
+        from ldm.pipelines.laplace import find_visits
 
+        visits = self.visits
+        if visits is None and not self.merge:
+            visits = find_visits(pipeline.checkpoint)
+        if visits is None and not self.merge:
+            print(f"{pipeline.checkpoint} does not say how often its training saw an image: 1 is taken; see --visits")
+        tuned = self.temperature == "sandwich"
         return LaplacePlan(
             curvature=self.curvature,
-            also=self.also,
+            also=(*self.also, "sandwich") if tuned and "sandwich" not in self.also else self.also,
+            visits=visits or 1.0,
             layer=self.layer,
             rank=self.rank,
             published_ef=self.published,
-            temperature=self.temperature,
+            temperature=1.0 if isinstance(self.temperature, str) else self.temperature,
             bins=self.bins,
             draws=self.draws,
             seed=self.seed,
@@ -218,10 +241,16 @@ class FitLaplace:
         first, *others = [load_laplace(folder, pipeline.model.network) for folder in self.merge or ()]
         for other in others:
             first = first.merge(other)
+        first.visits = first.visits if self.visits is None else self.visits
         return first
 
     def _tune(self, pipeline: ModelPipeline, laplace: LastLayerLaplace) -> None:
-        """Set sigma_noise, then prior_precision."""
+        """Set sigma_noise, then prior_precision, then the temperature."""
+        self._tune_precision(pipeline, laplace)
+        if self.temperature == "sandwich":
+            laplace.optimize_temperature()
+
+    def _tune_precision(self, pipeline: ModelPipeline, laplace: LastLayerLaplace) -> None:
         from ldm.pipelines import observations
 
         if self.sigma_noise == "ml":

@@ -150,8 +150,10 @@ class PosteriorSource:
     """Another prior precision than the fit's."""
     sigma_noise: Annotated[float | None, option(metavar="S", default="the fit's")] = None
     """Another standard deviation of the observations than the fit's."""
-    temperature: Annotated[float | None, option(metavar="T", default="the fit's")] = None
-    """Another temperature than the fit's."""
+    temperature: Annotated[float | Literal["sandwich"] | None, option(metavar="T", default="the fit's")] = None
+    """Another temperature than the fit's, or sandwich: so that the variance is that one's on average."""
+    visits: Annotated[float | None, option(metavar="R", default="the fit's")] = None
+    """How often the training saw each image, in place of what the fit was told."""
     draws: int = 16
     """Sampled weights of `persistent`, directions of `tangents`."""
     particles: int = 10
@@ -170,6 +172,7 @@ class PosteriorSource:
             prior_precision=self.prior_precision,
             sigma_noise=self.sigma_noise,
             temperature=self.temperature,
+            visits=self.visits,
             draws=self.draws,
             particles=self.particles,
             every=self.every,

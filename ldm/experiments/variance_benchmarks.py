@@ -169,12 +169,13 @@ def calibration(
 ) -> list[Row]:
     """Predictive variances of posteriors on held-out states over those of `count` bootstraps over images.
 
-    All see the same `draws` noises of every image. `ratio` is of the mean variances, `overall` Spearman's correlation.
+    All see the same `draws` noises of every image, which are as often as it counts: the width asked for is that of
+    refits, not of the model's training. `ratio` is of the mean variances, `overall` Spearman's correlation.
     The row AGAIN is as many bootstraps more in place of a posterior, r: what the draws leave of a correlation. A
     posterior without an error correlates about sqrt(r), since of the two only the bootstraps then carry noise.
     """
     seed = pipeline.sampling.seed
-    laplace = new_posterior(pipeline, curvature="full")
+    laplace = new_posterior(pipeline, curvature="full", visits=draws)
     also = ("sandwich", "diag", "ef")
     laplace.fit(observations(pipeline.model, train, draws=draws, seed=seed), draws=draws, also=also)
     laplace.optimize_sigma_noise()

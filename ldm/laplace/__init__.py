@@ -3,8 +3,8 @@
 `LastLayerLaplace` is the posterior of a network, with the names of laplace-torch. Below it are
 values and functions: a `LaplaceState` is fitted (`fit_state`, `merge_states`), factorised
 (`make_covariance`), asked (`predict_output`, `sample_parameters`, `evidence`) and tuned
-(`find_precision_by_evidence`, `find_precision_by_held_out`, `find_residual_sigma`, taken up by
-`dataclasses.replace`).
+(`find_precision_by_evidence`, `find_precision_by_held_out`, `find_residual_sigma`,
+`find_temperature`, taken up by `dataclasses.replace`).
 
     split = split_network(network)
     layer = LastLayer.from_module(split.layer)
@@ -29,6 +29,8 @@ from ldm.laplace.tune import (
     find_precision_by_evidence,
     find_precision_by_held_out,
     find_residual_sigma,
+    find_temperature,
+    mean_variance,
 )
 
 __all__ = [
@@ -52,10 +54,12 @@ __all__ = [
     "find_precision_by_evidence",
     "find_precision_by_held_out",
     "find_residual_sigma",
+    "find_temperature",
     "fit_state",
     "hessian_free_covariance",
     "load_laplace",
     "make_covariance",
+    "mean_variance",
     "merge_states",
     "predict_output",
     "sample_parameters",

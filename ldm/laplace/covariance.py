@@ -1,7 +1,8 @@
 """Covariances of a last layer's parameters, and what they say of an output, in bounded memory.
 
-Every covariance is over the K entries of one output channel's row of parameters, and rows are
-independent of one another. What it says of an output has a closed form without Jacobians.
+Every covariance is over the K entries of one output channel's row of parameters; rows are
+independent of one another but where a dense one correlates them. What it says of an output has a
+closed form without Jacobians.
 """
 
 from __future__ import annotations
@@ -24,16 +25,24 @@ class Covariance(Protocol):
     def correlate(self, noise: Tensor) -> Tensor:
         """Return draws [M, C, K] of N(0, S_c) made from standard normal `noise` [M, C, K]."""
 
+    def total(self, gram: Tensor) -> Tensor:
+        """Return tr(S_c gram) [1 or C]: the sum of a^T S_c a over the patches a of gram = sum a a^T."""
+
 
 @dataclass(frozen=True)
 class DenseCovariance:
     """S_c = root_c root_c^T, where `root` is [1, K, K'] shared by all channels, or [C, K, K'].
+
+    With `channels` [C, C], a root of a correlation, rows are drawn together,
+
+        Cov(row_c, row_d) = (channels channels^T)_cd root_c root_d^T
 
     Source: Bayesian linear regression on patches; the GGN of a convolution under a Gaussian
     likelihood is I_C (x) A.
     """
 
     root: Tensor
+    channels: Tensor | None = None
 
     def variance(self, layer: LastLayer, features: Tensor, chunk: int) -> Tensor:
         """Return the variance of the output, `chunk` images at a time; see `Covariance`."""
@@ -47,7 +56,13 @@ class DenseCovariance:
 
     def correlate(self, noise: Tensor) -> Tensor:
         """Return draws of the parameters; see `Covariance`."""
+        if self.channels is not None:
+            noise = torch.einsum("cd,mdl->mcl", self.channels, noise)
         return torch.einsum("gkl,mgl->mgk", self.root.expand(noise.shape[1], -1, -1), noise)
+
+    def total(self, gram: Tensor) -> Tensor:
+        """Return the sum of variances over patches; see `Covariance`."""
+        return ((gram @ self.root) * self.root).sum((1, 2))
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,10 @@ class DiagonalCovariance:
     def correlate(self, noise: Tensor) -> Tensor:
         """Return draws of the parameters; see `Covariance`."""
         return self.var.sqrt() * noise
+
+    def total(self, gram: Tensor) -> Tensor:
+        """Return the sum of variances over patches; see `Covariance`."""
+        return self.var @ gram.diagonal()
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,11 @@ class LowRankCovariance:
         """Return draws of the parameters; see `Covariance`."""
         inside = noise @ self.vectors  # [M, C, r]
         return (noise + (inside * ((1 - self.shrink).sqrt() - 1)) @ self.vectors.T) / self.precision**0.5
+
+    def total(self, gram: Tensor) -> Tensor:
+        """Return the sum of variances over patches; see `Covariance`."""
+        known = self.shrink @ ((gram @ self.vectors) * self.vectors).sum(0)
+        return ((gram.trace() - known) / self.precision)[None]
 
 
 class OutputLaw(NamedTuple):

@@ -6,6 +6,7 @@ left out.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ldm.laplace.covariance import Covariance, DenseCovariance, DiagonalCovariance, LowRankCovariance
 from ldm.laplace.state import LaplaceState
+
+_log = logging.getLogger(__name__)
 
 
 def make_covariance(state: LaplaceState) -> Covariance:
@@ -92,10 +95,35 @@ def _root_of_precision(precision: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower, identity, upper=False).T
 
 
-def _root_of_semidefinite(matrices: Tensor) -> Tensor:
-    """Return root with root root^T = matrices [C, K, K], which may be singular (few images)."""
+def _symmetric_root(matrices: Tensor) -> Tensor:
+    """Return the symmetric root of matrices [C, K, K] that estimate covariances.
+
+    A difference of sums may have negative eigenvalues. The nearest covariance of the same trace
+    is taken then (all eigenvalues lowered alike, down to 0), so that no width is made.
+    """
     values, vectors = torch.linalg.eigh(matrices)
-    return vectors * values.clamp(min=0).sqrt()[..., None, :]
+    kept = torch.stack([_lower_to_positive(each) for each in values])
+    return (vectors * kept.sqrt()[..., None, :]) @ vectors.mT
+
+
+def _lower_to_positive(values: Tensor) -> Tensor:
+    """Return max(values - shift, 0) of ascending values [K], with the shift that keeps their sum.
+
+    Raises:
+        ValueError: if the sum is not above 0.
+    """
+    total = values.sum()
+    if not bool(values[0] < 0):
+        return values
+    if not bool(total > 0):
+        raise ValueError(
+            "the images of this fit do not differ by more than its draws do, so that no width is left at so many "
+            "visits: fit with more draws or images, or ask for fewer visits"
+        )
+    falling = values.flip(0)
+    shifts = (falling.cumsum(0) - total) / torch.arange(1, len(values) + 1).to(values)
+    kept = int((falling > shifts).sum())
+    return (values - shifts[kept - 1]).clamp(min=0)
 
 
 def _full(state: LaplaceState) -> Covariance:
@@ -116,7 +144,7 @@ def _ef(state: LaplaceState) -> Covariance:
 
 
 def _isotropic(state: LaplaceState) -> Covariance:
-    """Return 1 / (precision (N / sigma^2 + 1)) for every parameter, with N draws.
+    """Return 1 / (precision (N / sigma^2 + 1)) for every parameter, with N observations.
 
     The reproduction of BayesDiff calls this "Hessian-free".
     """
@@ -131,17 +159,70 @@ def _lowrank(state: LaplaceState) -> Covariance:
 
 
 def _sandwich(state: LaplaceState) -> Covariance:
-    """Return P^-1 (sum_images g g^T) P^-1 with g an image's gradient and P the full precision.
+    """Return P^-1 M P^-1 with P the full precision and M the gradients' sum of squares at R visits.
 
-    Sources: Huber 1967; White 1980.
+        M = sum_images (R^2 between + R within) / sigma^4,    P^-1 M P^-1 = (between + within / R) / ...
+
+    Root and sums are taken in the coordinates in which P is I: roots of the channels are then
+    symmetric, so that equal noise in all channels makes equal draws, and `channels` correlates them.
+
+    Sources: Huber 1967; White 1980; clusters: Liang and Zeger 1986.
     """
-    meat = state.fitted().meat
-    if meat is None:
-        raise ValueError("the fit did not gather gradients by image: fit(also=['sandwich'])")
+    meat = state.images_scale * _meat_at_visits(state)
     bread = _root_of_precision(_add_prior(data_gram(state), state.prior_precision))
-    sigma = state.sigma_noise.to(meat.device)
-    gradients = _root_of_semidefinite(state.scale * meat) / (sigma**2 * state.temperature)
-    return DenseCovariance(bread @ (bread.T @ gradients))
+    weight = state.sigma_noise.to(meat.device) ** -2 / state.temperature
+    inner = _symmetric_root(weight**2 * (bread.T @ meat @ bread))
+    return DenseCovariance(bread @ inner, _correlate_channels(state))
+
+
+def _meat_at_visits(state: LaplaceState) -> Tensor:
+    """Return sum_images g g^T [C, K, K] of gradients over R = `visits` draws, from a fit of F draws.
+
+        E sum_images g g^T = R^2 between + R within
+        E meat = F^2 between + F within,    E draw_meat = F (between + within)
+
+    Two equations give both parts, without bias.
+
+    Raises:
+        ValueError: if the fit did not gather what that takes.
+    """
+    sums = state.fitted()
+    if sums.meat is None:
+        raise ValueError("the fit did not gather gradients by image: fit(also=['sandwich'])")
+    fitted = float(state.repeats)
+    visits = state.visits
+    if visits == fitted:
+        return sums.meat
+    if fitted == 1:
+        raise ValueError(
+            f"one noise draw an image does not tell what differs between images from what differs within, and the "
+            f"sandwich at {visits:g} visits needs both: fit with draws of 2 or more, or ask for visits 1"
+        )
+    if sums.draw_meat is None:
+        raise ValueError(
+            f"this fit is of a version that did not gather gradients by draw, so its sandwich is known at "
+            f"{fitted:g} visits only: fit again, or ask for visits {fitted:g}"
+        )
+    of_images = visits * (visits - 1) / (fitted * (fitted - 1))
+    return of_images * sums.meat + (visits / fitted - of_images) * sums.draw_meat
+
+
+def _correlate_channels(state: LaplaceState) -> Tensor | None:
+    """Return a root [C, C] of the correlation of the residuals of the channels; None where it is not known.
+
+    A gradient is sum r_c a, with patches a that all channels share.
+    """
+    residuals = state.fitted().residuals
+    if residuals is None:
+        if len(state.mean) > 1:
+            _log.warning(
+                "this fit is of a version that did not gather the covariance of the residuals: draws of the sandwich "
+                "take channels for independent, and decoded maps of colour are not right; fit again"
+            )
+        return None
+    deviations = residuals.diagonal().sqrt().clamp(min=1e-300)
+    values, vectors = torch.linalg.eigh(residuals / deviations / deviations[:, None])
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def _full_spectrum(state: LaplaceState) -> Tensor:

@@ -58,7 +58,8 @@ def fit_state(
         layer: the last layer.
         batches: rows of one image follow each other, `draws` to an image, none split between
             batches.
-        draws: R, noise draws of each image.
+        draws: noise draws of each image; they decide how well the sums are known, and not what
+            they say: that is `state.visits`.
         data_size: images of the data set that those seen stand for; where None, the number seen.
         also: further curvatures that the sums shall serve.
         chunk: images whose patches are held at once.
@@ -71,7 +72,7 @@ def fit_state(
     for curvature in also:
         check_curvature(curvature, levels)
     needed = frozenset().union(*[CURVATURE_SUMS[name] for name in (state.curvature, *also)])
-    sums = _make_zeros(layer, levels, needed)
+    sums = _make_zeros(layer, levels, needed, draws)
     for batch in batches:
         if len(batch.x) % draws:
             raise ValueError(f"a batch of {len(batch.x)} rows holds a part of an image of {draws} draws")
@@ -103,7 +104,7 @@ def merge_states(first: LaplaceState, second: LaplaceState) -> LaplaceState:
     return replace(first, sums=both, data_size=size)
 
 
-def _make_zeros(layer: LastLayer, levels: int, needed: frozenset[str]) -> LaplaceSums:
+def _make_zeros(layer: LastLayer, levels: int, needed: frozenset[str], repeats: int) -> LaplaceSums:
     """Return sums over nothing; `needed` names the large matrices that are gathered."""
     channels = layer.outputs
     width = layer.width
@@ -122,6 +123,8 @@ def _make_zeros(layer: LastLayer, levels: int, needed: frozenset[str]) -> Laplac
         meat=zero(channels, width, width) if "meat" in needed else None,
         draws=zero(),
         images=zero(),
+        draw_meat=zero(channels, width, width) if "meat" in needed and repeats > 1 else None,
+        residuals=zero(channels, channels) if "meat" in needed else None,
     )
 
 
@@ -140,7 +143,7 @@ def _add_batch(
         features: the layer's input, B rows.
         residual: target - output [B, P, C].
         level: noise level of each row [B].
-        repeats: R, rows that follow each other and belong to one image.
+        repeats: rows that follow each other and belong to one image.
         chunk: rows whose patches are held at once.
     """
     gradients = []
@@ -162,5 +165,10 @@ def _add_batch(
     if sums.meat is not None:
         by_image = gradient.unflatten(0, (-1, repeats)).sum(1)  # [B / R, C, K]
         sums.meat.add_(torch.einsum("ick,icl->ckl", by_image, by_image))
+    if sums.draw_meat is not None:
+        sums.draw_meat.add_(torch.einsum("ick,icl->ckl", gradient, gradient))
+    if sums.residuals is not None:
+        flat = residual.flatten(0, 1)  # [B P, C]
+        sums.residuals.addmm_(flat.T, flat)
     sums.draws.add_(len(features))
     sums.images.add_(len(features) // repeats)

@@ -2,7 +2,6 @@
 
 `LastLayerLaplace` holds a network in two pieces and a `LaplaceState`; each of its methods calls
 one function of this room and takes up the state that it gives.
-
 Sources: Kou et al. 2024 (BayesDiff); Daxberger et al. 2021 (last-layer Laplace; the names of the
 methods).
 """
@@ -31,6 +30,7 @@ from ldm.laplace.tune import (
     find_precision_by_evidence,
     find_precision_by_held_out,
     find_residual_sigma,
+    find_temperature,
 )
 
 T = TypeVar("T")
@@ -60,8 +60,8 @@ class LastLayerLaplace:
         outputs: number of leading output channels that are regressed; all where it is None.
         chunk: images whose patches are held at once.
 
-    The other arguments are fields of `LaplaceState`, which says what they mean. Each is an
-    attribute too; setting one replaces the state, which checks it.
+    The other arguments are fields of `LaplaceState`. Each is an attribute too; setting one
+    replaces the state, which checks it.
 
     Raises:
         ValueError: for a layer or a value that gives no posterior, with the reason.
@@ -80,6 +80,7 @@ class LastLayerLaplace:
     sums = _StateField["LaplaceSums | None"]()
     repeats = _StateField[int]()
     data_size = _StateField[int]()
+    visits = _StateField[float]()
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class LastLayerLaplace:
         outputs: int | None = None,
         published_ef: bool = False,
         time_edges: Sequence[float] = (),
+        visits: float = 1.0,
         chunk: int = 4,
         example: Example | Arrangement | None = None,
     ):
@@ -115,6 +117,7 @@ class LastLayerLaplace:
             rank=rank,
             published_ef=published_ef,
             time_edges=tuple(time_edges),
+            visits=visits,
         )
         self._covariance: tuple[LaplaceState, Covariance] | None = None
 
@@ -134,8 +137,7 @@ class LastLayerLaplace:
             also: further curvatures that `with_curvature` shall be able to give.
 
         Raises:
-            ValueError: as `fit_state`; or if what was gathered before is of other weights or
-                `draws`.
+            ValueError: as `fit_state`; or if what was gathered is of other weights or `draws`.
         """
         found = fit_state(
             self.state,
@@ -275,6 +277,11 @@ class LastLayerLaplace:
         """Set `sigma_noise` [levels] to that of the residuals; see `find_residual_sigma`."""
         self.sigma_noise = find_residual_sigma(self.state, degrees_of_freedom)
         return self.sigma_noise
+
+    def optimize_temperature(self) -> float:
+        """Set `temperature` so that the mean variance is the sandwich's; see `find_temperature`."""
+        self.temperature = find_temperature(self.state)
+        return self.temperature
 
     def fitted(self) -> LaplaceSums:
         """Return what the fit gathered, of the images seen; a ValueError says if there was none."""

@@ -7,7 +7,8 @@ the regression's own optimum, one solve with the sums of its images:
         = sum_i w_i g_i / sigma^2 + precision (prior_mean - W_0)
 
 with W_0 the trained parameters, A_i = sum a a^T and g_i = sum r a^T over the draws and positions
-of image i, and w_i how often a bootstrap drew it.
+of image i, times visits / draws, and w_i how often a bootstrap drew it. Draws of noise are the
+image's own in every refit, so the variance is between + within / draws.
 
 `hessian_free_covariance` refits while rewarding one output for moving: the variance of the
 posterior itself, without a Hessian that is formed, factorised or stored.
@@ -56,28 +57,32 @@ def bootstrap_refits(
     images: int,
     draws: int,
     count: int = 60,
+    data_size: int | None = None,
     source: torch.Generator,
 ) -> Refits:
-    """Refit the last layer to bootstraps: draws with replacement of all `images`.
+    """Refit the last layer to bootstraps: as many images as the data set has, drawn with replacement of `images`.
 
     An image is drawn with all its noise draws. The sums of an image and of every bootstrap
     are K x K matrices, so this is for last layers of up to about a thousand entries.
 
     Args:
-        laplace: gives sigma_noise, prior and temperature; its own fit is not needed.
+        laplace: gives sigma_noise, prior, temperature and visits; its own fit is not needed.
         batches: as for `fit_state`, `images` in all.
-        draws: R, rows of an image.
-        count: number of refits N.
+        draws: rows of an image.
+        count: number of refits.
+        data_size: N, images that a bootstrap draws; where None, that of `laplace`'s fit, and
+            without a fit `images`.
 
     Raises:
         ValueError: if there are other images than announced, or fewer than two bootstraps.
     """
+    size = data_size or laplace.data_size or images
     if count < 2 or images < 1:
         raise ValueError(f"expected at least two bootstraps and one image, got {count} and {images}")
     layer = laplace.layer
     mean = laplace.mean
-    drawn = torch.randint(images, (count, images), generator=source)
-    weights = torch.stack([each.bincount(minlength=images) for each in drawn]).to(mean)  # [N, images]
+    drawn = [torch.randint(images, (size,), generator=source).bincount(minlength=images) for _ in range(count)]
+    weights = laplace.visits / draws * torch.stack(drawn).to(mean)  # [count, images]
     grams = mean.new_zeros(count, layer.width, layer.width)
     crosses = mean.new_zeros(count, *mean.shape)
     done = 0
@@ -98,8 +103,7 @@ def bootstrap_refits(
         raise ValueError(f"{images} images were announced, the batches hold {done}")
     precision = laplace.prior_precision * torch.eye(layer.width).to(mean)
     pull = laplace.prior_precision * (laplace.prior_mean.to(mean) - mean)
-    scale = (laplace.data_size or images) / images
-    change = torch.linalg.solve(scale * grams + precision, (scale * crosses + pull).transpose(1, 2))
+    change = torch.linalg.solve(grams + precision, (crosses + pull).transpose(1, 2))
     return Refits(laplace, mean + change.transpose(1, 2))
 
 
@@ -179,7 +183,7 @@ def hessian_free_covariance(
     layer = laplace.layer
     scale = laplace.state.scale if data_size is None and laplace.sums is not None else 1.0
     if data_size is not None:
-        scale = data_size / (sum(len(each.features) for each in data) / laplace.repeats)
+        scale = data_size * laplace.visits / sum(len(each.features) for each in data)
     patches = layer.patches(features).double()  # [B, P, K]
     weights = layer.by_position(functionals).to(patches)  # [Q, P, C]
     reward = strength * torch.einsum("qpc,bpk->qbck", weights, patches)  # gradient of strength g

@@ -24,7 +24,7 @@ CURVATURE_SUMS: dict[str, frozenset[str]] = {
     "isotropic": frozenset(),
     "sandwich": frozenset({"gram", "meat"}),
 }
-_SAVED = ("mean", "repeats", "data_size", "prior_precision", "prior_mean", "sigma_noise", "temperature")
+_SAVED = ("mean", "repeats", "data_size", "visits", "prior_precision", "prior_mean", "sigma_noise", "temperature")
 _PREFIX = "statistics."  # of the sums' names on disk
 
 
@@ -47,6 +47,11 @@ class LaplaceSums:
             positions; None where no curvature needs it.
         draws: the number of draws [].
         images: the number of images [].
+        draw_meat: sum_draws g g^T [C, K, K], where g is the sum of r a over one draw's
+            positions; None where no curvature needs it, with one draw an image (`meat` is the
+            same), and in files of versions that did not gather it.
+        residuals: sum r r^T over draws and positions, between channels [C, C]; None as
+            `draw_meat`, but for one draw.
     """
 
     gram: Tensor | None
@@ -58,6 +63,8 @@ class LaplaceSums:
     meat: Tensor | None
     draws: Tensor
     images: Tensor
+    draw_meat: Tensor | None = None
+    residuals: Tensor | None = None
 
     def __add__(self, other: LaplaceSums) -> LaplaceSums:
         """Return the sums over both sets of images.
@@ -111,8 +118,10 @@ class LaplaceState:
         time_edges: ascending times of the network between the noise levels; levels =
             len(time_edges) + 1.
         sums: what `fit_state` gathered, None before.
-        repeats: R, noise draws of each image.
+        repeats: noise draws of each image in the fit, which are a Monte Carlo setting.
         data_size: images of the data set that the images seen stand for.
+        visits: R, how often the training saw each image, every time under a noise of its own: the
+            observations that an image counts as. At least 1.
 
     Raises:
         ValueError: for values that give no posterior, with the reason.
@@ -132,6 +141,7 @@ class LaplaceState:
     sums: LaplaceSums | None = None
     repeats: int = 1
     data_size: int = 0
+    visits: float = 1.0
 
     def __post_init__(self) -> None:
         edges = tuple(float(edge) for edge in self.time_edges)
@@ -154,6 +164,7 @@ class LaplaceState:
             "temperature": _check_positive(
                 "temperature", self.temperature, "1 / temperature multiplies the likelihood"
             ),
+            "visits": _check_visits(self.visits),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -169,9 +180,14 @@ class LaplaceState:
         return self.sums
 
     @property
-    def scale(self) -> float:
-        """Images of the data set for each image seen."""
+    def images_scale(self) -> float:
+        """Images of the data set for each image that the fit saw."""
         return self.data_size / float(self.fitted().images)
+
+    @property
+    def scale(self) -> float:
+        """Observations of the training, `visits` to an image of the data set, for each draw that the fit saw."""
+        return self.data_size * self.visits / float(self.fitted().draws)
 
     def level(self, t: Tensor) -> Tensor:
         """Return the noise level of each of the network's times t [B]."""
@@ -196,6 +212,8 @@ class LaplaceState:
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> LaplaceState:
         """Return this state with what `tensors()` of another state of the same weights and options gave.
 
+        Files of versions that knew no `visits` counted an image as often as the fit drew it.
+
         Raises:
             ValueError: if that was fitted around other weights.
         """
@@ -211,6 +229,7 @@ class LaplaceState:
             sums=LaplaceSums(**sums),
             repeats=int(tensors["repeats"]),
             data_size=int(tensors["data_size"]),
+            visits=float(tensors.get("visits", tensors["repeats"])),
             prior_precision=float(tensors["prior_precision"]),
             prior_mean=tensors["prior_mean"],
             sigma_noise=tensors["sigma_noise"],
@@ -231,6 +250,17 @@ def _check_positive(name: str, value: float, reason: str) -> float:
     number = float(value)
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be finite and above 0, got {number:g}: {reason}")
+    return number
+
+
+def _check_visits(value: float) -> float:
+    """Return the visits of an image as a float, if there is at least one."""
+    number = float(value)
+    if not (number >= 1 and math.isfinite(number)):
+        raise ValueError(
+            f"visits must be finite and at least 1, got {number:g}: of a training that did not see all images, "
+            "data_size is the number that it saw"
+        )
     return number
 
 

@@ -22,6 +22,8 @@ from ldm.laplace.split import LayerFeatures
 from ldm.laplace.state import LaplaceState
 
 TUNERS = ("marglik", "gridsearch")
+_WARMEST = math.log(1e15)  # greatest |ln temperature| of a search
+_CLOSE = 1e-7  # of ln variance, at which a search ends
 _HELD = 2**26  # values of features that the search by held-out likelihood holds at once
 _log = logging.getLogger(__name__)
 
@@ -168,6 +170,66 @@ def find_residual_sigma(state: LaplaceState, degrees_of_freedom: bool = False) -
         determined = (spectrum / (spectrum + state.prior_precision)).sum()
         share -= float(determined / (state.scale * elements.sum()))
     return (sums.squares.cpu() / (elements * share)).sqrt()
+
+
+def mean_variance(state: LaplaceState) -> float:
+    """Return the mean predictive variance of an output on what was fitted to, in the output's units squared.
+
+        mean over channels c, draws and positions of a^T S_c a = tr(S_c sum a a^T) / number
+
+    It says of a posterior how wide it is, in one number.
+
+    Raises:
+        ValueError: as `make_covariance`, or if the fit gathered no sum a a^T.
+    """
+    sums = state.fitted()
+    if sums.gram is None:
+        raise ValueError("the fit gathered no gram matrix, which a mean variance takes: fit(also=['full'])")
+    totals = make_covariance(state).total(sums.gram.sum(0))
+    number = sums.elements.sum() / len(state.mean)
+    return float(totals.mean() / number)
+
+
+def find_temperature(state: LaplaceState) -> float:
+    """Return the temperature at which the state's curvature has the mean variance of the sandwich.
+
+    The sandwich is that at temperature 1, with the state's `visits`. The search follows
+    ln variance in ln temperature, whose slope lies between 0 (the prior decides) and 1 (the data).
+
+    Raises:
+        ValueError: if the curvature is the sandwich itself, its sums were not gathered, or no
+            temperature gives so large a variance because the prior does not.
+    """
+    if state.curvature == "sandwich":
+        raise ValueError("the sandwich has the width of the fit's residuals by itself: tune full, kron, diag, lowrank")
+    goal = math.log(mean_variance(replace(state, curvature="sandwich", temperature=1.0)))
+
+    def excess(logarithm: float) -> float:
+        """Return ln variance, over the goal's, at a temperature."""
+        return math.log(mean_variance(replace(state, temperature=math.exp(logarithm)))) - goal
+
+    low, high = -_WARMEST, _WARMEST
+    for end, outside in ((low, excess(low) > 0), (high, excess(high) < 0)):
+        if outside:
+            raise ValueError(
+                f"no temperature gives '{state.curvature}' the sandwich's mean variance {math.exp(goal):.3g}: the "
+                f"prior's part does not let it pass {math.exp(goal + excess(end)):.3g}; choose another prior_precision "
+                "or rank"
+            )
+    at = 0.0
+    slope = 1.0
+    over = excess(at)
+    for _ in range(100):
+        if abs(over) < _CLOSE:
+            break
+        low, high = (at, high) if over < 0 else (low, at)
+        ahead = at - over / slope
+        if not low < ahead < high:
+            ahead = (low + high) / 2
+        found = excess(ahead)
+        slope = min(max((found - over) / (ahead - at), 1e-3), 1.0)
+        at, over = ahead, found
+    return math.exp(at)
 
 
 def _find_maximum(function: Callable[[Tensor], Tensor], low: float, high: float) -> float:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.jobs import WorkList, shard_from_environment, split_range
-from ldm.laplace import LastLayerLaplace
+from ldm.laplace import LastLayerLaplace, mean_variance
 from ldm.pipelines.laplace import new_posterior, observations
 from ldm.pipelines.model import ModelPipeline
 
@@ -23,6 +23,8 @@ from ldm.pipelines.model import ModelPipeline
 IMAGES_A_PART = 256
 # A part holds the last layer's matrices (66 MB at Stable Diffusion's, 330 MB with the sandwich's).
 MOST_PARTS = 64
+# What a part gathers, counted up with it: parts of an earlier version are not joined with these.
+SUMS = 2
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class LaplacePlan:
     """Which posterior of a model's last layer is fitted, and to which rows of each image.
 
     Attributes:
-        curvature, layer, rank, temperature: see `ldm.laplace.LaplaceState`.
+        curvature, layer, rank, temperature, visits: see `ldm.laplace.LaplaceState`.
         also: further curvatures that the fit gathers for.
         published_ef: double the empirical Fisher, as BayesDiff does.
         bins: noise levels with a sigma of their own, equally likely in training.
-        draws: rows (x_t, t, condition) of each image, drawn as in training.
+        draws: rows (x_t, t, condition) of each image, drawn as in training; see `rows`.
         seed: of the draws.
         batch_size: images in one pass, `draws` rows each.
         patches: rows whose patches are held at once.
@@ -46,11 +48,17 @@ class LaplacePlan:
     rank: int = 128
     published_ef: bool = False
     temperature: float = 1.0
+    visits: float = 1.0
     bins: int = 1
     draws: int = 4
     seed: int = 42
     batch_size: int = 16
     patches: int = 4
+
+    @property
+    def rows(self) -> int:
+        """Rows of each image: `draws`, but two at least for the sandwich, which parts images' spread from draws'."""
+        return max(self.draws, 2) if "sandwich" in (self.curvature, *self.also) else self.draws
 
     def make_posterior(self, pipeline: ModelPipeline) -> LastLayerLaplace:
         """Return the posterior that the plan describes, unfitted."""
@@ -61,6 +69,7 @@ class LaplacePlan:
             rank=self.rank,
             published_ef=self.published_ef,
             temperature=self.temperature,
+            visits=self.visits,
             time_edges=equal_time_edges(pipeline, self.bins),
             chunk=self.patches,
         )
@@ -71,11 +80,11 @@ class LaplacePlan:
             pipeline.model,
             data,
             positions,
-            draws=self.draws,
+            draws=self.rows,
             seed=self.seed,
             batch_size=self.batch_size,
         )
-        return self.make_posterior(pipeline).fit(rows, draws=self.draws, also=self.also)
+        return self.make_posterior(pipeline).fit(rows, draws=self.rows, also=self.also)
 
 
 def equal_time_edges(pipeline: ModelPipeline, bins: int) -> list[float]:
@@ -125,9 +134,10 @@ class PartsOfFit:
         given: Any = pipeline.config
         whole: Any = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
         settings = {
+            "sums": SUMS,
             "curvature": plan.curvature,
             "also": list(plan.also),
-            "draws": plan.draws,
+            "draws": plan.rows,
             "bins": plan.bins,
             "layer": plan.layer,
             "seed": plan.seed,
@@ -189,6 +199,7 @@ class PartsOfFit:
     def _read(self, key: str) -> LastLayerLaplace:
         part = self.plan.make_posterior(self.pipeline)
         part.load_state_dict(load_state_dict(self._file(key)))
+        part.visits = self.plan.visits
         return part
 
 
@@ -202,11 +213,15 @@ def describe_fit(laplace: LastLayerLaplace) -> dict[str, Any]:
         "images": int(laplace.fitted().images),
         "draws": laplace.repeats,
         "data_size": laplace.data_size,
+        "visits": float(f"{laplace.visits:.6g}"),
         "sigma_noise": [round(each, 6) for each in laplace.sigma_noise.tolist()],
         "prior_precision": float(f"{laplace.prior_precision:.6g}"),
+        "temperature": float(f"{laplace.temperature:.6g}"),
     }
     if laplace.curvature != "isotropic":
         spectrum = laplace.spectrum()
         found["log_marginal_likelihood"] = laplace.log_marginal_likelihood()
         found["parameters_determined"] = float((spectrum / (spectrum + laplace.prior_precision)).sum())
+    if laplace.fitted().gram is not None:
+        found["mean_variance"] = float(f"{mean_variance(laplace.state):.6g}")
     return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ldm.checkpoint import load_checkpoint
 from ldm.diffusion.noise import TrainingDraws
 from ldm.laplace import LastLayerLaplace, Observation, split_network
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -80,9 +82,55 @@ def chosen_positions(size: int, count: int | None, seed: int, purpose: str = "la
 def new_posterior(pipeline: ModelPipeline, **options: Any) -> LastLayerLaplace:
     """An unfitted posterior of the loaded model's last layer; options of `LastLayerLaplace`.
 
-    Of a network that learns its variance besides (ADM) only the regressed half has one.
+    Of a network that learns its variance besides (ADM) only the regressed half has one. Where no `visits` are given,
+    they are those of the model's training, or 1 if its checkpoint does not say.
     """
+    if "visits" not in options:
+        options["visits"] = find_visits(pipeline.checkpoint) or 1.0
     model = pipeline.model
     tried, example = make_example(model, next(model.parameters()).device)
     split = split_network(tried.network, options.pop("layer", None), example)
     return LastLayerLaplace(model.network, split.name, outputs=model.channels, example=split.arrangement, **options)
+
+
+def find_visits(checkpoint: Path | None) -> float | None:
+    """How often a checkpoint's training saw each of its images: passes over the data, with the share of the begun one.
+
+    A training that ended inside its first pass gives 1: what it saw, it saw once. None: the file says nothing (released
+    weights, exported ones, a network from memory).
+    """
+    content = {} if checkpoint is None else load_checkpoint(checkpoint)
+    loops = content.get("loops")
+    if not isinstance(loops, Mapping) or "epoch_progress" not in loops.get("fit_loop", {}):
+        return None
+    batches = loops["fit_loop"]["epoch_loop.batch_progress"]
+    total = batches["total"]["completed"]
+    begun = batches["current"]["completed"]
+    passes = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if total == begun or not passes:
+        return 1.0
+    return passes + begun * passes / (total - begun)
+
+
+def adjust_posterior(
+    laplace: LastLayerLaplace,
+    curvature: str | None = None,
+    temperature: float | Literal["sandwich"] | None = None,
+    **values: float | None,
+) -> LastLayerLaplace:
+    """A fitted posterior seen through another curvature, with other values where they are given.
+
+    Args:
+        temperature: "sandwich" gives it that one's width, see `ldm.laplace.find_temperature`.
+        values: prior_precision, sigma_noise, visits.
+    """
+    seen = laplace if curvature is None else laplace.with_curvature(curvature)
+    for name, value in values.items():
+        if value is not None:
+            setattr(seen, name, value)
+    if temperature == "sandwich":
+        seen.optimize_temperature()
+    elif temperature is not None:
+        seen.temperature = temperature
+    seen.covariance()
+    return seen

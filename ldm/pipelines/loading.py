@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ldm.modules.low_rank import add_factors_of
 from ldm.pipelines.base import Defaults, Pipeline
 from ldm.pipelines.building import build_model, load_weights
 from ldm.pipelines.ensemble import EnsemblePipeline
+from ldm.pipelines.laplace import adjust_posterior
 from ldm.pipelines.model import ModelPipeline
 from ldm.pipelines.own_network import OwnNetwork, gather_ensemble
 from ldm.pipelines.posterior import PosteriorPipeline
@@ -189,7 +190,8 @@ def load_posterior(
     curvature: str | None = None,
     prior_precision: float | None = None,
     sigma_noise: float | None = None,
-    temperature: float | None = None,
+    temperature: float | Literal["sandwich"] | None = None,
+    visits: float | None = None,
     draws: int = 16,
     particles: int = 10,
     every: int = 5,
@@ -201,7 +203,7 @@ def load_posterior(
         folder: where it was written.
         model: the loaded model that it was fitted to.
         curvature: see the fit through another curvature that it gathered for.
-        prior_precision, sigma_noise, temperature: other values than the fit's.
+        prior_precision, sigma_noise, temperature, visits: other values than the fit's; see `adjust_posterior`.
         draws: members of `persistent`, directions of `tangents`; the same weights for every image.
         particles: states that `bayesdiff` draws around the sampler's, an even number.
         every: steps between two draws of the `_skip` methods.
@@ -210,15 +212,10 @@ def load_posterior(
     Raises:
         ValueError: if the folder holds no posterior, that of other weights, or none of this curvature.
     """
+    values = {"prior_precision": prior_precision, "sigma_noise": sigma_noise, "visits": visits}
     with trusting(trust):
         laplace = load_laplace(folder, model.model.network)
-    if curvature is not None:
-        laplace = laplace.with_curvature(curvature)
-    changes = {"prior_precision": prior_precision, "sigma_noise": sigma_noise, "temperature": temperature}
-    for name, value in changes.items():
-        if value is not None:
-            setattr(laplace, name, value)
-    laplace.covariance()
+    laplace = adjust_posterior(laplace, curvature, temperature, **values)
     return PosteriorPipeline(model, laplace, draws, particles, every, source=str(folder))
 
 

@@ -42,7 +42,6 @@ METHODS = {
     "path": "integral of the predictive variance along the plain trajectory, no further evaluations",
 }
 SAMPLED = ("persistent", "tangents")  # weights held for the whole trajectory, through whatever acts on predictions
-HYPERPARAMETERS = ("prior_precision", "sigma_noise", "temperature")
 ONE_EVALUATION = ("DDIM", "DDPM", "Euler", "Euler-ancestral")  # samplers whose step is affine in one evaluation
 
 
@@ -217,6 +216,7 @@ class PosteriorPipeline:
             "prior_precision": self.laplace.prior_precision,
             "sigma_noise": self.laplace.sigma_noise.tolist(),
             "temperature": self.laplace.temperature,
+            "visits": self.laplace.visits,
             "draws": self.draws,
             "particles": self.particles,
             "every": self.every,

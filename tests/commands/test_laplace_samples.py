@@ -227,6 +227,6 @@ def test_learned_variances_have_a_posterior_of_their_regressed_half(tmp_path):
     config["params"]["unet_config"]["params"]["out_channels"] = 2
     config["params"]["learned_variance"] = "hybrid"
     model = build_model({"model": config})
-    pipeline = type("Opened", (), {"model": model})()
+    pipeline = type("Opened", (), {"model": model, "checkpoint": None})()
     laplace = new_posterior(pipeline)
     assert (laplace.layer.outputs, len(laplace.layer.layer.weight)) == (1, 2)

@@ -25,7 +25,7 @@ def ridge(laplace, batch, weights):
 def test_refits_are_weighted_ridge_regressions(kind):
     network = make_network(kind)
     batch = make_batch(network, DRAWS * IMAGES)
-    laplace = LastLayerLaplace(network, "out.1", prior_precision=PRIOR, sigma_noise=SIGMA)
+    laplace = LastLayerLaplace(network, "out.1", prior_precision=PRIOR, sigma_noise=SIGMA, visits=DRAWS)
     parts = [type(batch)(*[part[rows] for part in batch]) for rows in (slice(0, 8), slice(8, None))]
     refits = bootstrap_refits(
         laplace, parts, images=IMAGES, draws=DRAWS, count=3, source=torch.Generator().manual_seed(4)
@@ -42,15 +42,20 @@ def test_refits_are_weighted_ridge_regressions(kind):
     assert member["weight"].shape[0] == 3
 
 
-def test_the_spread_of_many_refits_is_the_sandwich():
-    """To first order in 1 / images, at the regression's optimum, with hardly any prior."""
+@pytest.mark.parametrize("size", [300, 1200])
+def test_the_spread_of_many_refits_is_the_sandwich(size):
+    """To first order in 1 / images, at the regression's optimum, with hardly any prior, for any size of the data set.
+
+    A bootstrap draws as many images as the data set has of those seen.
+    """
     network = make_network("strided")
     batch = make_batch(network, 2 * 300)
     first = LastLayerLaplace(network, "out.1", prior_precision=1e-6, sigma_noise=SIGMA)
     optimum = ridge_of_all(first, batch)
     with torch.no_grad():
         network.out[1].weight.copy_(optimum.reshape(network.out[1].weight.shape))
-    sandwich = fitted(network, batch, "sandwich", draws=2, prior_precision=1e-6, sigma_noise=SIGMA)
+    options = {"prior_precision": 1e-6, "sigma_noise": SIGMA, "visits": 2}
+    sandwich = fitted(network, batch, "sandwich", draws=2, data_size=size, **options)
     source = torch.Generator().manual_seed(0)
     refits = bootstrap_refits(sandwich, [batch], images=300, draws=2, count=400, source=source)
     new = make_batch(network, 5, seed=2)

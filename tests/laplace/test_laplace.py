@@ -121,7 +121,7 @@ def test_isotropic_counts_draws_and_nothing_else():
 
 def test_sandwich_clusters_gradients_by_image():
     network, batch, new = case()
-    laplace = fitted(network, batch, "sandwich", draws=3, prior_precision=PRIOR, sigma_noise=SIGMA)
+    laplace = fitted(network, batch, "sandwich", draws=3, prior_precision=PRIOR, sigma_noise=SIGMA, visits=3)
     rows = torch.stack(list(gradients(network, batch)))
     images = rows.unflatten(0, (2, 3)).sum(1)
     bread = precision(jacobian(network, *batch[:3]), SIGMA, PRIOR).inverse()
@@ -139,7 +139,8 @@ def test_sandwich_is_the_spread_of_refits_on_other_images():
         one = Observation(*[part.repeat_interleave(4, 0) for part in shared])
         own = torch.randn(one.target.shape, generator=source, dtype=torch.float64)
         batches.append(one._replace(target=one.target + 0.3 * own))
-    laplace = LastLayerLaplace(network, curvature="sandwich", prior_precision=1e-6).fit(batches, draws=4, also=["full"])
+    laplace = LastLayerLaplace(network, curvature="sandwich", prior_precision=1e-6, visits=4)
+    laplace.fit(batches, draws=4, also=["full"])
     optima = []
     for part in range(0, 80, 4):  # twenty data sets, refitted in closed form from their sums
         own = LastLayerLaplace(network, prior_precision=1e-6).fit(batches[part : part + 4], draws=4).fitted()
