@@ -129,15 +129,15 @@ class MakeBins:
 
     def run(self) -> Path:
         """Draw, write and show the subsets, or show those of a folder; return the folder."""
+        from ldm.data.own import build_dataset
         from ldm.data.subsets import list_file, sample_keys, write_subsets
         from ldm.report.bins import describe_folder, describe_plan
-        from ldm.util import instantiate_from_config
 
         if self.show is not None:
             print("\n".join(describe_folder(self.show)))
             return Path(self.show)
         config, configured = self._read_dataset()
-        dataset: Any = instantiate_from_config(config)
+        dataset: Any = build_dataset(config)
         folder = Path(self.out or configured or self._default_folder(dataset))
         plan = self._plan(dataset)
         keep = [list_file(folder, plan.dataset_name, one) for one in plan.record.get("published_lists", ())]

@@ -53,20 +53,20 @@ class FeaturesContrastive:
         from tqdm import tqdm
 
         from ldm.checkpoint import sha256
+        from ldm.data.own import build_dataset
         from ldm.experiments.contrastive import find_checkpoints, measure_contrast
         from ldm.experiments.probes import draw_probe_positions
         from ldm.jobs import WorkList, shard_from_environment, sole_writer
         from ldm.pipelines import load_weights
         from ldm.pipelines.features import DataStates, make_backbone, make_reading
         from ldm.records import made_alike, refuse_existing
-        from ldm.util import instantiate_from_config
 
         out, shard = Path(self.out), shard_from_environment()
         shared = shard[1] > 1
         if not (shared and made_alike(out / "record.json", self)):
             refuse_existing([out / "contrastive.csv"], self.overwrite)
         pipeline = self.source.load(speed=Speed(chunk=1, precision=self.precision), device=self.place.device)
-        data = instantiate_from_config(pipeline.config["data"]["params"]["train"])
+        data = build_dataset(pipeline.config["data"]["params"]["train"])
         positions = draw_probe_positions(len(data), self.n, self.seed)
         backbone = make_backbone(pipeline.model, self.reading.label)
         search = self.reading.layers is None

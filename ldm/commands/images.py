@@ -80,15 +80,15 @@ class ImageSource:
         return source
 
     def _load_all(self, channels: int, device: str) -> ImageSet:
+        from ldm.data.own import build_dataset
         from ldm.pipelines.images import DataSetImages, SampledImages, load_images
         from ldm.training.config import read_data_config
-        from ldm.util import instantiate_from_config
 
         if self.images is not None:
             return load_images(self.images, channels, self.image_size)
         if self.data is not None:
             config = read_data_config(self.data)
-            return DataSetImages(instantiate_from_config(config), config)
+            return DataSetImages(build_dataset(config), config)
         assert self.n is not None
         return SampledImages(self.model.load(self.sampling, self.speed, device), self.n)
 

@@ -202,8 +202,8 @@ class FitLaplace:
         """
         from omegaconf import OmegaConf
 
+        from ldm.data.own import build_dataset
         from ldm.training.config import read_data_config
-        from ldm.util import instantiate_from_config
 
         if self.data is not None and split == self.split:
             config: Any = read_data_config(self.data)
@@ -213,7 +213,7 @@ class FitLaplace:
             if found is None:
                 raise ValueError(f"the config has no data.params.{split}: name the images with --data")
             config = OmegaConf.to_container(found, resolve=True)
-        return instantiate_from_config(config), config
+        return build_dataset(config), config
 
     def _fit(self, pipeline: ModelPipeline, plan: LaplacePlan, data: Dataset, config: Any) -> LastLayerLaplace | None:
         """Fit in parts; None while other processes work."""

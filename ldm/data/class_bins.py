@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.bins import ALL, ClassSize, plan_binned
+from ldm.data.own import build_dataset
 from ldm.data.plans import sample_keys, subsets_file, write_subsets
-from ldm.util import instantiate_from_config
 
 COMPONENT_SUBSET = "ldm.data.subsets.ComponentSubset"
 # What chooses a part of a data set that reads its own lists, and so does not belong to the full one.
@@ -62,7 +62,7 @@ def draw_bins(
     if subsets_file(folder, "binned_classes").exists():
         return folder
     whole = find_full_data(config)
-    data = instantiate_from_config(whole)
+    data = build_dataset(whole)
     counts = parse_bin_words(classes_per_bin) if classes_per_bin else None
     plan = plan_binned(data.labels, data.class_names, counts, members=members, seed=seed, rotation=rotation)
     write_subsets(folder, plan, sample_keys(data), whole)

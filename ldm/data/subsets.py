@@ -28,6 +28,7 @@ from ldm.data.bins import (
     plan_masked,
     plan_natural,
 )
+from ldm.data.own import build_dataset
 from ldm.data.plans import (
     list_file,
     make_bins_command,
@@ -40,7 +41,6 @@ from ldm.data.plans import (
     subsets_file,
     write_subsets,
 )
-from ldm.util import instantiate_from_config
 
 __all__ = [
     "ALL",
@@ -98,7 +98,7 @@ class ComponentSubset(Dataset):
         dataset_name: str = BINNED,
     ):
         config = dataset if isinstance(dataset, Mapping) else None
-        self.dataset = instantiate_from_config(dataset) if config is not None else dataset
+        self.dataset = build_dataset(dataset) if config is not None else dataset
         self.subsets, self.positions = read_member_subset(folder, dataset_name, component, self.dataset, config)
         self.component = component
         self.bins = self.subsets.bins

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.data.own import build_dataset
 from ldm.evaluation.classifier import Architecture, ClassifierTraining, SmallClassifier, accuracy, train_classifier
 from ldm.jobs import step_bar
 from ldm.pipelines.images import DataSetImages
-from ldm.util import instantiate_from_config
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def train_on_config(
     training = replace(training, **(changes or {}))
     params: Any = OmegaConf.to_container(config.data.params, resolve=True)
     sets = {name: params[name] for name in ("train", "validation")}
-    data = instantiate_from_config(sets["train"])
+    data = build_dataset(sets["train"])
     images, labels = DataSetImages(data).everything()
     _, channels, side, other = images.shape
     if side != other:
@@ -83,6 +83,6 @@ def train_on_config(
     with step_bar("steps") as progress:
         train_classifier(model, images, labels, training, seed, progress, device)
     seconds = time.process_time() - began
-    test_images, test_labels = DataSetImages(instantiate_from_config(sets["validation"])).everything()
+    test_images, test_labels = DataSetImages(build_dataset(sets["validation"])).everything()
     rate = accuracy(model, test_images, test_labels)
     return TrainedClassifier(model, sets, training, seed, rate, len(test_labels), seconds)

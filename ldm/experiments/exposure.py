@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.data.own import build_dataset
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, ScaledDenoiser
 from ldm.diffusion.noise import INITIAL
@@ -19,7 +20,7 @@ from ldm.diffusion.transition import Noise
 from ldm.evaluation.exposure import EpsilonWatch, Norms, Residuals, StateMoments, StepMoments, each_step, observe
 from ldm.jobs import WorkList
 from ldm.pipelines.model import ModelPipeline
-from ldm.util import generator, instantiate_from_config
+from ldm.util import generator
 
 MomentsByName = dict[str, StepMoments]
 # Classes times elements of an image, above which the moments of the data are not kept apart by class.
@@ -135,7 +136,7 @@ def load_split(config: Mapping[str, Any], split: str) -> Dataset:
     params = (config.get("data") or {}).get("params") or {}
     if split not in params:
         raise ValueError(f"the config has no data.params.{split}: give its data set, or another --split")
-    return instantiate_from_config(params[split])
+    return build_dataset(params[split])
 
 
 def measure_chains(

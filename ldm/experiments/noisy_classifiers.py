@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
+from ldm.data.own import build_dataset
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule, make_betas
 from ldm.diffusion.training_times import LogNormalNoise
 from ldm.evaluation.noise_conditional import (
@@ -64,7 +65,7 @@ class NoisyStudy:
     def states(self, split: str, wanted: int | None, seed: int) -> DataStates:
         """Return images of the config's data set as the model's states: all, or `wanted` of them."""
         params: Any = OmegaConf.to_container(OmegaConf.create(self.config)["data"]["params"], resolve=True)
-        data = instantiate_from_config(params[split])
+        data = build_dataset(params[split])
         return DataStates(self.model, data, draw_probe_positions(len(data), wanted, seed))
 
     def train(self, training: NoisyTraining, n_train: int | None, seed: int) -> None:
@@ -129,7 +130,7 @@ def make_noisy_head(pipeline: ModelPipeline, given: FeatureReading) -> NoisyStud
     zero = torch.zeros((1, *pipeline.model.latent_shape), device=pipeline.device)
     reading = Reading((float(levels[0]),), tap, None if given.pool == "none" else int(given.pool))
     (width,) = {value.shape[1] for value in backbone.features(zero, [0], reading).values()}
-    classes = instantiate_from_config(pipeline.config["data"]["params"]["train"]).n_classes
+    classes = build_dataset(pipeline.config["data"]["params"]["train"]).n_classes
     head = NoiseHead(width, classes).to(pipeline.device)
     classifier = BackboneClassifier(backbone, tap, levels, head, reading.pool)
     return NoisyStudy(classifier, schedule, pipeline.model, pipeline.config, level_times(levels), head)
@@ -152,7 +153,7 @@ def make_wide_resnet(
 
     times = level_times(trained_levels(schedule)) if noise == "VP" else log_normal
     model = build_model(config).to(device)
-    classes = instantiate_from_config(config.data.params.train).n_classes
+    classes = build_dataset(config.data.params.train).n_classes
     network = WideResNet(depth, width, classes, model.channels).to(device)
     return NoisyStudy(NetworkClassifier(network, schedule), schedule, model, config, times, network)
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from ldm.checkpoint import load_checkpoint
 from ldm.data.base import LabelledImages, check_choice
 from ldm.data.npz import Rows
+from ldm.data.own import build_dataset
 from ldm.data.pictures import Files, decode
 from ldm.evaluation.extraction import ImageSet
 from ldm.images import to_uint8
-from ldm.util import generator, instantiate_from_config
+from ldm.util import generator
 
 TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
 _PROBED = 8  # images whose bytes `describe` hashes
@@ -271,7 +272,7 @@ def load_images(path: str | Path, channels: int = 3, image_size: int | None = No
 
 def real_images(config: Any, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Up to `most` images [N, H, W, C] and labels [N] of the data set of a config, drawn by the seed."""
-    data = instantiate_from_config(config)
+    data = build_dataset(config)
     chosen = torch.randperm(len(data), generator=generator("real", seed))[:most].tolist()
     items = [data[index] for index in chosen]
     return np.stack([item["image"].numpy() for item in items]), np.asarray([item["class_label"] for item in items])

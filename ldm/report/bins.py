@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.data.own import build_dataset
 from ldm.data.subsets import (
     BINNED,
     DATASET_NAMES,
@@ -19,7 +20,6 @@ from ldm.data.subsets import (
     subsets_file,
 )
 from ldm.trust import accept
-from ldm.util import instantiate_from_config
 
 SHOWN_CLASSES = 10  # classes named in a row, at most
 
@@ -65,7 +65,7 @@ def describe_folder(folder: str | Path) -> list[str]:
         if "dataset" not in subsets.record:
             raise ValueError(f"{subsets_file(folder, name)} does not name its data set, so its lists cannot be counted")
         named = accept({"dataset": subsets.record["dataset"]}, subsets_file(folder, name))
-        dataset: Any = instantiate_from_config(named["dataset"])
+        dataset: Any = build_dataset(named["dataset"])
         members = [None, *range(subsets.members)]
         positions = {one: read_member_subset(folder, name, one, dataset)[1] for one in members}
         lines += describe_plan(folder, subsets, positions, dataset.labels)
