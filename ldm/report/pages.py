@@ -15,6 +15,8 @@ from ldm.report.tables import read_comments, read_csv
 
 # Longer tables are cut, with a word.
 MOST_ROWS = 1000
+# Of more pictures in one folder the first are shown, with a word.
+MOST_PICTURES = 40
 # Folders below results whose files belong to a run that goes on, or to single classes.
 _APART = ("classes_", "kept", "checkpoints", "parts")
 
@@ -78,10 +80,13 @@ def _picture_sections(folder: Path, pictures: Sequence[Path]) -> list[Section]:
     groups: dict[Path, list[Path]] = {}
     for path in pictures:
         groups.setdefault(path.parent, []).append(path)
-    return [
-        Section(_title(folder, parent, "Pictures"), [Picture(path, _caption(path)) for path in own])
-        for parent, own in groups.items()
-    ]
+    sections = []
+    for parent, own in groups.items():
+        blocks: list[Any] = [Picture(path, _caption(path)) for path in own[:MOST_PICTURES]]
+        if len(own) > MOST_PICTURES:
+            blocks.insert(0, Text(f"The first {MOST_PICTURES} of {len(own)} pictures; the folder holds all."))
+        sections.append(Section(_title(folder, parent, "Pictures"), blocks))
+    return sections
 
 
 def _table_sections(folder: Path, tables: Sequence[Path]) -> list[Section]:
