@@ -91,7 +91,8 @@ def test_the_wheel_holds_the_library_its_configs_and_the_command(wheel):
         held = {name for name in archive.namelist() if not name.startswith(info)}
         entries = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
-    own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ldm").rglob("*.py")}
+    files = [path for ending in ("*.py", "*.j2") for path in (ROOT / "ldm").rglob(ending)]
+    own = {path.relative_to(ROOT).as_posix() for path in files}
     configs = {f"ldm/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
     assert held == own | configs | {"ldm/py.typed"}
     assert "decu = ldm.commands:main" in entries

@@ -66,7 +66,7 @@ class MakeBins:
         option(
             metavar="IMAGES:CLASSES ...",
             default="1:3 10:2 50:2 all:3 for ten classes, 10/10/10/70 percent at 1/10/100/all for 100 or more "
-            "(ImageNet: 100/100/100/700)",
+            "(ImageNet: 100/100/100/700), as they are for other numbers of classes",
         ),
     ] = ()
     """The number of classes at each number of images per class."""
@@ -186,7 +186,7 @@ class MakeBins:
 
     def _plan(self, dataset: Any) -> Subsets:
         """Draw the plan that the options ask for, or take the published one."""
-        from ldm.data.bins import plan_binned, plan_masked, plan_natural
+        from ldm.data.bins import has_default_bins, plan_binned, plan_masked, plan_natural
         from ldm.data.prepare.published import plan_published
 
         common: dict[str, Any] = {"seed": self.seed, "resample": not self.no_bootstrap}
@@ -201,6 +201,6 @@ class MakeBins:
                 raise ValueError(f"--hidden names classes; there is no {unknown[0]} among {', '.join(names[:12])}")
             hidden = [names.index(name) for name in self.hidden] or None
             return plan_masked(dataset.labels, dataset.class_names, hidden_from, hidden=hidden, **common)
-        if self.natural:
+        if self.natural or not (self.classes_per_bin or has_default_bins(len(dataset.class_names))):
             return plan_natural(dataset.labels, dataset.class_names, **common)
         return plan_binned(dataset.labels, dataset.class_names, self._counts(), rotation=self.rotation, **common)

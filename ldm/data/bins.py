@@ -54,6 +54,11 @@ class Subsets:
         return [member for member, classes in self.sees.items() if label in classes]
 
 
+def has_default_bins(n_classes: int) -> bool:
+    """Whether there is a convention for the bins of so many classes."""
+    return n_classes == 10 or n_classes >= 100
+
+
 def default_classes_per_bin(n_classes: int) -> dict[ClassSize, int]:
     """Return {class size: number of classes}.
 
@@ -64,10 +69,11 @@ def default_classes_per_bin(n_classes: int) -> dict[ClassSize, int]:
     """
     if n_classes == 10:
         return {1: 3, 10: 2, 50: 2, ALL: 3}
-    if n_classes < 100:
+    if not has_default_bins(n_classes):
         raise ValueError(
             f"no default bins for {n_classes} classes (there are for 10, and for 100 or more): "
-            "say how many classes each class_size has, for example --classes_per_bin 1:3 10:2 all:3"
+            "say how many classes each class_size has, for example --classes_per_bin 1:3 10:2 all:3, or leave the "
+            "classes as they are with --natural"
         )
     tenth = n_classes // 10
     return {1: tenth, 10: tenth, 100: tenth, ALL: n_classes - 3 * tenth}

@@ -10,6 +10,7 @@ The file names are DECU's (github.com/nwaftp23/DECU); the draws are those of `ld
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,20 @@ def make_bins_command(
     return shlex.join([*words, *count])
 
 
+def plan_words(subsets: Subsets) -> list[str]:
+    """Return the options of `decu data bins` that draw a plan again."""
+    record = subsets.record
+    words = ["--seed", str(record.get("seed", 0))]
+    words += [] if record.get("bootstrap", True) else ["--no_bootstrap"]
+    if subsets.dataset_name == MASKED:
+        return words
+    if record.get("natural"):
+        return [*words, "--natural"]
+    counts = Counter(subsets.bins.values())
+    words += ["--rotation", str(record["rotation"])] if record.get("rotation") else []
+    return [*words, "--classes_per_bin", *(f"{size}:{counts[size]}" for size in sorted(counts, key=class_size_order))]
+
+
 def read_list(path: Path, dataset: Dataset) -> Tensor:
     """Return the positions in `dataset` of the samples a list names, in its order, repeats included, int64 [K].
 
@@ -229,7 +244,11 @@ def read_plan(
         raise ValueError(f"{subsets_file(folder, dataset_name)} does not exist; make it with\n  {command}")
     subsets = read_subsets(folder, dataset_name)
     if member is not None and not 0 <= member < subsets.members:
-        raise ValueError(f"component must lie in 0..{subsets.members - 1}, the members of {folder}, got {member}")
+        more = shlex.join([*shlex.split(command), *plan_words(subsets), "--overwrite"])
+        raise ValueError(
+            f"component must lie in 0..{subsets.members - 1}, the members of {folder}, got {member}; draw more "
+            f"lists, which leaves those that there are as they are, with\n  {more}"
+        )
     if (subsets.images, subsets.class_names) != (len(dataset), list(dataset.class_names)):
         raise ValueError(
             f"{folder} was made for {subsets.images} images of {len(subsets.class_names)} classes, got a data set of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ def train(training: Training, fit: bool = True) -> Path:
             raise StoppedBySignal(signal.SIGTERM, saved=False) from stop
         raise KeyboardInterrupt from stop
     log.info("done: %s", session.run.path)
+    if not fit:
+        log.info("nothing was trained: without -t a run is only set up, and tested where its config has a test set")
     return session.run.path
 
 
@@ -265,7 +268,7 @@ def set_up(training: Training) -> Session:
         if known is None and is_first():
             run.discard()
         raise
-    announce(run, model, devices.words)
+    announce(run, model, devices.words, shared.model.get("base_learning_rate"))
     return Session(model, data, trainer, run, checkpoint, training, known is not None, record)
 
 
@@ -279,12 +282,18 @@ def write_run_record(run: RunDirectory, training: Training) -> None:
     write_record(file, training.flat_options(), overwrite=True, earlier=earlier)
 
 
-def announce(run: RunDirectory, model: pl.LightningModule, devices: str) -> None:
-    """What a user wants to know before it starts."""
+def announce(run: RunDirectory, model: pl.LightningModule, devices: str, base_rate: float | None) -> None:
+    """Say what a user wants to know before it starts; a rate that was multiplied is said with its factor."""
+    rate = f"{model.learning_rate:.3g}"
+    factor = 1.0 if not base_rate else float(model.learning_rate) / base_rate  # type: ignore[arg-type]
+    if not math.isclose(factor, 1.0):
+        rate += (
+            f", which is model.base_learning_rate {base_rate:g} times {factor:g} (--scale_lr False takes it as it is)"
+        )
     parameters = [(value.numel(), value.requires_grad) for value in model.parameters()]
     trained = sum(size for size, trains in parameters if trains)
     log.info("run directory: %s", run.path)
     log.info(
-        "device: %s  parameters: %s, %s of them trained  learning rate: %.3g",
-        devices, f"{sum(size for size, _ in parameters):,}", f"{trained:,}", model.learning_rate,
+        "device: %s  parameters: %s, %s of them trained  learning rate: %s",
+        devices, f"{sum(size for size, _ in parameters):,}", f"{trained:,}", rate,
     )  # fmt: skip

@@ -140,8 +140,12 @@ def test_a_missing_folder_names_the_command_that_makes_it(tmp_path):
         command = shlex.split(str(caught.value).splitlines()[1])
         call("data bins", command[3:])
         assert len(S.ComponentSubset(DIGITS, str(folder), 6, dataset_name)) > 0
-    with pytest.raises(ValueError, match=r"0\.\.6"):
+    before = S.read_list(S.list_file(folder, S.BINNED, 3), Digits())
+    with pytest.raises(ValueError, match=r"0\.\.6") as caught:
         S.ComponentSubset(DIGITS, str(folder), component=7)
+    call("data bins", shlex.split(str(caught.value).splitlines()[1])[3:])
+    assert len(S.ComponentSubset(DIGITS, str(folder), component=7)) > 0
+    assert torch.equal(S.read_list(S.list_file(folder, S.BINNED, 3), Digits()), before), "the other lists stay"
 
 
 def test_a_folder_made_for_other_data_is_refused(tmp_path):
