@@ -8,16 +8,19 @@ members, [M, B, C, H, W].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.embedded import join_conditions
 from ldm.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
+# Nearer than this to clean data or to pure noise, in units of alpha + sigma, a state counts as there.
+NEAR_END = 1e-8
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,25 @@ class Target:
         return a * eps + b * x0
 
     def solve(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_0, eps) from the network's output and the state it was given; ratios in the precision of alpha, sigma."""
+        """(x_0, eps) from the network's output and the state it was given; ratios in the precision of alpha, sigma.
+
+        Where the output and the state say the same (x_0 at sigma = 0, eps at alpha = 0), one part does not follow
+        from them, and it takes the limit that its conditional mean has:
+
+            sigma = 0    x_0 = x / alpha    eps = 0             of data with a density, E[eps | x] = -sigma grad log p
+            alpha = 0    x_0 = 0            eps = x / sigma     of data with mean 0
+        """
         a, b, _ = self.coefficients(alpha, sigma)
         determinant = alpha * a - sigma * b
-        x0 = (a / determinant).to(x) * x - (sigma / determinant).to(x) * output
-        eps = (alpha / determinant).to(x) * output - (b / determinant).to(x) * x
+        known = determinant.abs() > NEAR_END * (alpha + sigma) * (a.abs() + b.abs()).clamp(min=1)
+        determinant = torch.where(known, determinant, 1.0)
+        at_noise = alpha < sigma
+        x0_of_x = torch.where(known, a / determinant, torch.where(at_noise, 0.0, 1 / alpha))
+        x0_of_output = torch.where(known, sigma / determinant, 0.0)
+        eps_of_x = torch.where(known, b / determinant, torch.where(at_noise, -1 / sigma, 0.0))
+        eps_of_output = torch.where(known, alpha / determinant, 0.0)
+        x0 = x0_of_x.to(x) * x - x0_of_output.to(x) * output
+        eps = eps_of_output.to(x) * output - eps_of_x.to(x) * x
         return x0, eps
 
 
@@ -90,8 +107,8 @@ class ScheduleVelocity(Target):
     """The velocity of a schedule, d x_u / d u = alpha' x_0 + sigma' eps (Lipman et al. 2023).
 
     On the straight schedule it is the target "velocity", eps - x_0. Where alpha' sigma = alpha sigma' (a polynomial
-    schedule at
-    pure noise) it says nothing of the data, and `solve` gives no numbers: begin the times later, or regress x0 or v.
+    schedule at pure noise), or a rate is infinite, it says nothing of the data, and `solve` gives its limits: for data
+    whose mean is not 0 begin the times later, or regress x0 or v.
     """
 
     name: str = "velocity"
@@ -144,40 +161,6 @@ class NetworkDenoiser:
         repeats = (output.shape[-4] // x.shape[-4], x.shape[-4])
         x0, eps = self.target.solve(output.unflatten(-4, repeats), x.unsqueeze(-5), alpha, sigma)
         return Prediction(x0.flatten(-5, -4), eps.flatten(-5, -4), fraction)
-
-
-def join_conditions(first: Any, second: Any) -> Any:
-    """Return two embedded conditions as one of both batches, the first one's before the second's.
-
-    Args:
-        first, second: tensors [B, ...], lists of such, or mappings of these by equal keys (latent-diffusion's
-            `{"c_crossattn": [c], "c_concat": [z]}`); None goes with None.
-
-    Raises:
-        ValueError: if the two are not of one form.
-    """
-    if first is None and second is None:
-        return None
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.cat([first, second])
-    if isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
-        return {name: join_conditions(first[name], second[name]) for name in first}
-    lists = isinstance(first, (list, tuple)) and isinstance(second, (list, tuple))
-    if lists and len(first) == len(second):
-        return [join_conditions(one, other) for one, other in zip(first, second, strict=True)]
-    raise ValueError(
-        f"a condition and its null must be of one form to be guided, got {describe_condition(second)} "
-        f"and {describe_condition(first)}"
-    )
-
-
-def describe_condition(cond: Any) -> str:
-    """Return the form of an embedded condition in words: a tensor's shape, a list's length, a mapping's keys."""
-    if isinstance(cond, Tensor):
-        return f"a tensor {list(cond.shape)}"
-    if isinstance(cond, Mapping):
-        return f"a mapping of {', '.join(map(str, cond)) or 'nothing'}"
-    return f"a list of {len(cond)}" if isinstance(cond, (list, tuple)) else type(cond).__name__
 
 
 @dataclass(frozen=True)
@@ -262,7 +245,8 @@ class MappedDenoiser:
         eps = prediction.eps
         if self.rederive:
             alpha, sigma = self.schedule.coefficients(u, x)
-            eps = torch.where(sigma > 0, (x - alpha * x0) / sigma, eps)
+            noisy = sigma > 0
+            eps = torch.where(noisy, (x - alpha * x0) / torch.where(noisy, sigma, 1.0), eps)
         return Prediction(x0, eps, prediction.var_fraction)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from ldm.diffusion.denoiser import describe_condition
 
 
 def check_condition(cond: Any, batch_size: int) -> Any:
@@ -26,3 +25,37 @@ def check_condition(cond: Any, batch_size: int) -> Any:
             f"mapping of lists of such; got {describe_condition(cond)}"
         )
     return cond
+
+
+def join_conditions(first: Any, second: Any) -> Any:
+    """Return two embedded conditions as one of both batches, the first one's before the second's.
+
+    Args:
+        first, second: tensors [B, ...], lists of such, or mappings of these by equal keys (latent-diffusion's
+            `{"c_crossattn": [c], "c_concat": [z]}`); None goes with None.
+
+    Raises:
+        ValueError: if the two are not of one form.
+    """
+    if first is None and second is None:
+        return None
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
+        return {name: join_conditions(first[name], second[name]) for name in first}
+    lists = isinstance(first, (list, tuple)) and isinstance(second, (list, tuple))
+    if lists and len(first) == len(second):
+        return [join_conditions(one, other) for one, other in zip(first, second, strict=True)]
+    raise ValueError(
+        f"a condition and its null must be of one form to be guided, got {describe_condition(second)} "
+        f"and {describe_condition(first)}"
+    )
+
+
+def describe_condition(cond: Any) -> str:
+    """Return the form of an embedded condition in words: a tensor's shape, a list's length, a mapping's keys."""
+    if isinstance(cond, Tensor):
+        return f"a tensor {list(cond.shape)}"
+    if isinstance(cond, Mapping):
+        return f"a mapping of {', '.join(map(str, cond)) or 'nothing'}"
+    return f"a list of {len(cond)}" if isinstance(cond, (list, tuple)) else type(cond).__name__

@@ -28,8 +28,9 @@ from ldm.util import atomic_write
 UNITS = ("step", "log_snr")
 DIRECTIONS = ("full", "x0_only")
 _FORMAT = 1
-# Samplers whose steps use x_0 and eps as two values; the others derive one from the other.
-TWO_VALUED = ("DDIM", "DDPM")
+# Samplers whose every step uses the predicted x_0 and eps as two values. The others mix evaluations into one field or
+# one x_0, and derive the other part from x = alpha x_0 + sigma eps.
+TWO_VALUED = ("DDIM", "DDPM", "Euler", "Euler-ancestral")
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,13 @@ class EpsilonScaling:
         """Refuse a direction that the sampler would silently ignore.
 
         Raises:
-            ValueError: for "x0_only" with a sampler that combines a field, and so derives x_0 from eps or eps from x_0.
+            ValueError: for "x0_only" with a sampler that derives x_0 from eps, or eps from x_0.
         """
         if self.direction == "x0_only" and not self.off and name not in TWO_VALUED:
-            raise ValueError(f"direction 'x0_only' acts in {' and '.join(TWO_VALUED)} only, not in {name}: use 'full'")
+            raise ValueError(
+                f"direction 'x0_only' scales x_0 and keeps eps, but {name} derives one of them from the other "
+                f"(x = alpha x_0 + sigma eps); use 'full', or a sampler that steps with both: {', '.join(TWO_VALUED)}"
+            )
 
 
 def noise_level(schedule: Schedule, u: Tensor | float) -> Tensor:
@@ -132,7 +136,7 @@ class ScaledDenoiser:
     def _position(self, u: Tensor) -> Tensor:
         """t of k t + b; levels that are infinite count as the nearest finite one of the times."""
         if self.scaling.unit == "step":
-            times = self.times[:-1].flip(0).tolist()
+            times = self.times[:-1].flip(0)
             return _interpolated(u, times, range(len(times)))
         levels = noise_level(self.schedule, self.times)
         levels = levels[levels.isfinite()]
@@ -160,9 +164,18 @@ class ScaledDenoiser:
 
 
 def _interpolated(at: Tensor, positions: Iterable[float], values: Iterable[float]) -> Tensor:
-    """Straight lines between (position, value), positions ascending, constant outside; of the shape of `at`."""
-    found = np.interp(at.numpy(), np.asarray(list(positions)), np.asarray(list(values), dtype=np.float64))
-    return torch.as_tensor(found, dtype=torch.float64)
+    """Straight lines between (position, value), positions ascending, constant outside; of the shape of `at`.
+
+    In torch's own operations, since derivatives (tangents) are taken through it.
+    """
+    given = (each if isinstance(each, Tensor) else list(each) for each in (positions, values))
+    places, heights = (torch.as_tensor(each, dtype=torch.float64) for each in given)
+    if len(places) == 1:
+        return heights[0].expand(at.shape)
+    right = torch.searchsorted(places, at).clamp(1, len(places) - 1)
+    left = right - 1
+    share = ((at - places[left]) / (places[right] - places[left])).clamp(0, 1)
+    return torch.lerp(heights[left], heights[right], share)
 
 
 def _beside(values: Tensor, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, Target
+from ldm.diffusion.denoiser import NEAR_END, Denoiser, Network, NetworkDenoiser, Target
 from ldm.diffusion.likelihood import log_likelihood, standard_normal
 from ldm.diffusion.ode.tableau import Integrator, tableau
 from ldm.diffusion.schedule import FlowSchedule, Schedule
@@ -46,13 +46,15 @@ def to_flow_matching(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor
     """Any denoiser on any schedule as a velocity model (x, t) of the straight schedule, t = 0 at noise.
 
     States of another schedule with the same sigma / alpha differ by their scale alone, which this takes into account;
-    more
-    noise than a schedule knows counts as its end. t is one number: flow_matching's solvers ask for a batch at one time.
+    more noise than a schedule knows counts as its end, and at clean data, which only a flow's network knows, the
+    velocity is x itself (eps has mean 0 there). t is one number: flow_matching's solvers ask for a batch at one time.
     """
 
     def velocity(x: Tensor, t: Tensor | float) -> Tensor:
         u = 1 - torch.as_tensor(t, dtype=torch.float64).flatten()[0]
         own = schedule.time_at(u / (1 - u)).clamp(max=schedule.end)
+        if schedule.field == "eps" and schedule.ratio(own) <= NEAR_END:
+            return x.clone()
         alpha, sigma = schedule.per_image(own)
         prediction = denoiser((alpha + sigma).to(x) * x, own)
         return prediction.x0 - prediction.eps
@@ -101,10 +103,11 @@ class ODESolver:
 
         Args:
             x_init: state at the times' first time [B, C, H, W].
-            step_size: largest step of a fixed-step method; each interval between times is cut into equal ones. None
-            takes
-                the times' own intervals. dopri5 chooses its steps.
-            method: euler, midpoint, heun2, heun3, rk4 or dopri5.
+            step_size: step of a fixed-step method. As in torchdiffeq, steps are counted from the first time on, the
+                last one is shorter where they do not divide the whole, and states at times between two steps lie on
+                the straight line between them. None takes the times' own intervals. dopri5 chooses its steps.
+            method: euler, midpoint, heun2, heun3, rk4 or dopri5, each torchdiffeq's rule of that name (rk4 is the 3/8
+                rule, where the sampler RK4 is the classical one).
             time_grid: times in [0, 1], ascending from noise to data, or descending.
             model_extras: further arguments of the velocity model, a label for example.
 
@@ -113,16 +116,20 @@ class ODESolver:
         """
 
         def slope(x: Tensor, t: float) -> tuple[Tensor, None]:
-            return self.velocity_model(x, torch.tensor(t).to(x).expand(len(x)), **model_extras), None
+            time = torch.tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+            return self.velocity_model(x, time, **model_extras), None
 
         integrator = Integrator(slope, tableau(method), rtol, atol)
+        places = _places(time_grid, None if integrator.tableau.error else step_size)
+        wanted = [float(time) for time in time_grid]
         x = x_init
         states = [x_init]
         with torch.set_grad_enabled(enable_grad):
-            for piece in _pieces(time_grid, None if integrator.tableau.error else step_size):
-                for start, stop in itertools.pairwise(piece):
-                    x, _ = integrator.across(x, start, stop)
-                states.append(x)
+            for start, stop in itertools.pairwise(places):
+                after, _ = integrator.across(x, start, stop)
+                while len(states) < len(wanted) and abs(wanted[len(states)] - places[0]) <= abs(stop - places[0]):
+                    states.append(torch.lerp(x, after, (wanted[len(states)] - start) / (stop - start)))
+                x = after
         return torch.stack(states) if return_intermediates else x
 
     def compute_likelihood(
@@ -147,9 +154,8 @@ class ODESolver:
         """
         if not exact_divergence and generator is None:
             raise ValueError("pass generator= for the probe of the estimated divergence, or exact_divergence=True")
-        pieces = _pieces(time_grid, None if tableau(method).error else step_size)
-        each_time = [float(piece[0]) for piece in pieces[:1]] + [time for piece in pieces for time in piece[1:]]
-        times = 1 - torch.tensor(each_time, dtype=torch.float64).flip(0)
+        places = _places(time_grid, None if tableau(method).error else step_size)
+        times = 1 - torch.tensor(places, dtype=torch.float64).flip(0)
         found = log_likelihood(
             from_flow_matching(self.velocity_model, **model_extras),
             FlowSchedule(),
@@ -165,14 +171,16 @@ class ODESolver:
         return found.noise, found.log_density
 
 
-def _pieces(time_grid: Tensor | Sequence[float], step_size: float | None) -> list[list[float]]:
-    """The times of every interval between times, cut into equal steps of at most `step_size`."""
+def _places(time_grid: Tensor | Sequence[float], step_size: float | None) -> list[float]:
+    """The times between which a solver steps: the grid's own, or every `step_size` from its first time to its last."""
     times = torch.as_tensor(time_grid, dtype=torch.float64)
     widths = times.diff()
     if times.ndim != 1 or len(times) < 2 or not (bool((widths > 0).all()) or bool((widths < 0).all())):
         raise ValueError(f"time_grid must ascend or descend, with at least two times; got {times.tolist()}")
     if bool(((times < 0) | (times > 1)).any()) or (step_size is not None and not step_size > 0):
         raise ValueError(f"expected times in [0, 1] and step_size above 0, got {times.tolist()} and {step_size}")
-    counts = [1 if step_size is None else math.ceil(abs(float(width)) / step_size - 1e-9) for width in widths]
-    ends = itertools.pairwise(times.tolist())
-    return [torch.linspace(*pair, n + 1, dtype=torch.float64).tolist() for pair, n in zip(ends, counts, strict=True)]
+    if step_size is None:
+        return times.tolist()
+    first, last = times[[0, -1]].tolist()
+    count = math.ceil(abs(last - first) / step_size - 1e-9)
+    return [first + math.copysign(step_size, last - first) * k for k in range(count)] + [last]

@@ -103,7 +103,10 @@ def make_wrappers(
     scaling = make_scaling(sampling.scaling, config, sampling.steps, sampling.sampler)
     scaling.check_sampler(sampling.sampler)
     if clip and scaling.direction == "x0_only" and not scaling.off:
-        raise ValueError("--eps_direction x0_only has no effect on clipped models: eps follows from the clipped x_0")
+        raise ValueError(
+            "--eps_direction x0_only is full on clipped models, whose eps is derived again from the clipped x_0: "
+            "leave it out, or turn clipping off"
+        )
     return Wrappers(model, scaling, clip, load_guiding_classifier(sampling.classifier, model, device))
 
 

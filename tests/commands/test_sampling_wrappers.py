@@ -118,8 +118,8 @@ def test_slopes_windows_files_and_directions(adm, tmp_path):
         (replace(five, scaling=Scaling(1.1, schedule=file)), "replaces --eps_scaler"),
         (replace(five, scaling=Scaling("published", 0.1)), "brings its own slope"),
         (Sampling(steps="2,3", scaling=Scaling("published")), "needs a config with a section epsilon_scaling"),
-        (replace(five, scaling=only_x0), "no effect on clipped models"),
-        (replace(five, scaling=only_x0, sampler="PLMS"), "acts in DDIM and DDPM only"),
+        (replace(five, scaling=only_x0), "is full on clipped models"),
+        (replace(five, scaling=only_x0, sampler="PLMS"), "PLMS derives one of them from the other"),
         (replace(five, scaling=Scaling(0.0)), "b must be positive"),
         (replace(five, classifier=ClassifierGuidance(scale=2.0)), "needs --classifier_config"),
     ):

@@ -2,7 +2,8 @@
 
     dx/du = alpha'(u) x_0 + sigma'(u) eps
 
-Other solvers here step in the variables in which lines are straight; on EDM's schedule the two are one.
+Other solvers here step in the variables in which lines are straight; on EDM's schedule the two are one. Where a rate is
+infinite (an end of some flows), a step is a straight line.
 
 Source: Karras et al. 2022 (arXiv 2206.00364), eq. 4 and alg. 3, whose ablations they are.
 """
@@ -14,17 +15,23 @@ import math
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.denoiser import Denoiser, Prediction
 from ldm.diffusion.ode.churn import make_churn
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise, Step, Steps, advance, ddim_transition, following, intervals
 
 
-def velocity_at(denoiser: Denoiser, schedule: Schedule, x: Tensor, u: float) -> Tensor:
-    """dx/du at (x, u), shape of the prediction."""
-    prediction = denoiser(x, u)
-    alpha_rate, sigma_rate = (rate.to(x) for rate in schedule.rates(u))
+def velocity_of(schedule: Schedule, prediction: Prediction, u: float) -> Tensor:
+    """dx/du at time u, shape of the prediction."""
+    alpha_rate, sigma_rate = (rate.to(prediction.x0) for rate in schedule.rates(u))
     return alpha_rate * prediction.x0 + sigma_rate * prediction.eps
+
+
+def has_velocity(schedule: Schedule, u: float) -> bool:
+    """Whether a network can be asked for dx/du at time u: its rates are finite, and it knows the state."""
+    if schedule.field == "eps" and schedule.sigma(u) == 0:
+        return False
+    return all(math.isfinite(rate) for rate in schedule.rates(u))
 
 
 def line_to(schedule: Schedule, index: int, x: Tensor, after: Tensor, u: float, s: float) -> Step:
@@ -39,7 +46,7 @@ def line_to(schedule: Schedule, index: int, x: Tensor, after: Tensor, u: float, 
 def euler_in_time(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, start: int = 0) -> Steps:
     """Euler's method in the schedule's own time; S evaluations. x: state [..., B, C, H, W] at `times[start]`."""
     for index, u, s in intervals(times, start):
-        step = line_to(schedule, index, x, x + (s - u) * velocity_at(denoiser, schedule, x, u), u, s)
+        step = _own_step(denoiser, schedule, index, x, u, s, second=False)
         x = following(step, (yield step))
 
 
@@ -57,13 +64,24 @@ def heun_in_time(
     noise: Noise | None = None,
     start: int = 0,
 ) -> Steps:
-    """Heun's method in the schedule's own time, Euler's to clean data; 2S - 1 evaluations. Arguments of `heun`."""
+    """Heun's method in the schedule's own time; 2S evaluations. Arguments of `heun`.
+
+    Only a flow's network knows clean data: on other schedules the step there is Euler's, 2S - 1 evaluations.
+    """
     churn = make_churn(len(times) - 1, S_churn, S_min, S_max, S_noise, eta)
     for index, u, s in intervals(times, start):
         x, u = churn.add(schedule, index, x, u, noise)
-        first = velocity_at(denoiser, schedule, x, u)
-        after = x + (s - u) * first
-        if index < len(times) - 2:
-            after = x + (s - u) * torch.lerp(first, velocity_at(denoiser, schedule, after, s), 0.5)
-        step = line_to(schedule, index, x, after, u, s)
+        step = _own_step(denoiser, schedule, index, x, u, s, second=True)
         x = following(step, (yield step))
+
+
+def _own_step(denoiser: Denoiser, schedule: Schedule, index: int, x: Tensor, u: float, s: float, second: bool) -> Step:
+    """Euler's step, or with `second` Heun's where there is a velocity at its end."""
+    prediction = denoiser(x, u)
+    if not has_velocity(schedule, u):
+        return advance(index, x, prediction.x0, prediction.eps, ddim_transition(schedule, u, s))
+    first = velocity_of(schedule, prediction, u)
+    after = x + (s - u) * first
+    if second and has_velocity(schedule, s):
+        after = x + (s - u) * torch.lerp(first, velocity_of(schedule, denoiser(after, s), s), 0.5)
+    return line_to(schedule, index, x, after, u, s)

@@ -12,14 +12,19 @@ import math
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import Denoiser, Target
+from ldm.diffusion.denoiser import NEAR_END, Denoiser, Target
 from ldm.diffusion.ode.churn import make_churn
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise, Step, Steps, advance, ddim_transition, following, intervals
 
 
 def field_at(denoiser: Denoiser, schedule: Schedule, x: Tensor, u: float) -> Tensor:
-    """The field that is constant along straight lines of the schedule, predicted at (x, u); shape of the prediction."""
+    """The field that is constant along straight lines of the schedule, predicted at (x, u); shape of the prediction.
+
+    At clean data only a flow's network is asked; elsewhere the field is eps, whose conditional mean there is 0.
+    """
+    if schedule.field == "eps" and schedule.ratio(u) <= NEAR_END:
+        return torch.zeros_like(x)
     prediction = denoiser(x, u)
     return Target(schedule.field).of(prediction.x0, prediction.eps, *schedule.coefficients(u, x))
 
@@ -45,7 +50,9 @@ def coordinates(schedule: Schedule, u: Tensor | float) -> tuple[Tensor, Tensor]:
 
 def find_time(schedule: Schedule, tau: Tensor | float) -> float:
     """The time at a value of the variable `tau` of `coordinates`."""
-    tau = torch.as_tensor(tau, dtype=torch.float64)
+    tau = torch.as_tensor(tau, dtype=torch.float64).clamp(min=0)
+    if schedule.field == "velocity":
+        tau = tau.clamp(max=1)
     return float(schedule.time_at(tau if schedule.field == "eps" else tau / (1 - tau)))
 
 
@@ -61,11 +68,11 @@ def two_stage(
 ) -> Step:
     """Second order: the field at u and at a fraction of the way, weighted 1 - 1/(2f) and 1/(2f).
 
-    Without an evaluation at clean data: f = 1 (Heun) becomes Euler there.
+    Only a flow's network knows clean data: on other schedules f = 1 (Heun) becomes Euler there.
     """
     first = field_at(denoiser, schedule, x, u)
     middle = _between(schedule, u, s, fraction)
-    if schedule.sigma(middle) == 0:
+    if schedule.field == "eps" and schedule.sigma(middle) == 0:
         return straight_step(schedule, index, x, first, u, s)
     second = field_at(denoiser, schedule, straight_step(schedule, index, x, first, u, middle).x_next, middle)
     weight = 1 / (2 * fraction)
@@ -115,6 +122,8 @@ def heun(
     start: int = 0,
 ) -> Steps:
     """Heun's method (Karras et al. 2022, alg. 1 and 2): the mean of two fields; 2S - 1 evaluations to clean data.
+
+    A flow's network knows clean data and is asked there, too: 2S evaluations.
 
     Churn noises the state before the step: with sigma-bar = sigma / alpha, from sigma-bar to (1 + gamma) sigma-bar,
     gamma = min(S_churn / S, sqrt(2) - 1) where S_min <= sigma-bar <= S_max.

@@ -39,7 +39,8 @@ TABLEAUX = {
     "midpoint": Tableau(((), (0.5,)), (0.0, 1.0), 2),
     "heun2": Tableau(((), (1.0,)), (0.5, 0.5), 2),
     "heun3": Tableau(((), (1 / 3,), (0.0, 2 / 3)), (0.25, 0.0, 0.75), 3),
-    "rk4": Tableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4),
+    # Kutta's 3/8 rule, which is what torchdiffeq calls rk4; the sampler RK4 is the classical rule of the same order.
+    "rk4": Tableau(((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8), 4),
     # Dormand and Prince 1980, table 2: order 5 with an embedded order 4.
     "dopri5": Tableau(
         (

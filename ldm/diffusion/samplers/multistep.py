@@ -20,7 +20,7 @@ def plms(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, st
     """Pseudo linear multi-step (Liu et al. 2022, eq. 12): Adams-Bashforth on eps, then line 2.
 
     The first step is the published pseudo improved Euler: the mean of eps here and at the next time, hence S + 1
-    evaluations (S where a single step goes to clean data). On a flow the field is the velocity.
+    evaluations (S where a single step goes to clean data). On a flow the field is the velocity, also at clean data.
 
     Args:
         x: state [..., B, C, H, W] at `times[start]`.
@@ -29,7 +29,7 @@ def plms(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, st
     for index, u, s in intervals(times, start):
         field = field_at(denoiser, schedule, x, u)
         latest = [field, *history][:4]
-        if not history and schedule.sigma(s) > 0:
+        if not history and (schedule.field == "velocity" or schedule.sigma(s) > 0):
             ahead = straight_step(schedule, index, x, field, u, s).x_next
             combined = (field + field_at(denoiser, schedule, ahead, s)) / 2
         else:
