@@ -30,7 +30,8 @@ class SampleLaplace:
     Methods (any schedule, any sampler but for the published ones; the images are the plain sampler's):
       persistent      sampled weights, each held for the whole trajectory: the truth within its sampling error
       tangents        its first-order limit: derivatives in the directions of the draws
-      bayesdiff       weights drawn again at every step, total variance
+      redrawn         weights drawn again at every evaluation, as many states as draws: the process behind bayesdiff
+      bayesdiff       its variances, pixel by pixel, from few states; the order holds, the scale falls like 1 / steps
       bayesdiff_skip  the same with states drawn at every few steps, slopes held between
       published       BayesDiff as published, with its defects; samplers of one evaluation a step
       published_skip  BayesDiff-Skip as published

@@ -20,6 +20,7 @@ Split = Literal["binned_classes", "masked_classes"]
 VarianceMethod = Literal[
     "persistent",
     "tangents",
+    "redrawn",
     "bayesdiff",
     "bayesdiff_skip",
     "published",
@@ -155,7 +156,7 @@ class PosteriorSource:
     visits: Annotated[float | None, option(metavar="R", default="the fit's")] = None
     """How often the training saw each image, in place of what the fit was told."""
     draws: int = 16
-    """Sampled weights of `persistent`, directions of `tangents`."""
+    """Sampled weights of `persistent`, directions of `tangents`, states of `redrawn`."""
     particles: int = 10
     """States that `bayesdiff` draws at a step, an even number."""
     every: int = 5

@@ -8,14 +8,14 @@ members, [M, B, C, H, W].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.embedded import join_conditions
+from ldm.diffusion.embedded import describe_condition
 from ldm.diffusion.schedule import FlowSchedule, Schedule, VPSchedule
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
@@ -161,6 +161,31 @@ class NetworkDenoiser:
         repeats = (output.shape[-4] // x.shape[-4], x.shape[-4])
         x0, eps = self.target.solve(output.unflatten(-4, repeats), x.unsqueeze(-5), alpha, sigma)
         return Prediction(x0.flatten(-5, -4), eps.flatten(-5, -4), fraction)
+
+
+def join_conditions(first: Any, second: Any) -> Any:
+    """Return two embedded conditions as one of both batches, the first one's before the second's.
+
+    Args:
+        first, second: tensors [B, ...], lists of such, or mappings of these by equal keys (latent-diffusion's
+            `{"c_crossattn": [c], "c_concat": [z]}`); None goes with None.
+
+    Raises:
+        ValueError: if the two are not of one form.
+    """
+    if first is None and second is None:
+        return None
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
+        return {name: join_conditions(first[name], second[name]) for name in first}
+    lists = isinstance(first, (list, tuple)) and isinstance(second, (list, tuple))
+    if lists and len(first) == len(second):
+        return [join_conditions(one, other) for one, other in zip(first, second, strict=True)]
+    raise ValueError(
+        f"a condition and its null must be of one form to be guided, got {describe_condition(second)} "
+        f"and {describe_condition(first)}"
+    )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,40 @@ def rademacher(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     return (2 * signs - 1).to(like)
 
 
+def largest_power(count: int) -> int:
+    """The largest power of two that is at most `count`."""
+    return 1 << (count.bit_length() - 1)
+
+
+def balanced_signs(drawn: Tensor, count: int) -> Tensor:
+    """Probes of signs [count, B, C, H, W] that are orthogonal, as far as their number allows, between near elements.
+
+    Within a block of n = `largest_power(count)` probes, the signs of an element are one row of a Hadamard matrix, the
+    same row for elements that agree in the low bits of column, row and channel, times a random sign of its own. So
+    mean_k (sum_j M_ij z_kj)^2 is sum_j M_ij^2 but for pairs of equal rows, whose products have mean 0: an unbiased
+    estimate of squared slopes, without error where M reaches no further than sqrt(n) pixels (probing).
+
+    Args:
+        drawn: values of a symmetric law for the random signs, one block each [ceil(count / n), B, C, H, W].
+
+    Source: Bekas et al. 2007 (Hadamard vectors); Tang and Saad 2012 (probing).
+    """
+    size = largest_power(count)
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    places = torch.meshgrid(*(torch.arange(extent) for extent in drawn.shape[-3:]), indexing="ij")
+    row, taken = torch.zeros(drawn.shape[-3:], dtype=torch.long), 0
+    for bit in range(size.bit_length()):
+        for place in (places[2], places[1], places[0]):
+            if bool((place >> bit).any()):
+                row += ((place >> bit) & 1) << taken
+                taken += 1
+    codes = matrix[:, row % size].to(drawn).unsqueeze(1)  # [n, 1, C, H, W]
+    signs = torch.where(drawn < 0, -1.0, 1.0).to(drawn)
+    return torch.cat([codes * block for block in signs])[:count]
+
+
 def units(like: Tensor) -> Tensor:
     """The unit directions [C H W, B, C, H, W] of every image of a batch."""
     count = like[0].numel()

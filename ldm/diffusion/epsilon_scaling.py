@@ -28,8 +28,7 @@ from ldm.util import atomic_write
 UNITS = ("step", "log_snr")
 DIRECTIONS = ("full", "x0_only")
 _FORMAT = 1
-# Samplers whose every step uses the predicted x_0 and eps as two values. The others mix evaluations into one field or
-# one x_0, and derive the other part from x = alpha x_0 + sigma eps.
+# Samplers that step with x_0 and eps as two values; the others derive one of them from the other.
 TWO_VALUED = ("DDIM", "DDPM", "Euler", "Euler-ancestral")
 
 
@@ -164,10 +163,7 @@ class ScaledDenoiser:
 
 
 def _interpolated(at: Tensor, positions: Iterable[float], values: Iterable[float]) -> Tensor:
-    """Straight lines between (position, value), positions ascending, constant outside; of the shape of `at`.
-
-    In torch's own operations, since derivatives (tangents) are taken through it.
-    """
+    """Straight lines between (position, value), positions ascending, constant outside; derivatives pass through it."""
     given = (each if isinstance(each, Tensor) else list(each) for each in (positions, values))
     places, heights = (torch.as_tensor(each, dtype=torch.float64) for each in given)
     if len(places) == 1:

@@ -26,6 +26,7 @@ from ldm.uncertainty.propagation import (
     decoded_draws,
     decoded_members,
     decoded_tangents,
+    redrawn_steps,
     sampled_steps,
     tangent_steps,
     trajectory_steps,
@@ -35,13 +36,15 @@ from ldm.util import derive_seed, generator
 METHODS = {
     "persistent": "sampled weights, each held for the whole trajectory: the truth within its sampling error",
     "tangents": "its first-order limit: derivatives in the directions of the draws",
-    "bayesdiff": "weights drawn again at every step, total variance",
+    "redrawn": "weights drawn again at every evaluation, as many states as draws: the process behind bayesdiff",
+    "bayesdiff": "its variances, pixel by pixel, from few states; the order holds, the scale falls like 1 / steps",
     "bayesdiff_skip": "the same with states drawn at every few steps, slopes held between",
     "published": "BayesDiff as published, with its defects; samplers of one evaluation a step",
     "published_skip": "BayesDiff-Skip as published",
     "path": "integral of the predictive variance along the plain trajectory, no further evaluations",
 }
-SAMPLED = ("persistent", "tangents")  # weights held for the whole trajectory, through whatever acts on predictions
+SAMPLED = ("persistent", "tangents")  # weights held for the whole trajectory
+WRAPPED = (*SAMPLED, "redrawn")  # methods that pass through whatever acts on predictions
 ONE_EVALUATION = ("DDIM", "DDPM", "Euler", "Euler-ancestral")  # samplers whose step is affine in one evaluation
 
 
@@ -50,7 +53,7 @@ class PosteriorPipeline:
     """A loaded model with a posterior of its last layer.
 
     Args:
-        draws: members of `persistent`, directions of `tangents`; the same weights for every image.
+        draws: members of `persistent`, directions of `tangents`, states of `redrawn`; the same weights for every image.
         particles: states that `bayesdiff` draws around the sampler's.
         every: steps between two draws of the `_skip` forms.
         source: the folder that the posterior was read from, for records.
@@ -76,6 +79,11 @@ class PosteriorPipeline:
             source = generator("laplace members", self.pipeline.sampling.seed)
             self._members.append(self.laplace.sample(self.draws, source).to(self.pipeline.device))
         return self._members[0]
+
+    def redraw(self) -> Callable[[], Members]:
+        """Return what gives other draws of the weights at every call, the same calls the same weights."""
+        source = generator("redrawn weights", self.pipeline.sampling.seed)
+        return lambda: self.laplace.sample(self.draws, source).to(self.pipeline.device)
 
     def noise(self, images: Sequence[int]) -> ImageNoise:
         return self.pipeline.noise(images)
@@ -132,18 +140,23 @@ class PosteriorPipeline:
         if method not in METHODS:
             raise ValueError(f"method must be one of {sorted(METHODS)}, got '{method}'")
         wrappers, sampler = self.pipeline.wrappers, self.pipeline.sampling.sampler
-        if method not in SAMPLED and (wrappers.clip or wrappers.classifier is not None):
-            raise ValueError(f"{method} knows neither clipping nor a classifier: use {' or '.join(SAMPLED)}")
-        if method.startswith("bayesdiff") and sampler == "Dopri5":
+        if method not in WRAPPED and (wrappers.clip or wrappers.classifier is not None):
+            raise ValueError(f"{method} knows neither clipping nor a classifier: use {', '.join(WRAPPED)}")
+        if method not in WRAPPED and wrappers.scaling.direction == "x0_only" and not wrappers.scaling.off:
             raise ValueError(
-                f"Dopri5 chooses its steps by the state, so {method} cannot draw states around one: use path, "
+                f"{method} follows the one output of a network, and x0_only scales it in x0 alone: "
+                f"use {', '.join(WRAPPED)}"
+            )
+        if (method == "redrawn" or method.startswith("bayesdiff")) and sampler == "Dopri5":
+            raise ValueError(
+                f"Dopri5 chooses its steps by the state, so {method} cannot draw anew along them: use path, "
                 f"{' or '.join(SAMPLED)}"
             )
-        recursive = method not in SAMPLED and method != "path"
+        recursive = method not in WRAPPED and method != "path"
         churned = self.pipeline.churns
         if recursive and (churned or sampler == "DPM-Solver++SDE"):
             why = "adds noise before its steps (churn)" if churned else "draws noise between its evaluations"
-            raise ValueError(f"{sampler} {why}, which {method} does not follow: use path, {' or '.join(SAMPLED)}")
+            raise ValueError(f"{sampler} {why}, which {method} does not follow: use path, {', '.join(WRAPPED)}")
         if method.startswith("published") and sampler not in ONE_EVALUATION:
             raise ValueError(
                 f"{sampler} is not first order, and {method} takes {', '.join(ONE_EVALUATION)} only: use bayesdiff"
@@ -165,6 +178,10 @@ class PosteriorPipeline:
             chunk = self.chunk if method == "persistent" else max(1, self.chunk // len(images))
             where = (model.network, self.members, model.schedule, self.initial(images), pipeline.times)
             return propagate(self.sampler(labels), self.build(labels), *where, chunk=chunk, noise=self.noise(images))
+        if method == "redrawn":
+            states = (model.schedule, self.initial(images), pipeline.times)
+            anew = (self.sampler(labels), self.build(labels), model.network, self.redraw())
+            return redrawn_steps(*anew, *states, chunk=self.chunk, noise=self.noise(images))
         denoiser = self.predictive(labels)
         if method == "path":
             x = self.initial(images)

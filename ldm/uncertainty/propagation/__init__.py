@@ -5,8 +5,6 @@ from ldm.uncertainty.propagation.fresh import (
     PredictiveDenoiser,
     bayesdiff,
     beginning,
-    trajectory_integral,
-    trajectory_steps,
 )
 from ldm.uncertainty.propagation.persistent import (
     Propagated,
@@ -18,10 +16,13 @@ from ldm.uncertainty.propagation.persistent import (
     tangent_steps,
     tangents,
 )
+from ldm.uncertainty.propagation.redrawn import RedrawnDenoiser, redrawn_steps
+from ldm.uncertainty.propagation.trajectory import trajectory_integral, trajectory_steps
 
 __all__ = [
     "PredictiveDenoiser",
     "Propagated",
+    "RedrawnDenoiser",
     "TangentDenoiser",
     "VarianceStep",
     "all_directions",
@@ -30,6 +31,7 @@ __all__ = [
     "decoded_draws",
     "decoded_members",
     "decoded_tangents",
+    "redrawn_steps",
     "sampled",
     "sampled_steps",
     "tangent_steps",

@@ -1,4 +1,4 @@
-"""Weights drawn again at every step: BayesDiff's recursion, its fast form, and the integral of predictive variance.
+"""Weights drawn again at every step: BayesDiff's recursion of variances, and its fast form.
 
 A first-order step is affine in the state and the network's output f: x' = A x + B f (+ sqrt(w) z). With V the variance
 of x and gamma^2 that of f over weights,
@@ -6,14 +6,15 @@ of x and gamma^2 that of f over weights,
     bayesdiff    V' = Var_x(A x + B f(x)) + B^2 E gamma^2(x)                 total variance, never negative
     published    V' = A^2 V + 2 A B Cov(x, f) + B^2 gamma^2 + w              omits Var_x f(x); can be negative
 
-Both redraw the weights at each step, so their scale falls like 1 / steps where `sampled` and `tangents` do not.
+Both stand for weights that are drawn again at each step (`redrawn` is that process itself), so their scale falls like
+1 / steps where `sampled` and `tangents` do not. The recursion keeps variances of elements only: it leaves out what
+covariances between pixels, and of an evaluation with later ones, would add.
 
 Source: Kou et al. 2024 (BayesDiff), sections 3.2 and 3.3, with eps in place of f.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser, Prediction, Target
+from ldm.diffusion.derivative import balanced_signs, largest_power
 from ldm.diffusion.samplers import Step
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.transition import Noise, Transition
@@ -116,7 +118,8 @@ def bayesdiff(
 ) -> Iterator[VarianceStep]:
     """Variance along a plain sampler, which decides the images: `steps` of any sampler.
 
-    States around the sampler's are drawn as pairs x + sqrt(V) z, x - sqrt(V) z, so their mean is x itself. Where a step
+    States around the sampler's are pairs x + sqrt(V) z, x - sqrt(V) z with signs z (`balanced_signs`), so their mean
+    is x, their variance V itself, and of a step's slopes only those between far elements are estimated. Where a step
     evaluates the network several times or remembers earlier steps, `begin` lets every state take the sampler's own step
     F, begun again, and with B_i what output i of that step adds to its end
 
@@ -178,7 +181,7 @@ class _Recursion:
             self.var = a**2 * self.var if published else (a + b * slope) ** 2 * self.var + b**2 * variance
         elif published:
             variance = self._variance_at_state(step, a, b)
-            x = _around(step, self.var, self.particles, self.source, pairs=False)
+            x = _scattered(step, self.var, self.particles, self.source)
             f, _ = self.denoiser.states(x, step.u)
             covariance = (x * f).mean(0) - step.x * f.mean(0)
             self.var = a**2 * self.var + 2 * a * b * covariance + b**2 * variance
@@ -243,50 +246,23 @@ def _check_first_order(step: Step, expected: Tensor) -> None:
         )
 
 
-@torch.no_grad()
-def trajectory_steps(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Iterator[VarianceStep]:
-    """Integral of the field's variance along the trajectory so far, of `steps` that were made with `denoiser`.
-
-        sum_k gamma^2(x_k, u_k) (tau_k - tau_{k+1})
-
-    The field is the schedule's, eps or velocity; tau is the variable in which its lines are straight, sigma / alpha
-    or u.
-    """
-    schedule, total = denoiser.schedule, None
-    ahead = len(denoiser.visited)
-    for step in steps:
-        u, gamma = denoiser.visited[ahead]
-        ahead = len(denoiser.visited)
-        alpha, sigma = schedule.coefficients(u, gamma)
-        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-        unit = Target(schedule.field).of(*denoiser.target.solve(one, zero, alpha, sigma), alpha, sigma)
-        s = step.transition.s
-        width = schedule.ratio(u) - schedule.ratio(s) if schedule.field == "eps" else torch.as_tensor(u - s)
-        term = width.to(gamma) * unit**2 * gamma
-        total = term if total is None else total + term
-        yield VarianceStep(step, total)
+def _around(step: Step, var: Tensor, particles: int, source: torch.Generator | Noise) -> Tensor:
+    """States [N, B, C, H, W] around a step's as pairs, a deviation away in every element, with balanced signs."""
+    pairs = particles // 2
+    signs = balanced_signs(_drawn(step, (-(-pairs // largest_power(pairs)), *step.x.shape), source), pairs)
+    z = var.clamp(min=0).sqrt() * signs
+    return step.x + torch.cat([z, -z])
 
 
-def trajectory_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor:
-    """The last of `trajectory_steps`: the integral over the whole trajectory [B, C, H, W], without further evaluations.
-
-    Raises:
-        ValueError: if the sampler has already been run.
-    """
-    last = deque(trajectory_steps(steps, denoiser), maxlen=1)
-    if not last:
-        raise ValueError("no step to integrate over: the sampler has already been run")
-    return last[0].var
+def _scattered(step: Step, var: Tensor, particles: int, source: torch.Generator | Noise) -> Tensor:
+    """Normal states [N, B, C, H, W] around a step's, each on its own, as published."""
+    return step.x + var.clamp(min=0).sqrt() * _drawn(step, (particles, *step.x.shape), source)
 
 
-def _around(step: Step, var: Tensor, particles: int, source: torch.Generator | Noise, pairs: bool = True) -> Tensor:
-    """States [N, B, C, H, W] around a step's, as pairs or each on its own."""
-    shape = (particles // (1 + pairs), *step.x.shape)
+def _drawn(step: Step, shape: tuple[int, ...], source: torch.Generator | Noise) -> Tensor:
     if isinstance(source, torch.Generator):
-        z = torch.randn(shape, generator=source, dtype=torch.float64).to(step.x)
-    else:
-        z = source(step.index, shape).to(step.x)
-    return step.x + var.clamp(min=0).sqrt() * (torch.cat([z, -z]) if pairs else z)
+        return torch.randn(shape, generator=source, dtype=torch.float64).to(step.x)
+    return source(step.index, shape).to(step.x)
 
 
 def _slope(x: Tensor, f: Tensor, var: Tensor) -> Tensor:

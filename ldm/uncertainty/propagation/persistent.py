@@ -4,7 +4,7 @@
     tangents   z_k = d x / d W . (W_k - W), carried along the trajectory by derivatives in direction (z_k, W_k - W)
 
 Samplers are linear in (x, x_0, eps), so a tangent is one more member of the state and no sampler knows of it. Weights
-drawn again at every step (see `fresh`) lose the scale: their variance falls like 1 / steps.
+drawn again at every step (`redrawn`, `fresh`) lose the scale: their variance falls like 1 / steps.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def sampled_steps(
     **options: Any,
 ) -> Iterator[VarianceStep]:
     """The steps of `sampled`, one at a time; it takes the same arguments."""
-    given = options if noise is None else {**options, "noise": _common(noise)}
+    given = options if noise is None else {**options, "noise": share_noise(noise)}
     plain = sampler(build(network), schedule, x, times, **given)
     members_walk = sampler(build(MemberNetwork(network, members, chunk)), schedule, x, times, **given)
     for step, each in zip(plain, members_walk, strict=True):
@@ -178,7 +178,7 @@ def _last(steps: Iterator[VarianceStep]) -> Propagated:
     return Propagated(last.step.x_next, last.var, last.members)
 
 
-def _common(noise: Noise) -> Noise:
+def share_noise(noise: Noise) -> Noise:
     """One draw an image for all members."""
     return lambda index, shape: noise(index, shape[-4:])
 

@@ -1,0 +1,115 @@
+"""New weights at every evaluation: matrix algebra on a linear network, seeds, and the recursion that stands for it."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ldm.diffusion.derivative import balanced_signs
+from ldm.diffusion.samplers import make_sampler, run
+from ldm.uncertainty.agreement import agreement
+from ldm.uncertainty.propagation import bayesdiff, beginning, redrawn_steps
+from tests.uncertainty.test_propagation import LABELS, X, setting
+from tests.uncertainty.test_propagation_fresh import parts
+
+
+def walk(count, sampler="Euler", name="flow", bend=False, seed=0, **options):
+    network, laplace = parts(name, bend)[:2]
+    build, schedule, times = setting(name, network)
+    draw = partial(laplace.sample, count, torch.Generator().manual_seed(seed))
+    return list(redrawn_steps(make_sampler(sampler), build, network, draw, schedule, X, times, **options))
+
+
+def covariances(network, laplace, times):
+    """C' = (I - h J) C (I - h J)^T + h^2 A S A^T of image 0, with J and the patches A from dense matrices; E over x of
+    A S A^T by its curvature, A being linear in x, is left out: small where the variance of x is."""
+    x, label, covariance = X[:1], LABELS[:1], torch.zeros(12, 12).double()
+    units, root = torch.eye(12).double().reshape(12, 1, 3, 4), laplace.covariance().root[0]
+    with torch.no_grad():
+        origin = network(torch.zeros_like(x), None, label)
+        matrix = (network(units, None, label.expand(12)) - origin).flatten(1).T
+        for width in (times[:-1] - times[1:]).tolist():
+            step = torch.eye(12).double() - width * matrix
+            noise = laplace.layer.patches(laplace.features(x, None, label))[0] @ root
+            covariance = step @ covariance @ step.T + width**2 * noise @ noise.T
+            x = x - width * network(x, None, label)
+    return covariance
+
+
+def test_the_process_of_a_linear_network_is_matrix_algebra():
+    """With covariances between pixels, which the recursion does not keep."""
+    network, laplace, _, _, times, _ = parts()
+    laplace.prior_precision = 400.0
+    build, schedule, _ = setting("flow", network)
+    draw = partial(laplace.sample, 1000, torch.Generator().manual_seed(0))
+    *_, found = redrawn_steps(make_sampler("Euler"), build, network, draw, schedule, X, times)
+    expected = covariances(network, laplace, times).diagonal()
+    torch.testing.assert_close(found.var[0].flatten(), expected, rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "DDPM", "Heun", "PLMS", "DPM-Solver++", "DPM-Solver++SDE"])
+def test_images_are_the_plain_samplers_and_seeds_decide(sampler):
+    def zero(index, shape):
+        return torch.zeros(shape, dtype=torch.float64)
+
+    found = [walk(3, sampler, "vp", True, seed, noise=zero)[-1] for seed in (0, 0, 1)]
+    network, _, build, schedule, times, _ = parts("vp", True)
+    assert torch.equal(found[0].step.x_next, run(make_sampler(sampler)(build(network), schedule, X, times, noise=zero)))
+    assert torch.equal(found[0].var, found[1].var) and not torch.equal(found[0].var, found[2].var)
+    torch.testing.assert_close(found[0].var, found[0].members.var(0))
+
+
+def test_every_evaluation_draws_anew():
+    """One step from pure noise to data: Heun's two fields have independent errors, so less variance than Euler's."""
+    network, laplace, *_ = parts()
+    calls = []
+
+    def draw():
+        calls.append(1)
+        return laplace.sample(2, torch.Generator().manual_seed(len(calls)))
+
+    build, schedule, times = setting("flow", network)
+    list(redrawn_steps(make_sampler("Heun"), build, network, draw, schedule, X, times))
+    assert len(calls) == 2 * (len(times) - 1)
+
+
+def test_balanced_signs_are_orthogonal_between_near_elements():
+    drawn = torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    signs = balanced_signs(drawn, 24)  # blocks of 16: every pixel of a 4 x 4 tile has a row of its own
+    assert signs.shape == (24, 2, 1, 4, 4) and bool((signs.abs() == 1).all())
+    flat = signs[:16, 0].flatten(1)
+    torch.testing.assert_close(flat.T @ flat / 16, torch.eye(16, dtype=torch.float64))
+    few = balanced_signs(drawn[:1, :, :, :, :], 4)[:, 0, 0]  # rows by the lowest bits of row and column
+    inner = torch.einsum("kij,kij->ij", few[:, :, :-1], few[:, :, 1:])
+    assert not bool(inner.any()) and not bool(torch.einsum("kij,kij->ij", few[:, :-1], few[:, 1:]).any())
+    assert bool((balanced_signs(drawn[:1], 1).abs() == 1).all())
+
+
+def test_squared_slopes_from_balanced_signs_are_unbiased():
+    source = torch.Generator().manual_seed(1)
+    matrix = torch.randn(24, 24, generator=source, dtype=torch.float64)
+    signs = balanced_signs(torch.randn(2, 3000, 2, 3, 4, generator=source, dtype=torch.float64), 3)
+    found = (signs.flatten(2) @ matrix.T).square().mean((0, 1))
+    torch.testing.assert_close(found, matrix.square().sum(1), rtol=0.1, atol=0)
+
+
+def test_two_seeds_of_the_recursion_agree():
+    """Sixteen states, four steps: what is left to chance are the slopes between far pixels."""
+    network, _, build, schedule, times, denoiser = parts("vp", True)
+    solver, found = make_sampler("DDIM"), []
+    for seed in (0, 1):
+        source = torch.Generator().manual_seed(seed)
+        *_, last = bayesdiff(solver(build(network), schedule, X, times), denoiser, particles=16, source=source)
+        found.append(last.var)
+    assert agreement(*found).error < 0.15
+
+
+def test_other_samplers_processes_are_near_the_recursion():
+    network, _, build, schedule, times, denoiser = parts("vp", True)
+    for name in ("Heun", "RK4"):
+        solver = make_sampler(name)
+        where = beginning(solver, schedule, times)
+        steps = solver(build(network), schedule, X, times)
+        *_, last = bayesdiff(steps, denoiser, particles=16, source=torch.Generator().manual_seed(0), begin=where)
+        process = walk(60, name, "vp", True)[-1].var
+        assert bool(last.var.isfinite().all()) and 0.1 < float(last.var.sum() / process.sum()) < 10
