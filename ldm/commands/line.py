@@ -31,11 +31,12 @@ CHANGE = re.compile(r"\w+(\.\w+)+=")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command's class is, and what it does in one line."""
+    """Where a command's class is, what it does in one line, and whether its results have a page."""
 
     module: str
     name: str
     summary: str
+    page: bool = False
 
 
 # Groups and commands in the order in which the help shows them.
@@ -49,22 +50,32 @@ COMMANDS: dict[str, Entry] = {
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
     "uncertainty study": Entry("study", "Study", "From a config to the page: train, gather, sample, measure."),
     "uncertainty classes": Entry(
-        "uncertainty_classes", "UncertaintyClasses", "Measure what is not known, class by class."
+        "uncertainty_classes", "UncertaintyClasses", "Measure what is not known, class by class.", page=True
     ),
-    "uncertainty pixels": Entry("uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel."),
-    "uncertainty toy": Entry("uncertainty_toy", "UncertaintyToy", "Compare estimates where the truth is known."),
+    "uncertainty pixels": Entry(
+        "uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel.", page=True
+    ),
+    "uncertainty toy": Entry(
+        "uncertainty_toy", "UncertaintyToy", "Compare estimates where the truth is known.", page=True
+    ),
     "report": Entry("report", "WritePage", "Write the page of results that exist."),
     "laplace fit": Entry("laplace_fit", "FitLaplace", "Fit the posterior of a model's last layer."),
-    "laplace sample": Entry("laplace_sample", "SampleLaplace", "Sample with a variance for every pixel."),
-    "laplace sweep": Entry("laplace_sweep", "SweepLaplace", "Map under a grid of sigma_noise and prior_precision."),
-    "laplace resample": Entry("laplace_resample", "ResampleLaplace", "Finish again from states around one."),
-    "laplace filter": Entry("laplace_filter", "FilterLaplace", "Leave out uncertain images, beside random removal."),
-    "laplace plots": Entry("laplace_plots", "PlotLaplace", "Draw every figure of BayesFlow for a flow and its twin."),
+    "laplace sample": Entry("laplace_sample", "SampleLaplace", "Sample with a variance for every pixel.", page=True),
+    "laplace sweep": Entry(
+        "laplace_sweep", "SweepLaplace", "Map under a grid of sigma_noise and prior_precision.", page=True
+    ),
+    "laplace resample": Entry("laplace_resample", "ResampleLaplace", "Finish again from states around one.", page=True),
+    "laplace filter": Entry(
+        "laplace_filter", "FilterLaplace", "Leave out uncertain images, beside random removal.", page=True
+    ),
+    "laplace plots": Entry(
+        "laplace_plots", "PlotLaplace", "Draw every figure of BayesFlow for a flow and its twin.", page=True
+    ),
     "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
     "evaluate reference": Entry(
         "evaluate_reference", "EvaluateReference", "Extract the features of a reference set once."
     ),
-    "evaluate metrics": Entry("evaluate_metrics", "EvaluateMetrics", "Measure images against a reference."),
+    "evaluate metrics": Entry("evaluate_metrics", "EvaluateMetrics", "Measure images against a reference.", page=True),
     "evaluate classifier": Entry(
         "evaluate_classifier", "EvaluateClassifier", "Train the small classifier whose features small data take."
     ),
@@ -72,15 +83,25 @@ COMMANDS: dict[str, Entry] = {
         "evaluate_recognise", "EvaluateRecognise", "Recognise samples by a classifier of the real images."
     ),
     "exposure measure": Entry(
-        "exposure_measure", "MeasureExposure", "Measure how far sampling drifts from training: norms, delta_t, x_t."
+        "exposure_measure",
+        "MeasureExposure",
+        "Measure how far sampling drifts from training: norms, delta_t, x_t.",
+        page=True,
     ),
-    "exposure choose": Entry("exposure_choose", "ChooseScaling", "Choose the epsilon scaling that corrects it."),
-    "features probe": Entry("features_probe", "FeaturesProbe", "Probe what a model's features know of classes."),
+    "exposure choose": Entry(
+        "exposure_choose", "ChooseScaling", "Choose the epsilon scaling that corrects it.", page=True
+    ),
+    "features probe": Entry(
+        "features_probe", "FeaturesProbe", "Probe what a model's features know of classes.", page=True
+    ),
     "features uncertainty": Entry(
-        "features_uncertainty", "FeaturesUncertainty", "Compare probes with an ensemble's uncertainty by class."
+        "features_uncertainty",
+        "FeaturesUncertainty",
+        "Compare probes with an ensemble's uncertainty by class.",
+        page=True,
     ),
     "features contrastive": Entry(
-        "features_contrastive", "FeaturesContrastive", "Measure alignment and uniformity of features."
+        "features_contrastive", "FeaturesContrastive", "Measure alignment and uniformity of features.", page=True
     ),
     "features classifier": Entry(
         "features_classifier", "FeaturesClassifier", "Train a head on features of noisy images, test it by noise level."
@@ -190,7 +211,7 @@ def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any
     runs: a file that is missing, a class that the model does not have. Ctrl-C ends it with code 130. In a SLURM job
     SIGUSR1 puts the job back into the queue: commands continue what they were stopped in.
     """
-    return _run(load_command(name), words, prog or f"decu {name}")
+    return _run(load_command(name), words, prog or f"decu {name}", COMMANDS[name].page)
 
 
 @until_reader_leaves()
@@ -199,7 +220,7 @@ def run_file(command: type) -> Any:
     return _run(command, sys.argv[1:], Path(sys.argv[0]).name)
 
 
-def _run(kind: type[Command], words: Sequence[str], prog: str) -> Any:
+def _run(kind: type[Command], words: Sequence[str], prog: str, page: bool = False) -> Any:
     """Run a command from words; see `run_command` for how its errors end the process."""
     try:
         words, trusted = take_trusted(words)
@@ -208,13 +229,17 @@ def _run(kind: type[Command], words: Sequence[str], prog: str) -> Any:
         sys.exit(2)
     command = parse(kind, words, prog)
 
+    from ldm.commands.report import write_own_page
     from ldm.jobs import requeue_when_asked
     from ldm.trust import trusting
 
     requeue_when_asked()
     try:
         with trusting(trusted):
-            return command.run()
+            found = command.run()
+        if page:
+            write_own_page(command)
+        return found
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

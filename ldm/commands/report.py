@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -39,3 +39,15 @@ class WritePage:
         pages = [write_page(folder) for folder in self.folders]
         print("\n".join(map(str, pages)))
         return pages
+
+
+def write_own_page(command: Any) -> None:
+    """Write the page of a command's results: in its folder, or of all that was measured of the ensemble.
+
+    Where other processes work on their shares still, there are no results yet, and nothing is written.
+    """
+    from ldm.report.pages import write_page
+
+    folder = getattr(command, "out", None) or command.ensemble.path
+    if any(Path(folder).rglob("record*.json")):
+        print(write_page(folder))
