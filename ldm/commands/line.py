@@ -48,7 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "sample inpaint": Entry("sample_inpaint", "SampleInpaint", "Fill in the holes of pictures."),
     "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
-    "uncertainty study": Entry("study", "Study", "From a config to the page: train, gather, sample, measure."),
+    "uncertainty study": Entry("study", "Study", "From a config to the page: all that is missing, step by step."),
     "uncertainty classes": Entry(
         "uncertainty_classes", "UncertaintyClasses", "Measure what is not known, class by class.", page=True
     ),
