@@ -107,23 +107,13 @@ def _symmetric_root(matrices: Tensor) -> Tensor:
 
 
 def _lower_to_positive(values: Tensor) -> Tensor:
-    """Return max(values - shift, 0) of ascending values [K], with the shift that keeps their sum.
-
-    Raises:
-        ValueError: if the sum is not above 0.
-    """
-    total = values.sum()
+    """Return max(values - shift, 0) of ascending values [K], with the shift that keeps their sum (above 0)."""
     if not bool(values[0] < 0):
         return values
-    if not bool(total > 0):
-        raise ValueError(
-            "the images of this fit do not differ by more than its draws do, so that no width is left at so many "
-            "visits: fit with more draws or images, or ask for fewer visits"
-        )
     falling = values.flip(0)
-    shifts = (falling.cumsum(0) - total) / torch.arange(1, len(values) + 1).to(values)
+    shifts = (falling.cumsum(0) - values.sum()) / torch.arange(1, len(values) + 1).to(values)
     kept = int((falling > shifts).sum())
-    return (values - shifts[kept - 1]).clamp(min=0)
+    return (values - shifts[max(kept, 1) - 1]).clamp(min=0)
 
 
 def _full(state: LaplaceState) -> Covariance:
@@ -161,38 +151,40 @@ def _lowrank(state: LaplaceState) -> Covariance:
 def _sandwich(state: LaplaceState) -> Covariance:
     """Return P^-1 M P^-1 with P the full precision and M the gradients' sum of squares at R visits.
 
-        M = sum_images (R^2 between + R within) / sigma^4,    P^-1 M P^-1 = (between + within / R) / ...
+        M = sum_images (R^2 between + R within) / sigma^4
+        P^-1 M P^-1 = between + within / R, in units of the parameters, where the prior is weak
 
-    Root and sums are taken in the coordinates in which P is I: roots of the channels are then
-    symmetric, so that equal noise in all channels makes equal draws, and `channels` correlates them.
+    Roots are taken in the coordinates in which P is I, where they are symmetric: so equal noise in
+    all channels makes equal draws, and `_correlate_channels` says how they go together.
 
-    Sources: Huber 1967; White 1980; clusters: Liang and Zeger 1986.
+    Sources: Huber 1967; White 1980; by clusters, Liang and Zeger 1986.
     """
-    meat = state.images_scale * _meat_at_visits(state)
+    if state.fitted().meat is None:
+        raise ValueError("the fit did not gather gradients by image: fit(also=['sandwich'])")
     bread = _root_of_precision(_add_prior(data_gram(state), state.prior_precision))
-    weight = state.sigma_noise.to(meat.device) ** -2 / state.temperature
-    inner = _symmetric_root(weight**2 * (bread.T @ meat @ bread))
+    weight = state.sigma_noise.to(bread.device) ** -2 / state.temperature
+    inner = _symmetric_root(weight**2 * state.images_scale * _meat_at_visits(state, bread))
     return DenseCovariance(bread @ inner, _correlate_channels(state))
 
 
-def _meat_at_visits(state: LaplaceState) -> Tensor:
-    """Return sum_images g g^T [C, K, K] of gradients over R = `visits` draws, from a fit of F draws.
+def _meat_at_visits(state: LaplaceState, bread: Tensor) -> Tensor:
+    """Return bread^T M bread [C, K, K], M = sum_images g g^T of gradients over R = `visits` draws, from F draws.
 
-        E sum_images g g^T = R^2 between + R within
         E meat = F^2 between + F within,    E draw_meat = F (between + within)
+        M = R (R - 1) between + R (between + within)
 
-    Two equations give both parts, without bias.
+    Two equations give both parts without bias; a channel whose images differ by less than nothing
+    (a trace below 0, from few images) has no `between`.
 
     Raises:
         ValueError: if the fit did not gather what that takes.
     """
     sums = state.fitted()
-    if sums.meat is None:
-        raise ValueError("the fit did not gather gradients by image: fit(also=['sandwich'])")
     fitted = float(state.repeats)
     visits = state.visits
+    assert sums.meat is not None  # `_sandwich` says so
     if visits == fitted:
-        return sums.meat
+        return bread.T @ sums.meat @ bread
     if fitted == 1:
         raise ValueError(
             f"one noise draw an image does not tell what differs between images from what differs within, and the "
@@ -203,8 +195,10 @@ def _meat_at_visits(state: LaplaceState) -> Tensor:
             f"this fit is of a version that did not gather gradients by draw, so its sandwich is known at "
             f"{fitted:g} visits only: fit again, or ask for visits {fitted:g}"
         )
-    of_images = visits * (visits - 1) / (fitted * (fitted - 1))
-    return of_images * sums.meat + (visits / fitted - of_images) * sums.draw_meat
+    single = bread.T @ sums.draw_meat @ bread / fitted
+    between = (bread.T @ sums.meat @ bread / fitted - single) / (fitted - 1)
+    found = between.diagonal(dim1=1, dim2=2).sum(1) > 0
+    return visits * (visits - 1) * found[:, None, None] * between + visits * single
 
 
 def _correlate_channels(state: LaplaceState) -> Tensor | None:
