@@ -10,6 +10,7 @@ import secrets
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ RENAMED_TARGETS = {
     "CosinePath": "CosineSchedule",
     "LinearAlphaPath": "LinearAlphaSchedule",
 }
+# Height and width of images: one number where they are equal.
+ImageSize = int | Sequence[int]
+# What takes the place of data sets that latent-diffusion's YAML files name, whose code it never published.
+UNPUBLISHED_DATA = (
+    "; latent-diffusion's files name data sets whose code was not published: name one in its place whose items hold "
+    "the model's first_stage_key (image [H, W, 3]) and cond_stage_key (of layout2img: coordinates_bbox, 92 token ids "
+    "of up to 30 boxes of OpenImages or COCO), see docs/data.md"
+)
 _MARKERS = ("__is_first_stage__", "__is_unconditional__")
 
 
@@ -86,6 +95,8 @@ def get_obj_from_str(path: str) -> Any:
             hint = "; taming-transformers is optional: pip install --no-deps taming-transformers-rom1504==0.0.6"
         if error.name and error.name.split(".")[0] == "diffusers":
             hint = "; models of diffusers need the extra `diffusers`: pip install 'decu-uncertainty[diffusers]'"
+        if error.name and error.name.startswith("ldm.data."):
+            hint = UNPUBLISHED_DATA
         raise ValueError(f"cannot import '{module}' for target '{path}': {error}{hint}") from error
     except AttributeError as error:
         raise ValueError(f"module '{module}' has no '{name}' (target '{path}')") from error
@@ -148,6 +159,24 @@ def _check_target(name: str, target: Any) -> None:
     if not isinstance(target, type) or target.__module__.split(".")[0] != "ldm":
         kind = "a class" if isinstance(target, type) else "a function"
         raise ValueError(f"target {name} is {kind} of {target.__module__}; expected a class of this project")
+
+
+def read_image_size(value: Any, name: str = "image_size") -> tuple[int, int]:
+    """Return height and width of images whose size is one number of pixels, or [height, width].
+
+    Raises:
+        ValueError: for anything else, naming the value by `name`.
+    """
+    sides = (value, value) if isinstance(value, Integral) else value
+    known = isinstance(sides, Sequence) and not isinstance(sides, str) and len(sides) == 2
+    if not known or any(isinstance(side, bool) or not isinstance(side, Integral) or side < 1 for side in sides):
+        raise ValueError(f"{name} must be a number of pixels, or [height, width] of two; got {value!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def shorten_size(size: tuple[int, int]) -> int | tuple[int, int]:
+    """Return the one number of a square size, as configs give it; else height and width."""
+    return size[0] if size[0] == size[1] else size
 
 
 def exists(value: Any) -> bool:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from ldm.options import option
 
 if TYPE_CHECKING:
-    from ldm.pipelines.base import Pipeline
+    from ldm.pipelines import ModelPipeline
 
-_P = TypeVar("_P", bound="Pipeline")
+_P = TypeVar("_P", bound="ModelPipeline")
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,15 @@ class PictureConditions:
     """A folder of pictures: the k-th in the order of their names is class k. NAME_mask.png is the mask of NAME.png."""
     picture_masks: Annotated[str | None, option(metavar="DIR", default="those beside the pictures")] = None
     """A folder of masks under the pictures' names, white in the hole."""
-    picture_size: Annotated[int | None, option(metavar="PIXELS", default="as they are")] = None
-    """Scale the shortest side of pictures and masks to this, and cut to the middle."""
+    picture_size: Annotated[int | tuple[int, int] | None, option(metavar="SIDE|H W", default="as they are")] = None
+    """Scale pictures and masks to cover this side, or height and width, and cut to the middle."""
+    picture_classes: Annotated[tuple[int | str, ...], option(metavar="CLASS ...", default="all classes")] = ()
+    """Of a model that takes a class beside a picture: these with each picture; a pair is then a class of its own."""
 
     def __post_init__(self) -> None:
-        if self.pictures is None and (self.picture_masks is not None or self.picture_size is not None):
-            raise ValueError("--picture_masks and --picture_size go with --pictures")
+        others = (self.picture_masks, self.picture_size, self.picture_classes or None)
+        if self.pictures is None and any(one is not None for one in others):
+            raise ValueError("--picture_masks, --picture_size and --picture_classes go with --pictures")
 
     def give(self, pipeline: _P) -> _P:
         """Return a pipeline whose classes are the pictures; the same where there are none."""
@@ -34,6 +37,5 @@ class PictureConditions:
             return pipeline
         from ldm.pipelines.pictures import read_pictures_for, with_pictures
 
-        return with_pictures(
-            pipeline, read_pictures_for(pipeline, self.pictures, self.picture_masks, self.picture_size)
-        )
+        pictures = read_pictures_for(pipeline, self.pictures, self.picture_masks, self.picture_size)
+        return with_pictures(pipeline, pictures, self.picture_classes or None)

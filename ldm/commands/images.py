@@ -32,8 +32,10 @@ class ImageSource:
     """The first n images; with a model, how many to sample."""
     keep: Annotated[str | None, option(metavar="FILE", default="all images")] = None
     """A file with a line for each image to keep: its position, or its path below the folder."""
-    image_size: Annotated[int | None, option(metavar="SIDE", default="pictures as they are")] = None
-    """Scale picture files to this side, and cut the centre square."""
+    image_size: Annotated[int | tuple[int, int] | None, option(metavar="SIDE|H W", default="pictures as they are")] = (
+        None
+    )
+    """Scale picture files to cover this side, or height and width, and cut the centre."""
     batch_size: int = 100
     """Images in one pass."""
     model: ModelSource = ModelSource()

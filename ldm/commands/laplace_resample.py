@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import ModelSource, Placement, PosteriorSource, VarianceMethod
 from ldm.options import option
 from ldm.settings import Sampling, Speed
@@ -68,6 +69,7 @@ class ResampleLaplace:
     """The weights of a classifier of the same classes, for recognition and repair."""
     overwrite: bool = False
     """Replace outputs that exist."""
+    conditions: PictureConditions = PictureConditions()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
     speed: Speed = Speed()
@@ -92,7 +94,7 @@ class ResampleLaplace:
         if (out / "numbers.csv").exists() and not self.overwrite:
             raise FileExistsError(f"{out} holds variants; choose another folder, or --overwrite")
         posterior = self.posterior.load(
-            self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
+            self.conditions.give(self.source.load(self.sampling, self.speed, self.place.device, self.default_steps))
         )
         pipeline = posterior.pipeline
         posterior.check(self.method)

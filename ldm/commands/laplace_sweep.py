@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import ModelSource, Placement, PosteriorSource, VarianceMethod
 from ldm.options import option
 from ldm.settings import Sampling, Speed
@@ -55,6 +56,7 @@ class SweepLaplace:
     """Values of prior_precision."""
     overwrite: bool = False
     """Replace outputs that exist."""
+    conditions: PictureConditions = PictureConditions()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
     speed: Speed = Speed()
@@ -77,7 +79,7 @@ class SweepLaplace:
         if (out / "sweep.csv").exists() and not self.overwrite:
             raise FileExistsError(f"{out} holds a sweep; choose another folder, or --overwrite")
         posterior = self.posterior.load(
-            self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
+            self.conditions.give(self.source.load(self.sampling, self.speed, self.place.device, self.default_steps))
         )
         posterior.check(self.method)
         sigmas = sorted(self.sigmas)

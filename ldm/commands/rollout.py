@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import EnsembleSource, Placement, SpreadClasses
 from ldm.options import option
 from ldm.settings import Branching, Sampling, Speed
@@ -48,6 +49,7 @@ class Rollout:
     """The folder of the output."""
     overwrite: bool = False
     """Replace outputs that exist."""
+    conditions: PictureConditions = PictureConditions()
     branching: Branching = Branching()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
@@ -66,6 +68,7 @@ class Rollout:
         from ldm.records import refuse_existing, write_record
 
         pipeline = self.ensemble.load(self.sampling, self.branching, self.speed, self.place.device)
+        pipeline = self.conditions.give(pipeline)
         labels = pipeline.choose_classes(self.classes, 10)
         pair = [pipeline.choose_classes([one])[0] for one in self.pair or ()]
         several = len(pipeline.branches) > 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from ldm.commands.conditions import PictureConditions
 from ldm.commands.shared import EnsembleSource, Placement, SpreadClasses
 from ldm.options import option
 from ldm.settings import Branching, Sampling, Speed
@@ -35,6 +36,7 @@ class SampleMembers:
     """The folder of the output."""
     overwrite: bool = False
     """Replace outputs that exist."""
+    conditions: PictureConditions = PictureConditions()
     branching: Branching = Branching()
     sampling: Sampling = Sampling()
     place: Placement = Placement()
@@ -49,6 +51,7 @@ class SampleMembers:
         from ldm.records import refuse_existing, write_record
 
         pipeline = self.ensemble.load(self.sampling, self.branching, self.speed, self.place.device)
+        pipeline = self.conditions.give(pipeline)
         labels = pipeline.choose_classes(self.classes, 10)
         columns = [pipeline.classes.describe(label) for label in labels]
         names = pipeline.classes.member_names(labels[0] if len(labels) == 1 else None)

@@ -85,17 +85,17 @@ def _check_size(config: str, height: int | None, width: int | None) -> None:
         ValueError: naming the size that the config has.
     """
     from ldm.training.config import load_config
+    from ldm.util import read_image_size
 
     if height is None and width is None:
         return
     params = load_config([config]).model.params
     levels = len(params.first_stage_config.get("params", {}).get("ddconfig", {}).get("ch_mult", [1]))
-    side = params.image_size * 2 ** (levels - 1)
-    wrong = [size for size in (height, width) if size not in (None, side)]
-    if wrong:
+    high, wide = (side * 2 ** (levels - 1) for side in read_image_size(params.image_size))
+    if height not in (None, high) or width not in (None, wide):
         raise ValueError(
-            f"--H {height} --W {width}: {config} samples {side} x {side} pixels; set its model.params.image_size, "
-            "which counts latent pixels, for another square"
+            f"--H {height} --W {width}: {config} samples {high} x {wide} pixels; set its model.params.image_size, "
+            "which counts latent pixels, a number or [height, width], for another size"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ldm.util import generator, instantiate_from_config
+from ldm.util import ImageSize, generator, instantiate_from_config, read_image_size
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -167,21 +167,22 @@ def split_positions(labels: Tensor, split: str, test_fraction: float, name: str)
 
 
 class Crop:
-    """Cut a `size` x `size` window from an image [H, W, C]: the centre one, or one drawn uniformly."""
+    """Cut a window of a size, or height and width, from an image [H, W, C]: the centre one, or one drawn uniformly."""
 
-    def __init__(self, size: int, random: bool = False):
-        self.size = size
+    def __init__(self, size: ImageSize, random: bool = False):
+        self.size = read_image_size(size, "size")
         self.random = random
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        spare = [side - self.size for side in image.shape[:2]]
+        height, width = self.size
+        spare = [image.shape[0] - height, image.shape[1] - width]
         if min(spare) < 0:
-            raise ValueError(f"cannot crop {self.size}x{self.size} from an image of shape {tuple(image.shape)}")
+            raise ValueError(f"cannot crop {height}x{width} from an image of shape {tuple(image.shape)}")
         if self.random:
             top, left = (int(torch.randint(extra + 1, (), generator=generator)) for extra in spare)
         else:
             top, left = (extra // 2 for extra in spare)
-        return image[top : top + self.size, left : left + self.size]
+        return image[top : top + height, left : left + width]
 
 
 class Flip:

@@ -12,6 +12,7 @@ from typing import Any
 from ldm.data.base import Transform, check_choice
 from ldm.data.folder import FileImages
 from ldm.data.pictures import Files
+from ldm.util import ImageSize
 
 CELEBA_FOLDER = "img_align_celeba"
 PARTS = {"train": "0", "valid": "1", "test": "2"}
@@ -20,14 +21,14 @@ FACE = (57, 25, 128, 128)
 
 
 class CelebA(FileImages):
-    """CelebA as images [image_size, image_size, 3] in [-1, 1], classed by one of its attributes, or by nothing.
+    """CelebA as images [H, W, 3] in [-1, 1], classed by one of its attributes, or by nothing.
 
     Args:
         root: folder of `img_align_celeba.zip` (or the folder that it unpacks to) and of the published lists.
         split: "train" (162,770), "valid" (19,867), "test" (19,962) or "all".
         label: an attribute, such as Smiling: class 1 has it, class 0 has not; "identity" for the persons; with None
             all images are of one class.
-        image_size: side in pixels.
+        image_size: side in pixels, or [height, width].
         crop: "face" for the 128x128 pixels around the face that models of 64x64 are trained on, else see `FileImages`.
         flip: mirror with probability one half.
         transform: see `LabelledImages`.
@@ -42,7 +43,7 @@ class CelebA(FileImages):
         root: str,
         split: str = "train",
         label: str | None = None,
-        image_size: int = 64,
+        image_size: ImageSize = 64,
         crop: str = "face",
         flip: bool = False,
         transform: Transform | Mapping[str, Any] | None = None,

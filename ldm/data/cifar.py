@@ -14,6 +14,7 @@ from ldm.data.base import LabelledImages, Transform, check_choice, to_signed
 from ldm.data.folder import ImageFolder
 from ldm.data.pictures import resize_pixels
 from ldm.data.safe_pickle import load_plain
+from ldm.util import ImageSize, read_image_size
 
 _SIDE = 32  # pixels
 VALUES = 3 * _SIDE * _SIDE
@@ -24,12 +25,12 @@ FOLDERS = {"python": "cifar-10-batches-py", "binary": "cifar-10-batches-bin"}
 
 
 class CIFAR10(LabelledImages):
-    """CIFAR-10 as images [image_size, image_size, 3] in [-1, 1]. Source: Krizhevsky 2009, cs.toronto.edu/~kriz/cifar.
+    """CIFAR-10 as images [H, W, 3] in [-1, 1]. Source: Krizhevsky 2009, cs.toronto.edu/~kriz/cifar.
 
     Args:
         root: folder of the batches (or the one above it), or folder or .zip of `train/<class>/*`, `test/<class>/*`.
         split: "train" (50,000) or "test" (10,000).
-        image_size: side in pixels; others than 32 are made by bicubic scaling.
+        image_size: side in pixels, or [height, width]; others than 32 are made by bicubic scaling.
         layout: "python", "binary", "folders", or "auto" for the first one found.
         transform: see `LabelledImages`.
         seed: seed of the transform's draws.
@@ -39,7 +40,7 @@ class CIFAR10(LabelledImages):
         self,
         root: str,
         split: str = "train",
-        image_size: int = _SIDE,
+        image_size: ImageSize = _SIDE,
         layout: str = "auto",
         transform: Transform | Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -59,7 +60,7 @@ class CIFAR10(LabelledImages):
             batches = [reader(folder / f"{name}{suffix}") for name in BATCHES[split]]
             self.pixels = torch.cat([pixels for pixels, _ in batches])
             labels = torch.cat([numbers for _, numbers in batches])
-        super().__init__(labels, CLASS_NAMES, (image_size, image_size, 3), transform=transform, seed=seed)
+        super().__init__(labels, CLASS_NAMES, (*read_image_size(image_size), 3), transform=transform, seed=seed)
 
     def read(self, index: int) -> Tensor:
         """Return image `index`, [H, W, 3] in [-1, 1]."""

@@ -13,6 +13,7 @@ from ldm.data.base import LabelledImages, Transform, check_choice, to_signed
 from ldm.data.cifar import VALUES, batch
 from ldm.data.pictures import resize_pixels
 from ldm.data.safe_pickle import load_plain
+from ldm.util import ImageSize, read_image_size
 
 _SIDE = 32  # pixels
 LABEL_KINDS = ("fine", "coarse")
@@ -21,13 +22,13 @@ BATCH_FILES = {"python": ("cifar-100-python", ""), "binary": ("cifar-100-binary"
 
 
 class CIFAR100(LabelledImages):
-    """CIFAR-100 as images [image_size, image_size, 3] in [-1, 1]. Source: Krizhevsky 2009, cs.toronto.edu/~kriz/cifar.
+    """CIFAR-100 as images [H, W, 3] in [-1, 1]. Source: Krizhevsky 2009, cs.toronto.edu/~kriz/cifar.
 
     Args:
         root: folder of the batches, or the one above it.
         split: "train" (50,000) or "test" (10,000).
         labels: "fine" (100 classes) or "coarse" (the 20 groups of five).
-        image_size: side in pixels; others than 32 are made by bicubic scaling.
+        image_size: side in pixels, or [height, width]; others than 32 are made by bicubic scaling.
         transform: see `LabelledImages`.
         seed: seed of the transform's draws.
 
@@ -40,7 +41,7 @@ class CIFAR100(LabelledImages):
         root: str,
         split: str = "train",
         labels: str = "fine",
-        image_size: int = _SIDE,
+        image_size: ImageSize = _SIDE,
         transform: Transform | Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
@@ -53,7 +54,7 @@ class CIFAR100(LabelledImages):
         else:
             self.pixels, numbers = read_records(folder / f"{split}.bin", labels)
             names = (folder / f"{labels}_label_names.txt").read_text().split()
-        super().__init__(numbers, names, (image_size, image_size, 3), transform=transform, seed=seed)
+        super().__init__(numbers, names, (*read_image_size(image_size), 3), transform=transform, seed=seed)
 
     def read(self, index: int) -> Tensor:
         """Return image `index`, [H, W, 3] in [-1, 1]."""

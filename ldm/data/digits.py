@@ -13,19 +13,20 @@ from torch import Tensor
 from ldm.data.base import LabelledImages, Transform, check_choice, split_positions, with_channels
 from ldm.data.bins import ClassSize, Subsets
 from ldm.data.plans import read_member_subset
+from ldm.util import ImageSize, read_image_size
 
 _SIDE = 8  # pixels
 _BRIGHTEST = 16  # the brightest of the 17 grey levels 0..16
 
 
 class Digits(LabelledImages):
-    """Scikit-learn's digits as images [image_size, image_size, channels] in [-1, 1].
+    """Scikit-learn's digits as images [H, W, channels] in [-1, 1].
 
     The split is stratified and fixed: it depends on `test_fraction` only. `index` counts within the split.
 
     Args:
         split: "train", "test" or "all".
-        image_size: side in pixels, 8 or more.
+        image_size: side in pixels, or [height, width], each 8 or more.
         resize: how sizes above 8 are made, "bilinear" or "nearest".
         test_fraction: share of each class held out as "test".
         channels: 1, or 3 equal ones.
@@ -43,7 +44,7 @@ class Digits(LabelledImages):
     def __init__(
         self,
         split: str = "train",
-        image_size: int = _SIDE,
+        image_size: ImageSize = _SIDE,
         resize: str = "bilinear",
         test_fraction: float = 0.2,
         channels: int = 1,
@@ -54,7 +55,8 @@ class Digits(LabelledImages):
         seed: int = 0,
     ):
         check_choice("resize", resize, ("bilinear", "nearest"))
-        if image_size < _SIDE:
+        size = read_image_size(image_size)
+        if min(size) < _SIDE:
             raise ValueError(f"image_size must be at least {_SIDE}, got {image_size}")
         if component is not None and subset is None:
             raise ValueError(f"component {component} needs subset, the folder that `decu data bins` wrote; got none")
@@ -65,11 +67,11 @@ class Digits(LabelledImages):
         super().__init__(
             labels[kept],
             [str(digit) for digit in range(10)],
-            (image_size, image_size, channels),
+            (*size, channels),
             transform=transform,
             seed=seed,
         )
-        self.images = with_channels(enlarge(images, image_size, resize), channels)
+        self.images = with_channels(enlarge(images, size, resize), channels)
         self.subsets: Subsets | None = None
         self.bins: dict[int, ClassSize] = {}
         if subset is not None:
@@ -83,9 +85,9 @@ class Digits(LabelledImages):
         return self.images[index]
 
 
-def enlarge(images: Tensor, size: int, mode: str) -> Tensor:
-    """Resize images [N, H, W, C] to [N, size, size, C]; `mode` is "bilinear" or "nearest"."""
-    if images.shape[1:3] == (size, size):
+def enlarge(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Resize images [N, H, W, C] to [N, *size, C]; `mode` is "bilinear" or "nearest"."""
+    if images.shape[1:3] == size:
         return images
     corners = {"align_corners": False} if mode == "bilinear" else {}
-    return F.interpolate(images.movedim(-1, 1), (size, size), mode=mode, **corners).movedim(1, -1).contiguous()
+    return F.interpolate(images.movedim(-1, 1), size, mode=mode, **corners).movedim(1, -1).contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.data.base import Compose, Crop, Flip, LabelledImages, Transform, check_choice, split_positions, to_signed
 from ldm.data.pictures import UNREADABLE, Files, decode
-from ldm.util import instantiate_from_config
+from ldm.util import ImageSize, instantiate_from_config, read_image_size
 
 CROPS = ("center", "random", "none")
 # The class of every picture where no folder names one.
@@ -19,9 +19,9 @@ ONE_CLASS = "pictures"
 
 
 class FileImages(LabelledImages):
-    """Labelled image files, read one at a time: images [image_size, image_size, channels] in [-1, 1].
+    """Labelled image files, read one at a time: images [H, W, channels] in [-1, 1].
 
-    The shortest side is scaled to `image_size` (bicubic, antialiased), then the other one is cropped.
+    A file is scaled to cover `image_size` (bicubic, antialiased), then what is too long is cropped.
 
     Args:
         files: where the files are.
@@ -29,7 +29,7 @@ class FileImages(LabelledImages):
         labels: class of each image, [N].
         class_names: one name a class.
         human_names: one readable name a class.
-        image_size: side in pixels.
+        image_size: side in pixels, or [height, width].
         channels: 1 (grey) or 3 (RGB).
         crop: "center", "random", or "none" to scale both sides to `image_size` instead.
         flip: mirror with probability one half.
@@ -53,7 +53,7 @@ class FileImages(LabelledImages):
         class_names: Sequence[str],
         *,
         human_names: Sequence[str] | None = None,
-        image_size: int = 256,
+        image_size: ImageSize = 256,
         channels: int = 3,
         crop: str = "center",
         flip: bool = False,
@@ -65,21 +65,22 @@ class FileImages(LabelledImages):
         check_choice("crop", crop, CROPS)
         check_choice("broken", broken, ("error", "skip"))
         check_choice("channels", channels, (1, 3))
-        steps: list[Transform] = [] if crop == "none" else [Crop(image_size, random=crop == "random")]
+        size = read_image_size(image_size)
+        steps: list[Transform] = [] if crop == "none" else [Crop(size, random=crop == "random")]
         steps += [Flip()] if flip else []
         if transform is not None:
             steps.append(instantiate_from_config(transform) if isinstance(transform, Mapping) else transform)
         super().__init__(
             labels,
             class_names,
-            (image_size, image_size, channels),
+            (*size, channels),
             human_names=human_names,
             transform=Compose(*steps),
             seed=seed,
         )
         self.files = files
         self.relpaths = list(relpaths)
-        self.square = crop == "none"
+        self.stretch = crop == "none"
         self.broken = broken
         self._kept: dict[int, Tensor] | None = {} if in_memory else None  # uint8 [H, W, C] of each file read so far
         # Shared with loader workers, so that what they find is counted here.
@@ -96,17 +97,17 @@ class FileImages(LabelledImages):
         return [self.relpaths[index] for index in self._found_broken.nonzero()[:, 0].tolist()]
 
     def read(self, index: int) -> Tensor:
-        """Return image `index`, [H, W, C] in [-1, 1], its shortest side `image_size`.
+        """Return image `index`, [H, W, C] in [-1, 1], scaled to cover `image_size`.
 
         Raises:
             BrokenImageError: if the file cannot be read, with its path.
         """
         if self._kept is not None and index in self._kept:
             return to_signed(self._kept[index])
-        size, _, channels = self.image_shape
+        height, width, channels = self.image_shape
         path = self.relpaths[index]
         try:
-            pixels = decode(self.files.read(path), channels, size, self.square, self.box)
+            pixels = decode(self.files.read(path), channels, (height, width), self.stretch, self.box)
         except UNREADABLE as error:
             self._found_broken[index] = True
             roots = ", ".join(str(root) for root in self.files.roots)
@@ -160,7 +161,7 @@ class ImageFolder(FileImages):
         split: "all", or the "train" or "test" part of a fixed stratified split.
         test_fraction: share of each class that is "test".
         class_names: the classes in their order, where some may lack images; those found where not given.
-        image_size: side in pixels.
+        image_size: side in pixels, or [height, width].
         channels: 1 (grey) or 3 (RGB).
         crop: "center", "random", or "none" to scale both sides.
         flip: mirror with probability one half.
@@ -178,7 +179,7 @@ class ImageFolder(FileImages):
         split: str = "all",
         test_fraction: float = 0.1,
         class_names: Sequence[str] | None = None,
-        image_size: int = 256,
+        image_size: ImageSize = 256,
         channels: int = 3,
         crop: str = "center",
         flip: bool = False,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ldm.data.base import LabelledImages, Transform, check_choice, to_signed, with_channels
 from ldm.data.pictures import resize_pixels
+from ldm.util import ImageSize, read_image_size, shorten_size
 
 IMAGES_MAGIC = 0x00000803  # uint8, three axes
 LABELS_MAGIC = 0x00000801  # uint8, one axis
@@ -74,12 +75,12 @@ def find_idx(root: Path, prefix: str, kind: str, data_name: str = "mnist") -> Pa
 
 
 class IdxImages(LabelledImages):
-    """A data set of the MNIST family as images [image_size, image_size, channels] in [-1, 1], background -1.
+    """A data set of the MNIST family as images [H, W, channels] in [-1, 1], background -1.
 
     Args:
         root: folder of the idx files, plain or .gz.
         split: "train" or "test".
-        image_size: side in pixels.
+        image_size: side in pixels, or [height, width].
         fit: how another size than the files' is made: "pad" puts background around, "resize" scales (antialiased).
         channels: 1, or 3 equal ones.
         transform: see `LabelledImages`.
@@ -93,7 +94,7 @@ class IdxImages(LabelledImages):
         self,
         root: str,
         split: str = "train",
-        image_size: int = 28,
+        image_size: ImageSize = 28,
         fit: str = "pad",
         channels: int = 1,
         transform: Transform | Mapping[str, Any] | None = None,
@@ -106,22 +107,24 @@ class IdxImages(LabelledImages):
         labels = read_idx(find_idx(folder, _PREFIX[split], "labels", self.data_name), LABELS_MAGIC).to(torch.int64)
         if len(labels) != len(self.pixels):
             raise ValueError(f"{root} needs a label for each of its {len(self.pixels)} images, got {len(labels)}")
-        if fit == "pad" and image_size < max(self.pixels.shape[1:]):
+        size = read_image_size(image_size)
+        files = tuple(self.pixels.shape[1:])
+        if fit == "pad" and any(side < least for side, least in zip(size, files, strict=True)):
             raise ValueError(
-                f"fit='pad' needs image_size of at least {max(self.pixels.shape[1:])}, got {image_size}; "
+                f"fit='pad' needs image_size of at least {shorten_size(files)}, got {image_size}; "
                 "fit='resize' makes smaller images"
             )
         names = self.names or tuple(str(label) for label in range(int(labels.max()) + 1))
-        super().__init__(labels, names, (image_size, image_size, channels), transform=transform, seed=seed)
+        super().__init__(labels, names, (*size, channels), transform=transform, seed=seed)
         self.fit = fit
 
     def read(self, index: int) -> Tensor:
         """Return image `index`, [H, W, C] in [-1, 1]."""
         pixels = self.pixels[index, :, :, None]
-        size, _, channels = self.image_shape
+        height, width, channels = self.image_shape
         if self.fit == "resize":
-            pixels = resize_pixels(pixels, (size, size))
-        spare = [size - side for side in pixels.shape[:2]]
+            pixels = resize_pixels(pixels, (height, width))
+        spare = [height - pixels.shape[0], width - pixels.shape[1]]
         (top, bottom), (left, right) = ((extra // 2, extra - extra // 2) for extra in spare)
         return to_signed(with_channels(F.pad(pixels, (0, 0, left, right, top, bottom)), channels))
 

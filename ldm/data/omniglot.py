@@ -12,10 +12,11 @@ from typing import Any
 from ldm.data.base import Transform, split_positions
 from ldm.data.folder import FileImages, class_numbers
 from ldm.data.pictures import Files
+from ldm.util import ImageSize
 
 
 class Omniglot(FileImages):
-    """Omniglot as images [image_size, image_size, channels] in [-1, 1], classes "<alphabet>/<character>".
+    """Omniglot as images [H, W, channels] in [-1, 1], classes "<alphabet>/<character>".
 
     The published parts overlap (`small1` and `small2` share two alphabets); a drawing counts once.
 
@@ -24,7 +25,7 @@ class Omniglot(FileImages):
         parts: which of them, such as "images_background_small1"; all that are there where not given.
         split: "train", "test" or "all": a fixed, stratified split.
         test_fraction: share of each class that is "test".
-        image_size: side in pixels; the files have 105.
+        image_size: side in pixels, or [height, width]; the files have 105.
         channels: 1, or 3 equal ones.
         broken: "error" or "skip", see `FileImages`.
         in_memory: keep decoded pixels (all of Omniglot at 32x32: 33 MB), see `FileImages`.
@@ -41,7 +42,7 @@ class Omniglot(FileImages):
         parts: Sequence[str] | None = None,
         split: str = "train",
         test_fraction: float = 0.2,
-        image_size: int = 32,
+        image_size: ImageSize = 32,
         channels: int = 1,
         broken: str = "error",
         in_memory: bool = True,

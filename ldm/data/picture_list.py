@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ldm.data.base import Crop, to_signed
 from ldm.data.pictures import Files, decode
-from ldm.util import generator
+from ldm.util import ImageSize, generator, read_image_size
 
 MASK_ENDING = "_mask"
 
@@ -60,7 +60,7 @@ class PictureList:
 
 
 def read_picture_list(
-    folder: str | Path, channels: int = 3, size: int | None = None, masks: str | Path | None = None
+    folder: str | Path, channels: int = 3, size: ImageSize | None = None, masks: str | Path | None = None
 ) -> PictureList:
     """Read the pictures of a folder, in the order of their names.
 
@@ -69,7 +69,7 @@ def read_picture_list(
 
     Args:
         channels: 1 (grey) or 3 (RGB).
-        size: scale the shortest side to so many pixels and cut to the middle; None: as they are.
+        size: side in pixels, or height and width, that they are scaled to cover and cut to; None: as they are.
         masks: folder of masks.
 
     Raises:
@@ -95,7 +95,7 @@ def read_pictures_apart(folder: str | Path, channels: int = 3) -> list[PictureLi
 
 
 def _read_folder(
-    folder: str | Path, channels: int, size: int | None, masks: str | Path | None
+    folder: str | Path, channels: int, size: ImageSize | None, masks: str | Path | None
 ) -> tuple[list[str], list[Tensor], list[Tensor]]:
     """Return names, pictures [C, H, W] and masks [1, H, W] of a folder; see `read_picture_list`."""
     files = Files(folder)
@@ -124,8 +124,9 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _read(content: bytes, channels: int, size: int | None) -> Tensor:
+def _read(content: bytes, channels: int, size: ImageSize | None) -> Tensor:
     """Decode a file to [C, H, W] in [-1, 1]."""
-    image = to_signed(decode(content, channels, size))
-    image = image if size is None else Crop(size)(image, generator("crop"))
+    sides = None if size is None else read_image_size(size, "size")
+    image = to_signed(decode(content, channels, sides))
+    image = image if sides is None else Crop(sides)(image, generator("crop"))
     return image.movedim(-1, 0).contiguous()

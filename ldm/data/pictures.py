@@ -107,8 +107,8 @@ def hidden(name: str) -> bool:
 def decode(
     content: bytes,
     channels: int,
-    shortest: int | None = None,
-    square: bool = False,
+    size: tuple[int, int] | None = None,
+    stretch: bool = False,
     box: tuple[int, int, int, int] | None = None,
 ) -> Tensor:
     """Decode an image file to uint8 [H, W, channels].
@@ -116,8 +116,9 @@ def decode(
     Args:
         content: the file's bytes, in any format Pillow reads.
         channels: 1 (grey) or 3 (RGB); transparency is dropped.
-        shortest: scale so that the shortest side has this many pixels; as it is where not given.
-        square: scale both sides to `shortest`, changing the proportions.
+        size: height and width that the image is scaled to cover, one side exactly, in its proportions; as it is where
+            not given.
+        stretch: scale both sides to `size` exactly, changing the proportions.
         box: (top, left, height, width) of the part that is kept, before scaling.
 
     Raises:
@@ -133,13 +134,16 @@ def decode(
                 f"an image of {list(tensor.shape[:2])} pixels has no part {box} (top, left, height, width)"
             )
         tensor = tensor[top : top + height, left : left + width]
-    if shortest is None:
+    if size is None:
         return tensor
-    height, width = tensor.shape[:2]
-    scale = shortest / min(height, width)
-    # Rounded, and never below the shortest side by a rounding error.
-    size = (shortest, shortest) if square else tuple(max(shortest, round(scale * side)) for side in (height, width))
-    return resize_pixels(tensor, size)
+    return resize_pixels(tensor, size if stretch else cover_size((tensor.shape[0], tensor.shape[1]), size))
+
+
+def cover_size(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of an image [h, w] scaled in its proportions so that it just covers `size`."""
+    scale = max(size[0] / sides[0], size[1] / sides[1])
+    # Rounded, and never below the size by a rounding error.
+    return max(size[0], round(scale * sides[0])), max(size[1], round(scale * sides[1]))
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

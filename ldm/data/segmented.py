@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.base import Crop, LabelledImages, Transform, split_positions, to_signed
-from ldm.data.pictures import Files, decode
-from ldm.util import generator
+from ldm.data.pictures import Files, cover_size, decode
+from ldm.util import ImageSize, generator, read_image_size
 
 
 class SegmentedImages(LabelledImages):
-    """Pictures `image` [S, S, 3] in [-1, 1] with `segmentation` [S, S, K], one channel a label that is 0 or 1.
+    """Pictures `image` [H, W, 3] in [-1, 1] with `segmentation` [H, W, K], one channel a label that is 0 or 1.
 
-    Both are scaled so that the shortest side has S pixels (label maps to nearest neighbours), then cut to the middle.
+    Both are scaled to cover H x W pixels (label maps to nearest neighbours), then cut to the middle.
 
     Args:
         root: folder or .zip of the pictures.
         labels_root: folder or .zip of the label maps: a PNG below it under the same name, whose values are labels.
         n_labels: K; a value of K or above is an error.
-        image_size: S.
+        image_size: side in pixels, or [H, W].
         channels: of the pictures, 1 or 3.
         split: "all", or the "train" or "test" part of a fixed split.
         test_fraction: share that is "test".
@@ -43,7 +43,7 @@ class SegmentedImages(LabelledImages):
         root: str,
         labels_root: str,
         n_labels: int,
-        image_size: int = 256,
+        image_size: ImageSize = 256,
         channels: int = 3,
         split: str = "all",
         test_fraction: float = 0.1,
@@ -58,13 +58,14 @@ class SegmentedImages(LabelledImages):
             raise ValueError(f"{len(lacking)} pictures have no label map in {labels_root}: {map_name(lacking[0])}, ...")
         kept = split_positions(torch.zeros(len(found), dtype=torch.int64), split, test_fraction, "segmented")
         names = [found[place] for place in kept.tolist()]
-        shape = (image_size, image_size, channels)
+        shape = (*read_image_size(image_size), channels)
         super().__init__([0] * len(names), ["picture"], shape, transform=transform, seed=seed)
         self.relpaths = names
         self.n_labels = n_labels
 
     def read(self, index: int) -> Tensor:
-        size, _, channels = self.image_shape
+        height, width, channels = self.image_shape
+        size = (height, width)
         picture = to_signed(decode(self.files.read(self.names[index]), channels, size))
         return Crop(size)(picture, generator("crop"))
 
@@ -77,12 +78,12 @@ class SegmentedImages(LabelledImages):
         return {**super().describe(index), "segmentation": self.read_labels(index)}
 
     def read_labels(self, index: int) -> Tensor:
-        """Return the label map of a picture, float32 [S, S, K].
+        """Return the label map of a picture, float32 [H, W, K].
 
         Raises:
             ValueError: if it holds a label of K or above.
         """
-        size = self.image_shape[0]
+        size = self.image_shape[:2]
         name = map_name(self.names[index])
         with Image.open(io.BytesIO(self.maps.read(name))) as image:
             values = torch.from_numpy(np.array(image)).long()
@@ -91,8 +92,7 @@ class SegmentedImages(LabelledImages):
                 f"label map {name} must be grey or of a palette with values below n_labels {self.n_labels}, got "
                 f"shape {tuple(values.shape)} and values up to {int(values.max())}"
             )
-        scale = size / min(values.shape)
-        sides = tuple(max(size, round(scale * side)) for side in values.shape)
+        sides = cover_size((values.shape[0], values.shape[1]), size)
         scaled = F.interpolate(values[None, None].float(), sides, mode="nearest")[0, 0].long()
         return F.one_hot(Crop(size)(scaled, generator("crop")), self.n_labels).float()
 

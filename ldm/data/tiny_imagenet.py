@@ -9,18 +9,19 @@ from typing import Any
 from ldm.data.base import Transform, check_choice
 from ldm.data.folder import FileImages, class_numbers
 from ldm.data.pictures import Files
+from ldm.util import ImageSize
 
 ARCHIVE_FOLDER = "tiny-imagenet-200"
 ANNOTATIONS = "val/val_annotations.txt"
 
 
 class TinyImageNet(FileImages):
-    """Tiny-ImageNet as images [image_size, image_size, 3] in [-1, 1], classes in the order of their synsets.
+    """Tiny-ImageNet as images [H, W, 3] in [-1, 1], classes in the order of their synsets.
 
     Args:
         root: the unpacked folder, the one above it, or the published .zip.
         split: "train", or "val" (labels from `val_annotations.txt`).
-        image_size: side in pixels; the files have 64.
+        image_size: side in pixels, or [height, width]; the files have 64.
         flip: mirror with probability one half.
         broken: "error" or "skip", see `FileImages`.
         transform: applied after the flip.
@@ -34,7 +35,7 @@ class TinyImageNet(FileImages):
         self,
         root: str,
         split: str = "train",
-        image_size: int = 64,
+        image_size: ImageSize = 64,
         flip: bool = False,
         broken: str = "error",
         transform: Transform | Mapping[str, Any] | None = None,

@@ -76,11 +76,11 @@ class Chains:
         return found
 
     def _labels(self, batch: Mapping[str, Any], images: range) -> Tensor | None:
-        """The conditions of images: the prompts in turn, their captions' token ids [B, L], or their classes [B]."""
+        """The conditions of images: the prompts in turn, or what their items hold: classes [B], captions, pictures."""
         pipeline, model = self.pipeline, self.pipeline.model
         if model.choices is not None:
             return pipeline.labels([image % pipeline.n_classes for image in images])
-        if model.reads_text:
+        if model.reads_text or pipeline.base_network.joins_picture:
             return model.read_conditions(batch)
         return batch[model.cond_stage_key].to(pipeline.device) if pipeline.n_classes else None
 

@@ -20,6 +20,7 @@ from ldm.evaluation.statistics import load_statistics
 from ldm.jobs import shard_from_environment
 from ldm.pipelines.images import load_images
 from ldm.trust import accept
+from ldm.util import ImageSize
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def load_reference(
     extraction: Extraction,
     folder: Path,
     metrics: Sequence[str] = (),
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> FeatureSet | None:
     """Load the reference: a folder of features, published statistics with or without images, or images.
 

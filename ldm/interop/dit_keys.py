@@ -28,7 +28,9 @@ def convert_dit(transformer: DiT) -> Converted:
     width = transformer.x_embedder.proj.out_channels
     hidden = transformer.blocks[0].mlp.fc1.out_features
     require(hidden == 4 * width, f"mlp_ratio must be 4, got {hidden / width}")
-    positions = grid_positions(width, transformer.side).to(transformer.pos_embed)
+    across, down = transformer.grid
+    require(across == down, f"its states are not square, {across} x {down} patches")
+    positions = grid_positions(width, across).to(transformer.pos_embed)
     require(torch.allclose(transformer.pos_embed[0], positions, atol=1e-5), "its positions are no sines and cosines")
     heads = transformer.blocks[0].attn.heads
     state = {
@@ -44,7 +46,7 @@ def convert_dit(transformer: DiT) -> Converted:
         "in_channels": transformer.in_channels,
         "out_channels": transformer.out_channels,
         "num_layers": len(transformer.blocks),
-        "sample_size": transformer.side * transformer.patch_size,
+        "sample_size": across * transformer.patch_size,
         "patch_size": transformer.patch_size,
         "num_embeds_ada_norm": transformer.num_classes,
         "activation_fn": "gelu-approximate",

@@ -26,7 +26,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.dit import DiT
 from ldm.modules.encoders.modules import ClassEmbedder
-from ldm.util import DIFFUSERS_TARGETS, atomic_write
+from ldm.util import DIFFUSERS_TARGETS, atomic_write, shorten_size
 
 VERSION = "0.30.0"  # the oldest whose classes have all arguments that are written
 
@@ -83,8 +83,8 @@ def _convert_stage(model: LatentDiffusion) -> Converted | None:
     if isinstance(stage, IdentityFirstStage):
         return None
     if isinstance(stage, VQModel | AutoencoderKL):
-        size = model.image_size * stage.encoder.factor
-        return convert_first_stage(stage, float(model.scale_factor), size)
+        height, width = (side * stage.encoder.factor for side in model.latent_shape[1:])
+        return convert_first_stage(stage, float(model.scale_factor), shorten_size((height, width)))
     return _as_it_is(stage, "first stage")
 
 

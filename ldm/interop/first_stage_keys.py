@@ -10,11 +10,12 @@ from ldm.interop.converted import Converted, as_linear, renamed, require, tensor
 from ldm.models.autoencoder import AutoencoderKL, VQModel
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.diffusionmodules.resnet import AttnBlock, LinAttnBlock, ResnetBlock
+from ldm.util import ImageSize
 
 _RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"nin_shortcut": "conv_shortcut"}
 
 
-def convert_first_stage(stage: VQModel | AutoencoderKL, scale: float, sample_size: int) -> Converted:
+def convert_first_stage(stage: VQModel | AutoencoderKL, scale: float, sample_size: ImageSize) -> Converted:
     """Return a first stage as a class of diffusers that computes the same.
 
     Args:

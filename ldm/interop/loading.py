@@ -13,6 +13,7 @@ from ldm.interop.folder import WEIGHTS, ModelFolder, read_json
 from ldm.interop.schedulers import SchedulerFacts, read_scheduler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import UNET
+from ldm.util import read_image_size, shorten_size
 
 CLASS_TABLE = "class_embedding"
 # Guidance that the pipelines take where nothing is said.
@@ -106,17 +107,14 @@ def _absent(model: LatentDiffusion) -> list[str]:
     return [*texts, *empty, *(name for name, _ in model.named_buffers() if "." not in name)]
 
 
-def _size(folder: ModelFolder) -> int:
+def _size(folder: ModelFolder) -> int | tuple[int, int]:
     """Height and width of the states; Flux's config does not say them: those of an image of 1024 pixels."""
     given = folder.network.config.get("sample_size")
     if given is None:
         if folder.network.class_name != "FluxTransformer2DModel":
             raise ValueError(f"{folder.network.folder}/config.json has no sample_size: add the size of the states")
         return 128
-    sizes = [given] if isinstance(given, int) else list(given)
-    if len(set(sizes)) != 1:
-        raise ValueError(f"states must be as high as wide, got sample_size {given}")
-    return int(sizes[0])
+    return shorten_size(read_image_size(given, f"{folder.network.folder}/config.json: sample_size"))
 
 
 def _check_channels(folder: ModelFolder, channels: int) -> None:

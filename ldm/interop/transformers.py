@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ldm.interop.pooled import unpack_pooled
 from ldm.interop.transforms import exact_attention
 from ldm.modules.parts import Parts
+from ldm.util import ImageSize, read_image_size, shorten_size
 
 DIT_FREQUENCY_SHIFT = 1  # what diffusers computes; DiT itself was trained with 0
 
@@ -30,11 +31,28 @@ def unfold_patches(tokens: Tensor, patch: int) -> Tensor:
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
+def read_square(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the arguments of a class of diffusers whose table of positions is square, its `sample_size` as a number.
+
+    Raises:
+        ValueError: for states that are not as high as wide.
+    """
+    if "sample_size" not in config:
+        return dict(config)
+    size = shorten_size(read_image_size(config["sample_size"], "sample_size"))
+    if not isinstance(size, int):
+        raise ValueError(
+            f"{name} has a square table of positions, for states as high as wide; got sample_size {list(size)}: take "
+            "FluxTransformer2DModel, DiT, UViT or a UNet"
+        )
+    return {**config, "sample_size": size}
+
+
 class _TransformerStages:
     """What the transformers of diffusers share, as stages; mixed in before diffusers' class."""
 
     context_dim: int | None = None
-    sample_size: int
+    sample_size: ImageSize
     # Arguments that diffusers' class does not have.
     further_config: Mapping[str, Any] = MappingProxyType({})
     last_layer_name = "proj_out"
@@ -87,7 +105,7 @@ class StagedDiT(_TransformerStages, DiTTransformer2DModel):
     last_layer_name = "proj_out_2"
 
     def __init__(self, time_frequency_shift: int = DIT_FREQUENCY_SHIFT, **config: Any):
-        super().__init__(**config)
+        super().__init__(**read_square(config, "DiTTransformer2DModel"))
         self.in_channels = self.config.in_channels
         self.num_classes = self.config.num_embeds_ada_norm
         self.further_config = {"time_frequency_shift": time_frequency_shift}
@@ -181,7 +199,7 @@ class StagedSD3(_FlowStages, SD3Transformer2DModel):
     time_scale = 1000.0
 
     def __init__(self, **config: Any):
-        super().__init__(**config)
+        super().__init__(**read_square(config, "SD3Transformer2DModel"))
         self.in_channels = self.config.in_channels
         self.context_dim = self.config.joint_attention_dim
         self.sample_size = self.config.sample_size
@@ -202,14 +220,15 @@ class StagedFlux(_FlowStages, FluxTransformer2DModel):
 
     Args:
         guidance: guidance that a distilled network (`guidance_embeds`) is told, 3.5 as published.
-        sample_size: height and width of the latents.
+        sample_size: height and width of the latents, one number where they are equal; larger ones of these proportions
+            are taken as well.
         config: arguments of diffusers' class.
     """
 
     time_scale = 1.0
     patch = 2
 
-    def __init__(self, guidance: float = 3.5, sample_size: int = 128, **config: Any):
+    def __init__(self, guidance: float = 3.5, sample_size: ImageSize = 128, **config: Any):
         super().__init__(**config)
         if self.config.patch_size != 1 or self.config.in_channels % self.patch**2:
             raise ValueError(
@@ -219,23 +238,28 @@ class StagedFlux(_FlowStages, FluxTransformer2DModel):
         self.in_channels = self.config.in_channels // self.patch**2
         self.context_dim = self.config.joint_attention_dim
         self.guidance = guidance
-        self.sample_size = sample_size
-        self.further_config = {"guidance": guidance, "sample_size": sample_size}
+        height, width = read_image_size(sample_size, "sample_size")
+        self.sample_size = shorten_size((height, width))
+        self.proportions = (height // math.gcd(height, width), width // math.gcd(height, width))
+        self.further_config = {"guidance": guidance, "sample_size": self.sample_size}
 
     def _check_square(self, x: Tensor) -> None:
-        if x.shape[1] != self.in_channels or x.shape[2] != x.shape[3] or x.shape[2] % self.patch:
-            raise ValueError(f"x must be [B, {self.in_channels}, S, S] with S even, got {list(x.shape)}")
+        high, wide = self.proportions
+        even = all(side % self.patch == 0 for side in x.shape[2:])
+        if x.shape[1] != self.in_channels or x.shape[2] * wide != x.shape[3] * high or not even:
+            sides = "S, S" if high == wide else f"{high} S, {wide} S"
+            raise ValueError(f"x must be [B, {self.in_channels}, {sides}] with even sides, got {list(x.shape)}")
 
     def _tokens(self, x: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
-        side = x.shape[2] // self.patch
-        cells = x.unflatten(3, (side, self.patch)).unflatten(2, (side, self.patch))  # [B, C, h, p, w, p]
+        grid = (x.shape[2] // self.patch, x.shape[3] // self.patch)
+        cells = x.unflatten(3, (grid[1], self.patch)).unflatten(2, (grid[0], self.patch))  # [B, C, h, p, w, p]
         h = self.x_embedder(cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))  # [B, h w, D]
         given = (t.to(h.dtype) * 1000,)
         if self.config.guidance_embeds:
             given = (*given, torch.full_like(given[0], 1000 * self.guidance))
         emb = self.time_text_embed(*given, pooled)
         text = self.context_embedder(tokens)
-        angles = self.pos_embed(self._positions(tokens.shape[1], side, x.device))
+        angles = self.pos_embed(self._positions(tokens.shape[1], grid, x.device))
         for block in self.transformer_blocks:
             text, h = block(hidden_states=h, encoder_hidden_states=text, temb=emb, image_rotary_emb=angles)
         for block in self.single_transformer_blocks:
@@ -243,14 +267,15 @@ class StagedFlux(_FlowStages, FluxTransformer2DModel):
         return self.norm_out(h, emb)
 
     @staticmethod
-    def _positions(length: int, side: int, device: torch.device) -> Tensor:
+    def _positions(length: int, grid: tuple[int, int], device: torch.device) -> Tensor:
         """Places [L + h w, 3]: zeros for text; 0, row and column for patches."""
-        places = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side))
+        places = torch.cartesian_prod(torch.arange(1), torch.arange(grid[0]), torch.arange(grid[1]))
         return torch.cat([places.new_zeros(length, 3), places]).float().to(device)
 
     def readout(self, h: Tensor) -> Tensor:
         """Output `[B, C, H, W]` of tokens `[B, N, D]`."""
         tokens = self.proj_out(h)  # [B, N, C p p]
-        side = math.isqrt(tokens.shape[1])
-        cells = tokens.unflatten(1, (side, side)).unflatten(3, (-1, self.patch, self.patch))  # [B, h, w, C, p, p]
-        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        high, wide = self.proportions
+        scale = math.isqrt(tokens.shape[1] // (high * wide))
+        cells = tokens.unflatten(1, (scale * high, scale * wide)).unflatten(3, (-1, self.patch, self.patch))
+        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # of [B, h, w, C, p, p]

@@ -11,6 +11,7 @@ from ldm.interop.converted import Converted, as_linear, renamed, require, tensor
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.util import ImageSize
 
 _RESIDUAL = {
     "in_layers.0": "norm1",
@@ -21,7 +22,7 @@ _RESIDUAL = {
 }
 
 
-def convert_unet(unet: UNetModel, sample_size: int) -> Converted:
+def convert_unet(unet: UNetModel, sample_size: ImageSize) -> Converted:
     """Return our UNet as a class of diffusers that computes the same.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from ldm.ensembles.heads import ClassTables, HasNamedParameters
+from ldm.util import ImageSize
 
 
 class HasParameters(HasNamedParameters, Protocol):
@@ -22,13 +23,13 @@ class HasHeads(HasParameters, Protocol):
 
     Attributes:
         channels: of the states that are noised.
-        image_size: height and width of these.
+        image_size: height and width of these, one number where they are equal.
         weight_decay: of the optimiser.
         head_patterns: state-dict patterns of each head, see `ldm.ensembles.heads`.
     """
 
     channels: int
-    image_size: int
+    image_size: ImageSize
     weight_decay: float
 
     @property

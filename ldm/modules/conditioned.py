@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.choices import Choices, Condition
+from ldm.modules.choices import Choices, Condition, split_condition
 from ldm.modules.parts import Parts, find_parts
 from ldm.util import instantiate_as
 
@@ -152,9 +152,9 @@ class ConditionedNetwork(nn.Module):
     """UNet and condition embedder under the names they have in LatentDiffusion, as one network of raw conditions.
 
     `network(x, t, cond)`: x [B, C, H, W], t [B], cond one of: class labels [B]; labels [B] of `choices`; token ids
-    [B, L] or an embedded context [B, L, D]; a picture [B, C', H, W] that is joined to x; None. Where it `shares_x` also
-    r B labels, label j for image j mod B. Keys equal the base model's, so a posterior's overrides apply through
-    `torch.func.functional_call` as they are.
+    [B, L] or an embedded context [B, L, D]; a picture [B, C', H, W] that is joined to x; of a hybrid network rows that
+    hold both (`join_condition`); None. Where it `shares_x` also r B labels, label j for image j mod B. Keys equal the
+    base model's, so a posterior's overrides apply through `torch.func.functional_call` as they are.
 
     Args:
         model: the UNet, and how conditions reach it.
@@ -180,10 +180,12 @@ class ConditionedNetwork(nn.Module):
 
     def _check_choices(self, choices: Choices) -> None:
         texts = choices.tokens is not None or choices.context is not None
-        if (choices.picture is not None, texts) != (self.joins_picture, self.reads_context):
+        pictures = choices.picture is not None
+        lacking = self.joins_picture and texts and not pictures  # a hybrid model's, whose pictures are to be given
+        if (pictures or lacking, texts) != (self.joins_picture, self.reads_context):
             raise ValueError(
                 f"conditioning_key '{self.model.conditioning_key}' takes a picture: {self.joins_picture}, text: "
-                f"{self.reads_context}; the choices hold a picture: {choices.picture is not None}, text: {texts}"
+                f"{self.reads_context}; the choices hold a picture: {pictures}, text: {texts}"
             )
 
     @property
@@ -201,7 +203,9 @@ class ConditionedNetwork(nn.Module):
         """Whether this is a network of texts or pictures that has no list of them yet."""
         embedder = self.cond_stage_model
         labelled = getattr(embedder, "n_classes", None) is not None or getattr(embedder, "optional", False)
-        return (self.reads_context or self.joins_picture) and self.choices is None and not labelled
+        if self.joins_picture:
+            return self.choices is None or self.choices.picture is None
+        return self.reads_context and self.choices is None and not labelled
 
     def blank_choice(self, size: Sequence[int], channels: int) -> Choices:
         """Return one choice of zeros of the shape that the network takes, to measure the network by.
@@ -219,14 +223,19 @@ class ConditionedNetwork(nn.Module):
         """Return what raw conditions [B, ...] are, as the class says; None gives none.
 
         Raises:
-            ValueError: if a condition of a hybrid model is not one of its choices.
+            ValueError: if a condition of a hybrid model has no picture.
         """
         if cond is None:
             return Condition()
         if self.choices is not None and cond.ndim == 1:
             return self.choices.pick(cond)
         if self.joins_picture and self.reads_context:
-            raise ValueError("conditioning_key 'hybrid' takes labels of choices here, which hold text and picture")
+            if cond.ndim != 2 or not cond.is_floating_point():
+                raise ValueError(
+                    "conditioning_key 'hybrid' takes rows that hold text and picture (join_condition), or labels of "
+                    f"choices that do; got {cond.dtype} {list(cond.shape)}"
+                )
+            return split_condition(cond, getattr(self.cond_stage_model, "max_length", None))
         if self.joins_picture:
             return Condition(picture=cond)
         return Condition(context=cond) if cond.is_floating_point() and cond.ndim == 3 else Condition(tokens=cond)
@@ -256,7 +265,8 @@ class ConditionedNetwork(nn.Module):
                 raise ValueError(
                     f"conditioning_key '{self.model.conditioning_key}' joins a picture to the state: give one an image"
                 )
-            x = torch.cat([x, given.pop()], dim=1)
+            picture = given.pop()
+            x = torch.cat([x, picture.reshape(len(picture), -1, *x.shape[-2:])], dim=1)
         return self.model.diffusion_model.features(x, embedding, given[0] if given else None)
 
     def readout(self, features: Tensor) -> Tensor:

@@ -8,12 +8,25 @@ from torch import Tensor, nn
 from ldm.modules.attention import attend
 from ldm.modules.diffusionmodules.util import timestep_embedding, zero_module
 from ldm.modules.parts import Parts
+from ldm.util import ImageSize, read_image_size, shorten_size
 
 FREQUENCIES = 256  # width of the sinusoids of a time
 
 
-def grid_positions(width: int, size: int) -> Tensor:
-    """Sines and cosines [size^2, width] of the columns and rows of a square grid, in row-major order.
+def count_patches(size: ImageSize, patch: int, name: str) -> tuple[int, int]:
+    """Return how many patches an image has along its height and its width.
+
+    Raises:
+        ValueError: if `size` is no size, or does not divide into patches of `patch` pixels a side; `name` names it.
+    """
+    height, width = read_image_size(size, name)
+    if height % patch or width % patch:
+        raise ValueError(f"an image of {shorten_size((height, width))} does not divide into patches of {patch}")
+    return height // patch, width // patch
+
+
+def grid_positions(width: int, grid: ImageSize) -> Tensor:
+    """Sines and cosines [h w, width] of the columns and rows of a grid of h x w patches, in row-major order.
 
     The first half of the width encodes the column x: sin(x w_i), then cos(x w_i), w_i = 10000^(-i / (width / 4)); the
     second half the row.
@@ -24,10 +37,11 @@ def grid_positions(width: int, size: int) -> Tensor:
     if width % 4:
         raise ValueError(f"positions of a grid need a width that is a multiple of 4, got {width}")
     exponents = torch.arange(width // 4, dtype=torch.float64) / (width / 4)
-    places = torch.arange(size, dtype=torch.float64)
-    angles = places[:, None] * 10000.0**-exponents  # [size, width / 4]
-    code = torch.cat([angles.sin(), angles.cos()], dim=1)  # [size, width / 2]
-    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    height, across = read_image_size(grid, "grid")
+    places = torch.arange(max(height, across), dtype=torch.float64)
+    angles = places[:, None] * 10000.0**-exponents  # [longest side, width / 4]
+    code = torch.cat([angles.sin(), angles.cos()], dim=1)  # [longest side, width / 2]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(across), indexing="ij")
     return torch.cat([code[columns.flatten()], code[rows.flatten()]], dim=1).float()
 
 
@@ -146,7 +160,7 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        input_size: int = 32,  # Height and width of the latent.
+        input_size: ImageSize = 32,  # Height and width of the latent.
         patch_size: int = 2,
         in_channels: int = 4,
         hidden_size: int = 1152,  # Width D of tokens.
@@ -158,15 +172,14 @@ class DiT(nn.Module):
         learn_sigma: bool = True,  # Also predict the fraction between the bounds of the log-variance.
     ):
         super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"an image of {input_size} does not divide into patches of {patch_size}")
         self.in_channels, self.out_channels = in_channels, in_channels * (1 + learn_sigma)
-        self.patch_size, self.side = patch_size, input_size // patch_size
+        self.patch_size = patch_size
+        self.grid = count_patches(input_size, patch_size, "input_size")
         self.num_classes = num_classes
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, null=class_dropout_prob > 0)
-        self.pos_embed = nn.Parameter(grid_positions(hidden_size, self.side)[None], requires_grad=False)
+        self.pos_embed = nn.Parameter(grid_positions(hidden_size, self.grid)[None], requires_grad=False)
         self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         for block in self.blocks:
@@ -212,9 +225,9 @@ class DiT(nn.Module):
 
     def features(self, x: Tensor, emb: Tensor, context: None = None) -> Tensor:
         """The input `[B, N, D]` of the last layer for latents and an embedding `[B, D]`."""
-        size = self.side * self.patch_size
-        if tuple(x.shape[1:]) != (self.in_channels, size, size):
-            raise ValueError(f"x must be [B, {self.in_channels}, {size}, {size}], got {list(x.shape)}")
+        expected = (self.in_channels, *(self.patch_size * side for side in self.grid))
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(f"x must be [B, {', '.join(map(str, expected))}], got {list(x.shape)}")
         h = self.x_embedder(x) + self.pos_embed  # [B, N, D]
         for block in self.blocks:
             h = block(h, emb)
@@ -222,6 +235,6 @@ class DiT(nn.Module):
 
     def readout(self, h: Tensor) -> Tensor:
         """`[B, out_channels, H, W]` of tokens `[B, N, D]`."""
-        patches = self.final_layer.linear(h).unflatten(1, (self.side, self.side))
+        patches = self.final_layer.linear(h).unflatten(1, self.grid)
         patches = patches.unflatten(3, (self.patch_size, self.patch_size, -1))  # [B, h, w, p, p, C]
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

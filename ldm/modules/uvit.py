@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import attend
 from ldm.modules.diffusionmodules.util import checkpoint, timestep_embedding
-from ldm.modules.dit import PatchEmbed
+from ldm.modules.dit import PatchEmbed, count_patches
 from ldm.modules.parts import Parts
+from ldm.util import ImageSize
 
 
 class UViTAttention(nn.Module):
@@ -88,7 +89,7 @@ class UViT(nn.Module):
 
     def __init__(
         self,
-        img_size: int = 224,  # Height and width of x.
+        img_size: ImageSize = 224,  # Height and width of x.
         patch_size: int = 16,
         in_chans: int = 3,  # Channels of x, and of the output.
         embed_dim: int = 768,  # Width D of tokens, even.
@@ -105,15 +106,14 @@ class UViT(nn.Module):
         skip: bool = True,  # Whether blocks of the second half read those of the first.
     ):
         super().__init__()
-        if img_size % patch_size:
-            raise ValueError(f"an image of {img_size} does not divide into patches of {patch_size}")
         if depth % 2 or embed_dim % 2:
             raise ValueError(f"depth and embed_dim must be even, got {depth} and {embed_dim}")
         self.in_channels, self.out_channels = in_chans, in_chans
         self.embed_dim, self.num_classes = embed_dim, num_classes
-        self.patch_size, self.side = patch_size, img_size // patch_size
+        self.patch_size = patch_size
+        self.grid = count_patches(img_size, patch_size, "img_size")
         self.extras = 1 + (num_classes > 0)  # tokens before the patches
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + self.side**2, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + self.grid[0] * self.grid[1], embed_dim))
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.time_embed = nn.Identity() if not mlp_time_embed else make_time_mlp(embed_dim)
         if num_classes > 0:
@@ -177,9 +177,9 @@ class UViT(nn.Module):
 
     def features(self, x: Tensor, emb: Tensor, context: None = None) -> Tensor:
         """The input `[B, N, D]` of `decoder_pred` for states and the tokens of `condition`."""
-        size = self.side * self.patch_size
-        if tuple(x.shape[1:]) != (self.in_channels, size, size):
-            raise ValueError(f"x must be [B, {self.in_channels}, {size}, {size}], got {list(x.shape)}")
+        expected = (self.in_channels, *(self.patch_size * side for side in self.grid))
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(f"x must be [B, {', '.join(map(str, expected))}], got {list(x.shape)}")
         h = torch.cat([emb, self.patch_embed(x)], dim=1) + self.pos_embed  # [B, N, D]
         skips = []
         for block in self.in_blocks:
@@ -192,7 +192,7 @@ class UViT(nn.Module):
 
     def readout(self, h: Tensor) -> Tensor:
         """`[B, C, H, W]` of all tokens `[B, N, D]`."""
-        patches = self.decoder_pred(h)[:, self.extras :].unflatten(1, (self.side, self.side))
+        patches = self.decoder_pred(h)[:, self.extras :].unflatten(1, self.grid)
         patches = patches.unflatten(3, (self.patch_size, self.patch_size, -1))  # [B, h, w, p, p, C]
         return self.final_layer(patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3))
 

@@ -199,8 +199,8 @@ class Pipeline:
 
     @cached_property
     def conditional(self) -> bool:
-        """Whether the model itself takes class labels, or texts."""
-        return bool(self.model.n_classes) or self.model.reads_text
+        """Whether the model itself takes class labels, texts, or pictures."""
+        return bool(self.model.n_classes) or self.model.reads_text or self.base_network.joins_picture
 
     @cached_property
     def n_classes(self) -> int:

@@ -23,7 +23,7 @@ from ldm.data.own import build_dataset
 from ldm.data.pictures import Files, decode
 from ldm.evaluation.extraction import ImageSet
 from ldm.images import to_uint8
-from ldm.util import generator
+from ldm.util import ImageSize, generator, read_image_size, shorten_size
 
 TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
 _PROBED = 8  # images whose bytes `describe` hashes
@@ -65,12 +65,15 @@ class FolderImages:
     Args:
         root: folder or .zip.
         channels: 1 (grey) or 3 (RGB).
-        image_size: shortest side to scale to, then the centre square is cut; as they are where not given.
+        image_size: side in pixels, or height and width, that they are scaled to cover and cut to; as they are where
+            not given.
     """
 
-    def __init__(self, root: str | Path, channels: int = 3, image_size: int | None = None):
+    def __init__(self, root: str | Path, channels: int = 3, image_size: ImageSize | None = None):
         check_choice("channels", channels, (1, 3))
-        self.files, self.channels, self.image_size = Files(root), channels, image_size
+        self.files = Files(root)
+        self.channels = channels
+        self.size = None if image_size is None else read_image_size(image_size)
         self.names = self.files.images()
 
     def __len__(self) -> int:
@@ -89,10 +92,11 @@ class FolderImages:
         return torch.stack(images)
 
     def _one(self, name: str) -> Tensor:
-        pixels = decode(self.files.read(name), self.channels, self.image_size)
-        if self.image_size is not None:
-            top, left = ((side - self.image_size) // 2 for side in pixels.shape[:2])
-            pixels = pixels[top : top + self.image_size, left : left + self.image_size]
+        pixels = decode(self.files.read(name), self.channels, self.size)
+        if self.size is not None:
+            top = (pixels.shape[0] - self.size[0]) // 2
+            left = (pixels.shape[1] - self.size[1]) // 2
+            pixels = pixels[top : top + self.size[0], left : left + self.size[1]]
         return pixels.permute(2, 0, 1)
 
     def describe(self) -> dict[str, Any]:
@@ -103,7 +107,7 @@ class FolderImages:
             "order": "sorted paths",
             "names_sha256": order,
             **probed(self),
-            "image_size": self.image_size,
+            "image_size": self.size if self.size is None else shorten_size(self.size),
             "channels": self.channels,
         }
 
@@ -253,7 +257,7 @@ def positions_of(source: ImageSet, words: Iterable[str]) -> list[int]:
     return found
 
 
-def load_images(path: str | Path, channels: int = 3, image_size: int | None = None) -> ImageSet:
+def load_images(path: str | Path, channels: int = 3, image_size: ImageSize | None = None) -> ImageSet:
     """The images of a folder, .zip, .npz, .pt, .pth or .safetensors file.
 
     Raises:

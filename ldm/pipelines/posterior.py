@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser
@@ -97,8 +96,8 @@ class PosteriorPipeline:
         """Classes and null classes [B], or None for each that the model does not have."""
         if labels is None:
             return None, None
-        cond, null = self.pipeline.labels(labels, null=True), self.pipeline.model.null_class
-        return cond, None if null is None else torch.full_like(cond, null)
+        cond = self.pipeline.labels(labels, null=True)
+        return cond, self.pipeline.model.null_condition(cond)
 
     def build(self, labels: Sequence[int] | None) -> Callable[[Network], Denoiser]:
         """network -> the denoiser that samples with it."""

@@ -170,7 +170,7 @@ def load_guiding_classifier(
         raise ValueError(f"{given.config} is a classifier for other noise levels than the model's")
     load_classifier_weights(network, given.checkpoint)
     module = network.to(device).eval().requires_grad_(False)
-    shape = (1, model.channels, model.image_size, model.image_size)
+    shape = (1, *model.latent_shape)
     with torch.no_grad():
         n_classes = module(torch.zeros(shape, device=device), torch.zeros(1, device=device)).shape[-1]
     scale = 1.0 if given.scale is None else given.scale

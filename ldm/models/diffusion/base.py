@@ -37,6 +37,7 @@ from ldm.modules.conditioned import (
 )
 from ldm.modules.ema import LitEma
 from ldm.modules.parts import Parts
+from ldm.util import ImageSize, read_image_size, shorten_size
 
 EMA_KEYS = ("model_ema.*",)
 IMPORTANCE_KEYS = ("time_importance.*",)
@@ -50,7 +51,7 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
         timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas: see `BetaSchedule`.
         use_ema: whether averages of the weights are kept.
         ema: arguments of `LitEma`: decay, ramp.
-        image_size, channels: of the states that are noised, which are square.
+        image_size, channels: of the states that are noised; image_size is a number or [height, width].
         clip_denoised: clamp x_0 to [-1, 1] in sampling (models of pixels).
         v_posterior: share of the forward variance in the buffer `posterior_variance`.
         conditioning_key: how the condition reaches the network, see `DiffusionWrapper`.
@@ -78,7 +79,7 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
         beta_schedule: str = "linear",
         use_ema: bool = True,
         ema: Mapping[str, Any] | None = None,
-        image_size: int = 256,
+        image_size: ImageSize = 256,
         channels: int = 3,
         clip_denoised: bool = True,
         linear_start: float = 1e-4,
@@ -97,7 +98,7 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
         learned_variance: str | Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.image_size = image_size
+        self.image_size: ImageSize = shorten_size(read_image_size(image_size))
         self.channels = channels
         self.clip_denoised = clip_denoised
         self.v_posterior = v_posterior
@@ -180,7 +181,7 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape [C, H, W] of the states that are noised."""
-        return (self.channels, self.image_size, self.image_size)
+        return (self.channels, *read_image_size(self.image_size))
 
     @property
     def network(self) -> ConditionedNetwork:

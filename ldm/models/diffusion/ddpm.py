@@ -64,7 +64,7 @@ class LatentDiffusion(DDPM):
     get_learned_conditioning = pictures.embed_given_conditions
     read_conditions = pictures.read_batch_conditions
     read_labels = pictures.read_kept_batch_conditions
-    null_condition = stages.null_condition
+    null_condition = pictures.make_null_condition
     rename_released = stages.rename_released
     encoded = stages.encode_images
 
@@ -164,7 +164,7 @@ class LatentDiffusion(DDPM):
         super().validation_step(self.encoded(batch) if self.use_ema else batch, batch_idx)
 
     def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Any:
-        return pictures.embed_read(self, self.read_labels(batch, uniform), batch)
+        return pictures.embed_batch_condition(self, batch, uniform)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """With `scale_by_std`, the first batch of a fresh run sets scale_factor = 1 / standard deviation."""

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ldm.diffusion.noise import ImageNoise
 from ldm.models.diffusion import pictures
 from ldm.models.diffusion.pictures import PictureModel
 from ldm.models.diffusion.training import read_images
-from ldm.modules.choices import Choices
 
 
 class LoggedModel(PictureModel, Protocol):
@@ -21,9 +19,6 @@ class LoggedModel(PictureModel, Protocol):
 
     first_stage_key: str
     guidance_scale: float
-    choices: Choices | None
-
-    def with_choices(self, choices: Choices) -> LoggedModel: ...
 
     @property
     def n_classes(self) -> int | None: ...
@@ -62,30 +57,16 @@ def make_log_images(
         images = model.decode_first_stage(z)
     else:
         images = read_images(batch[model.first_stage_key])
-    model, labels = choose_logged(model, batch)
+    joins = model.model.conditioning_key in ("concat", "hybrid")
+    conditional = joins or model.n_classes is not None or model.reads_text
+    labels = model.read_conditions(batch) if conditional else None
     noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)
     with model.ema_scope("samples"):
         scale = model.guidance_scale if labels is not None and model.choices is None else 1.0
         taken = steps if model.num_timesteps is None else min(steps, model.num_timesteps)
         samples = model.sample(labels, noise, model.sampling_times(taken), scale, eta=eta)
     shown = {"inputs": images, "reconstruction": model.decode_first_stage(z)}
-    if model.model.conditioning_key in ("concat", "hybrid"):
+    if joins:
         picture = read_images(batch[pictures.picture_condition(model).key])
         shown |= {"conditioning": picture} if picture.shape[1] in (1, 3) else {}
     return {**shown, "samples": model.decode_first_stage(samples)}
-
-
-def choose_logged(model: LoggedModel, batch: Mapping[str, Any]) -> tuple[LoggedModel, Tensor | None]:
-    """Return a model and the conditions of a batch that it samples for: labels, pictures, or numbers of both.
-
-    A hybrid model comes back as one whose labels stand for the batch's own pairs of context and picture.
-    """
-    key = model.model.conditioning_key
-    if key == "hybrid":
-        picture = pictures.picture_condition(model).read(batch)
-        context = model.embedder.embed(model.read_conditions(batch))
-        names = tuple(map(str, range(len(picture))))
-        made = model.with_choices(Choices(names, context=context, picture=picture))
-        return made, torch.arange(len(names), device=picture.device)
-    conditional = key == "concat" or model.n_classes is not None or model.reads_text
-    return model, model.read_conditions(batch) if conditional else None

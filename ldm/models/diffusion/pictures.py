@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ldm.models.diffusion import stages
 from ldm.models.diffusion.training import read_images
+from ldm.modules.choices import Choices, join_condition, split_condition
 from ldm.modules.conditioned import ConditionEmbedder, DiffusionWrapper
 
 
@@ -83,6 +84,7 @@ class PictureModel(stages.HasStages, Protocol):
     cond_stage_key: str
     picture_key: str | None
     mask_key: str
+    choices: Choices | None
 
     @property
     def embedder(self) -> ConditionEmbedder:
@@ -111,15 +113,16 @@ def joins_alone(model: PictureModel) -> bool:
     return model.model.conditioning_key == "concat"
 
 
-def embed_read(model: PictureModel, labels: Tensor | None, batch: Mapping[str, Any]) -> Any:
-    """Embed what was read of a batch as `apply_model` takes it; None of an unconditional model.
+def embed_batch_condition(model: PictureModel, batch: Mapping[str, Any], uniform: Tensor) -> Any:
+    """Embed the condition of a batch as `apply_model` takes it; None of an unconditional model.
 
-    Args:
-        labels: labels [B], token ids [B, L], or of a model of pictures alone these, embedded.
-        batch: which a hybrid model's picture is read from.
+    `uniform` [B] decides which labels and texts are dropped in training; pictures never are.
     """
+    if joins_alone(model):
+        return picture_condition(model).read(batch)
+    labels = stages.read_kept_conditions(model, batch, uniform)
     key = model.model.conditioning_key
-    if labels is None or key in ("adm", "concat"):
+    if labels is None or key == "adm":
         return labels
     context = model.embedder.embed(labels)
     if key != "hybrid":
@@ -128,15 +131,50 @@ def embed_read(model: PictureModel, labels: Tensor | None, batch: Mapping[str, A
 
 
 def read_batch_conditions(model: PictureModel, batch: Mapping[str, Any]) -> Tensor | None:
-    """Read the labels [B], the token ids [B, L] of texts, or the embedded pictures [B, C', h, w] of a batch."""
-    return picture_condition(model).read(batch) if joins_alone(model) else stages.read_conditions(model, batch)
+    """Read the labels [B], the token ids [B, L] of texts, or the embedded pictures [B, C', h, w] of a batch.
+
+    Of a hybrid model they are rows that hold ids or labels, and the picture, see `join_condition`.
+    """
+    if joins_alone(model):
+        return picture_condition(model).read(batch)
+    return _join_picture(model, stages.read_conditions(model, batch), batch)
 
 
 def read_kept_batch_conditions(model: PictureModel, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
     """Read the conditions of a batch after label dropout, which `uniform` [B] decides; pictures are never dropped."""
     if joins_alone(model):
         return picture_condition(model).read(batch)
-    return stages.read_kept_conditions(model, batch, uniform)
+    return _join_picture(model, stages.read_kept_conditions(model, batch, uniform), batch)
+
+
+def _join_picture(model: PictureModel, labels: Tensor | None, batch: Mapping[str, Any]) -> Tensor | None:
+    """Join the picture of a batch to the labels or ids of a hybrid model; those of others come back as they are."""
+    if labels is None or model.model.conditioning_key != "hybrid":
+        return labels
+    picture = picture_condition(model).read(batch)
+    length = token_length(model)
+    if labels.ndim == 2 and labels.shape[1] != length:
+        raise ValueError(f"texts of a hybrid model have {length} token ids each, got {labels.shape[1]}: pad them")
+    return join_condition(labels.to(picture.device), picture)
+
+
+def token_length(model: PictureModel) -> int | None:
+    """Return the token ids of a text; None of a model of labels."""
+    return getattr(model.cond_stage_model, "max_length", None)
+
+
+def make_null_condition(model: PictureModel, cond: Tensor) -> Tensor | None:
+    """Return the null condition for each of conditions [B, ...]; None: there is none.
+
+    It is the null class, the empty text, or that of the choices; a picture beside them stays.
+    """
+    if model.choices is not None and cond.ndim == 1:
+        return model.choices.null_labels(cond)
+    if model.model.conditioning_key != "hybrid":
+        return stages.null_condition(model, cond)
+    read = split_condition(cond, token_length(model))
+    null = None if read.tokens is None else stages.null_condition(model, read.tokens)
+    return None if null is None or read.picture is None else join_condition(null, read.picture)
 
 
 def embed_given_conditions(model: PictureModel, c: Any) -> Any:

@@ -13,6 +13,7 @@ from ldm.modules.diffusionmodules.blocks import Upsample
 from ldm.modules.diffusionmodules.resnet import MiddleBlocks, PaddedDownsample, ResnetBlock, make_attn
 from ldm.modules.diffusionmodules.util import normalization
 from ldm.modules.parts import Parts
+from ldm.util import ImageSize, read_image_size
 
 
 def ddpm_embedding(t: Tensor, width: int) -> Tensor:
@@ -79,7 +80,7 @@ class Model(nn.Module):
         dropout: float = 0.0,
         resamp_with_conv: bool = True,  # Resample with convolutions.
         in_channels: int,  # Channels of x, and of a context where there is one.
-        resolution: int,  # Height and width that `attn_resolutions` are counted from.
+        resolution: ImageSize,  # Height (and width) that `attn_resolutions` are counted from.
         use_timestep: bool = True,  # Whether the network is told the time.
         use_linear_attn: bool = False,  # Former spelling of attn_type: linear.
         attn_type: str = "vanilla",  # "vanilla", "linear" or "none".
@@ -93,7 +94,8 @@ class Model(nn.Module):
             self.temb = TimeMaps(ch, emb)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         widths = [ch, *(ch * mult for mult in ch_mult)]
-        attends = [resolution // 2**level in attn_resolutions for level in range(len(ch_mult))]
+        height, _ = read_image_size(resolution, "resolution")
+        attends = [height // 2**level in attn_resolutions for level in range(len(ch_mult))]
         skips = [ch]
         self.down = nn.ModuleList()
         for index, width in enumerate(widths[1:]):

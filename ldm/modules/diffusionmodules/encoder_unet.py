@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from ldm.modules.diffusionmodules.util import (
     zero_module,
 )
 from ldm.modules.parts import Parts, find_parts
+from ldm.util import ImageSize, read_image_size
 
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 HIDDEN = 2048  # Width of the hidden layer of the spatial pools.
@@ -26,25 +28,26 @@ class AttentionPool2d(nn.Module):
     """Attention whose query is the mean over positions (CLIP's image pooling, Radford et al. 2021, section 2.4).
 
     Args:
-        size: height and width of the features.
+        size: height and width of the features, one number where they are equal.
         channels: C, a multiple of `head_channels`.
         head_channels: width of each head.
         out_channels: width of the result.
     """
 
-    def __init__(self, size: int, channels: int, head_channels: int, out_channels: int):
+    def __init__(self, size: ImageSize, channels: int, head_channels: int, out_channels: int):
         super().__init__()
         if channels % head_channels:
             raise ValueError(f"attention pooling: {channels} channels do not divide into heads of {head_channels}")
         self.heads = channels // head_channels
+        positions = math.prod(read_image_size(size, "size"))
         self.positional_embedding = nn.Parameter(
-            nn.init.normal_(torch.empty(channels, size**2 + 1), std=channels**-0.5)
+            nn.init.normal_(torch.empty(channels, positions + 1), std=channels**-0.5)
         )
         self.qkv_proj = conv_nd(1, channels, 3 * channels, 1)
         self.c_proj = conv_nd(1, channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `[B, C, size, size]`; returns `[B, out]`."""
+        """x `[B, C, H, W]` of so many positions; returns `[B, out]`."""
         tokens = x.flatten(2)  # [B, C, N]
         tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], dim=2)  # [B, C, 1 + N]
         if tokens.shape[2] != self.positional_embedding.shape[1]:
@@ -67,7 +70,7 @@ class EncoderUNetModel(nn.Module):
 
     def __init__(
         self,
-        image_size: int,  # Height and width of the images.
+        image_size: ImageSize,  # Height and width of the images.
         in_channels: int,  # Channels of x.
         model_channels: int,  # Width of the first level, a multiple of 32.
         out_channels: int,  # Number of classes.
@@ -100,14 +103,14 @@ class EncoderUNetModel(nn.Module):
         )
         channels = widths[-1]
         self.middle_block = build_middle(blocks, channels)
-        self.out = self._readout(
-            dims, image_size // factor, channels, sum(widths) + channels, num_head_channels, out_channels
-        )
+        size = tuple(side // factor for side in read_image_size(image_size))
+        every = sum(widths) + channels
+        self.out = self._readout(dims, size, channels, every, num_head_channels, out_channels)
         if use_fp16:
             self.convert_to_fp16()
 
     def _readout(
-        self, dims: int, size: int, channels: int, every: int, head_channels: int, out_channels: int
+        self, dims: int, size: Sequence[int], channels: int, every: int, head_channels: int, out_channels: int
     ) -> nn.Sequential:
         if self.pool == "spatial":
             return nn.Sequential(nn.Linear(every, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_channels))

@@ -16,6 +16,7 @@ from ldm.modules.diffusionmodules.blocks import Upsample
 from ldm.modules.diffusionmodules.ddpm_unet import Model
 from ldm.modules.diffusionmodules.resnet import MiddleBlocks, PaddedDownsample, ResnetBlock, make_attn
 from ldm.modules.diffusionmodules.util import normalization
+from ldm.util import ImageSize, read_image_size
 
 __all__ = ["Decoder", "Encoder", "Model"]
 
@@ -50,8 +51,8 @@ class Encoder(nn.Module):
         out_ch: channels of a reconstruction (of the decoder; accepted so that both take one config).
         ch_mult: width of each level, over `ch`; there is one halving fewer than levels.
         num_res_blocks: residual blocks a level.
-        attn_resolutions: sizes that have attention (for images of `resolution`).
-        in_channels, resolution: channels and size of an image.
+        attn_resolutions: heights that have attention (for images of `resolution`).
+        in_channels, resolution: channels and size of an image, height and width where they differ.
         z_channels: channels Z of a latent.
         dropout: in residual blocks.
         resamp_with_conv: halve with convolutions.
@@ -68,7 +69,7 @@ class Encoder(nn.Module):
         num_res_blocks: int,
         attn_resolutions: Sequence[int],
         in_channels: int,
-        resolution: int,
+        resolution: ImageSize,
         z_channels: int,
         ch_mult: Sequence[int] = (1, 2, 4, 8),
         dropout: float = 0.0,
@@ -83,8 +84,9 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         widths = [ch] + [ch * mult for mult in ch_mult]
         self.down = nn.ModuleList()
+        height, _ = read_image_size(resolution, "resolution")
         for index in range(len(ch_mult)):
-            attention = resolution // 2**index in attn_resolutions
+            attention = height // 2**index in attn_resolutions
             level = Level(widths[index], widths[index + 1], num_res_blocks, dropout, attention, attn_type)
             if index < len(ch_mult) - 1:
                 level.downsample = PaddedDownsample(widths[index + 1], resamp_with_conv)
@@ -123,7 +125,7 @@ class Decoder(nn.Module):
         num_res_blocks: int,
         attn_resolutions: Sequence[int],
         in_channels: int,
-        resolution: int,
+        resolution: ImageSize,
         z_channels: int,
         ch_mult: Sequence[int] = (1, 2, 4, 8),
         dropout: float = 0.0,
@@ -139,8 +141,9 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid = MiddleBlocks(widths[-1], dropout, attn_type)
         self.up = nn.ModuleList()
+        height, _ = read_image_size(resolution, "resolution")
         for index in range(len(ch_mult)):
-            attention = resolution // 2**index in attn_resolutions
+            attention = height // 2**index in attn_resolutions
             level = Level(widths[index + 1], widths[index], num_res_blocks + 1, dropout, attention, attn_type)
             if index > 0:
                 level.upsample = Upsample(widths[index], resamp_with_conv)

@@ -31,6 +31,7 @@ from ldm.modules.diffusionmodules.util import (
     zero_module,
 )
 from ldm.modules.parts import Parts
+from ldm.util import ImageSize, read_image_size, shorten_size
 
 __all__ = [
     "AttentionBlock",
@@ -62,7 +63,7 @@ class UNetModel(nn.Module):
 
     def __init__(
         self,
-        image_size: int,  # Height and width it is made for; any multiple of the downsampling works.
+        image_size: ImageSize,  # Height and width it is made for; any multiple of the downsampling works.
         in_channels: int,  # Channels of x.
         model_channels: int,  # Width of the first level, a multiple of 32.
         out_channels: int,  # Channels predicted; twice in_channels if the variance is learned.
@@ -101,7 +102,8 @@ class UNetModel(nn.Module):
                 "adds: the network cannot tell times apart. Set use_scale_shift_norm, or widen a level",
                 NORM_GROUPS,
             )
-        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.image_size = shorten_size(read_image_size(image_size))
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.model_channels, self.emb_channels = model_channels, 4 * model_channels
         self.num_classes, self.context_dim, self.n_embed = num_classes, context_dim, n_embed
         self.num_res_blocks, self.channel_mult = num_res_blocks, tuple(channel_mult)

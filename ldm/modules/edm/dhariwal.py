@@ -18,6 +18,7 @@ from ldm.modules.edm.blocks import (
     make_linear,
 )
 from ldm.modules.edm.unet import EDMNetwork, bottom_blocks
+from ldm.util import ImageSize, read_image_size
 
 KAIMING = Initial("kaiming", weight=(1 / 3) ** 0.5, bias=(1 / 3) ** 0.5)
 ZERO = Initial("kaiming", weight=0.0, bias=0.0)
@@ -34,7 +35,7 @@ class DhariwalUNet(EDMNetwork):
 
     def __init__(
         self,
-        img_resolution: int,  # Height and width of the images.
+        img_resolution: ImageSize,  # Height and width of the images; blocks are named by the height.
         in_channels: int,
         out_channels: int,
         label_dim: int = 0,  # Number of classes.
@@ -43,7 +44,7 @@ class DhariwalUNet(EDMNetwork):
         channel_mult: Sequence[int] = (1, 2, 3, 4),  # Width of each level, over model_channels.
         channel_mult_emb: int = 4,  # Width of the embedding, over model_channels.
         num_blocks: int = 3,  # Residual blocks a level on the way down; one more on the way up.
-        attn_resolutions: Sequence[int] = (32, 16, 8),  # Sizes with attention.
+        attn_resolutions: Sequence[int] = (32, 16, 8),  # Heights with attention.
         dropout: float = 0.10,
         label_dropout: float = 0.0,  # Share of the labels that training drops.
     ):
@@ -62,7 +63,8 @@ class DhariwalUNet(EDMNetwork):
             emb_channels, dropout, heads=None, skip_scale=1.0, eps=EPS_OF_ADM, taps=(1.0, 1.0), resample_proj=False,
             adaptive_scale=True, initial=KAIMING, zero=ZERO, attention=KAIMING,
         )  # fmt: skip
-        sizes = [img_resolution >> level for level in range(len(channel_mult))]
+        height, _ = read_image_size(img_resolution, "img_resolution")
+        sizes = [height >> level for level in range(len(channel_mult))]
         levels = [(size, mult * model_channels) for size, mult in zip(sizes, channel_mult, strict=True)]
         attends = tuple(attn_resolutions)
         self.enc = nn.ModuleDict(self._down(levels, num_blocks, attends, style))

@@ -20,6 +20,7 @@ from ldm.modules.edm.blocks import (
     make_linear,
 )
 from ldm.modules.edm.unet import EDMNetwork, bottom_blocks
+from ldm.util import ImageSize, read_image_size
 
 XAVIER = Initial("xavier")
 NEARLY_ZERO = Initial("xavier", weight=1e-5)
@@ -37,7 +38,7 @@ class SongUNet(EDMNetwork):
 
     def __init__(
         self,
-        img_resolution: int,  # Height and width of the images.
+        img_resolution: ImageSize,  # Height and width of the images; blocks are named by the height.
         in_channels: int,
         out_channels: int,
         label_dim: int = 0,  # Number of classes.
@@ -46,7 +47,7 @@ class SongUNet(EDMNetwork):
         channel_mult: Sequence[int] = (1, 2, 2, 2),  # Width of each level, over model_channels.
         channel_mult_emb: int = 4,  # Width of the embedding, over model_channels.
         num_blocks: int = 4,  # Residual blocks a level on the way down; one more on the way up.
-        attn_resolutions: Sequence[int] = (16,),  # Sizes with attention.
+        attn_resolutions: Sequence[int] = (16,),  # Heights with attention.
         dropout: float = 0.10,
         label_dropout: float = 0.0,  # Share of the labels that training drops.
         embedding_type: str = "positional",  # Or fourier.
@@ -64,6 +65,7 @@ class SongUNet(EDMNetwork):
                 raise ValueError(f"{name} must be one of {known}, got '{value}'")
         super().__init__(in_channels, label_dim, augment_dim, label_dropout, len(channel_mult))
         self.out_channels, self.encoder_type, self.decoder_type = out_channels, encoder_type, decoder_type
+        self.ends_in_a_layer = decoder_type != "skip"  # whose output is a sum over levels
         emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         fourier = embedding_type == "fourier"
         self.map_noise = (
@@ -80,7 +82,8 @@ class SongUNet(EDMNetwork):
             resample_proj=True, adaptive_scale=False, initial=XAVIER, zero=NEARLY_ZERO,
             attention=Initial("xavier", weight=0.2**0.5),
         )  # fmt: skip
-        sizes = [img_resolution >> level for level in range(len(channel_mult))]
+        height, _ = read_image_size(img_resolution, "img_resolution")
+        sizes = [height >> level for level in range(len(channel_mult))]
         levels = [(size, mult * model_channels) for size, mult in zip(sizes, channel_mult, strict=True)]
         attends = tuple(attn_resolutions)
         self.enc = nn.ModuleDict(self._down(levels, model_channels, num_blocks, attends, style))
