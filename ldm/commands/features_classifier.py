@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,7 @@ from ldm.options import option
 from ldm.settings import FeatureReading, Precision, Speed
 
 if TYPE_CHECKING:
+    from ldm.evaluation.noise_conditional import NoisyTraining
     from ldm.experiments.noisy_classifiers import NoisyStudy
 
 Changes = Annotated[tyro.conf.Positional[tuple[str, ...]], option(metavar="A.B=C ...", default="none")]
@@ -34,26 +36,55 @@ class RecognitionOutput:
     overwrite: bool = False
     """Replace outputs that exist."""
 
-    def check(self) -> None:
+    def check(self, command: Any) -> None:
         """Make sure before anything is computed that the outputs may be written, and that other tables are there.
 
         Raises:
-            FileExistsError: if an output is there, unless --overwrite is given.
+            FileExistsError: if an output is there, unless --overwrite is given, or another process of the same command
+                wrote it.
             FileNotFoundError: if a table of --beside is not.
-            ValueError: in each of several processes that were started together.
         """
-        from ldm.jobs import refuse_several_processes
-        from ldm.records import refuse_existing
+        from ldm.jobs import shard_from_environment
+        from ldm.records import made_alike, refuse_existing
 
-        refuse_several_processes("a classifier of noisy images")
-
-        refuse_existing([Path(self.out) / "recognition.csv"], self.overwrite)
+        if shard_from_environment()[1] == 1 or not made_alike(Path(self.out) / "record.json", command):
+            refuse_existing([Path(self.out) / "recognition.csv"], self.overwrite)
         missing = [file for file in self.beside if not Path(file).is_file()]
         if missing:
             raise FileNotFoundError(f"--beside takes recognition.csv of other runs; there is no {missing[0]}")
 
-    def write(self, command: Any, study: NoisyStudy) -> list[dict[str, Any]]:
-        """Measure, write and print; return a row a noise level."""
+    def share(
+        self,
+        command: Any,
+        study: NoisyStudy,
+        settings: Mapping[str, Any],
+        n_train: int | None = None,
+        training: NoisyTraining | None = None,
+    ) -> list[dict[str, Any]]:
+        """Compute this process's share; the process that finishes last measures, writes, and returns the rows.
+
+        Args:
+            settings: what the classifier depends on beside its images.
+            n_train, training: of a head that trains.
+        """
+        from ldm.experiments.noisy_shares import NoisyShares
+        from ldm.jobs import shard_from_environment, sole_writer
+
+        folder = Path(self.out) / "parts"
+        shares = NoisyShares(
+            study, folder, settings, shard_from_environment(), self.seed, self.n_test, n_train, training
+        )
+        if not shares.compute():
+            print(f"{self.out}: this process is done; the one that finishes last (or one more call) writes the outputs")
+            return []
+        with sole_writer(folder) as mine:
+            if not mine or (not self.overwrite and (Path(self.out) / "recognition.csv").exists()):
+                print(f"{self.out}: this process is done; another one writes the outputs, or has written them")
+                return []
+            return self.write(command, study, shares.finish())
+
+    def write(self, command: Any, study: NoisyStudy, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write and print what was measured; return it."""
         from ldm.checkpoint import save_tensors
         from ldm.records import write_record
         from ldm.report.probes import write_recognition
@@ -61,7 +92,6 @@ class RecognitionOutput:
 
         out = Path(self.out)
         beside = {Path(file).parent.name: read_csv(file) for file in self.beside}
-        rows = study.recognise(self.n_test, self.seed)
         if study.trained is not None:
             save_tensors(study.trained.state_dict(), out / "classifier.safetensors", overwrite=self.overwrite)
         write_recognition(out, rows, beside, self.overwrite)
@@ -79,6 +109,7 @@ class FeaturesClassifier:
 
     The images have the model's own noise, and come from its config. Writes the weights of the head, recognition.csv
     (rate by log signal-to-noise ratio) and recognition.png. See `decu features network` and `decu features guide`.
+    Processes of torchrun or SLURM share the passes through the backbone; the last of them trains and tests the head.
     """
 
     source: ModelSource
@@ -109,16 +140,27 @@ class FeaturesClassifier:
         """Train and test the head; return a row a noise level."""
         from ldm.evaluation.noise_conditional import NoisyTraining
         from ldm.experiments.noisy_classifiers import make_noisy_head, seeded_initialisation
+        from ldm.jobs import shard_from_environment
 
-        self.output.check()
+        self.output.check(self)
         reading = FeatureReading(layers=(self.layers,) if self.layers else None, pool=self.pool, label=self.label)
         speed = Speed(chunk=1, precision=self.precision)
         with seeded_initialisation(self.output.seed):
             pipeline = self.source.load(speed=speed, device=self.place.device, epoch=self.epoch)
             study = make_noisy_head(pipeline, reading)
         training = NoisyTraining(self.epochs, self.batch_size, self.learning_rate, self.warm_up)
+        if shard_from_environment()[1] > 1:
+            layer = self.layers or (pipeline.config.get("probe") or {}).get("layer")
+            settings = {
+                "weights": pipeline.weights_sha256,
+                "layer": layer,
+                "pool": self.pool,
+                "label": self.label,
+                "precision": self.precision,
+            }
+            return self.output.share(self, study, settings, self.n_train, training)
         study.train(training, self.n_train, self.output.seed)
-        return self.output.write(self, study)
+        return self.output.write(self, study, study.recognise(self.output.n_test, self.output.seed))
 
 
 @dataclass(frozen=True)
@@ -130,7 +172,7 @@ class FeaturesNetwork:
       decu features network --base configs/ddae/mnist.yaml --mode VE --depth 10 --width 1 --epochs 2 \\
           --beside results/noisy_ddae/recognition.csv --out results/noisy_ve
 
-    Writes what `decu features classifier` writes.
+    Writes what `decu features classifier` writes. It is trained by one process.
     """
 
     base: str
@@ -162,17 +204,18 @@ class FeaturesNetwork:
 
         from ldm.evaluation.noise_conditional import WRN_TRAINING
         from ldm.experiments.noisy_classifiers import make_wide_resnet, seeded_initialisation
-        from ldm.jobs import pick_device
+        from ldm.jobs import pick_device, refuse_several_processes
         from ldm.training.config import load_config
 
-        self.output.check()
+        refuse_several_processes("training a network from scratch, whose batch norms see whole batches,")
+        self.output.check(self)
         config = load_config([self.base], self.changes, needs=("model", "data"))
         with seeded_initialisation(self.output.seed):
             study = make_wide_resnet(config, self.mode, self.depth, self.width, pick_device(self.place.device))
         names = ("epochs", "batch_size", "learning_rate", "warm_up")
         training = replace(WRN_TRAINING, **{name: getattr(self, name) for name in names})
         study.train(training, self.n_train, self.output.seed)
-        return self.output.write(self, study)
+        return self.output.write(self, study, study.recognise(self.output.n_test, self.output.seed))
 
 
 @dataclass(frozen=True)
@@ -183,7 +226,8 @@ class FeaturesGuide:
       decu features guide --base configs/guided-diffusion/mnist-classifier.yaml \\
           --ckpt logs/2026-01-01T00-00-00_classifier/checkpoints/last.ckpt --out results/noisy_adm
 
-    The images have the noise of the model that it guides. Writes recognition.csv and recognition.png.
+    The images have the noise of the model that it guides. Writes recognition.csv and recognition.png. Processes of
+    torchrun or SLURM share the images.
     """
 
     base: str
@@ -197,12 +241,15 @@ class FeaturesGuide:
 
     def run(self) -> list[dict[str, Any]]:
         """Test the classifier; return a row a noise level."""
+        from ldm.checkpoint import sha256
         from ldm.experiments.noisy_classifiers import load_noisy_classifier, seeded_initialisation
-        from ldm.jobs import pick_device
+        from ldm.jobs import pick_device, shard_from_environment
         from ldm.training.config import load_config
 
-        self.output.check()
+        self.output.check(self)
         config = load_config([self.base], self.changes, needs=("model", "data"))
         with seeded_initialisation(self.output.seed):
             study = load_noisy_classifier(config, self.ckpt, pick_device(self.place.device))
-        return self.output.write(self, study)
+        if shard_from_environment()[1] > 1:
+            return self.output.share(self, study, {"weights": sha256(self.ckpt)})
+        return self.output.write(self, study, study.recognise(self.output.n_test, self.output.seed))

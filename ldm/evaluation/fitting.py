@@ -51,6 +51,13 @@ class Batches:
     def steps(self) -> int:
         return self.per_epoch * self.epochs
 
+    def of_epoch(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
+        """Return the rows [B] of an epoch's batches in their order, and what the batches draw from, one by one."""
+        source = generator(self.name, self.seed, epoch)
+        order = torch.randperm(self.rows, generator=source)
+        ends = range(1, self.per_epoch)
+        return list(order.tensor_split([self.size * end for end in ends])), source
+
 
 def half_cosine(optimiser: torch.optim.Optimizer, steps: int, warm_up: int = 0) -> LambdaLR:
     """Rates that rise linearly for `warm_up` steps, then fall as half a cosine to zero after `steps` in all."""
@@ -77,9 +84,8 @@ def minimise(
     """
     done = 0
     for epoch in range(batches.epochs):
-        source = generator(batches.name, batches.seed, epoch)
-        order, ends = torch.randperm(batches.rows, generator=source), range(1, batches.per_epoch)
-        for rows in order.tensor_split([batches.size * end for end in ends]):
+        parts, source = batches.of_epoch(epoch)
+        for rows in parts:
             value = loss(rows, epoch, source)
             if not value.isfinite():
                 raise ValueError(f"loss {float(value.detach())} at step {done}: lower the learning rate")

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from ldm.diffusion.noise import keyed_normal
 from ldm.diffusion.schedule import Schedule, VPSchedule
-from ldm.evaluation.fitting import Batches, Examples, Progress, half_cosine, minimise
+from ldm.evaluation.fitting import Batches, Examples, Loss, Progress, half_cosine, minimise
 from ldm.evaluation.taps import Backbone
 from ldm.modules.ddpmpp import TimeEmbedding
 
+# Test images in a pass.
+TEST_BATCH = 250
 # A training time [B] for uniform draws [B].
 Times = Callable[[Tensor], Tensor]
 
@@ -56,8 +58,16 @@ class BackboneClassifier(nn.Module):
 
     def forward(self, x0: Tensor, eps: Tensor, u: Tensor) -> Tensor:
         """Logits [B, K] of clean states and noise [B, C, H, W] at times u [B]."""
-        with torch.no_grad():
-            (features,) = self.backbone.read(self.tap, x0, eps, u, self.pool).values()
+        return self.classify(self.read(x0, eps, u), u)
+
+    @torch.no_grad()
+    def read(self, x0: Tensor, eps: Tensor, u: Tensor) -> Tensor:
+        """Features [B, C] of clean states and noise [B, C, H, W] at times u [B], which no training changes."""
+        (features,) = self.backbone.read(self.tap, x0, eps, u, self.pool).values()
+        return features
+
+    def classify(self, features: Tensor, u: Tensor) -> Tensor:
+        """Logits [B, K] of the features [B, C] of times u [B]."""
         number = (u[:, None] - self.levels).abs().argmin(1) + 1
         return self.head(features, number.to(features.device))
 
@@ -99,6 +109,10 @@ class NoisyTraining:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
+    def batches(self, images: int, seed: int) -> Batches:
+        """Return the batches of so many training images."""
+        return Batches(images, self.batch_size, self.epochs, "noisy order", seed)
+
     def optimiser(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         if self.momentum > 0:
             options = {"momentum": self.momentum, "nesterov": True, "weight_decay": self.weight_decay}
@@ -114,6 +128,17 @@ def level_times(levels: Tensor) -> Times:
     return lambda uniform: levels[(uniform * len(levels)).long()]
 
 
+def draw_times(times: Times, rows: Tensor, source: torch.Generator) -> Tensor:
+    """Draw the times u [B] of a training batch of rows [B]."""
+    return times(torch.rand(len(rows), generator=source, dtype=torch.float64))
+
+
+def draw_batch(data: Examples, rows: Tensor, epoch: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the clean states [B, C, H, W] of a training batch, augmented as in its epoch, and their noise."""
+    x0 = data.at(rows.tolist(), epoch)
+    return x0, keyed_normal([("noisy", seed, epoch, row) for row in rows.tolist()], x0.shape[1:]).to(x0)
+
+
 def train_noisy(
     model: BackboneClassifier | NetworkClassifier,
     data: Examples,
@@ -127,20 +152,24 @@ def train_noisy(
     Raises:
         ValueError: if the loss is not finite.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = training.optimiser(parameters)
-    batches = Batches(len(data), training.batch_size, training.epochs, "noisy order", seed)
 
     def loss(rows: Tensor, epoch: int, source: torch.Generator) -> Tensor:
-        x0 = data.at(rows.tolist(), epoch)
-        u = times(torch.rand(len(rows), generator=source, dtype=torch.float64))
-        eps = keyed_normal([("noisy", seed, epoch, row) for row in rows.tolist()], x0.shape[1:]).to(x0)
+        u = draw_times(times, rows, source)
+        x0, eps = draw_batch(data, rows, epoch, seed)
         return F.cross_entropy(model(x0, eps, u), data.labels[rows].to(x0.device))
 
+    minimise_noisy(model, loss, training, len(data), seed, progress)
+
+
+def minimise_noisy(
+    model: nn.Module, loss: Loss, training: NoisyTraining, images: int, seed: int, progress: Progress | None = None
+) -> None:
+    """Train what of a model trains, by the loss of a batch's rows; see `train_noisy`."""
+    optimiser = training.optimiser([parameter for parameter in model.parameters() if parameter.requires_grad])
+    batches = training.batches(images, seed)
+    schedule = half_cosine(optimiser, batches.steps, training.warm_up * batches.per_epoch)
     model.train()
-    minimise(
-        loss, batches, optimiser, half_cosine(optimiser, batches.steps, training.warm_up * batches.per_epoch), progress
-    )
+    minimise(loss, batches, optimiser, schedule, progress)
     model.eval()
 
 
@@ -150,18 +179,34 @@ def recognition(
     data: Examples,
     levels: Sequence[float],
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int = TEST_BATCH,
     progress: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Share of the images that are recognised at each noise level, one noise an image, the same at every level."""
     model.eval()
     right = torch.zeros(len(levels))
     for rows in torch.arange(len(data)).split(batch_size):
-        x0, labels = data.at(rows.tolist()), data.labels[rows]
-        eps = keyed_normal([("recognised", seed, row) for row in rows.tolist()], x0.shape[1:]).to(x0)
-        for index, level in enumerate(levels):
-            u = torch.full((len(rows),), float(level), dtype=torch.float64)
-            right[index] += (model(x0, eps, u).argmax(1).cpu() == labels).sum()
+        right += count_right(model, data, rows, levels, seed)
         if progress is not None:
             progress(len(rows))
     return (right / len(data)).tolist()
+
+
+@torch.no_grad()
+def count_right(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor],
+    data: Examples,
+    rows: Tensor,
+    levels: Sequence[float],
+    seed: int,
+) -> Tensor:
+    """Count the images of rows [B] that are recognised at each noise level, [levels].
+
+    Args:
+        model: logits [B, K] of clean states and noise [B, C, H, W] at times u [B].
+    """
+    x0 = data.at(rows.tolist())
+    labels = data.labels[rows]
+    eps = keyed_normal([("recognised", seed, row) for row in rows.tolist()], x0.shape[1:]).to(x0)
+    times = [torch.full((len(rows),), float(level), dtype=torch.float64) for level in levels]
+    return torch.stack([(model(x0, eps, u).argmax(1).cpu() == labels).sum() for u in times])

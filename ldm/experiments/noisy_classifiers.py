@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -81,10 +81,7 @@ class NoisyStudy:
         levels = tested_levels(self.schedule)
         with tqdm(desc="recognition", total=len(tests), unit="image") as bar:
             rates = recognition(self.classifier, tests, levels, seed, progress=bar.update)
-        return [
-            {"t": u, "log_snr": -2 * float(self.schedule.ratio(u).log()), "recognised": 100 * rate}
-            for u, rate in zip(levels, rates, strict=True)
-        ]
+        return tabulate_recognition(self.schedule, rates)
 
 
 def trained_levels(schedule: Schedule) -> torch.Tensor:
@@ -98,6 +95,14 @@ def tested_levels(schedule: Schedule) -> list[float]:
     """Return the times that classifiers are tested at: every 50th of a table of 1,000 betas, else EDM's steps."""
     levels = trained_levels(schedule)
     return (levels[:: max(1, schedule.end // 20)] if isinstance(schedule, VPSchedule) else levels).tolist()
+
+
+def tabulate_recognition(schedule: Schedule, rates: Sequence[float]) -> list[dict[str, float]]:
+    """Return a row a tested noise level: its time, its log signal-to-noise ratio, % of images recognised."""
+    return [
+        {"t": u, "log_snr": -2 * float(schedule.ratio(u).log()), "recognised": 100 * rate}
+        for u, rate in zip(tested_levels(schedule), rates, strict=True)
+    ]
 
 
 @contextmanager

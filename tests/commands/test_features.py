@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint import load_state_dict, save_checkpoint
 from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricSettings
 from ldm.commands.evaluate_reference import EvaluateReference
 from ldm.commands.features_classifier import FeaturesClassifier, FeaturesGuide, FeaturesNetwork, RecognitionOutput
@@ -112,15 +112,30 @@ def test_two_processes_share_the_checkpoints_of_contrastive(source, tmp_path, mo
     assert replace(command, out=str(tmp_path / "one")).run() == rows
 
 
-@pytest.mark.parametrize("command", [FeaturesClassifier, FeaturesNetwork, FeaturesGuide])
-def test_processes_that_would_train_the_same_classifier_all_refuse(tmp_path, monkeypatch, command):
-    output = RecognitionOutput(str(tmp_path / "out"))
-    first = {FeaturesClassifier: (ModelSource(),), FeaturesNetwork: ("none",), FeaturesGuide: ("none", "none")}
+def test_processes_that_would_train_the_same_network_all_refuse(tmp_path, monkeypatch):
     for rank in (0, 1):
         as_rank(monkeypatch, rank)
-        with pytest.raises(ValueError, match="not shared between processes, and 2 were started"):
-            command(*first[command], output).run()
+        with pytest.raises(ValueError, match=r"batch norms.* not shared between processes, and 2 were started"):
+            FeaturesNetwork("none", RecognitionOutput(str(tmp_path / "out"))).run()
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_share_a_head_on_noisy_images_and_find_what_one_does(source, tmp_path, monkeypatch, capsys):
+    few = {"n_train": 70, "batch_size": 2, "epochs": 1, "place": CPU}
+    one = RecognitionOutput(str(tmp_path / "one"), n_test=10)
+    rows = FeaturesClassifier(source, one, **few).run()
+    shared = replace(one, out=str(tmp_path / "two"))
+    as_rank(monkeypatch, 0)
+    assert FeaturesClassifier(source, shared, **few).run() == [], "half of the batches are another process's"
+    as_rank(monkeypatch, 1)
+    assert FeaturesClassifier(source, shared, **few).run() == rows
+    weights = [load_state_dict(tmp_path / name / "classifier.safetensors") for name in ("one", "two")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    as_rank(monkeypatch, 0)
+    assert FeaturesClassifier(source, shared, **few).run() == [], "a process that comes late leaves the outputs"
+    assert "another one writes the outputs, or has written them" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="overwrite"):
+        FeaturesClassifier(source, shared, **{**few, "epochs": 2}).run()
 
 
 def test_contrastive(source, tmp_path):
@@ -176,6 +191,20 @@ def test_a_guiding_classifier_is_measured_under_the_noise_it_was_trained_on(tmp_
         OmegaConf.save(OmegaConf.create({"model": tiny_config(), "data": {}}), tmp_path / "d.yaml")
         other = RecognitionOutput(str(tmp_path / "no"))
         FeaturesGuide(str(tmp_path / "d.yaml"), str(tmp_path / "c.ckpt"), other, place=CPU).run()
+
+
+def test_two_processes_share_the_images_of_a_guiding_classifier(tmp_path, monkeypatch):
+    model = {"params": {"classifier_config": ENCODER, "timesteps": 2, "beta_schedule": "cosine"}}
+    model["target"] = "ldm.models.diffusion.classifier.NoisyClassifier"
+    OmegaConf.save(OmegaConf.create({"model": model, "data": {"params": {"validation": TESTS}}}), tmp_path / "c.yaml")
+    save_checkpoint({"state_dict": instantiate_from_config(model).state_dict()}, tmp_path / "c.ckpt")
+    outputs = [RecognitionOutput(str(tmp_path / name), n_test=260) for name in ("one", "two")]
+    one, two = (FeaturesGuide(str(tmp_path / "c.yaml"), str(tmp_path / "c.ckpt"), to, place=CPU) for to in outputs)
+    expected = one.run()
+    as_rank(monkeypatch, 1)
+    assert two.run() == [], "250 of the images are another process's"
+    as_rank(monkeypatch, 0)
+    assert two.run() == expected
 
 
 def test_trunk_features_serve_the_metrics(source, tmp_path):
