@@ -39,7 +39,7 @@ class ClassTables:
         found = {name: (0, rows) for name, rows in self.null_tokens.items() if name in parameters}
         for name, axis in self.axes.items():
             null = self.null_class
-            if null is not None and name in parameters and null < parameters[name].shape[axis]:
+            if null is not None and name in parameters and 0 <= null < parameters[name].shape[axis]:
                 found[name] = (axis, (null,))
         return found
 

@@ -77,19 +77,29 @@ def _exact_attention() -> AbstractContextManager[Any]:
 
 
 class GivenLabels(nn.Module):
-    """The condition of a network that embeds class labels itself: labels [B] as they are.
+    """The condition of a network that embeds class labels itself: labels [B], the null class the last of them.
 
     Args:
         n_classes: number of labels, the null class included.
         null_class: whether the last label is the null class.
         key: entry of a batch that holds the labels.
         ucg_rate: probability of dropping a label in training, as for `ClassEmbedder`.
+        null_row: what the network calls the null class, where that is not the last label. Classes are then the other
+            labels of the network in their order.
     """
 
-    def __init__(self, n_classes: int, null_class: bool = True, key: str = "class_label", ucg_rate: float = 0.0):
+    def __init__(
+        self,
+        n_classes: int,
+        null_class: bool = True,
+        key: str = "class_label",
+        ucg_rate: float = 0.0,
+        null_row: int | None = None,
+    ):
         super().__init__()
         self.n_classes = n_classes
         self.null_class = n_classes - 1 if null_class else None
+        self.null_row = self.null_class if null_row is None else null_row
         self.key = key
         self.ucg_rate = ucg_rate
 
@@ -98,8 +108,12 @@ class GivenLabels(nn.Module):
         return batch[self.key if key is None else key]
 
     def embed(self, labels: Tensor) -> Tensor:
-        """The labels as they are."""
-        return labels
+        """The network's labels of labels [B]."""
+        null = self.null_class
+        if null is None or self.null_row is None or self.null_row == null:
+            return labels
+        behind = (labels >= self.null_row) & (0 <= self.null_row < null)
+        return torch.where(labels == null, self.null_row, labels + behind)
 
     def drop_labels(self, labels: Tensor, uniform: Tensor) -> Tensor:
         """In training, replace labels `[B]` by the null class where `uniform` [B] is below `ucg_rate`."""

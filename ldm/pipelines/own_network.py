@@ -28,6 +28,7 @@ from ldm.modules.adapted import (
 from ldm.modules.conditioned import UNET, ConditionEmbedder
 from ldm.modules.low_rank import add_factors_of
 from ldm.modules.parts import Parts, find_parts
+from ldm.util import read_image_size, shorten_size
 
 # Schedules by name, with the published defaults of Ho et al. 2020, Nichol & Dhariwal 2021, Karras et al. 2022.
 SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
@@ -53,7 +54,8 @@ class OwnNetwork:
         shape: [C, H, W] of the states that are noised.
         condition: "class" (labels [B]), None, or a module with `embed(labels) -> what the network takes`.
         n_classes: number of real classes, with the condition "class".
-        null_class: label of guidance's null class, which must be `n_classes`, the next one; None: there is none.
+        null_class: the network's label of guidance's null class; None: there is none. Classes are its other labels in
+            their order: with null_class 0 class 0 is its label 1.
         time: what the network takes as time: None (what the schedule gives: u - 1 of a table, sigma's logarithm over 4
             of EDM, u of a flow), "unit" (u / T of a table), or a function of what the schedule gives, t -> t / 1000.
         adapter: how the network is called, see `AdaptedNetwork`.
@@ -84,17 +86,15 @@ class OwnNetwork:
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or self.shape[1] != self.shape[2]:
-            raise ValueError(f"shape is (C, H, W) of the states, as high as wide; got {tuple(self.shape)}")
+        if len(self.shape) != 3:
+            raise ValueError(f"shape is (C, H, W) of the states; got {tuple(self.shape)}")
         if isinstance(self.condition, str) and self.condition not in CONDITIONS:
             raise ValueError(f"condition must be 'class', None or a module that embeds, got '{self.condition}'")
         if (self.condition == "class") != (self.n_classes is not None):
             raise ValueError(f"condition 'class' and n_classes go together, got {self.condition}, {self.n_classes}")
-        if self.null_class not in (None, self.n_classes):
-            raise ValueError(
-                f"the null class must be the label after the {self.n_classes} classes, {self.n_classes}; got "
-                f"{self.null_class}: change labels in an adapter, (network, x, t, labels) -> output"
-            )
+        null = self.null_class
+        if null is not None and (self.n_classes is None or isinstance(null, bool) or not isinstance(null, int)):
+            raise ValueError(f"null_class is a label of the network's, with the condition 'class'; got {null!r}")
 
     def build(self) -> LatentDiffusion:
         """Make the diffusion model, whose network is this one.
@@ -109,7 +109,7 @@ class OwnNetwork:
         adapted = AdaptedNetwork(network, self._make_adapter(), given or Parts())
         learned = self._run_once(adapted, embedder)
         if given is None:
-            rows = getattr(embedder, "n_classes", None)
+            rows = None if self.n_classes is None else self._label_rows
             last = self.last_layer or find_last_layer(network, lambda: self._run_once(adapted, embedder))
             parts = describe_parts(network, last, rows, self.heads, self.taps)
             adapted = AdaptedNetwork(network, self._make_adapter(), parts)
@@ -123,7 +123,7 @@ class OwnNetwork:
             unet_config=adapted,
             use_ema=False,
             channels=self.shape[0],
-            image_size=self.shape[1],
+            image_size=shorten_size(read_image_size(self.shape[1:], "shape")),
             parameterization=self.target,
             learned_variance="hybrid" if learned else None,
             **_schedule_arguments(schedule),
@@ -131,7 +131,8 @@ class OwnNetwork:
 
     def config(self) -> dict[str, Any]:
         """Return what records say of the model, in the form of a config."""
-        params = {"guidance_scale": self.guidance, "parameterization": self.target, "image_size": self.shape[1]}
+        size = shorten_size(read_image_size(self.shape[1:], "shape"))
+        params = {"guidance_scale": self.guidance, "parameterization": self.target, "image_size": size}
         return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params},
                 "network": type(self.network).__qualname__}  # fmt: skip
 
@@ -157,7 +158,14 @@ class OwnNetwork:
             return self.condition if isinstance(self.condition, nn.Module) else None
         null = self.null_class is not None
         assert self.n_classes is not None
-        return GivenLabels(self.n_classes + null, null, ucg_rate=self.label_dropout if null else 0.0)
+        dropped = self.label_dropout if null else 0.0
+        return GivenLabels(self.n_classes + null, null, ucg_rate=dropped, null_row=self.null_class)
+
+    @property
+    def _label_rows(self) -> int:
+        """Rows of a table that has one for each of the network's labels."""
+        assert self.n_classes is not None
+        return self.n_classes if self.null_class is None else max(self.n_classes, self.null_class) + 1
 
     def _make_adapter(self) -> Adapter:
         call = self.adapter or call_plainly

@@ -70,6 +70,22 @@ def test_samples_are_those_of_the_formula():
     torch.testing.assert_close(model.sample_latents([1, 3], [0, 1], initial), x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("null", [0, 2, 7])
+def test_the_null_class_may_be_any_label_of_the_network(null):
+    """The same network with its rows in another order: samples, and the row that members share, are the same."""
+    moved = Own()
+    order = [*range(null), 4, *range(null, 4)] if null < 5 else [0, 1, 2, 3, 0, 0, 0, 4]
+    moved.rows = nn.Embedding.from_pretrained(Own().rows.weight.detach()[order], freeze=False)
+    sampling = Sampling(steps=3, scale=3.0)
+    given = {"sampling": sampling, **GIVEN}
+    expected = load_model(network=Own(), null_class=4, **given).sample_latents([1, 3], [0, 1])
+    model = load_model(network=moved, null_class=null, **given)
+    torch.testing.assert_close(model.sample_latents([1, 3], [0, 1]), expected)
+    (table,) = model.model.class_tables.axes
+    held = {table: model.model.get_parameter(table)}
+    assert model.model.class_tables.null_rows(held) == {table: (0, (null,))}
+
+
 def test_parts_are_found():
     model = load_model(
         network=Own(), taps={"mid": "first"}, heads={"time_embedding": ["time.*"]}, **GIVEN | {"n_classes": 5}
@@ -139,8 +155,8 @@ def test_what_does_not_fit_is_said_at_once():
         load_model(network=Own(channels=3), **GIVEN)
     with pytest.raises(ValueError, match="'class' and n_classes go together"):
         load_model(network=Own(), **GIVEN | {"condition": None})
-    with pytest.raises(ValueError, match="the label after the 4 classes"):
-        load_model(network=Own(), null_class=0, **GIVEN)
+    with pytest.raises(ValueError, match="null_class is a label"):
+        load_model(network=Own(), null_class="last", **GIVEN)
     with pytest.raises(ValueError, match="schedule must be one of"):
         load_model(network=Own(), **GIVEN | {"schedule": "linear"})
     with pytest.raises(TypeError, match=r"\['target'\] with a network only"):

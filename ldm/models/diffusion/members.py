@@ -24,7 +24,7 @@ from ldm.models.diffusion.optimisation import TrainingSet
 from ldm.models.diffusion.row_adam import RowRule, equal_rates, visit_probability
 from ldm.models.protocols import HasHeads
 from ldm.modules.low_rank import add_factors, draw_factors, find_layers
-from ldm.util import generator
+from ldm.util import generator, read_image_size
 
 
 class MemberTraining(nn.Module):
@@ -162,7 +162,8 @@ def start_member(model: HasHeads, base: str, index: int, seed: int, options: Map
         for name, (axis, rows) in shared.items():
             everywhere = deviations[name].expand_as(parameters[name])
             deviations[name] = everywhere.index_fill(axis, torch.tensor(rows, device=everywhere.device), torch.inf)
-        anchor = Anchor(parameters, deviations, record.anchor, model.channels * model.image_size**2)
+        height, width = read_image_size(model.image_size)
+        anchor = Anchor(parameters, deviations, record.anchor, model.channels * height * width)
     return MemberTraining(record, anchor)
 
 
@@ -230,7 +231,10 @@ def _row_visits(model: HasHeads, data: TrainingSet, rows: int) -> Tensor:
     """Probability that a batch holds an image of each class of a table, the null class among them: [rows]."""
     dropped = model.class_tables.label_dropout
     null = model.class_tables.null_class
-    visits = visit_probability(data.counts(rows), data.images, data.batch, dropped)
-    if dropped and null is not None and null < rows:
+    counts = data.counts(rows)
+    if null is not None and 0 <= null < rows:  # classes are numbered without it
+        counts = torch.cat([counts[:null], counts.new_zeros(1), counts[null:-1]])
+    visits = visit_probability(counts, data.images, data.batch, dropped)
+    if dropped and null is not None and 0 <= null < rows:
         visits[null] = 1 - (1 - dropped) ** min(data.batch, data.images)
     return visits

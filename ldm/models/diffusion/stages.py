@@ -146,8 +146,9 @@ def rename_released(model: HasStages, state: Mapping[str, Tensor]) -> dict[str, 
 def make_class_tables(model: HasStages) -> ClassTables:
     """Return which parameters hold something for each class, and which rows of token tables the empty text reads."""
     parts = model.parts
-    tables = ClassTables.from_axes(parts.class_tables, model.null_class, model.label_dropout)
     embedder = model.cond_stage_model
+    null = getattr(embedder, "null_row", model.null_class)  # of tables that have it elsewhere than last
+    tables = ClassTables.from_axes(parts.class_tables, null, model.label_dropout)
     if not isinstance(embedder, TextEmbedder) or not embedder.has_null:
         return tables
     rows = tuple(embedder.null_tokens.unique().tolist())
