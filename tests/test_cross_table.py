@@ -18,6 +18,8 @@ from ldm.data.digits import Digits
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.evaluation.taps import Reading, resolve_taps
 from ldm.experiments.exposure import Chains
+from ldm.interop.pooled import pack_pooled
+from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, build_model
 from ldm.pipelines.features import make_backbone
 from ldm.pipelines.fitting import LaplacePlan
@@ -52,6 +54,11 @@ TEXTS = {
 }
 TRANSFORMER = {"sample_size": 8, "in_channels": 1, "out_channels": 2, "num_layers": 1, "num_embeds_ada_norm": 10}
 TRANSFORMER |= {"num_attention_heads": 2, "attention_head_dim": 8}
+SD3 = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2, "pos_embed_max_size": 4}
+SD3 |= {"attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
+FLUX = {"sample_size": 8, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "axes_dims_rope": [4, 6, 6]}
+FLUX |= {"attention_head_dim": 16, "num_attention_heads": 2}
+POOLED = {"joint_attention_dim": 8, "pooled_projection_dim": 8}
 OURS = "ldm.modules."
 FLOW = {"schedule_config": {"target": "ldm.diffusion.schedule.FlowSchedule"}, "parameterization": "velocity"}
 SIGMAS = {"schedule_config": {"target": "ldm.diffusion.schedule.EDMSchedule"}, "parameterization": "edm"}
@@ -88,10 +95,12 @@ NETWORKS = {
     "UNet2DModel": ("diffusers.UNet2DModel", BLOCKS | PIXELS | {"num_class_embeds": 11}, "adm", {}),
     "UNet2DConditionModel": ("diffusers.UNet2DConditionModel", BLOCKS | TEXTS, "crossattn", {}),
     "DiTTransformer2DModel": ("diffusers.DiTTransformer2DModel", TRANSFORMER, "adm", LEARNED),
+    "SD3Transformer2DModel": ("diffusers.SD3Transformer2DModel", SD3 | POOLED, "pooled", FLOW),
+    "FluxTransformer2DModel": ("diffusers.FluxTransformer2DModel", FLUX | POOLED, "pooled", FLOW),
     "a module of one's own": (None, {}, None, {}),
 }
 # Last layers that make tokens, whose arrangement is found by a probe.
-TOKENS = ("DiT", "U-ViT", "DiTTransformer2DModel")
+TOKENS = ("DiT", "U-ViT", "DiTTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 
 
 class Own(nn.Module):
@@ -109,10 +118,22 @@ class Own(nn.Module):
         return self.last(torch.tanh(self.attention(torch.tanh(hidden))).movedim(3, 1))
 
 
+class TokenAndPooled(ClassEmbedder):
+    """A row of two vectors a class: one token, and what stands for the whole text."""
+
+    def embed(self, labels):
+        rows = super().embed(labels).unflatten(2, (2, -1))[:, 0]
+        return pack_pooled(rows[:, :1], rows[:, 1])
+
+
 def make_config(kind):
     target, arguments, key, options = NETWORKS[kind]
-    classes = {"n_classes": 11, "embed_dim": 8 if key == "crossattn" else 0, "key": "class_label", "ucg_rate": 0.1}
+    width = {"crossattn": 8, "pooled": 16}.get(key, 0)
+    classes = {"n_classes": 11, "embed_dim": width, "key": "class_label", "ucg_rate": 0.1}
     embedder = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": classes}
+    if key == "pooled":
+        embedder["target"] = "tests.test_cross_table.TokenAndPooled"
+        key = "crossattn"
     params = {
         "unet_config": {"target": target, "params": arguments},
         "first_stage_config": {"target": "ldm.models.autoencoder.IdentityFirstStage"},

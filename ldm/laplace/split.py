@@ -51,9 +51,15 @@ def split_network(
         ValueError: if `name` is not the last layer, or there is no convolution or linear layer.
     """
     last = find_parts(network).last_layer
+    named = isinstance(getattr(network, "parts", None), Parts)
+    if last is None and named:
+        raise ValueError(
+            "the network's output is not what one convolution or linear layer makes (that of EDM's skip decoder is a "
+            "sum over levels), and a posterior of the last layer needs one: take members of LoRA or of class rows"
+        )
     if last is None and name is None:
         raise ValueError(f"{type(network).__name__} holds no convolution or linear layer: name its last layer")
-    if isinstance(getattr(network, "parts", None), Parts):
+    if named:
         if name not in (None, last):
             raise ValueError(f"the last layer of {type(network).__name__} is '{last}', got '{name}'")
         return _split_before(network, cast(str, last), example)

@@ -7,6 +7,7 @@ from torch import nn
 from ldm.laplace import LastLayerLaplace, Observation, load_laplace, save_laplace, split_network
 from ldm.laplace.arrangement import find_arrangement
 from ldm.modules.dit import DiT
+from ldm.modules.edm import SongUNet
 from ldm.util import generator
 
 
@@ -113,3 +114,13 @@ def test_what_is_more_than_an_arrangement_is_refused():
     half = After(lambda made, x: made.flip(3)).bfloat16()
     found = find_arrangement(half, "last", (x.bfloat16(), t, None))
     assert torch.equal(found.source, turned.source), "a type that counts to 128 tells 32 entries apart"
+
+
+def test_an_output_that_is_a_sum_over_levels_is_told():
+    """EDM's skip decoder adds an image at every level, so no layer's output is the network's."""
+    network = SongUNet(8, 1, 1, model_channels=16, channel_mult=[1, 1], num_blocks=1, decoder_type="skip")
+    row = (draw(1, 1, 8, 8).float(), torch.ones(1), None)
+    for example_row in (row, None):
+        with pytest.raises(ValueError, match="skip decoder is a sum over levels"):
+            split_network(network, None, example_row)
+    assert split_network(SongUNet(8, 1, 1, model_channels=16, channel_mult=[1], num_blocks=1)).name.endswith("aux_conv")

@@ -84,3 +84,9 @@ def test_a_file_of_stable_diffusions_keys_loads_strictly(tmp_path, layout):
     save_checkpoint({"state_dict": file}, tmp_path / "model.ckpt", overwrite=True)
     with pytest.raises(ValueError, match="1 missing, 0 unknown"):
         model.init_from_ckpt(str(tmp_path / "model.ckpt"))
+
+
+def test_data_that_latent_diffusion_names_and_never_published_says_what_takes_its_place():
+    data = {"target": "ldm.data.openimages.OpenImagesBBoxTrain", "params": {"size": 256}}
+    with pytest.raises(ValueError, match="coordinates_bbox, 92 token ids"):
+        instantiate_from_config(data)
