@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 INITIALISATIONS = ("pretrained", "perturbed", "random", "anchored")
 NULL_CLASSES = ("shared", "trained", "random")
 ROW_RATES = ("none", "equal")
+TARGETS = ("plain", "noisy")
 # Keys of a member's record in checkpoints where they differ from the names of its fields.
 ON_DISK = {"base_path": "trunk_path", "base_sha256": "trunk_sha256"}
 
@@ -31,6 +32,7 @@ class MemberRecord:
         row_cap: the largest multiple of the learning rate of "equal".
         layers: patterns of the layers that get low-rank factors, see `ldm.modules.low_rank`; none without.
         rank: of these factors.
+        targets: "plain", or "noisy": an anchored member's have noise of their own, see `TargetNoise`.
 
     Raises:
         ValueError: for a value that is not one of these, or values that do not go together.
@@ -50,15 +52,19 @@ class MemberRecord:
     row_cap: float = 2000.0
     layers: tuple[str, ...] = ()
     rank: int = 0
+    targets: str = "plain"
 
     def __post_init__(self) -> None:
-        for name, known in (("null_class", NULL_CLASSES), ("init", INITIALISATIONS), ("row_rates", ROW_RATES)):
+        choices = {"null_class": NULL_CLASSES, "init": INITIALISATIONS, "row_rates": ROW_RATES, "targets": TARGETS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"heads.{name} must be one of {known}, got '{getattr(self, name)}'")
         if (self.anchor is not None) != (self.init == "anchored"):
             raise ValueError(f"heads.anchor goes with heads.init: anchored, got anchor {self.anchor}, init {self.init}")
         if self.anchor is not None and not self.anchor > 0:
             raise ValueError(f"heads.anchor is a precision and must be positive, got {self.anchor}")
+        if self.targets == "noisy" and self.anchor is None:
+            raise ValueError(f"heads.targets: noisy goes with heads.init: anchored, got init {self.init}")
         if not self.row_cap >= 1:
             raise ValueError(f"heads.row_cap is the largest multiple of the learning rate, at least 1: {self.row_cap}")
 
@@ -67,4 +73,6 @@ class MemberRecord:
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         if not self.layers:  # records of other members are as they were
             del values["layers"], values["rank"]
+        if self.targets == "plain":
+            del values["targets"]
         return {ON_DISK.get(name, name): value for name, value in values.items()}

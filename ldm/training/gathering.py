@@ -56,8 +56,8 @@ def find_members(runs: Sequence[RunDirectory], checkpoint: str, count: int) -> l
             "train them with main.py --start_from_pretrained --component N"
         )
     chosen = [found[index] for index in range(count)]
-    for key in ("trunk_sha256", "patterns", "null_class"):
-        values = {index: member.record[key] for index, member in enumerate(chosen)}
+    for key in ("trunk_sha256", "patterns", "null_class", "targets"):
+        values = {index: member.record.get(key) for index, member in enumerate(chosen)}
         if len({str(value) for value in values.values()}) > 1:
             raise ValueError(
                 f"the components differ in {key}: {values}; train them on one base checkpoint with the same heads"
@@ -116,7 +116,12 @@ def gather_members(
         "heads": record["heads"],
         "patterns": record["patterns"],
         "null_class": record["null_class"],
-        "initialisation": {"how": record["init"], "noise": record["noise"], "anchor": record.get("anchor")},
+        "initialisation": {
+            "how": record["init"],
+            "noise": record["noise"],
+            "anchor": record.get("anchor"),
+            **{name: record[name] for name in ("targets",) if name in record},
+        },
         "row_rates": record.get("row_rates", "none"),
         **data,
         "config": OmegaConf.to_container(config, resolve=True),

@@ -174,10 +174,12 @@ class JointMembers(pl.LightningModule):
         network = MemberNetwork(first.network, stacked)
         known = [one for one in labels if one is not None]
         output = network(noisy, times, torch.stack(known) if known else None)  # [M, B, c, h, w]
-        return [
-            member.add_penalty(*member.compute_loss(output[m], x[m], t[m], noise[m], seen[m]))
-            for m, member in enumerate(self._members)
-        ]
+        found = []
+        for m, member in enumerate(self._members):
+            of_targets = member.draw_target_noise(parts[m], x[m])
+            loss = member.compute_loss(output[m], x[m], t[m], noise[m], seen[m], of_targets)
+            found.append(member.add_penalty(*loss))
+        return found
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         samples = self._samples(batch, batch_idx % self.trainer.accumulate_grad_batches)

@@ -1,10 +1,10 @@
-"""Anchored members: the minimum of a linear-Gaussian problem is the formula's, by AdamW and by rows."""
+"""Anchored members: the minimum of a linear-Gaussian problem is the formula's; noisy members are posterior draws."""
 
 import pytest
 import torch
 from torch import nn
 
-from ldm.models.diffusion.anchor import Anchor
+from ldm.models.diffusion.anchor import Anchor, TargetNoise
 from ldm.models.diffusion.row_adam import RowAdam, RowRule, equal_rates, visit_probability
 
 COUNTS = torch.tensor([1, 4, 20, 0])
@@ -111,3 +111,41 @@ def test_a_prior_without_width_is_refused():
     module, *_ = problem()
     with pytest.raises(ValueError, match="no width"):
         Anchor({"weight": module.weight}, {"weight": torch.zeros(4, 1)}, 1.0, 3)
+
+
+@pytest.mark.parametrize("images", [1, 3, 10, 30, 100])
+def test_with_noisy_targets_members_are_draws_of_the_posterior(images):
+    """The Bayesian linear model: y = X theta + noise, N images of D entries, a prior deviation of each parameter.
+
+    The minimum of mean |y + e - X theta|^2 + penalty is where its gradient, by the class's own pull, vanishes. Without
+    e its covariance is S P S, with it S, the posterior's.
+    """
+    entries, width, members = 4, 6, 300
+    source = torch.Generator().manual_seed(images)
+    draw = {"generator": source, "dtype": torch.float64}
+    design = torch.randn(images * entries, width, **draw)
+    observed = design @ torch.randn(width, **draw) + SIGMA * torch.randn(images * entries, **draw)
+    deviations = 0.5 + torch.rand(width, **draw)
+    prior = torch.diag(deviations**-2)
+    posterior = torch.linalg.inv(design.T @ design / SIGMA**2 + prior)
+    weight = 2 / (images * entries)  # of a gradient of the mean error
+    spreads = {}
+    for kind in ("plain", "noisy"):
+        minima = []
+        for number in range(members):
+            centre = deviations * torch.randn(width, **draw)
+            anchor = Anchor({"theta": centre}, {"theta": deviations}, 2 * SIGMA**2, entries)
+            target = observed
+            if kind == "noisy":
+                noise = TargetNoise(0, number, anchor.noise_deviation)
+                target = observed + noise(range(images), (entries,)).double().flatten()
+            pull = anchor.pull("theta", images)
+            left = weight * design.T @ design + torch.diag(pull)
+            minima.append(torch.linalg.solve(left, weight * design.T @ target + pull * anchor.centre("theta")))
+        spreads[kind] = torch.cov(torch.stack(minima).T)
+    assert anchor.noise_deviation == pytest.approx(SIGMA)
+    assert 0.9 < float(spreads["noisy"].trace() / posterior.trace()) < 1.1
+    without = (posterior @ prior @ posterior).trace()
+    assert 0.9 < float(spreads["plain"].trace() / without) < 1.1
+    if images > 10:
+        assert without < 0.1 * posterior.trace(), "of the anchors alone"

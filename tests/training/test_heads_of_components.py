@@ -161,6 +161,38 @@ def test_an_anchored_member_starts_perturbed_and_is_pulled_back(tmp_path):
     assert moved[1] < 0.5 * moved[0]
 
 
+def test_noisy_targets_are_the_images_own_whenever_they_are_seen(tmp_path):
+    """The loss is that of target + noise: of an image the same at every step, of another member another."""
+    images = torch.randn(3, 8, 8, 1, generator=torch.Generator().manual_seed(0))
+    batch = {"image": images, "class_label": torch.tensor([0, 1, 3]), "index": torch.tensor([7, 2, 5])}
+    options = {"init": "anchored", "anchor": 0.5}
+    noisy, plain = start(tmp_path, targets="noisy", **options), start(tmp_path, **options)
+    other = start(tmp_path, component=1, targets="noisy", **options)
+    for model in (noisy, plain, other):
+        model.train()
+    x = plain.get_input(batch, "image")
+    found = noisy.draw_target_noise(batch, x)
+    assert found.std() == pytest.approx(0.5, abs=0.08), "sqrt(anchor / 2)"
+    again = {**batch, "index": torch.tensor([5, 7, 9])}
+    assert torch.equal(noisy.draw_target_noise(again, x)[:2], found[[2, 0]])
+    assert not torch.equal(other.draw_target_noise(batch, x), found)
+    assert plain.draw_target_noise(batch, x) is None
+    t, noise, uniform = noisy.draws(4, range(3), x.shape[1:], noisy.num_timesteps)
+    cond = plain.embed_condition(batch, uniform)
+    output = plain.apply_model(*plain.network_input(plain.q_sample(x, t, noise), t), cond)
+    expected = (output - noise - found).square().mean()
+    _, parts = noisy.shared_step(batch, noisy.draws, 4, range(3))
+    torch.testing.assert_close(parts["train/loss_simple"], expected.detach())
+    noisy.eval()
+    assert noisy.draw_target_noise(batch, x) is None, "validation compares with the targets themselves"
+    noisy.train()
+    with pytest.raises(ValueError, match="items need their `index`"):
+        noisy.shared_step({key: batch[key] for key in ("image", "class_label")}, noisy.draws, 0, range(3))
+    saved = {"state_dict": dict(noisy.state_dict())}
+    noisy.on_save_checkpoint(saved)
+    assert saved["component"]["targets"] == "noisy"
+
+
 def test_a_member_adds_nothing_to_a_checkpoint(tmp_path):
     """What a member holds, its anchor too, is no part of the state dict; its record keeps its keys on disk."""
     model = start(tmp_path, init="anchored", row_rates="equal")
@@ -205,6 +237,8 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
         ({"row_rates": "all"}, "heads.row_rates must be one of"),
         ({"row_cap": 0.5}, "at least 1"),
         ({"init": "anchored", "noise": 0.0}, "has no width"),
+        ({"targets": "noisy"}, "noisy goes with heads.init: anchored"),
+        ({"init": "anchored", "targets": "none"}, "heads.targets must be one of"),
         ({"embedder": {"null_class": False}, "null_class": "random"}, "no null class"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -173,6 +173,25 @@ def test_rules_of_rows_do_not_mind_where_the_table_is(tmp_path):
     assert rule.beside(embedding.weight).pull.device.type == "meta"
 
 
+def test_every_member_has_its_own_noise_on_the_targets(tmp_path):
+    """Losses from one pass are those of the members by themselves."""
+    save_checkpoint({"state_dict": tiny_model().state_dict()}, tmp_path / "trunk.ckpt")
+    heads = {"init": "anchored", "anchor": 2.0, "targets": "noisy"}
+    model = instantiate_from_config(tiny_config(pretrained_path=str(tmp_path / "trunk.ckpt"), heads=heads))
+    members = start_members(model, 2, 0)
+    images = torch.randn(6, 8, 8, 1, generator=torch.Generator().manual_seed(0))
+    batch = {"image": images, "class_label": torch.arange(6), "index": torch.tensor([3, 1, 4, 3, 1, 5])}
+    for member in members:
+        member.member.training_set = TrainingSet(100, 3)
+        member.train()
+    together = JointMembers(members).losses(batch, [member.draws for member in members], 2, range(3))
+    for number, member in enumerate(members):
+        own = {name: value[3 * number : 3 * number + 3] for name, value in batch.items()}
+        expected, parts = member.shared_step(own, member.draws, 2, range(3))
+        torch.testing.assert_close(together[number][0], expected)
+        assert parts["train/loss_simple"] > 0.5, "the noise's variance of 1 is in it"
+
+
 def test_together_steps_every_optimiser():
     """Two optimisers stepped as one equal the two, and their state goes through a state dict."""
     values = [torch.nn.Parameter(torch.tensor([1.0])) for _ in range(4)]

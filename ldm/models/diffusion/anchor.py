@@ -1,23 +1,57 @@
-"""The prior of an anchored ensemble's member: a quadratic pull of its heads to their own draw from the prior."""
+"""The prior of an anchored member, a quadratic pull of its heads to their own draw of it, and noise of its targets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.noise import keyed_normal
 from ldm.models.protocols import HasParameters
 
 
+@dataclass(frozen=True)
+class TargetNoise:
+    """Noise of the targets of one member: of each training image its own, the same whenever the image is seen.
+
+    Source: Pearce et al. 2020, section 3; Osband et al. 2018 (randomised prior functions).
+
+    Args:
+        seed, member: of the draws.
+        deviation: its standard deviation, in units of what the network regresses.
+    """
+
+    seed: int
+    member: int
+    deviation: float
+
+    def __call__(self, images: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Return the noise [B, *shape] of images by their number in the data set, on the CPU."""
+        keys = [("targets", self.seed, self.member, image) for image in images]
+        return self.deviation * keyed_normal(keys, shape)
+
+
 class Anchor(nn.Module):
-    """Penalty that makes a member a draw of the posterior: the anchored loss of Pearce et al. 2020 (arXiv 1810.05546).
+    """The pull of an anchored member to its own draw of the prior (Pearce et al. 2020, arXiv 1810.05546).
 
         penalty = strength / (2 N D) sum_k (theta_k - anchor_k)^2 / s_k^2
 
     with N training images of D entries, anchor_k a draw of the prior N(pretrained_k, s_k^2) and `strength` the
     precision multiplier. Beside a loss that is a mean over images and entries, its weight depends neither on the batch
     size nor on the resolution: with noise of variance sigma^2 in every entry their loss is strength = 2 sigma^2.
+
+    What the members are, where outputs are linear in theta (y = X theta + noise, P = diag(1 / s^2) the prior's
+    precision, S = (X^T X / sigma^2 + P)^-1 the posterior's covariance): a minimum is S (X^T y / sigma^2 + P anchor), so
+    members spread by
+
+        S P S                                     of the anchors alone, targets being the same for all
+        S P S + S (X^T X / sigma^2) S = S         with a `TargetNoise` of deviation sigma: draws of the posterior
+
+    S P S is below S, and vanishes against it as the data decide: without noise of the targets members are no draws of
+    the posterior. Members on bootstraps of the images in place of that noise spread by S P S + S (sandwich) S, which
+    is S on average if the noise is as assumed and there are many images; one image has no bootstrap but itself.
 
     Holds its tensors as buffers that are not saved: they are drawn again from the member's seed.
 
@@ -27,6 +61,9 @@ class Anchor(nn.Module):
         strength: the precision multiplier, see above.
         entries: D, the entries of one image.
 
+    Attributes:
+        noise_deviation: sigma, the deviation of the noise in every entry that `strength` stands for.
+
     Raises:
         ValueError: if the prior of a parameter has no width.
     """
@@ -35,6 +72,7 @@ class Anchor(nn.Module):
         super().__init__()
         self.names = tuple(anchors)
         self.strength = strength / entries
+        self.noise_deviation = (strength / 2) ** 0.5  # sigma
         for number, name in enumerate(self.names):
             if not bool((deviations[name] > 0).all()):
                 raise ValueError(

@@ -17,6 +17,7 @@ DEFAULTS: Mapping[str, Any] = {
     "noise": 0.5,
     "null_class": "shared",
     "anchor": None,
+    "targets": "plain",
     "row_rates": "none",
     "row_cap": 2000.0,
     "lora": None,

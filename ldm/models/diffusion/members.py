@@ -18,7 +18,7 @@ from ldm.ensembles.heads import (
     row_deviations,
     split,
 )
-from ldm.models.diffusion.anchor import Anchor
+from ldm.models.diffusion.anchor import Anchor, TargetNoise
 from ldm.models.diffusion.head_options import describe_member
 from ldm.models.diffusion.optimisation import TrainingSet
 from ldm.models.diffusion.row_adam import RowRule, equal_rates, visit_probability
@@ -35,15 +35,17 @@ class MemberTraining(nn.Module):
     Args:
         record: which member it is, and what its heads are.
         anchor: the prior of an anchored member; None for any other.
+        target_noise: of a member with `heads.targets: noisy`; None for any other.
 
     Attributes:
         training_set: what the rules ask of the training data; None: what the trainer's data module says.
     """
 
-    def __init__(self, record: MemberRecord, anchor: Anchor | None = None):
+    def __init__(self, record: MemberRecord, anchor: Anchor | None = None, target_noise: TargetNoise | None = None):
         super().__init__()
         self.record = record
         self.anchor = anchor
+        self.target_noise = target_noise
         self.training_set: TrainingSet | None = None
 
     def read_training_set(self, trainer: pl.Trainer | None) -> TrainingSet:
@@ -53,6 +55,19 @@ class MemberTraining(nn.Module):
             ValueError: if neither is there.
         """
         return self.training_set or TrainingSet.from_trainer(trainer)
+
+    def draw_target_noise(self, batch: Mapping[str, Any], x: Tensor) -> Tensor | None:
+        """Return what is added to the targets of a batch, like its clean states x [B, C, H, W]; None: nothing is.
+
+        Raises:
+            ValueError: if the batch does not say which images it holds.
+        """
+        if self.target_noise is None:
+            return None
+        index = batch.get("index")
+        if index is None:
+            raise ValueError("heads.targets: noisy gives every image its own noise: its items need their `index`")
+        return self.target_noise(torch.as_tensor(index).tolist(), x.shape[1:]).to(x)
 
     def penalty(self, model: HasHeads, trainer: pl.Trainer | None) -> Tensor:
         """Return the anchored member's penalty [], 0 for any other member.
@@ -135,9 +150,9 @@ def start_member(model: HasHeads, base: str, index: int, seed: int, options: Map
         seed: of this member's draws.
         options: `names` of heads or patterns; `init` (pretrained, perturbed, random, anchored); `noise` in row
             standard deviations; `null_class` (shared, trained, random); `anchor`, precision of an anchored member's
-            prior (see `Anchor`); `row_rates` (none, equal) and `row_cap`, see `MemberTraining.row_rules`; `lora`, the
-            `layers` (patterns, or "attention") and `rank` of the head lora. What is not given is taken from
-            `DEFAULTS`.
+            prior (see `Anchor`), and its `targets` (plain, noisy); `row_rates` (none, equal) and `row_cap`, see
+            `MemberTraining.row_rules`; `lora`, the `layers` (patterns, or "attention") and `rank` of the head lora.
+            What is not given is taken from `DEFAULTS`.
 
     Raises:
         ValueError: for an unknown option, head or value, and for weight decay that would move a shared null class.
@@ -164,7 +179,10 @@ def start_member(model: HasHeads, base: str, index: int, seed: int, options: Map
             deviations[name] = everywhere.index_fill(axis, torch.tensor(rows, device=everywhere.device), torch.inf)
         height, width = read_image_size(model.image_size)
         anchor = Anchor(parameters, deviations, record.anchor, model.channels * height * width)
-    return MemberTraining(record, anchor)
+    noise = None
+    if anchor is not None and record.targets == "noisy":
+        noise = TargetNoise(record.seed, record.index, anchor.noise_deviation)
+    return MemberTraining(record, anchor, noise)
 
 
 def _draw_start(

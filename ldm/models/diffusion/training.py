@@ -161,7 +161,13 @@ class DDPM(DiffusionModel):
         return noise + self.input_perturbation * draws.perturbation(step, samples, noise.shape[1:]).to(noise)
 
     def p_losses(
-        self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+        self,
+        x_start: Tensor,
+        cond: Any,
+        t: Tensor,
+        noise: Tensor,
+        input_noise: Tensor | None = None,
+        target_noise: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the training loss [] and its parts for an embedded condition.
 
@@ -171,18 +177,31 @@ class DDPM(DiffusionModel):
             t: times [B], see `NoiseProcess`.
             noise: like x_start, the target's.
             input_noise: what the network's input is noised with instead, see `input_noise`.
+            target_noise: see `compute_loss`.
         """
         x_noisy = self.q_sample(x_start, t, noise if input_noise is None else input_noise)
         inputs, time = self.network_input(x_noisy, t)
-        return self.compute_loss(self.apply_model(inputs, time, cond), x_start, t, noise, input_noise)
+        output = self.apply_model(inputs, time, cond)
+        return self.compute_loss(output, x_start, t, noise, input_noise, target_noise)
 
     def compute_loss(
-        self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
+        self,
+        output: Tensor,
+        x_start: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        input_noise: Tensor | None = None,
+        target_noise: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss [] and parts of the network's output, means over the batch; arguments: see `DiffusionLoss`.
 
         Images are weighted where times are drawn unevenly.
+
+        Args:
+            target_noise: added to the targets, see `MemberTraining.draw_target_noise`.
         """
+        if target_noise is not None:
+            output = output - target_noise
         losses = self.loss(output, x_start, t, noise, input_noise)
         if self.time_importance is not None and self.training:
             weights = self.time_importance.weights(t).to(x_start)
@@ -192,6 +211,10 @@ class DDPM(DiffusionModel):
         if self.loss_settings.learns_logvar and self.logvar is not None:
             parts["logvar"] = self.logvar.mean().detach()
         return losses.total.mean(), parts
+
+    def draw_target_noise(self, batch: Batch, x: Tensor) -> Tensor | None:
+        """Return the noise of an anchored member's targets in training; None where it has none."""
+        return None if self.member is None or not self.training else self.member.draw_target_noise(batch, x)
 
     def add_penalty(self, loss: Tensor, parts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the pull of an anchored member to its training loss."""
@@ -219,7 +242,9 @@ class DDPM(DiffusionModel):
         t, noise, uniform = draws(step, samples, x.shape[1:], self.drawn_timesteps)
         t, noise, uniform = self.drawn_times(t).to(x.device), noise.to(x), uniform.to(x)
         input_noise = self.input_noise(draws, step, samples, noise)
-        return self.add_penalty(*self.p_losses(x, self.embed_condition(batch, uniform), t, noise, input_noise))
+        of_targets = self.draw_target_noise(batch, x)
+        found = self.p_losses(x, self.embed_condition(batch, uniform), t, noise, input_noise, of_targets)
+        return self.add_penalty(*found)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         part = batch_idx % self.trainer.accumulate_grad_batches
@@ -255,6 +280,11 @@ class DDPM(DiffusionModel):
         """Become member `index`: load and freeze the base checkpoint, start the heads; see `start_member`."""
         base = check_base(self.pretrained_path)
         self.member = start_member(self, base, index, seed, self.head_options)
+        if self.member.target_noise is not None and self.loss_settings != LossSettings():
+            raise ValueError(
+                "heads.targets: noisy is noise of a mean squared error: it goes neither with loss_type l1, a bound's "
+                "weight, a learned variance or logvar, nor with another l_simple_weight than 1"
+            )
         return self.member
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
