@@ -69,9 +69,14 @@ def make_backbone(model: LatentDiffusion, label: int | None = None) -> Backbone:
     """Make the backbone of a model; a conditional one sees `label`, or else its null class, or the empty text.
 
     Raises:
-        ValueError: if the model needs a label and neither is there.
+        ValueError: if the model needs a label and neither is there, or it joins pictures to its states.
     """
     embedder = model.cond_stage_model
+    if model.network.joins_picture and model.network.needs_choices:
+        raise ValueError(
+            "features are read of images alone, and this model joins a picture to every state: in Python give it one "
+            "(Pipeline.with_choices), and its label"
+        )
     if isinstance(embedder, TextEmbedder) and model.choices is None and label is None:
         empty = Choices(("",), tokens=embedder.null_tokens[None])
         model, label = model.with_choices(empty), 0

@@ -138,6 +138,8 @@ class PosteriorPipeline:
         """Raise a ValueError unless there is such a method and it knows this sampler and what acts on predictions."""
         if method not in METHODS:
             raise ValueError(f"method must be one of {sorted(METHODS)}, got '{method}'")
+        if method in ("persistent", "redrawn") and self.draws < 2:
+            raise ValueError(f"{method} is a variance over draws, and needs --draws of at least 2; got {self.draws}")
         wrappers, sampler = self.pipeline.wrappers, self.pipeline.sampling.sampler
         if method not in WRAPPED and (wrappers.clip or wrappers.classifier is not None):
             raise ValueError(f"{method} knows neither clipping nor a classifier: use {', '.join(WRAPPED)}")

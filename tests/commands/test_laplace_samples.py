@@ -14,7 +14,15 @@ from ldm.data.digits import Digits
 from ldm.experiments.variance_samples import CONTROL_MAPS
 from ldm.images import to_uint8
 from ldm.laplace import CURVATURES, LastLayerLaplace, load_laplace, save_laplace
-from ldm.pipelines import METHODS, build_model, chosen_positions, fitting, new_posterior, observations
+from ldm.pipelines import (
+    METHODS,
+    PosteriorPipeline,
+    build_model,
+    chosen_positions,
+    fitting,
+    new_posterior,
+    observations,
+)
 from ldm.settings import Sampling
 from ldm.uncertainty.scores import MASKS
 from tests.conftest import tiny_config
@@ -31,6 +39,12 @@ def test_the_commands_know_what_the_library_knows():
     assert get_args(VarianceMethod) == tuple(METHODS) and get_args(ControlMap) == CONTROL_MAPS
     for name, what in METHODS.items():
         assert f"{name:15} {what}" in SampleLaplace.__doc__
+
+
+def test_one_draw_has_no_variance():
+    for method in ("persistent", "redrawn"):
+        with pytest.raises(ValueError, match="needs --draws of at least 2; got 1"):
+            PosteriorPipeline(None, None, draws=1).check(method)
 
 
 def test_a_fit_is_that_of_its_observations_whatever_the_parts(place, monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ from ldm.diffusion.denoiser import guided
 from ldm.laplace.storage import save_laplace
 from ldm.modules.choices import Choices, join_condition
 from ldm.pipelines import build_model, load_model, observations
+from ldm.pipelines.features import make_backbone
 from ldm.pipelines.fitting import LaplacePlan
 from ldm.pipelines.pictures import read_pictures_for, with_pictures
 from ldm.settings import Sampling
@@ -127,6 +128,8 @@ def test_what_does_not_go_together_is_refused(pipeline, folder):
         texts.with_prompts(["a three"]).sample()
     with pytest.raises(ValueError, match="conditioned on pictures"):
         pipeline.sample()
+    with pytest.raises(ValueError, match="features are read of images alone"):
+        make_backbone(pipeline.model)
     with pytest.raises(ValueError, match="11"):
         with_pictures(pipeline, given, [11])
     with pytest.raises(ValueError, match="its mask"):
