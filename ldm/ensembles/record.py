@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 INITIALISATIONS = ("pretrained", "perturbed", "random", "anchored")
 NULL_CLASSES = ("shared", "trained", "random")
 ROW_RATES = ("none", "equal")
-TARGETS = ("plain", "noisy")
+NOISE_OF_TARGETS = ("plain", "noisy")
 # Keys of a member's record in checkpoints where they differ from the names of its fields.
 ON_DISK = {"base_path": "trunk_path", "base_sha256": "trunk_sha256"}
 
@@ -55,7 +55,12 @@ class MemberRecord:
     targets: str = "plain"
 
     def __post_init__(self) -> None:
-        choices = {"null_class": NULL_CLASSES, "init": INITIALISATIONS, "row_rates": ROW_RATES, "targets": TARGETS}
+        choices = {
+            "null_class": NULL_CLASSES,
+            "init": INITIALISATIONS,
+            "row_rates": ROW_RATES,
+            "targets": NOISE_OF_TARGETS,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"heads.{name} must be one of {known}, got '{getattr(self, name)}'")

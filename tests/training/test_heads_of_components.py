@@ -188,6 +188,9 @@ def test_noisy_targets_are_the_images_own_whenever_they_are_seen(tmp_path):
     noisy.train()
     with pytest.raises(ValueError, match="items need their `index`"):
         noisy.shared_step({key: batch[key] for key in ("image", "class_label")}, noisy.draws, 0, range(3))
+    config = config_of(tmp_path, False, {}, heads={"targets": "noisy", **options}, loss_type="l1")
+    with pytest.raises(ValueError, match="noise of a mean squared error"):
+        instantiate_from_config(config).start_from_pretrained(0, 0)
     saved = {"state_dict": dict(noisy.state_dict())}
     noisy.on_save_checkpoint(saved)
     assert saved["component"]["targets"] == "noisy"

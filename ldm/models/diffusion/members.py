@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.losses import LossSettings
 from ldm.ensembles.heads import (
     MemberRecord,
     freeze_all_but,
@@ -55,6 +56,14 @@ class MemberTraining(nn.Module):
             ValueError: if neither is there.
         """
         return self.training_set or TrainingSet.from_trainer(trainer)
+
+    def check_loss(self, settings: LossSettings) -> None:
+        """Raise a ValueError where the targets are noisy and the loss is not the mean squared error."""
+        if self.target_noise is not None and settings != LossSettings():
+            raise ValueError(
+                "heads.targets: noisy is noise of a mean squared error: it goes neither with loss_type l1, a bound's "
+                "weight, a learned variance or logvar, nor with another l_simple_weight than 1"
+            )
 
     def draw_target_noise(self, batch: Mapping[str, Any], x: Tensor) -> Tensor | None:
         """Return what is added to the targets of a batch, like its clean states x [B, C, H, W]; None: nothing is.

@@ -195,10 +195,7 @@ class DDPM(DiffusionModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss [] and parts of the network's output, means over the batch; arguments: see `DiffusionLoss`.
 
-        Images are weighted where times are drawn unevenly.
-
-        Args:
-            target_noise: added to the targets, see `MemberTraining.draw_target_noise`.
+        Images are weighted where times are drawn unevenly. `target_noise` is added to the targets.
         """
         if target_noise is not None:
             output = output - target_noise
@@ -280,11 +277,7 @@ class DDPM(DiffusionModel):
         """Become member `index`: load and freeze the base checkpoint, start the heads; see `start_member`."""
         base = check_base(self.pretrained_path)
         self.member = start_member(self, base, index, seed, self.head_options)
-        if self.member.target_noise is not None and self.loss_settings != LossSettings():
-            raise ValueError(
-                "heads.targets: noisy is noise of a mean squared error: it goes neither with loss_type l1, a bound's "
-                "weight, a learned variance or logvar, nor with another l_simple_weight than 1"
-            )
+        self.member.check_loss(self.loss_settings)
         return self.member
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
