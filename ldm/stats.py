@@ -177,7 +177,8 @@ def auroc_interval(scores: ArrayLike, positives: ArrayLike, level: float = 0.95)
 
     The ends are the theta with (theta - AUROC)^2 = z^2 V(theta), V being Hanley and McNeil's variance at exponential
     scores with (m + n) / 2 of each kind. It keeps a width where the AUROC is 0 or 1, as Wilson's of a share does. Fewer
-    than two scores of a kind have no interval. (Newcombe 2006, Statistics in Medicine 25, 559-573, method 5.)
+    than two scores of a kind have no interval. Equal scores rank nothing: their estimate is NaN, where `auroc`, which
+    counts ties by half, gives 0.5. (Newcombe 2006, Statistics in Medicine 25, 559-573, method 5.)
 
     Raises:
         ValueError: as for `auroc`.
@@ -185,6 +186,8 @@ def auroc_interval(scores: ArrayLike, positives: ArrayLike, level: float = 0.95)
     found = auroc(scores, positives)
     above = int(np.sum(np.asarray(positives) == 1))
     below = len(np.asarray(positives)) - above
+    if np.ptp(np.asarray(scores)) == 0:
+        return Interval(math.nan, n=above + below)
     if min(above, below) < 2:
         return Interval(found, n=above + below)
     reach = float(norm.ppf((1 + level) / 2))

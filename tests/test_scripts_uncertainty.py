@@ -152,15 +152,18 @@ def test_quickrun_spreads_over_the_bins_and_published_scores_five(ensemble, tmp_
 def test_scales_and_distances_act(ensemble, tmp_path):
     noisy = {"sampling": Sampling(eta=1.0)}
     scales = {"mean": {"distance_scale": "mean"}, "part": {"distance_scale": 1 / 64}}
-    scales["kl"] = {"distance": "kl", "distance_scale": "mean"}
+    scales["kl"] = {"distance": "kl"}
+    scales["sum"] = {}
     found = {
         name: read_csv(measure(ensemble, tmp_path / name, 0, **noisy, **scale) / "uncertainty.csv")[0]
         for name, scale in scales.items()
     }
     assert found["mean"]["mi_mean"] == pytest.approx(found["part"]["mi_mean"])
     # With one variance v for all members KL = gap^2 / (2 v).
-    ratio = found["mean"]["mean_pairwise_distance"] / found["kl"]["mean_pairwise_distance"]
+    ratio = found["sum"]["mean_pairwise_distance"] / found["kl"]["mean_pairwise_distance"]
     assert ratio == pytest.approx(2 * found["mean"]["aleatoric_variance"], rel=1e-5)
+    with pytest.raises(ValueError, match="under --distance_scale mean it bounds nothing"):
+        measure(ensemble, tmp_path / "no", distance="kl", distance_scale="mean")
     with pytest.raises(ValueError, match="sample with eta > 0"):
         measure(ensemble, tmp_path / "no", 0, distance="kl")
     with pytest.raises(ValueError, match="above 0"):

@@ -31,6 +31,7 @@ class UncertaintyClasses:
       python get_unc_synsets.py --path logs/bootstrapped_digits_5
       python get_unc_synsets.py --path logs/bootstrapped_digits_5 --unc_branch 0 --n 16 --ddim_steps 50
       python get_unc_synsets.py --path logs/bootstrapped_digits_5 --branch_at 0 0.5 0.98 --diversity --curve
+      python get_unc_synsets.py --path logs/bootstrapped_digits_5 --noise 0.1
       python get_unc_synsets.py --path logs/bootstrapped_digits_5 --base_comp all --ci_width 0.01 --max_n 200
       torchrun --nproc_per_node 4 -- get_unc_synsets.py --path ENSEMBLE    (classes are shared out, results merged)
 
@@ -53,15 +54,25 @@ class UncertaintyClasses:
     """Add noises to a class until its 95 % interval is this narrow, end to end."""
     max_n: int = 100
     """Noises of a class at most, with --ci_width."""
-    distance: Literal["wasserstein", "kl", "bhattacharyya"] = "wasserstein"
-    """The distance between members; the published one is wasserstein (squared), the others need --ddim_eta > 0."""
-    distance_scale: Annotated[str | float, option(metavar="sum|mean|FACTOR")] = "sum"
-    """Sum the distance over dimensions (as published), take the mean, or multiply the sum by a factor."""
-    distance_of: Annotated[
-        Literal["state", "x0"] | None,
-        option(metavar="state|x0", default="the config's uncertainty.distance_of, or state"),
+    distance: Annotated[
+        Literal["wasserstein", "kl", "bhattacharyya"] | None,
+        option(metavar="wasserstein|kl|bhattacharyya", default="wasserstein, the published one; kl with --noise"),
     ] = None
-    """Compare the states after the step, as published, or the predicted x0, whatever the step's length."""
+    """The distance between members: squared wasserstein; kl for an upper bound of mutual information, bhattacharyya for
+    a lower one, which need --ddim_eta > 0 or --noise."""
+    distance_scale: Annotated[str | float, option(metavar="sum|mean|FACTOR")] = "sum"
+    """Sum squared distances over dimensions (as published), take the mean, or multiply the sum by a factor; the bounds
+    are sums."""
+    distance_of: Annotated[
+        Literal["state", "x0", "image"] | None,
+        option(metavar="state|x0|image", default="the config's uncertainty.distance_of, or state; image with --noise"),
+    ] = None
+    """Compare the states after the step, as published, or the predicted x0, or their images, whatever its length."""
+    noise: Annotated[float | None, option(metavar="R", default="what the distance and its scale imply")] = None
+    """See predictions through Gaussian noise of R standard deviations of the data, root mean square over an image: nats
+    that compare between models, of pixels and of latents; docs/decu.md."""
+    data_sd: Annotated[float | None, option(metavar="S", default="that of 64 samples of the base model")] = None
+    """With --noise, the standard deviation of the data, of images in [-1, 1] or of latents."""
     curve: Annotated[bool, option("--steps_curve")] = False
     """Measure the mutual information of every step: samples to the end."""
     diversity: bool = False
@@ -87,6 +98,26 @@ class UncertaintyClasses:
     def __post_init__(self) -> None:
         if self.lpips and not self.diversity:
             raise ValueError("--lpips goes with --diversity")
+        plain = self.distance in (None, "wasserstein")
+        scaled = read_scale(self.distance_scale) not in ("sum", 1)
+        if not plain and scaled:
+            raise ValueError(
+                f"--distance {self.distance} bounds mutual information when it is summed over the dimensions; under "
+                f"--distance_scale {self.distance_scale} it bounds nothing: leave the scale at sum"
+            )
+        if self.noise is None:
+            if self.data_sd is not None:
+                raise ValueError("--data_sd is the unit of --noise: give both, or neither")
+            return
+        if not (self.noise > 0 and (self.data_sd is None or self.data_sd > 0)):
+            raise ValueError(f"--noise and --data_sd are above 0; got {self.noise:g} and {self.data_sd}")
+        if self.distance == "wasserstein" or scaled:
+            raise ValueError("--noise takes --distance kl (the default) or bhattacharyya, summed: it is the scale")
+        if self.distance_of == "state":
+            raise ValueError(
+                "--noise sees predicted x0 or their images (--distance_of x0|image): states lie apart with the step's "
+                "length"
+            )
 
     def run(self) -> Path:
         """Measure at every branch point, and write the reports; return their folder."""
@@ -103,9 +134,9 @@ class UncertaintyClasses:
         if several and len(rows) == len(tables):
             times = {step: float(pipeline.times[step]) for step in rows}
             described = {**pipeline.describe_sampling(), **plan.describe()}
-            comments = [f"{key}: {value}" for key, value in described.items()]
+            comments = [f"{key}: {value}" for key, value in described.items()] + [plan.meaning(pipeline)]
             name = pipeline.ensemble.spec["name"]
-            title = f"{name}: {pipeline.members} members; {self.distance}, {self.distance_scale}"
+            title = f"{name}: {pipeline.members} members; {plan.estimator.distance}, {self.distance_scale}"
             print("\n".join(map(str, write_branch_report(folder, rows, times, comments, title))))
         return folder if self.out or several else folder / f"samps_uncs_branch{pipeline.branch}"
 
@@ -117,7 +148,9 @@ class UncertaintyClasses:
         return pipeline.make_plan(
             n,
             self.distance_of,
-            estimator=Estimator(self.distance, read_scale(self.distance_scale)),
+            self.noise,
+            self.data_sd,
+            estimator=Estimator(self.distance or "wasserstein", read_scale(self.distance_scale)),
             width=self.ci_width,
             most=self.max_n,
             curve=self.curve,
@@ -157,8 +190,8 @@ class UncertaintyClasses:
         if not work.complete(keys):
             print(f"{out}: this process is done; the one that finishes last (or one more call) writes the table")
             return None
-        results = [ClassInformation.from_json(label, work.load(str(label))) for label in labels]
-        rows, words = write_class_report(out, results, pipeline, settings, plan.estimator.units)
+        results = [ClassInformation.from_json(label, work.load(str(label)), pipeline.members) for label in labels]
+        rows, words = write_class_report(out, results, pipeline, settings, plan)
         write_record(out / "record.json", self, overwrite=True, settings=settings)
         print(
             "\n".join([f"step {pipeline.branch} of {len(pipeline.times) - 1}:", *words, str(out / "uncertainty.csv")])

@@ -45,6 +45,9 @@ class UncertaintyPixels:
     """Decoded images in [0, 1], final latents, or both."""
     distance_scale: Annotated[str | float, option(metavar="sum|mean|FACTOR")] = "sum"
     """Squared distances of a pixel: the sum over its channels, their mean, or a factor on the sum."""
+    noise: Annotated[float | None, option(metavar="R", default="what the distance's scale implies")] = None
+    """See pixels through Gaussian noise of R standard deviations of the data, in place of --distance_scale: nats that
+    compare between models."""
     channels: Annotated[
         Literal["joint", "mean"] | None, option(metavar="joint|mean", default="joint; published: mean")
     ] = None
@@ -64,6 +67,11 @@ class UncertaintyPixels:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"--n is the number of noises of a class: expected at least 1, got {self.n}")
+        if self.noise is not None and (read_scale(self.distance_scale) != "sum" or not self.noise > 0):
+            raise ValueError(
+                f"--noise takes a number above 0, and no --distance_scale beside it; got {self.noise:g} and "
+                f"{self.distance_scale}"
+            )
 
     @property
     def folder(self) -> Path:
@@ -94,6 +102,7 @@ class UncertaintyPixels:
                 **one.describe(),
                 "distance": "wasserstein",
                 "distance_scale": self.distance_scale,
+                **({} if self.noise is None else {"noise": self.noise}),
             }
             record = self.folder / f"record_branch{one.branch}.json"
             write_record(record, self, overwrite=True, settings=settings)
@@ -106,9 +115,23 @@ class UncertaintyPixels:
         from ldm.uncertainty.results import PixelInformation
 
         scale = read_scale(self.distance_scale)
-        measured = measure_pixels(pipeline, labels, self.n, spaces=self.space, scale=scale, joint=self.joint)
+        measured = measure_pixels(
+            pipeline, labels, self.n, spaces=self.space, scale=scale, joint=self.joint, noise=self.noise
+        )
         shown = tqdm(measured, desc="pixel maps", unit="class", total=len(labels))
         return PixelInformation.stack(labels, list(shown))
+
+    def _seen_through(self, found: PixelInformation, pipeline: EnsemblePipeline, space: str) -> str:
+        """Return the noise that the nats of a map belong to, in words."""
+        from ldm.uncertainty.channel import implied_deviations
+
+        if self.noise is not None:
+            return f"at most this through noise of {self.noise:g} standard deviations of the data"
+        channels = found.images.shape[2] if space == "image" else pipeline.model.latent_shape[0]
+        factors: dict[str, float] = {"sum": 1.0, "mean": 1 / channels if self.joint else 1.0}
+        scale = read_scale(self.distance_scale)
+        factor = factors[scale] if isinstance(scale, str) else scale
+        return f"at most this through noise of deviation {implied_deviations(factor)[0]:.3g} in each channel"
 
     def _stem(self, pipeline: EnsemblePipeline, space: str) -> str:
         """Return what the names of a space's outputs begin with."""
@@ -133,6 +156,7 @@ class UncertaintyPixels:
         label = f"mutual information per pixel (nats)\n{SPACES[space]}, distance {self.distance_scale}"
         label += "" if self.joint else ", channel by channel"
         label += f", mean over {self.n} noises" if self.mean else ""
+        label += f"\n{self._seen_through(found, pipeline, space)}"
         titles = [pipeline.classes.describe(one) for one in found.classes]
         for noise, path in enumerate(self._pictures(pipeline, space)):
             heat_maps(found.images[:, noise], shown[:, noise], path, label, titles, limits, 5, self.overwrite)

@@ -24,6 +24,9 @@ from ldm.diffusion.ode.runge_kutta import coordinates
 from ldm.diffusion.ode.tableau import Integrator, Slope, tableau
 from ldm.diffusion.schedule import Schedule
 
+# Levels of an 8-bit image for each unit of [-1, 1]: 255 steps over a length of 2.
+LEVELS_PER_UNIT = 127.5
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -34,8 +37,20 @@ class Likelihood:
 
     @property
     def bits_per_dimension(self) -> Tensor:
-        """-log2 p / D [B], of a density over [-1, 1]^D seen as one over 256 levels each (+ 7 bits a dimension)."""
-        return 7 - self.log_density / (math.log(2) * self.noise[0].numel())
+        """-log2 p / D [B], of a density of 8-bit images in [-1, 1]: log2 127.5 = 6.994 bits are added a dimension.
+
+        Their 256 levels lie 2 / 255 apart, so that a level's share of the density is p (1 / 127.5)^D. The number is an
+        upper bound of a code's length where the images were made continuous by uniform noise of one level's width
+        (`dequantise`; Theis et al. 2016, section 3.1). Of images as they are it bounds nothing: a density may be as
+        high as it likes on 256 points.
+        """
+        return math.log2(LEVELS_PER_UNIT) - self.log_density / (math.log(2) * self.noise[0].numel())
+
+
+def dequantise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Add uniform noise of one level's width, 2 / 255, to 8-bit images [B, C, H, W] in [-1, 1] (Theis et al. 2016)."""
+    draws = torch.rand(images.shape, generator=generator, dtype=torch.float64).to(images)
+    return images + (2 * draws - 1) / (2 * LEVELS_PER_UNIT)
 
 
 def standard_normal(x: Tensor, scale: float = 1.0) -> Tensor:

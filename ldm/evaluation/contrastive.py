@@ -39,9 +39,12 @@ def alignment(first: Tensor, second: Tensor) -> float:
 
 
 def uniformity(features: Tensor, temperature: float = 2.0, tile: int = _TILE) -> float:
-    """Logarithm of the mean Gaussian potential of all pairs of features [N, D], float64 sums: 0 .. -4 (t = 2).
+    """Logarithm of the mean Gaussian potential of all pairs of features [N, D], float64 sums.
 
-    -2 t is the value of pairs at right angles, which random directions approach in many dimensions.
+    It lies between 0, where all images are one direction, and -2 t N / (N - 1), which N directions reach that are as
+    far apart as can be, a simplex: -8 for two opposite ones, -6 for three, -4 in the limit of many (t = 2). For the
+    mean of the squared distances is at most 2 N / (N - 1), and the exponential is convex. Random directions in many
+    dimensions approach -2 t as well.
 
     Raises:
         ValueError: if there are fewer than two images.

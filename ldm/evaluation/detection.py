@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -59,8 +58,6 @@ def against_class_sizes(scores: ArrayLike, class_sizes: ArrayLike, few: float = 
     sizes = sorted(set(class_sizes[positives].tolist()))
     ceiling = spearman_ceiling(ranks)
     correlation = spearman_interval(ranks, scores)
-    if np.ptp(scores) == 0:
-        return ClassSizeScores(correlation, ceiling, Interval(math.nan, n=len(scores)), sizes)
     chosen = positives | largest
     area = auroc_interval(scores[chosen], positives[chosen])
     bounded = replace(correlation, low=max(correlation.low, -ceiling), high=min(correlation.high, ceiling))

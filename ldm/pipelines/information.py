@@ -14,15 +14,18 @@ from ldm.evaluation.diversity import pairwise_lpips, pairwise_ssim
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.modules.losses import LPIPS
 from ldm.pipelines.branching import BranchingPipeline
+from ldm.pipelines.noise_levels import count_elements, find_pixel_factor
 from ldm.uncertainty.information import Scale
 from ldm.uncertainty.quantities import Estimator, Quantities, compare_groups, compute_quantities, pixel_maps, step_curve
 from ldm.uncertainty.results import ClassInformation
 
 # States after a step lie apart with the step's length; predicted x0 do not: so a flow's few long steps and a
-# diffusion's many short ones compare, and the number of steps does not matter.
-COMPARED: dict[str, Callable[[Step], Gaussian]] = {
-    "state": lambda step: step.distribution,
-    "x0": lambda step: Gaussian(step.x0),
+# diffusion's many short ones compare, and the number of steps does not matter. Images of models of pixels and of
+# latents compare as well.
+COMPARED: dict[str, Callable[[BranchingPipeline, Step], Gaussian]] = {
+    "state": lambda _, step: step.distribution,
+    "x0": lambda _, step: Gaussian(step.x0),
+    "image": lambda pipeline, step: Gaussian(pipeline.decode(step.x0)),
 }
 
 
@@ -39,11 +42,11 @@ class InformationPlan:
         diversity: sample to the end, for the similarity of the members' pictures.
         lpips: with `diversity`, the network of their learned perceptual distance as well.
         keep: keep latents and distances.
-        compared: what the members' distances are between, one of `COMPARED`: the states after the step, or their
-            predicted x0.
+        compared: what the members' distances are between, one of `COMPARED`: the states after the step, their
+            predicted x0, or the images of these.
 
     Raises:
-        ValueError: for an unknown `compared`, or numbers that do not fit together.
+        ValueError: for an unknown `compared`, or values that do not fit together.
     """
 
     estimator: Estimator = field(default_factory=Estimator)
@@ -59,10 +62,16 @@ class InformationPlan:
     def __post_init__(self) -> None:
         if self.compared not in COMPARED:
             raise ValueError(f"distances are between one of {sorted(COMPARED)}, got '{self.compared}'")
-        if self.compared != "state" and self.estimator.distance != "wasserstein":
+        noise = self.estimator.noise
+        if self.compared != "state" and noise is None and self.estimator.distance != "wasserstein":
             raise ValueError(
                 f"the distance {self.estimator.distance} needs variances, which predicted x0 have not: take the "
-                "states (distance_of state), or the distance wasserstein"
+                "states (distance_of state), noise to see them through, or the distance wasserstein"
+            )
+        if self.compared == "state" and noise is not None:
+            raise ValueError(
+                "states lie apart with the length of the step, so that noise in units of the data says nothing of "
+                "them: compare the predicted x0 or their images (distance_of x0 or image)"
             )
         if self.n < 1 or (self.width is not None and (self.width <= 0 or self.n < 2 or self.most < self.n)):
             raise ValueError(
@@ -85,8 +94,13 @@ class InformationPlan:
             "distance": self.estimator.distance,
             "distance_scale": self.estimator.scale,
             **({"distance_of": self.compared} if self.compared != "state" else {}),
+            **({} if self.estimator.noise is None else self.estimator.noise.describe()),
             **{name: value for name, value in parts.items() if value},
         }
+
+    def meaning(self, pipeline: BranchingPipeline) -> str:
+        """Return what the nats are, in a sentence."""
+        return self.estimator.meaning(count_elements(pipeline, self.compared == "image"))
 
     def done(self, measured: ClassInformation) -> bool:
         """Return whether a class needs no more noises."""
@@ -109,14 +123,14 @@ def measure_round(
     split = (len(labels), len(noises), len(bases))
     compare = COMPARED[plan.compared]
     first = next(steps)
-    found = compute_quantities(compare(first), plan.estimator)
+    found = compute_quantities(compare(pipeline, first), plan.estimator)
     curve = [found.mi]
     samples = first.x_next
     if plan.curve or plan.diversity or plan.keep:
         for step in steps:
             samples = step.x_next
             if plan.curve:
-                curve += step_curve([compare(step)], plan.estimator)
+                curve += step_curve([compare(pipeline, step)], plan.estimator)
     results = []
     for place, label in enumerate(labels):
         # [.., L n K] -> [.., n, K] of this class
@@ -217,6 +231,7 @@ def measure_pixels(
     spaces: Sequence[str] = ("image",),
     scale: Scale = "sum",
     joint: bool = True,
+    noise: float | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield of each class images [n, C, H, W] of its first base member, and maps [n, h, w] in each space.
 
@@ -227,7 +242,14 @@ def measure_pixels(
         spaces: of `SPACES`.
         scale: of the squared distances over a pixel's channels: sum, mean, or a factor on the sum.
         joint: a pixel's channels are one event; else channel by channel and averaged, as published.
+        noise: see the pixels through noise of this many standard deviations of the data, in place of a scale.
+
+    Raises:
+        ValueError: for noise together with a scale.
     """
+    if noise is not None and scale != "sum":
+        raise ValueError(f"noise of {noise:g} standard deviations decides the scale of the distances; got also {scale}")
+    scales = {space: scale if noise is None else find_pixel_factor(pipeline, noise, space, joint) for space in spaces}
     most = max(len(pipeline.bases(label)) for label in labels)
     together = pipeline.images_at_once(n * pipeline.members * most)
     for first in range(0, len(labels), together):
@@ -237,5 +259,5 @@ def measure_pixels(
         for label, own in zip(batch, latents.split(n, 1), strict=True):  # own [M, n, K, c, h, w]
             decoded = pipeline.decode(own)
             values = {"image": (decoded + 1) / 2, "latent": own}
-            maps = {space: pixel_maps(values[space], scale, joint).mean(1).cpu() for space in spaces}
+            maps = {space: pixel_maps(values[space], scales[space], joint).mean(1).cpu() for space in spaces}
             yield decoded[pipeline.bases(label)[0], :, 0], maps

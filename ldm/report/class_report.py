@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.pipelines import EnsemblePipeline
+from ldm.pipelines import EnsemblePipeline, InformationPlan
 from ldm.report.class_tables import (
     EXPLAINED,
     bin_curves,
@@ -17,6 +18,7 @@ from ldm.report.class_tables import (
     curve_rows,
     ordered_bins,
     summarise_classes,
+    why_silent,
 )
 from ldm.report.natural import rank_natural
 from ldm.report.plots import Curve, curve_plot, distribution_plot, per_bin_plot
@@ -25,6 +27,9 @@ from ldm.uncertainty.results import ClassInformation
 from ldm.util import atomic_write
 
 IMAGES = "training images per class"
+
+
+NOTE_WIDTH = 110  # characters of a plot's note
 
 
 def _comments(settings: Mapping[str, Any], units: str) -> list[str]:
@@ -36,7 +41,7 @@ def write_class_report(
     results: Sequence[ClassInformation],
     pipeline: EnsemblePipeline,
     settings: Mapping[str, Any],
-    units: str,
+    plan: InformationPlan,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write uncertainty.csv, uncertainty.png, distributions.png, summary.json, summary.md, and curve.{csv,png} where
     there are step curves; files of an earlier call with the same results are replaced.
@@ -44,28 +49,30 @@ def write_class_report(
     Args:
         results: what was measured of each class.
         settings: what the numbers depend on, for the tables' comments.
-        units: of the distances, in words.
+        plan: what was measured, which says what the nats are.
 
     Returns:
         The rows of the table and the summary in words.
     """
     rows = [class_row(result, pipeline) for result in results]
     found, words = summarise_classes(rows, pipeline)
-    if pipeline.classes.natural:
+    ranked = pipeline.classes.natural and why_silent(pipeline) is None
+    if ranked:
         rows, outstanding = rank_natural(rows)
         found |= outstanding.facts
         words += outstanding.words
-    comments = _comments(settings, units)
+    words = [*words, plan.meaning(pipeline)]
+    comments = _comments(settings, plan.estimator.units)
     write_csv(out / "uncertainty.csv", rows, [*comments, *words], overwrite=True)
     with atomic_write(out / "summary.json", overwrite=True) as partial:
         partial.write_text(json.dumps({"settings": dict(settings), **found}, indent=1, default=str) + "\n")
     with atomic_write(out / "summary.md", overwrite=True) as partial:
         partial.write_text("\n\n".join([*words, markdown_table(found["bins"])]) + "\n")
     title = f"{_where(pipeline)}; distance {settings['distance']}, {settings['distance_scale']}"
-    if pipeline.classes.natural:
+    if ranked:
         outstanding.draw(out, rows, title)
     else:
-        _bin_plots(out, rows, pipeline, title, "\n".join(words))
+        _bin_plots(out, rows, pipeline, title, "\n".join(textwrap.fill(line, NOTE_WIDTH) for line in words))
     if all(result.curve is not None for result in results):
         lines = [line for result in results for line in curve_rows(result, pipeline)]
         write_csv(out / "curve.csv", lines, comments, overwrite=True)

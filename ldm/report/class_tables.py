@@ -36,6 +36,7 @@ EXPLAINED = (
     "multistep_*: the same of the last step, between chains that have branched before",
     "ssim: structural similarity between members' pictures, mean over pairs and noises (lower: more diverse); "
     "lpips: their learned perceptual distance (higher: more diverse)",
+    "epistemic_variance: of the members' means, with M - 1, so that it does not depend on the number of members",
     "*_certain, *_uncertain: among the members that saw the class, that did not; a group of one gives 0 nats",
 )
 
@@ -138,6 +139,8 @@ def _masked_summary(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], 
     pairs = [pair for pair in pairs if None not in pair]
     if not pairs:
         return {}, ["groups: no class has two members or more on both sides; nothing to compare"]
+    if np.ptp(pairs) == 0:
+        return {}, [f"groups: the mean distance is {pairs[0][0]:.3g} in every one; nothing to compare"]
     ratios = [math.log(max(uncertain, 1e-300) / max(certain, 1e-300)) for certain, uncertain in pairs]
     logs = mean_interval(ratios)
     ratio = Interval(*(math.exp(value) for value in (logs.estimate, logs.low, logs.high)), n=logs.n)
@@ -161,6 +164,9 @@ def summarise_classes(
         "saturation": float(np.mean([row["saturation"] for row in rows])),
         "bins": bin_means(rows),
     }
+    silent = why_silent(pipeline)
+    if silent is not None:
+        return found, [silent]
     if pipeline.classes.masked:
         more, words = _masked_summary(rows)
         return {**found, **more}, words
@@ -183,7 +189,19 @@ def summarise_classes(
     return found, words
 
 
+def why_silent(pipeline: EnsemblePipeline) -> str | None:
+    """Return why the members cannot disagree, whatever the class, in words; None where they can."""
+    if pipeline.members < 2:
+        return "one member has nobody to disagree with: its mutual information is 0 by definition, and ranks nothing"
+    rows = pipeline.ensemble.members.overrides.values()
+    if all(bool((values == values[:1]).all()) for values in rows):
+        return f"the {pipeline.members} members have the same weights and agree exactly: there is nothing to rank"
+    return None
+
+
 def _words(interval: Interval) -> str:
+    if math.isnan(interval.estimate):
+        return "not defined (equal values rank nothing)"
     if not interval.known:
         return f"{interval.estimate:.3f} (too few classes for an interval)"
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

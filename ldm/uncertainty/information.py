@@ -35,14 +35,15 @@ def kl(gaussian: Gaussian, dims: Dims = "sample", scale: Scale = "sum") -> Tenso
     Args:
         gaussian: mean [M, B, ...], positive variance.
         dims: which axes form one event, see the module's docstring.
-        scale: "sum" over the event's dimensions (as published), "mean" over them, or a number that multiplies the sum.
+        scale: "sum" over the event's dimensions; under another one PaiDE is no bound, so that it is refused.
 
     Returns:
         [M, M, B], [M, M, B, H, W] or [M, M, B, C, H, W], float64, zero diagonal. Alias: KL.
 
     Raises:
-        ValueError: at zero covariance, where the divergence is infinite.
+        ValueError: at zero covariance, where the divergence is infinite, or for another scale.
     """
+    check_bound("kl", scale)
     _require_positive_variance(gaussian, "KL divergence")
     return _pairwise(gaussian, _kl_terms, dims, scale, symmetric=False)
 
@@ -54,6 +55,7 @@ def bhattacharyya(gaussian: Gaussian, dims: Dims = "sample", scale: Scale = "sum
 
     Arguments, shapes and errors as for `kl`; symmetric. Alias: Bhatt.
     """
+    check_bound("bhattacharyya", scale)
     _require_positive_variance(gaussian, "Bhattacharyya distance")
     return _pairwise(gaussian, _bhattacharyya_terms, dims, scale, symmetric=True)
 
@@ -63,8 +65,15 @@ def wasserstein2_squared(gaussian: Gaussian, dims: Dims = "sample", scale: Scale
 
         W2^2 = sum_d [ (mu_i - mu_j)^2 + (sqrt(v_i) - sqrt(v_j))^2 ]
 
-    PaiDE with it bounds nothing and depends on the scale of the latents (DECU eq. 7-8 by secondary sources; their
-    code uses the square, summed). Arguments and shapes as for `kl`; symmetric. Aliases: Wass, and Wass_0 for var = 0.
+    PaiDE with it depends on the scale of the latents (DECU eq. 7-8 by secondary sources; their code uses the square,
+    summed). It is no bound of the information in the state itself: where all variances are equal, D = |mu_i - mu_j|^2
+    is the KL divergence of the means seen through noise of variance 1/2, and four times the Bhattacharyya distance of
+    variance 1/2: see `ldm.uncertainty.channel`.
+
+    Args:
+        gaussian, dims: as for `kl`; symmetric. Aliases: Wass, and Wass_0 for var = 0.
+        scale: "sum" over the event's dimensions (as published), "mean" over them, or a number that multiplies the sum;
+            f times the sum belongs to noise of variance 1 / (2 f).
 
     Raises:
         ValueError: if a variance is negative.
@@ -74,11 +83,26 @@ def wasserstein2_squared(gaussian: Gaussian, dims: Dims = "sample", scale: Scale
     return _pairwise(gaussian, _wasserstein_terms, dims, scale, symmetric=True)
 
 
+# PaiDE with these bounds the mutual information, from above and from below.
+BOUNDS = ("kl", "bhattacharyya")
 DISTANCES: dict[str, Callable[[Gaussian, Dims, Scale], Tensor]] = {
     "wasserstein": wasserstein2_squared,
     "kl": kl,
     "bhattacharyya": bhattacharyya,
 }
+
+
+def check_bound(distance: str, scale: Scale) -> None:
+    """Refuse a scale under which PaiDE with a divergence would bound nothing.
+
+    Raises:
+        ValueError: for kl or bhattacharyya under another scale than "sum" (or 1).
+    """
+    if distance in BOUNDS and scale != 1 and (scale == "mean" or not isinstance(scale, str)):
+        raise ValueError(
+            f"{distance} bounds mutual information when it is summed over the dimensions, and under the scale {scale} "
+            "it bounds nothing: leave the scale at sum, or take the distance wasserstein"
+        )
 
 
 def paide(distances: Tensor, members: Sequence[int] | None = None, weights: Tensor | None = None) -> Tensor:

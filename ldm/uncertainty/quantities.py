@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from ldm.modules.distributions.gaussian import Gaussian, check_members
+from ldm.uncertainty.channel import NoiseLevel, implied_deviations
 from ldm.uncertainty.information import (
+    BOUNDS,
     DISTANCES,
     Scale,
+    check_bound,
     mean_pairwise_distance,
     mutual_information,
     paide,
@@ -26,10 +29,29 @@ from ldm.uncertainty.information import (
 
 @dataclass(frozen=True)
 class Estimator:
-    """A distance between members and its scale: "sum" over the dimensions (as published), "mean", or a factor."""
+    """How far members are apart: a distance, its scale, and the noise that they are seen through.
+
+    Attributes:
+        distance: one of `DISTANCES`.
+        scale: "sum" over the dimensions (as published), "mean" over them, or a factor on the sum.
+        noise: white noise that is added to what is compared; with kl PaiDE is then an upper bound of what gets through
+            it, with bhattacharyya a lower one, also where the members have no variance.
+
+    Raises:
+        ValueError: for a scale under which a divergence is no bound, or noise with the distance wasserstein, which
+            measures no divergence.
+    """
 
     distance: str = "wasserstein"
     scale: Scale = "sum"
+    noise: NoiseLevel | None = None
+
+    def __post_init__(self) -> None:
+        check_bound(self.distance, self.scale)
+        if self.noise is not None and self.distance not in BOUNDS:
+            raise ValueError(
+                f"information through noise is bounded by {' and '.join(BOUNDS)}; got the distance {self.distance}"
+            )
 
     def distances(self, gaussian: Gaussian) -> Tensor:
         """[M, M, B], float64.
@@ -39,6 +61,8 @@ class Estimator:
         """
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {sorted(DISTANCES)}, got '{self.distance}'")
+        if self.noise is not None:
+            gaussian = Gaussian(gaussian.mean.double(), gaussian.var.double() + self.noise.deviation**2)
         return DISTANCES[self.distance](gaussian, "sample", self.scale)
 
     @property
@@ -48,6 +72,24 @@ class Estimator:
         how = {"sum": "summed over the dimensions", "mean": "averaged over the dimensions"}
         return f"{unit}, {how.get(str(self.scale), f'summed over the dimensions, times {self.scale}')}"
 
+    def meaning(self, size: int) -> str:
+        """Return what nats by this estimator are, in a sentence, for comparisons between `size` numbers."""
+        side = "at least" if self.distance == "bhattacharyya" else "at most"
+        if self.noise is not None:
+            level = f"{self.noise.level:g} standard deviations of the data"
+            return (
+                f"nats: the information about the member in {size} numbers seen through Gaussian noise of {level} "
+                f"({self.noise.data:.4g}), root mean square, deviation {self.noise.deviation:.4g} in each, "
+                f"is {side} this"
+            )
+        if self.distance in BOUNDS:
+            return f"nats: the information about the member in the drawn state is {side} this"
+        above, below = implied_deviations({"sum": 1.0, "mean": 1 / size}.get(str(self.scale)) or float(self.scale))
+        return (
+            f"nats: the information about the member in {size} numbers without noise of their own is at most this "
+            f"seen through Gaussian noise of deviation {above:.4g} in each, and at least this through {below:.4g}"
+        )
+
 
 @dataclass(frozen=True)
 class Quantities:
@@ -56,8 +98,9 @@ class Quantities:
     Attributes:
         mi: [B], mutual information between the state and the member, nats.
         mean_pairwise_distance: [B], in the units of the distance.
-        epistemic_variance, aleatoric_variance: [B], the law of total variance under the estimator's scale, latent
-            units squared.
+        epistemic_variance, aleatoric_variance: [B], variance of the members' means (with M - 1, so that it does not
+            depend on the number of members; 0 for one) and mean of their variances, under the estimator's scale,
+            latent units squared.
         distances: [M, M, B].
     """
 
@@ -72,7 +115,9 @@ def compute_quantities(gaussian: Gaussian, estimator: Estimator) -> Quantities:
     """Compute every quantity of the members' distributions of one step, mean [M, B, ...], from one matrix."""
     distances = estimator.distances(gaussian)
     parts = total_variance(gaussian, scale=estimator.scale)
-    return Quantities(paide(distances), mean_pairwise_distance(distances), parts.epistemic, parts.aleatoric, distances)
+    # The law of total variance divides by M: it is that of these members, and too small for those that were not drawn.
+    epistemic = parts.epistemic * (gaussian.members / max(gaussian.members - 1, 1))
+    return Quantities(paide(distances), mean_pairwise_distance(distances), epistemic, parts.aleatoric, distances)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from ldm.stats import Interval, look_level, skewed_mean_interval
 
 # Latents lie on [M, n, c, h, w]: their noises are on this axis, those of everything else on the last.
 _LATENTS_AXIS = 1
+# What the members' spread is divided by: 0.1.0, whose files do not say, divided by M.
+DIVISOR = "M - 1"
 # What is kept in files of its own, not in a class's JSON.
 _LARGE = ("latents", "distances")
 
@@ -28,7 +30,8 @@ class ClassInformation:
         mi: [n], mutual information in nats.
         mi_by_base: [K, n], what `mi` averages.
         mean_pairwise_distance: [n], in the units of the distance.
-        epistemic_variance, aleatoric_variance: [n], latent units squared.
+        epistemic_variance, aleatoric_variance: [n], of the members' means, with M - 1, and mean of their variances,
+            latent units squared.
         mi_certain, mi_uncertain, distance_certain, distance_uncertain, distance_between: [n], of masked classes, among
             the members that saw the class, among those that did not, and between the two.
         curve: [S, n], mutual information of every step from the branch on.
@@ -89,14 +92,18 @@ class ClassInformation:
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as lists, without latents and distances."""
         small = {name: value.tolist() for name, value in self.tensors().items() if name not in _LARGE}
-        return {**small, "looks": self.looks}
+        return {**small, "looks": self.looks, "divisor": DIVISOR}
 
     @classmethod
-    def from_json(cls, label: int, content: Mapping[str, Any]) -> ClassInformation:
-        """Read what `to_json` gave."""
-        looks = content.get("looks", 0)
-        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in content.items() if name != "looks"}
-        return cls(label, **values, looks=looks)
+    def from_json(cls, label: int, content: Mapping[str, Any], members: int) -> ClassInformation:
+        """Read what `to_json` gave; the epistemic variance of a file of 0.1.0 is multiplied by M / (M - 1)."""
+        words = ("looks", "divisor")
+        values = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in content.items() if name not in words
+        }
+        if content.get("divisor") != DIVISOR and members > 1:
+            values["epistemic_variance"] *= members / (members - 1)
+        return cls(label, **values, looks=content.get("looks", 0))
 
 
 @dataclass(frozen=True)

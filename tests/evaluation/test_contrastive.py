@@ -42,6 +42,22 @@ def test_limits():
     assert alignment(one, -one) == pytest.approx(4.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_simplex_has_the_least_uniformity(count, temperature):
+    """Its corners, centred unit vectors, reach the bound, and nothing that a search finds lies below it."""
+    bound = -2 * temperature * count / (count - 1)
+    corners = torch.eye(count, dtype=torch.float64) - 1 / count
+    assert uniformity(corners, temperature) == pytest.approx(bound, abs=1e-9)
+    points = directions(count, count).double().requires_grad_()
+    for _ in range(60):
+        unit = torch.nn.functional.normalize(points, dim=1)
+        loss = (-temperature * torch.pdist(unit).square()).exp().mean().log()
+        (slope,) = torch.autograd.grad(loss, points)
+        points = (points - 0.3 * slope).detach().requires_grad_()
+    assert bound - 1e-9 <= uniformity(points.detach(), temperature) < 0
+
+
 def test_alignment_is_two_minus_two_cosines():
     x, y = directions(50, 6).double(), directions(50, 6, 1).double()
     expected = (2 - 2 * torch.nn.functional.cosine_similarity(x, y)).mean()

@@ -7,7 +7,7 @@ import torch
 
 from ldm.diffusion.affine import CosineSchedule
 from ldm.diffusion.derivative import diagonal, rademacher
-from ldm.diffusion.likelihood import log_likelihood, standard_normal
+from ldm.diffusion.likelihood import Likelihood, dequantise, log_likelihood, standard_normal
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule
 from ldm.experiments.toy import GaussianDenoiser, MixtureDenoiser, correlated_gaussian
 from tests.conftest import tiny_model
@@ -87,13 +87,25 @@ def test_derivatives_of_a_network_do_not_depend_on_how_images_lie_in_memory():
 
 
 def test_bits_per_dimension_of_uniform_bytes_are_eight():
-    """Uniform over [-1, 1] has density 2^-D: 8 bits for each of 256 levels."""
+    """256 levels 2 / 255 apart fill a length of 512 / 255 in each of 6 dimensions: 8 bits each."""
     found = log_likelihood(
         GaussianDenoiser(FlowSchedule(), MEAN, MEAN * 0 + 1), FlowSchedule(), X, torch.tensor([1.0, 0.0])
     )
-    uniform = type(found)(torch.full((3,), -6 * math.log(2), dtype=F64), found.noise)
+    uniform = type(found)(torch.full((3,), -6 * math.log(512 / 255), dtype=F64), found.noise)
     torch.testing.assert_close(uniform.bits_per_dimension, torch.full((3,), 8.0, dtype=F64))
     torch.testing.assert_close(standard_normal(X, 2.0), torch.distributions.Normal(0, 2).log_prob(X).flatten(1).sum(1))
+
+
+def test_dequantised_levels_fill_what_lies_between_them_and_bound_the_code():
+    """A density that is constant over each level's width: its bits are the entropy of the levels, 1.5 here."""
+    levels = torch.tensor([0, 0, 255, 7]).repeat(500).reshape(-1, 1, 1, 1) / 127.5 - 1
+    spread = dequantise(levels.double(), torch.Generator().manual_seed(0))
+    assert torch.equal(((spread + 1) * 127.5).round(), ((levels.double() + 1) * 127.5).round())
+    offsets = ((spread - levels) * 255).flatten()
+    assert offsets.abs().max() <= 1 and offsets.var().item() == pytest.approx(1 / 3, rel=0.05)
+    share = torch.where(levels.flatten() == -1, 0.5, 0.25).double()
+    bits = Likelihood((share * 127.5).log(), torch.zeros(2000, 1, 1, 1)).bits_per_dimension
+    assert bits.mean().item() == pytest.approx(1.5, abs=1e-6)
 
 
 def test_diagonals_are_those_of_the_dense_jacobian():

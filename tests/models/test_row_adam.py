@@ -62,6 +62,43 @@ def test_under_adam_rare_rows_lag():
         assert found == pytest.approx(most, rel=0.08), "what simulation of the published training gave"
 
 
+def test_an_isolated_gradient_moves_by_31_8_learning_rates_and_its_first_step_by_3_16():
+    table = table_of(1, 1)
+    optimizer = torch.optim.AdamW([table], lr=1.0, weight_decay=0.0)
+    # As it is late in a training without a gradient: no moments, and corrections of 1.
+    zero = torch.zeros_like(table)
+    optimizer.state[table] = {"step": torch.tensor(50_000.0), "exp_avg": zero.clone(), "exp_avg_sq": zero.clone()}
+    steps = []
+    for step in range(300):
+        table.grad = torch.full_like(table, float(step == 0))
+        optimizer.step()
+        steps.append(-table.item())
+    assert steps[0] == pytest.approx((1 - 0.9) / math.sqrt(1 - 0.999), rel=1e-4) == pytest.approx(3.16, abs=0.01)
+    assert steps[-1] == pytest.approx(travelled_under_adam(1, 10**6), rel=1e-4) == pytest.approx(31.8, abs=0.05)
+
+
+@pytest.mark.parametrize("step", [1, 2, 20, 200])
+def test_a_first_visit_moves_by_one_where_sparse_adam_corrects_by_the_tables_steps(step):
+    ours, theirs = table_of(2, 1), table_of(2, 1)
+    by_row = RowAdam([ours], {ours: RowRule(0, torch.ones(2, dtype=torch.float64))}, 1.0, 0.0)
+    sparse = torch.optim.SparseAdam([theirs], lr=1.0)
+    for number in range(1, step + 1):
+        row = int(number == step)  # row 0 at all steps but the last, which is row 1's
+        gradient = torch.zeros(2, 1, dtype=torch.float64)
+        gradient[row] = 0.5
+        ours.grad = gradient.clone()
+        theirs.grad = torch.sparse_coo_tensor(
+            torch.tensor([[row]]), gradient[row : row + 1], (2, 1), check_invariants=True
+        )
+        by_row.step()
+        sparse.step()
+    corrected = 0.1 / math.sqrt(0.001) * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+    assert -ours[1].item() == pytest.approx(1, rel=1e-6)
+    assert -theirs[1].item() == pytest.approx(corrected, rel=1e-5)
+    # A row that is in every batch moves alike.
+    assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-6)
+
+
 def test_rows_in_every_batch_are_adamw():
     source = torch.Generator().manual_seed(0)
     start = torch.randn(4, 3, generator=source)

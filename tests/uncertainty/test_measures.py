@@ -19,6 +19,7 @@ from ldm.uncertainty.information import (
     total_variance,
     wasserstein2_squared,
 )
+from ldm.uncertainty.monte_carlo import monte_carlo_information
 from ldm.util import generator
 from tests.conftest import golden_tensors
 
@@ -95,8 +96,19 @@ def test_kl_equals_torch_distributions():
     gaussian = Gaussian(mean, std.square())
     torch.testing.assert_close(kl(gaussian, dims="element"), expected)
     torch.testing.assert_close(kl(gaussian), expected.sum((3, 4)))
-    torch.testing.assert_close(kl(gaussian, scale="mean"), expected.mean((3, 4)))
-    torch.testing.assert_close(kl(gaussian, scale=0.25), expected.sum((3, 4)) / 4)
+    torch.testing.assert_close(kl(gaussian, scale=1.0), expected.sum((3, 4)))
+
+
+@pytest.mark.parametrize("scale", ["mean", 0.25, 64.0])
+@pytest.mark.parametrize("distance", ["kl", "bhattacharyya"])
+def test_divergences_are_summed_or_bound_nothing(distance, scale):
+    """Five members of 64 numbers, 0.3 deviations apart: KL averaged lies below the information, 8 times so."""
+    gaussian = Gaussian(0.3 * draw(5, 1, 64, key=11), 1.0)
+    with pytest.raises(ValueError, match=f"under the scale {scale} it bounds nothing"):
+        mutual_information(gaussian, distance, scale=scale)
+    source = torch.Generator().manual_seed(0)
+    true = monte_carlo_information(gaussian, 500, source).estimate
+    assert paide(kl(gaussian) / 64) < true / 8 and true < paide(kl(gaussian))
 
 
 def test_bhattacharyya_equals_numerical_integral():

@@ -1,6 +1,7 @@
 """What is reported of a step, against two-member closed forms, sums by hand, and limits."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -29,15 +30,15 @@ def test_two_members_have_the_closed_form_under_every_scale(scale, factor):
     distance = 0.09 * factor
     assert found.mi.item() == pytest.approx(-math.log((1 + math.exp(-distance)) / 2), rel=1e-12)
     assert found.mean_pairwise_distance.item() == pytest.approx(distance)
-    # Means 0 and 0.3 have variance 0.0225 around their mean; each member's own is 0.5.
-    assert found.epistemic_variance.item() == pytest.approx(0.0225 * factor)
+    # Means 0 and 0.3 have variance 0.3^2 / 2 by M - 1 = 1; each member's own is 0.5.
+    assert found.epistemic_variance.item() == pytest.approx(0.045 * factor)
     assert found.aleatoric_variance.item() == pytest.approx(0.5 * factor)
 
 
 def test_variances_add_up_to_that_of_the_mixture():
     gaussian = Gaussian(draw(5, 3, 2, 4, 4, key=1), draw(5, 3, 2, 4, 4, key=2).exp())
     found = compute_quantities(gaussian, Estimator())
-    total = found.epistemic_variance + found.aleatoric_variance
+    total = found.epistemic_variance * 4 / 5 + found.aleatoric_variance  # the mixture's own divides by M
     torch.testing.assert_close(total, gaussian.moment_match().var.sum((0, 2, 3, 4)))
 
 
@@ -102,4 +103,17 @@ def test_pixel_maps_of_any_number_of_noises():
 def test_wrong_distances_are_named():
     with pytest.raises(ValueError, match="one of"):
         compute_quantities(two(1.0), Estimator("chernoff"))
-    assert Estimator("kl", 0.5).units == "nats, summed over the dimensions, times 0.5"
+    assert Estimator("wasserstein", 0.5).units == "squared latent units, summed over the dimensions, times 0.5"
+
+
+def test_epistemic_variance_does_not_depend_on_the_number_of_members():
+    """Its mean over all groups of 2, 3, 4 of five members is that of all five."""
+    mean = draw(5, 2, 3, key=9)
+    whole = compute_quantities(Gaussian(mean), Estimator()).epistemic_variance
+    torch.testing.assert_close(whole, mean.var(0).sum(1))
+    for size in (2, 3, 4):
+        groups = [
+            compute_quantities(Gaussian(mean[list(group)]), Estimator()) for group in combinations(range(5), size)
+        ]
+        torch.testing.assert_close(torch.stack([group.epistemic_variance for group in groups]).mean(0), whole)
+    assert compute_quantities(Gaussian(mean[:1]), Estimator()).epistemic_variance.tolist() == [0, 0]

@@ -1,8 +1,16 @@
 """Optimisation of tables by row: rows of classes with few images move as far as rows of classes with many.
 
-Under Adam a row that is in few batches moves little: an isolated gradient moves it by about 31.6 learning rates
-(0.1 / sqrt(0.001)), a gradient in every step by one each, so that after T steps a row seen k times has moved by
-31.6 k at most against T.
+Under Adam a row that is in few batches moves little. A gradient in every step moves it by one learning rate each. An
+isolated gradient, long after the last, moves it by
+
+    (1 - b1) / sqrt(1 - b2) * sum_k (b1 / sqrt(b2))^k = 31.8 learning rates        b1 = 0.9, b2 = 0.999
+
+of which the first step is (1 - b1) / sqrt(1 - b2) = 3.16 and the moment's decay in later steps the rest; so that after
+T steps a row seen k times has moved by 31.8 k at most, against T.
+
+`torch.optim.SparseAdam` leaves the moments of unvisited rows alone too, but corrects their bias by the steps of the
+whole table: a first visit at step t moves its row by 3.16 sqrt(1 - b2^t) / (1 - b1^t) learning rates, 3.16 late in a
+training. `RowAdam` corrects each row by its own visits, so that the first moves it by one, as every other.
 """
 
 from __future__ import annotations
