@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from ldm.commands.line import run_file
 from ldm.commands.shared import Placement
 from ldm.experiments.timing import write_numbers
 from ldm.options import option
-from ldm.pipelines import EnsemblePipeline, InformationPlan, load_ensemble
-from ldm.pipelines.information import measure_classes
+from ldm.pipelines import EnsemblePipeline, load_ensemble
+from ldm.pipelines.information import COMPARED
+from ldm.pipelines.noise_levels import count_elements, draw_data_samples, find_deviation
 from ldm.report.tables import markdown_table
 from ldm.settings import Branching, Sampling
+from ldm.uncertainty.channel import NoiseLevel
+from ldm.uncertainty.quantities import Estimator, compute_quantities
 
 
 @dataclass(frozen=True)
@@ -58,30 +61,34 @@ class CommonUnit:
         branching = Branching(at=self.branch_at)
         both = [load_ensemble(path, sampling, branching, device=self.place.device) for path in self.paths]
         labels = list(self.classes) or list(range(both[0].n_classes))
-        measured = {"state, sum (default)": [self.measure(one, labels, one.make_plan(self.n, "state")) for one in both]}
-        for compared in ("x0", "image"):
-            units = [one.make_plan(self.n, compared, noise=1.0) for one in both]
-            for level in self.noise:
-                name = f"{compared}, noise {level:g}"
-                plans = [change_level(plan, level) for plan in units]
-                measured[name] = [self.measure(one, labels, plan) for one, plan in zip(both, plans, strict=True)]
-        rows = [compare(name, *values) for name, values in measured.items()]
+        first, second = (self.measure(pipeline, labels) for pipeline in both)
+        rows = [compare(name, first[name], second[name]) for name in first]
         print(f"{self.paths[0]}, {self.paths[1]}: classes {labels}, {self.n} noises, branch at {self.branch_at:g}")
         print(markdown_table([{name: show(value) for name, value in row.items()} for row in rows]))
-        numbers = {name: [value.tolist() for value in values] for name, values in measured.items()}
+        numbers = {name: [first[name].tolist(), second[name].tolist()] for name in first}
         write_numbers(self.json, self, rows, {"classes": labels, "mi": numbers}, both[0].device)
         return rows
 
-    def measure(self, pipeline: EnsemblePipeline, labels: list[int], plan: InformationPlan) -> np.ndarray:
-        """Return the mutual information of each class in nats, mean over the noises."""
-        found = {result.label: float(result.mi.mean()) for result in measure_classes(pipeline, labels, plan)}
-        return np.array([found[label] for label in labels])
+    def measure(self, pipeline: EnsemblePipeline, labels: list[int]) -> dict[str, np.ndarray]:
+        """Return the mutual information of each class in nats, mean over the noises, by every measure.
 
-
-def change_level(plan: InformationPlan, level: float) -> InformationPlan:
-    """Return a plan with noise of another level."""
-    assert plan.estimator.noise is not None
-    return replace(plan, estimator=replace(plan.estimator, noise=replace(plan.estimator.noise, level=level)))
+        What `information` gives under each of them, from one evaluation of the members.
+        """
+        latents = draw_data_samples(pipeline)
+        estimators = {"state, sum (default)": ("state", Estimator())}
+        for compared in ("x0", "image"):
+            data = find_deviation(pipeline.decode(latents) if compared == "image" else latents)
+            size = count_elements(pipeline, compared == "image")
+            for level in self.noise:
+                seen = Estimator("kl", noise=NoiseLevel(level, data, size))
+                estimators[f"{compared}, noise {level:g}"] = (compared, seen)
+        found: dict[str, list[float]] = {name: [] for name in estimators}
+        for label in labels:
+            step = next(pipeline.branched_steps([label] * self.n, range(self.n), pipeline.bases(label)))
+            for name, (compared, estimator) in estimators.items():
+                mi = compute_quantities(COMPARED[compared](pipeline, step), estimator).mi
+                found[name].append(float(mi.mean()))
+        return {name: np.array(values) for name, values in found.items()}
 
 
 def compare(name: str, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:

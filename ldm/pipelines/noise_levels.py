@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ldm.pipelines.branching import BranchingPipeline
 from ldm.uncertainty.channel import NoiseLevel
@@ -26,14 +27,27 @@ def measure_data_deviation(pipeline: BranchingPipeline, image: bool) -> float:
     Raises:
         ValueError: if all samples are alike, or one is not finite.
     """
+    latents = draw_data_samples(pipeline)
+    return find_deviation(pipeline.decode(latents) if image else latents)
+
+
+def draw_data_samples(pipeline: BranchingPipeline) -> Tensor:
+    """Draw `DATA_SAMPLES` latents [B, c, h, w] of the base model, over all classes."""
     count = pipeline.n_classes
     labels = [index * count // DATA_SAMPLES if count > DATA_SAMPLES else index % count for index in range(DATA_SAMPLES)]
-    latents = pipeline.sample_latents(labels, range(DATA_SAMPLES))
-    samples = pipeline.decode(latents) if image else latents
+    return pipeline.sample_latents(labels, range(DATA_SAMPLES))
+
+
+def find_deviation(samples: Tensor) -> float:
+    """Return the standard deviation of an element around its mean, root mean square, in three digits.
+
+    Raises:
+        ValueError: if all samples [B, C, H, W] are alike, or one is not finite.
+    """
     found = float(f"{samples.double().var(0).mean().sqrt().item():.3g}")
     if not 0 < found < float("inf"):
         raise ValueError(
-            f"{DATA_SAMPLES} samples of the base model have the standard deviation {found:g}, which is no unit for "
+            f"{len(samples)} samples of the base model have the standard deviation {found:g}, which is no unit for "
             "noise: look at its samples, or say the deviation of the data (data_sd)"
         )
     return found
