@@ -50,12 +50,15 @@ def summarise_table(path: Path) -> list[str]:
     """Return what a table of classes says in sentences: the most and the least uncertain, and its summary."""
     rows = rank_rows(read_csv(path))
     first, last = rows[0], rows[-1]
+    summary = path.with_name("summary.json")
+    found = json.loads(summary.read_text()) if summary.exists() else {}
+    meaning = [_capitalise(found["meaning"])] if "meaning" in found else []
+    if "silent" in found:
+        return [_capitalise(found["silent"]), *meaning]
     words = [
         f"The members disagree most about {_name(first)} ({_interval(first)} nats"
         f"{_images(first)}) and least about {_name(last)} ({_interval(last)} nats{_images(last)})."
     ]
-    summary = path.with_name("summary.json")
-    found = json.loads(summary.read_text()) if summary.exists() else {}
     if "spearman" in found and found["spearman"].get("estimate") is not None:
         value = found["spearman"]
         low, high = value.get("low"), value.get("high")
@@ -67,7 +70,11 @@ def summarise_table(path: Path) -> list[str]:
     outstanding = found.get("standing_out")
     if outstanding is not None:
         words.append(_describe_outstanding(outstanding))
-    return words
+    return [*words, *meaning]
+
+
+def _capitalise(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _describe_outstanding(found: Mapping[str, Any]) -> str:

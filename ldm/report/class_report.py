@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.pipelines import EnsemblePipeline, InformationPlan
+from ldm.pipelines.noise_levels import count_elements
 from ldm.report.class_tables import (
     EXPLAINED,
     bin_curves,
@@ -27,9 +27,6 @@ from ldm.uncertainty.results import ClassInformation
 from ldm.util import atomic_write
 
 IMAGES = "training images per class"
-
-
-NOTE_WIDTH = 110  # characters of a plot's note
 
 
 def _comments(settings: Mapping[str, Any], units: str) -> list[str]:
@@ -61,7 +58,9 @@ def write_class_report(
         rows, outstanding = rank_natural(rows)
         found |= outstanding.facts
         words += outstanding.words
-    words = [*words, plan.meaning(pipeline)]
+    noted = [*words, plan.estimator.through(count_elements(pipeline, plan.compared == "image"))]
+    found["meaning"] = plan.meaning(pipeline)
+    words = [*words, found["meaning"]]
     comments = _comments(settings, plan.estimator.units)
     write_csv(out / "uncertainty.csv", rows, [*comments, *words], overwrite=True)
     with atomic_write(out / "summary.json", overwrite=True) as partial:
@@ -72,7 +71,7 @@ def write_class_report(
     if ranked:
         outstanding.draw(out, rows, title)
     else:
-        _bin_plots(out, rows, pipeline, title, "\n".join(textwrap.fill(line, NOTE_WIDTH) for line in words))
+        _bin_plots(out, rows, pipeline, title, "\n".join(noted))
     if all(result.curve is not None for result in results):
         lines = [line for result in results for line in curve_rows(result, pipeline)]
         write_csv(out / "curve.csv", lines, comments, overwrite=True)

@@ -166,7 +166,7 @@ def summarise_classes(
     }
     silent = why_silent(pipeline)
     if silent is not None:
-        return found, [silent]
+        return {**found, "silent": silent}, [silent]
     if pipeline.classes.masked:
         more, words = _masked_summary(rows)
         return {**found, **more}, words
@@ -192,10 +192,10 @@ def summarise_classes(
 def why_silent(pipeline: EnsemblePipeline) -> str | None:
     """Return why the members cannot disagree, whatever the class, in words; None where they can."""
     if pipeline.members < 2:
-        return "one member has nobody to disagree with: its mutual information is 0 by definition, and ranks nothing"
+        return "one member cannot disagree: its mutual information is 0, and ranks nothing"
     rows = pipeline.ensemble.members.overrides.values()
     if all(bool((values == values[:1]).all()) for values in rows):
-        return f"the {pipeline.members} members have the same weights and agree exactly: there is nothing to rank"
+        return f"all {pipeline.members} members have the same weights and agree exactly: nothing to rank"
     return None
 
 

@@ -72,6 +72,18 @@ class Estimator:
         how = {"sum": "summed over the dimensions", "mean": "averaged over the dimensions"}
         return f"{unit}, {how.get(str(self.scale), f'summed over the dimensions, times {self.scale}')}"
 
+    def through(self, size: int) -> str:
+        """Return in a few words what `size` numbers are seen through: the noise that nats belong to."""
+        if self.noise is not None:
+            return f"through noise of {self.noise.level:g} s.d. of the data"
+        if self.distance in BOUNDS:
+            return "of the drawn state"
+        return f"through noise of deviation {implied_deviations(self._factor(size))[0]:.3g}"
+
+    def _factor(self, size: int) -> float:
+        """Return what squared distances over `size` numbers are multiplied by."""
+        return {"sum": 1.0, "mean": 1 / size}.get(str(self.scale)) or float(self.scale)
+
     def meaning(self, size: int) -> str:
         """Return what nats by this estimator are, in a sentence, for comparisons between `size` numbers."""
         side = "at least" if self.distance == "bhattacharyya" else "at most"
@@ -84,7 +96,7 @@ class Estimator:
             )
         if self.distance in BOUNDS:
             return f"nats: the information about the member in the drawn state is {side} this"
-        above, below = implied_deviations({"sum": 1.0, "mean": 1 / size}.get(str(self.scale)) or float(self.scale))
+        above, below = implied_deviations(self._factor(size))
         return (
             f"nats: the information about the member in {size} numbers without noise of their own is at most this "
             f"seen through Gaussian noise of deviation {above:.4g} in each, and at least this through {below:.4g}"

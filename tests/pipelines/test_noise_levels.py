@@ -12,6 +12,7 @@ from ldm.commands.uncertainty_classes import UncertaintyClasses
 from ldm.commands.uncertainty_pixels import UncertaintyPixels
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.pipelines.noise_levels import DATA_SAMPLES, measure_data_deviation
+from ldm.report.class_pages import summarise_table
 from ldm.report.tables import read_comments, read_csv
 from ldm.settings import Sampling
 from ldm.uncertainty.information import mutual_information
@@ -137,11 +138,13 @@ def test_what_a_plan_refuses(ensemble, plan, message):
 def test_one_member_and_members_that_agree_rank_nothing(tmp_path, capsys):
     alone = measure(write_ensemble(made(tmp_path, "one"), members=1), tmp_path / "alone")
     same = measure(write_ensemble(made(tmp_path, "two"), spread=torch.zeros(11)), tmp_path / "same", noise=0.1)
-    for out, words in ((alone, "one member has nobody"), (same, "the 3 members have the same weights")):
+    for out, words in ((alone, "one member cannot disagree"), (same, "all 3 members have the same weights")):
         summary = (out / "summary.md").read_text()
         assert words in summary and "Spearman" not in summary and "AUROC" not in summary
         found = json.loads((out / "summary.json").read_text())
         assert "spearman" not in found and "auroc" not in found
+        said = summarise_table(out / "uncertainty.csv")
+        assert words[4:] in said[0] and "Nats: the information" in said[1] and len(said) == 2
         assert {row["mi_mean"] for row in read_csv(out / "uncertainty.csv")} == {0}
     printed = capsys.readouterr().out
     assert "0.500" not in printed and "[0" not in printed
