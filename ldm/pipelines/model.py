@@ -100,7 +100,10 @@ class ModelPipeline(Pipeline):
         """Return the model's denoiser for labels [B] with all that wraps it; `network` replaces the model's own."""
         network = ChunkedNetwork(self.base_network, self.passes) if network is None else network
         cond = labels if self.conditional else None
-        null = None if cond is None or self.scale == 1 else self.model.null_condition(cond)
+        null = None
+        if cond is not None and self.scale != 1:
+            known = self.null_class if self.model.choices is None else None
+            null = self.model.null_condition(cond) if known is None else torch.full_like(cond, known)
         denoiser = make_denoiser(
             network,
             self.model.schedule,
