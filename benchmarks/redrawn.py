@@ -33,7 +33,7 @@ class StudyRedrawn:
     """Compare weights that are drawn again with held ones, and the recursion with the process it stands for.
 
     For each number of steps and each sampler: --states held weights, as many states with new weights at every
-    evaluation, and the recursion with each of --particles, twice with other seeds. Columns are ranks of the pixels
+    evaluation, and the recursion with each of --numbers, twice with other seeds. Columns are ranks of the pixels
     within an image, of the images' sums, and the total of the first over that of the second.
 
     Examples:

@@ -157,8 +157,8 @@ class PosteriorSource:
     """How often the training saw each image, in place of what the fit was told."""
     draws: int = 16
     """Sampled weights of `persistent`, directions of `tangents`, states of `redrawn`."""
-    particles: int = 10
-    """States that `bayesdiff` draws at a step, an even number."""
+    particles: int = 32
+    """States that `bayesdiff` and `published` draw at a step, an even number; BayesDiff took 10."""
     every: int = 5
     """Steps between two draws of the _skip methods."""
 

@@ -193,7 +193,7 @@ def load_posterior(
     temperature: float | Literal["sandwich"] | None = None,
     visits: float | None = None,
     draws: int = 16,
-    particles: int = 10,
+    particles: int = 32,
     every: int = 5,
     trust: Sequence[str] = (),
 ) -> PosteriorPipeline:
@@ -205,7 +205,7 @@ def load_posterior(
         curvature: see the fit through another curvature that it gathered for.
         prior_precision, sigma_noise, temperature, visits: other values than the fit's; see `adjust_posterior`.
         draws: members of `persistent`, directions of `tangents`; the same weights for every image.
-        particles: states that `bayesdiff` draws around the sampler's, an even number.
+        particles: states that `bayesdiff` and `published` draw around the sampler's, an even number.
         every: steps between two draws of the `_skip` methods.
         trust: as in `load_model`.
 

@@ -61,7 +61,7 @@ class PosteriorPipeline:
     pipeline: ModelPipeline
     laplace: LastLayerLaplace
     draws: int = 16
-    particles: int = 10
+    particles: int = 32
     every: int = 5
     source: str = ""
     _members: list[Members] = field(default_factory=list)

@@ -5,10 +5,20 @@ from functools import partial
 import pytest
 import torch
 
+from ldm.diffusion.affine import CosineSchedule, PolynomialSchedule
+from ldm.diffusion.denoiser import Target
 from ldm.diffusion.derivative import balanced_signs
 from ldm.diffusion.samplers import make_sampler, run
+from ldm.diffusion.schedule import FlowSchedule
+from ldm.experiments.toy import GaussianDenoiser
 from ldm.uncertainty.agreement import agreement
-from ldm.uncertainty.propagation import bayesdiff, beginning, redrawn_steps
+from ldm.uncertainty.propagation import (
+    PredictiveDenoiser,
+    bayesdiff,
+    beginning,
+    redrawn_steps,
+    trajectory_integral,
+)
 from tests.uncertainty.test_propagation import LABELS, X, setting
 from tests.uncertainty.test_propagation_fresh import parts
 
@@ -113,3 +123,19 @@ def test_other_samplers_processes_are_near_the_recursion():
         *_, last = bayesdiff(steps, denoiser, particles=16, source=torch.Generator().manual_seed(0), begin=where)
         process = walk(60, name, "vp", True)[-1].var
         assert bool(last.var.isfinite().all()) and 0.1 < float(last.var.sum() / process.sum()) < 10
+
+
+@pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule(), PolynomialSchedule(power=3.0)], ids=str)
+def test_the_integral_along_a_trajectory_does_not_depend_on_how_a_flow_counts_time(schedule):
+    """A variance of 1 of the velocity at every time, from pure noise to data: 1, in sigma / (alpha + sigma)."""
+    times = schedule.time_at(FlowSchedule().ratio(torch.linspace(1, 0, 6, dtype=torch.float64)))
+    laplace = parts()[1]
+    denoiser = PredictiveDenoiser(laplace, schedule, Target("velocity"))
+    exact = GaussianDenoiser(schedule, torch.zeros(1, 3, 4), torch.ones(1, 3, 4))
+
+    def steps():
+        for step in make_sampler("Euler")(exact, schedule, X, times):
+            denoiser.visited.append((step.u, torch.ones_like(X)))
+            yield step
+
+    torch.testing.assert_close(trajectory_integral(steps(), denoiser), torch.ones_like(X))

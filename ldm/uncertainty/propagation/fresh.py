@@ -109,7 +109,7 @@ def bayesdiff(
     steps: Iterator[Step],
     denoiser: PredictiveDenoiser,
     *,
-    particles: int = 10,
+    particles: int = 32,
     source: torch.Generator | Noise,
     form: str = "total",
     every: int = 1,
