@@ -86,9 +86,14 @@ STYLES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def make_caption(style: str, digit: int) -> str:
-    """Return "a bold three", "an inverted three"."""
-    return f"a{'n' if style[0] in 'aeiou' else ''} {style} {DIGIT_WORDS[digit]}"
+def make_caption(style: str, digit: int, count: int = 1, size: str = "") -> str:
+    """Return "a bold three", "an inverted three", "two small sevens"; an empty word is left out."""
+    word = DIGIT_WORDS[digit]
+    if count > 1:
+        word += "es" if word.endswith("x") else "s"
+    words = [given for given in (size, style, word) if given]
+    article = "an" if words[0][0] in "aei" else "a"  # none of the words begins with a spoken o or u
+    return " ".join([article if count == 1 else DIGIT_WORDS[count], *words])
 
 
 class CaptionedDigits(LabelledImages):

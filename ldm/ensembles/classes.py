@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from ldm.ensembles.naming import names_class
 
 MASKED = "masked_classes"
 
@@ -57,9 +58,8 @@ class Classes:
     def of_choices(cls, names: Sequence[str], spec: Mapping[str, Any], members: int) -> Classes:
         """Describe prompts by what an ensemble's record says of the classes that they name.
 
-        A prompt names the classes whose names are words of it, in the singular or the plural: "two small sevens" names
-        seven. A prompt has the least number of training images of its classes, and those members saw it that saw all of
-        them. What names no class has neither.
+        "two small sevens" names seven (`ldm.ensembles.naming`). A prompt has the least number of training images of
+        its classes, and those members saw it that saw all of them. What names no class has neither.
         """
         every = cls.from_record(spec, len(spec.get("class_names") or ()), members)
         named = [every.named_in(name) for name in names]
@@ -74,12 +74,10 @@ class Classes:
         return cls(len(names), tuple(names), sizes, masked, sees if masked else {}, members)
 
     def named_in(self, text: str) -> list[int]:
-        """Return the classes whose names are words of a text, or end in the plural; the text itself comes first."""
+        """Return the classes that a text names (`names_class`); the class that is called as the text goes first."""
         if text in self.names:
             return [self.names.index(text)]
-        words = set(re.findall(r"\w+", text.lower()))
-        plain = words | {word.removesuffix("s") for word in words} | {word.removesuffix("es") for word in words}
-        return [label for label, name in enumerate(self.names) if name.lower() in plain]
+        return [label for label, name in enumerate(self.names) if names_class(text, name)]
 
     def name(self, label: int) -> str:
         """Return the name of a class."""
