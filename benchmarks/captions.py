@@ -19,7 +19,7 @@ from ldm.commands.train import Train
 from ldm.data.bins import ALL, BINNED, MASKED, plan_binned, plan_masked
 from ldm.data.captions import STYLES, make_caption
 from ldm.data.class_bins import find_full_data
-from ldm.data.counted import KINDS, SIZES, CountedDigits
+from ldm.data.counted import DIGIT_SIZES, GROUP_COUNTS, CountedDigits
 from ldm.data.plans import sample_keys, write_subsets
 from ldm.ensembles.classes import Classes
 from ldm.experiments.counted import CanvasClassifier, Shown
@@ -46,9 +46,9 @@ def make_prompts() -> dict[str, Shown]:
     """
     found = {}
     for digit in range(10):
-        for kind, count in enumerate(KINDS):
+        for kind, count in enumerate(GROUP_COUNTS):
             style = tuple(STYLES)[(digit + kind) % len(STYLES)]
-            size = SIZES[1] if kind == len(KINDS) - 1 else ""
+            size = DIGIT_SIZES[1] if kind == len(GROUP_COUNTS) - 1 else ""
             found[make_caption(style, digit, count, size)] = Shown(digit, count, size or None, style)
     return found
 

@@ -13,22 +13,22 @@ from ldm.data.captions import DIGIT_WORDS, STYLES, make_caption
 from ldm.data.digits import Digits, enlarge
 from ldm.util import generator
 
-CELL, ACROSS = 8, 2  # pixels of a small digit, and small digits side by side on the canvas
-SIZES = ("small", "large")
+CELL_SIDE, CELLS_ACROSS = 8, 2  # pixels of a small digit, and small digits side by side on the canvas
+DIGIT_SIZES = ("small", "large")
 # Small digits on a canvas of each kind; the last kind is one large digit that fills the canvas.
-KINDS = (1, 2, 3, 1)
-MOST = max(KINDS)
+GROUP_COUNTS = (1, 2, 3, 1)
+_MOST = max(GROUP_COUNTS)
 # As names of classes: ".." stands for the rest of a caption.
 COUNT_NAMES = ("a ..", "two ..", "three ..")
 # What a caption says beside the count and the digit.
-SAYS = (("size", "style"), ("size",), ("style",))
+SAID_WORDS = (("size", "style"), ("size",), ("style",))
 
 
-class Group(NamedTuple):
+class DigitGroup(NamedTuple):
     """What a canvas shows, and what its caption says of it.
 
     Attributes:
-        digit, count, size, style: 0..9, 1..3, of `SIZES`, and of `STYLES`.
+        digit, count, size, style: 0..9, 1..3, of `DIGIT_SIZES`, and of `STYLES`.
         images: number of each digit's picture within the split.
         cells: place of each small digit, row by row.
         says: which of size and style the caption names.
@@ -80,34 +80,34 @@ class CountedDigits(LabelledImages):
         self.styles = tuple(styles)
         count = len(self.data) * len(styles)
         draws = generator("groups of digits", seed, split)
-        self._kinds = torch.randint(len(KINDS), (count,), generator=draws)
-        self._says = torch.randint(len(SAYS), (count,), generator=draws)
-        self._cells = torch.rand(count, ACROSS**2, generator=draws).argsort(1)
-        self._others = torch.rand(count, MOST - 1, generator=draws)
+        self._kinds = torch.randint(len(GROUP_COUNTS), (count,), generator=draws)
+        self._says = torch.randint(len(SAID_WORDS), (count,), generator=draws)
+        self._cells = torch.rand(count, CELLS_ACROSS**2, generator=draws).argsort(1)
+        self._others = torch.rand(count, _MOST - 1, generator=draws)
         self._same = by_class(self.data.labels)
         digit = self.data.labels.repeat_interleave(len(styles))
-        large = self._kinds == len(KINDS) - 1
+        large = self._kinds == len(GROUP_COUNTS) - 1
         labels: dict[str, tuple[Sequence[str], Tensor]] = {
             "digits": (DIGIT_WORDS, digit),
-            "counts": (COUNT_NAMES, torch.tensor(KINDS)[self._kinds] - 1),
-            "sizes": (SIZES, large.long()),
+            "counts": (COUNT_NAMES, torch.tensor(GROUP_COUNTS)[self._kinds] - 1),
+            "sizes": (DIGIT_SIZES, large.long()),
             "styles": (self.styles, torch.arange(len(styles)).repeat(len(self.data))),
         }
         names, chosen = labels[classes]
-        side = ACROSS * CELL
+        side = CELLS_ACROSS * CELL_SIDE
         super().__init__(chosen, names, (side, side, 1), transform=transform, seed=seed)
 
-    def group(self, index: int) -> Group:
+    def group(self, index: int) -> DigitGroup:
         """Return what canvas `index` shows."""
         image, style = divmod(index, len(self.styles))
         kind = int(self._kinds[index])
         digit = int(self.data.labels[image])
         same = self._same[digit]
-        others = same[(self._others[index, : KINDS[kind] - 1] * len(same)).long()].tolist()
-        cells = self._cells[index, : KINDS[kind]].tolist()
-        size = SIZES[kind == len(KINDS) - 1]
-        says = SAYS[int(self._says[index])]
-        return Group(digit, KINDS[kind], size, self.styles[style], (image, *others), tuple(cells), says)
+        others = same[(self._others[index, : GROUP_COUNTS[kind] - 1] * len(same)).long()].tolist()
+        cells = self._cells[index, : GROUP_COUNTS[kind]].tolist()
+        size = DIGIT_SIZES[kind == len(GROUP_COUNTS) - 1]
+        says = SAID_WORDS[int(self._says[index])]
+        return DigitGroup(digit, GROUP_COUNTS[kind], size, self.styles[style], (image, *others), tuple(cells), says)
 
     def read(self, index: int) -> Tensor:
         group = self.group(index)
@@ -120,11 +120,11 @@ class CountedDigits(LabelledImages):
 
 def place_digits(lights: Tensor, size: str, cells: Sequence[int]) -> Tensor:
     """Return a canvas [16, 16, 1] with digits [N, 8, 8, 1] in N of its cells, or with one that fills it."""
-    side = ACROSS * CELL
+    side = CELLS_ACROSS * CELL_SIDE
     if size == "large":
         return enlarge(lights, side, "bilinear")[0]
     canvas = torch.zeros(side, side, 1)
     for light, cell in zip(lights, cells, strict=True):
-        top, left = (CELL * place for place in divmod(cell, ACROSS))
-        canvas[top : top + CELL, left : left + CELL] = light
+        top, left = (CELL_SIDE * place for place in divmod(cell, CELLS_ACROSS))
+        canvas[top : top + CELL_SIDE, left : left + CELL_SIDE] = light
     return canvas

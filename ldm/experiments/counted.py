@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.captions import STYLES
-from ldm.data.counted import ACROSS, CELL, SIZES, CountedDigits, place_digits
+from ldm.data.counted import CELL_SIDE, CELLS_ACROSS, DIGIT_SIZES, CountedDigits, place_digits
 
 NEIGHBOURS = 3
 _BLANK = 10
@@ -19,7 +19,7 @@ _BLANK = 10
 
 @dataclass(frozen=True)
 class Shown:
-    """What is on a canvas, or should be: digit 0..9, how many, of `SIZES` and `STYLES`; None: anything."""
+    """What is on a canvas, or should be: digit 0..9, how many, of `DIGIT_SIZES` and `STYLES`; None: anything."""
 
     digit: int | None
     count: int
@@ -61,7 +61,7 @@ class CanvasClassifier:
     def __post_init__(self) -> None:
         lights = (self.data.data.images + 1) / 2  # [N, 8, 8, 1]
         large = torch.stack([place_digits(one[None], "large", (0,)) for one in lights])
-        blank = torch.zeros(NEIGHBOURS, CELL, CELL, 1)
+        blank = torch.zeros(NEIGHBOURS, CELL_SIDE, CELL_SIDE, 1)
         labels = self.data.data.labels
         with_blank = torch.cat([labels, torch.full((NEIGHBOURS,), _BLANK)])
         self._small = self._in_styles(torch.cat([lights, blank]), with_blank)
@@ -74,15 +74,15 @@ class CanvasClassifier:
 
     def read(self, images: Tensor) -> list[Shown]:
         """Return what images [B, 1, 16, 16] in [-1, 1] show; the digit is None where several different ones are."""
-        cells = F.unfold(images, CELL, stride=CELL).movedim(1, 2)  # [B, cells, 64]
+        cells = F.unfold(images, CELL_SIDE, stride=CELL_SIDE).movedim(1, 2)  # [B, cells, 64]
         each, digits, styles = self._small.find(cells.flatten(0, 1))
-        parts = (value.unflatten(0, (-1, ACROSS**2)) for value in (each, digits, styles))
+        parts = (value.unflatten(0, (-1, CELLS_ACROSS**2)) for value in (each, digits, styles))
         far, digits, styles = parts
         whole, own, own_style = self._large.find(images.flatten(1))
         found = []
         for place in range(len(images)):
             if whole[place] < far[place].sum():
-                found.append(Shown(int(own[place]), 1, SIZES[1], self.data.styles[int(own_style[place])]))
+                found.append(Shown(int(own[place]), 1, DIGIT_SIZES[1], self.data.styles[int(own_style[place])]))
             else:
                 found.append(self._count(digits[place].tolist(), styles[place].tolist()))
         return found
@@ -92,4 +92,4 @@ class CanvasClassifier:
         kinds = {digit for digit, _ in filled}
         style = Counter(style for _, style in filled).most_common(1)
         name = self.data.styles[style[0][0]] if style else None
-        return Shown(kinds.pop() if len(kinds) == 1 else None, len(filled), SIZES[0], name)
+        return Shown(kinds.pop() if len(kinds) == 1 else None, len(filled), DIGIT_SIZES[0], name)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gaussian_kde
@@ -21,6 +22,9 @@ MARKERS = "osD^vPX"
 LINES = ("-", "--", ":")  # one after the colours are used up
 # A ceiling higher than this many times the data is written down instead of drawn, so that it does not flatten them.
 CEILING_IN_VIEW = 2.5
+# Points of a title's letters, and inches of a figure beside its axes: the ticks and the label on the left.
+TITLE_SIZE = 9
+BESIDE = 0.75
 
 
 class Curve(NamedTuple):
@@ -203,7 +207,26 @@ def _write_texts(axes: Axes, xlabel: str, ylabel: str, title: str, note: str, ke
     """Axis labels, the title with its note in smaller letters below, and the key to the drawing under the axis."""
     axes.set_xlabel(f"{xlabel}\n{key}" if key else xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
-    axes.set_title("\n".join(filter(None, (title, note))), fontsize=9, loc="left")
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width = 72 * (figure.get_figwidth() - BESIDE)
+    lines = [line for text in (title, note) if text for line in text.split("\n")]
+    wrapped = [part for line in lines for part in wrap_text(line, width, TITLE_SIZE)]
+    axes.set_title("\n".join(wrapped), fontsize=TITLE_SIZE, loc="left")
+    further = max(0, len(wrapped) - 2) * 1.2 * TITLE_SIZE / 72  # inches of lines that would press the axes flat
+    figure.set_figheight(figure.get_figheight() + further)
+
+
+def wrap_text(text: str, width: float, size: float) -> list[str]:
+    """Break a line between words into lines of at most `width` points at a font size; a longer word stands alone."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and TextPath((0, 0), longer, size=size).get_extents().width <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _draw_ceiling(axes: Axes, ceiling: tuple[str, float] | None, highest: float, note: str) -> str:

@@ -27,7 +27,8 @@ def test_figures_of_known_information():
             factor = 3 if hidden else 1
             for prompt in (1.0, 1.1):
                 control = plain * prompt
-                rows.append(dict(seed=seed, word=word, hidden=hidden, mi=factor * control, control=control))
+                row = {"seed": seed, "word": word, "hidden": hidden}
+                rows.append({**row, "mi": factor * control, "control": control})
     found = compare_rows(rows)
     assert (found["words"], found["hidden"]) == (8, 4)
     assert found["ratio_hidden"] == pytest.approx(3) and found["ratio_seen"] == pytest.approx(1)

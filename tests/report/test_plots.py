@@ -9,7 +9,16 @@ import torch
 from PIL import Image
 from scipy.integrate import trapezoid
 
-from ldm.report.plots import COLOURS, Curve, _density, _spread, curve_plot, distribution_plot, per_bin_plot
+from ldm.report.plots import (
+    COLOURS,
+    Curve,
+    _density,
+    _spread,
+    curve_plot,
+    distribution_plot,
+    per_bin_plot,
+    wrap_text,
+)
 from ldm.report.tables import markdown_table, read_comments, read_csv, write_csv
 from ldm.util import generator
 
@@ -41,6 +50,19 @@ def test_plots_draw_every_series_the_same_way_twice_and_replace_nothing(tmp_path
         PLOTS[plot](tmp_path / "a.png")
     PLOTS[plot](tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_long_titles_stay_over_the_axes(tmp_path):
+    """A note of a hundred letters leaves the picture as wide as it is without one, and all words are there."""
+    note = "Spearman of MI and images per class -0.81 [-0.95, -0.33]; AUROC of classes with fewer images 0.93"
+    sizes = []
+    for name, text in (("short.png", "note"), ("long.png", note)):
+        per_bin_plot({"1": [1.0, 2.0], "all": [0.1, 0.2]}, tmp_path / name, "nats", title="title", note=text)
+        with Image.open(tmp_path / name) as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] <= 1.05 * sizes[0][0] and sizes[1][1] > sizes[0][1]
+    assert " ".join(wrap_text(note, 200, 9)) == note and len(wrap_text(note, 200, 9)) > 2
+    assert wrap_text("$z_{999}$ overlong", 1, 9) == ["$z_{999}$", "overlong"]
 
 
 def test_a_near_ceiling_is_a_line_and_a_far_one_is_words(tmp_path):
