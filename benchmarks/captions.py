@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +18,11 @@ from ldm.commands.line import run_file
 from ldm.commands.shared import Placement
 from ldm.commands.train import Train
 from ldm.data.bins import ALL, BINNED, MASKED, plan_binned, plan_masked
-from ldm.data.captions import STYLES, make_caption
 from ldm.data.class_bins import find_full_data
-from ldm.data.counted import DIGIT_SIZES, GROUP_COUNTS, CountedDigits
+from ldm.data.counted import CountedDigits
 from ldm.data.plans import sample_keys, write_subsets
 from ldm.ensembles.classes import Classes
-from ldm.experiments.counted import CanvasClassifier, Shown
+from ldm.experiments.counted import CanvasClassifier, Shown, make_prompts, share_recognised, show_test_picture
 from ldm.options import option
 from ldm.pipelines import EnsemblePipeline, InformationPlan, load_ensemble, load_model
 from ldm.pipelines.information import measure_classes
@@ -37,20 +37,6 @@ from ldm.util import generator, instantiate_from_config
 
 Words = Literal["digits", "counts", "styles"]
 CONTROL = "control"
-
-
-def make_prompts() -> dict[str, Shown]:
-    """Return {prompt: what it asks for}: every digit once in each kind and style, forty in all.
-
-    Kinds are one, two and three digits, and a large one; the style of digit d in kind k is the (d + k)-th.
-    """
-    found = {}
-    for digit in range(10):
-        for kind, count in enumerate(GROUP_COUNTS):
-            style = tuple(STYLES)[(digit + kind) % len(STYLES)]
-            size = DIGIT_SIZES[1] if kind == len(GROUP_COUNTS) - 1 else ""
-            found[make_caption(style, digit, count, size)] = Shown(digit, count, size or None, style)
-    return found
 
 
 def choose_hidden(names: Sequence[str], seed: int) -> list[str]:
@@ -99,25 +85,29 @@ class CaptionStudy:
 
     Examples:
       python -m benchmarks.captions --out results/captions
-      python -m benchmarks.captions --out results/captions --ckpt logs/pretrained/counted/base.ckpt --words digits
+      python -m benchmarks.captions --out results/captions --ckpt logs/pretrained/captions/base.ckpt --words digits
+      python -m benchmarks.captions --out results/counted --base configs/text/digits-counted.yaml \\
+          --words digits counts styles
 
     Writes {out}/: recognised.csv, prompts.csv (a row a prompt, seed and kind), summary.csv, record.json.
     """
 
     out: str
     """The folder of everything."""
-    base: str = "configs/text/digits-counted.yaml"
+    base: str = "configs/text/digits-captions.yaml"
     """The config of the model, with a section `components`."""
     ckpt: Annotated[str | None, option(metavar="FILE", default="one is trained")] = None
     """The base checkpoint."""
-    words: tuple[Words, ...] = ("digits", "counts", "styles")
-    """Kinds of words that are hidden, each in ensembles of their own."""
+    words: tuple[Words, ...] = ("digits", "styles")
+    """Kinds of words that are hidden, each in ensembles of their own; counts are words of counted digits only."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of members and of the choice of words."""
     members: int = 5
     """Members of an ensemble."""
     hidden_from: int = 3
     """Members that a hidden word is hidden from."""
+    steps: Annotated[int | None, option(metavar="N", default="the config's")] = None
+    """Steps of the members' training."""
     n: int = 8
     """Noises of a prompt."""
     samples: int = 5
@@ -148,6 +138,21 @@ class CaptionStudy:
         print(markdown_table(summary, 3))
         return out
 
+    @cached_property
+    def config(self) -> Any:
+        """What --base holds."""
+        return load_config([self.base], needs=("data",))
+
+    @cached_property
+    def counted(self) -> bool:
+        """Whether digits are counted."""
+        return str(self.config.data.params.train.target).endswith(CountedDigits.__name__)
+
+    @cached_property
+    def prompts(self) -> dict[str, Shown]:
+        """The prompts with what they ask for."""
+        return make_prompts(self.counted)
+
     # The base model
 
     def train_base(self) -> Path:
@@ -168,13 +173,12 @@ class CaptionStudy:
 
     def recognise(self, checkpoint: Path) -> list[Row]:
         """Return the share of real test pictures and of samples that show what their captions say."""
-        classifier = CanvasClassifier(CountedDigits("train"))
-        test = CountedDigits("test")
+        train, test = (instantiate_from_config(self.config.data.params[part]) for part in ("train", "validation"))
+        classifier = CanvasClassifier(train)
         chosen = torch.randperm(len(test), generator=generator("test canvases"))[:400].tolist()
         pictures = torch.stack([test[index]["image"] for index in chosen]).movedim(-1, 1)
-        groups = [test.group(index) for index in chosen]
-        real = [Shown(one.digit, one.count, one.size, one.style) for one in groups]
-        prompts = make_prompts()
+        prompts = self.prompts
+        real = [show_test_picture(test, index) for index in chosen]
         sampling = Sampling(steps=20, seed=0)
         pipeline = load_model(base=self.base, ckpt=str(checkpoint), sampling=sampling, device=self.place.device)
         images = pipeline.with_prompts(list(prompts)).sample(n=self.samples)
@@ -205,7 +209,7 @@ class CaptionStudy:
 
     def rows(self, pipeline: EnsemblePipeline, seed: int) -> list[Row]:
         """Return of each prompt its word, whether it was hidden, and its mutual information in nats."""
-        prompts = list(make_prompts())
+        prompts = list(self.prompts)
         asked = pipeline.with_prompts(prompts)
         names = pipeline.ensemble.spec["class_names"]
         words = Classes(len(names), tuple(names))
@@ -225,7 +229,10 @@ class CaptionStudy:
         changes = [f"{target}.dataset_name={dataset}", f"{target}.folder={folder / 'bins'}"]
         changes.append(f"model.params.pretrained_path={checkpoint}")
         if kind != CONTROL:
-            changes.append(f"{target}.dataset.params.classes={kind}")
+            changes.append(f"{target}.dataset.params.classes={self.name_classes(kind)}")
+        if self.steps is not None:
+            changes.append(f"lightning.trainer.max_steps={self.steps}")
+            changes.append(f"model.params.scheduler_config.params.cycle_lengths=[{self.steps}]")
         self.write_bins(kind, seed, folder / "bins")
         training = Training(
             base=(self.base,),
@@ -242,12 +249,15 @@ class CaptionStudy:
         Train(training, True).run()
         return gather_members(folder, kind, self.members)
 
+    def name_classes(self, kind: str) -> str:
+        """Return the data set's word for classes of a kind."""
+        return "words" if kind == "digits" and not self.counted else kind
+
     def write_bins(self, kind: str, seed: int, folder: Path) -> None:
         """Write which pictures each member sees: all of them, or those of the words that it was shown."""
-        config: Any = load_config([self.base], needs=("data",))
-        whole = find_full_data(OmegaConf.to_container(config.data.params.train, resolve=True))
+        whole = find_full_data(OmegaConf.to_container(self.config.data.params.train, resolve=True))
         if kind != CONTROL:
-            whole["params"]["classes"] = kind
+            whole["params"]["classes"] = self.name_classes(kind)
         data = instantiate_from_config(whole)
         names = data.class_names
         common = {"members": self.members, "seed": seed, "resample": False}
@@ -257,19 +267,6 @@ class CaptionStudy:
             hidden = [names.index(name) for name in choose_hidden(names, seed)]
             plan = plan_masked(data.labels, names, self.hidden_from, hidden=hidden, **common)
         write_subsets(folder, plan, sample_keys(data), whole, overwrite=True)
-
-
-def share_recognised(what: str, read: Sequence[Shown], asked: Sequence[Shown]) -> Row:
-    """Return the shares of canvases that show all that was asked for, the digit, the count, and the style."""
-    pairs = list(zip(read, asked, strict=True))
-    return {
-        "of": what,
-        "canvases": len(pairs),
-        "all": float(np.mean([own.agrees(wanted) for own, wanted in pairs])),
-        "digit": float(np.mean([own.digit == wanted.digit for own, wanted in pairs])),
-        "count": float(np.mean([own.count == wanted.count for own, wanted in pairs])),
-        "style": float(np.mean([own.style == wanted.style for own, wanted in pairs])),
-    }
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ class SampleModel:
     """Also write pngs/{image}.png."""
     latents: bool = False
     """Also write latents.safetensors."""
+    size: Annotated[tuple[int, int] | None, option(metavar="H W", default="the model's")] = None
+    """Height and width in pixels, other than the model's where its network takes them (docs/text.md)."""
     epoch: Annotated[int | None, option(metavar="E", default="the last checkpoint")] = None
     """The checkpoint that --run kept of this epoch."""
     conditions: PictureConditions = PictureConditions()
@@ -106,6 +108,7 @@ class SampleModel:
             raise FileExistsError(f"{out} holds samples that this command did not make; choose another --out")
         pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps, self.epoch)
         pipeline = self.conditions.give(pipeline)
+        pipeline = pipeline if self.size is None else pipeline.with_size(*self.size)
         classes = self._choose_classes(pipeline)
         plan = self._plan(pipeline, classes)
         settings = self._settings(pipeline, classes)
@@ -178,4 +181,5 @@ class SampleModel:
             "labels": labels,
             "interpolate": None if self.interpolate is None else list(self.interpolate),
             "frames": self.frames if self.interpolate else None,
+            **({} if self.size is None else {"size": list(self.size)}),
         }

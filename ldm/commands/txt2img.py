@@ -7,7 +7,7 @@
 | --ddim_steps (200; with --config 50) | --steps on CompVis' times (--spacing published) |
 | --plms, --ddim_eta (0) | --sampler PLMS, --eta |
 | --n_iter (1) times --n_samples (4) | --n_per_class, in batches of --n_samples |
-| --H, --W | the size that the model samples, or an error |
+| --H, --W | --size, where it is not the config's |
 | --scale (5; with --config 7.5) | --scale |
 | --config, --ckpt (those of txt2img-1p4B) | --base, --ckpt |
 | --seed (0; with --config 42) | --seed |
@@ -51,14 +51,13 @@ def translate_txt2img(words: Sequence[str]) -> list[str]:
     """Return the words of `decu sample model` for those of txt2img.py; words that it does not know are kept.
 
     Raises:
-        ValueError: for --H or --W that the model does not sample, or --plms with an eta.
+        ValueError: for --plms with an eta.
     """
     given, rest = _make_parser().parse_known_args(list(words))
     steps, scale, seed = WITHOUT_CONFIG if given.config is None else WITH_CONFIG
     if given.plms and given.ddim_eta:
         raise ValueError(f"--plms samples without noise: leave out --ddim_eta {given.ddim_eta:g}")
     config = given.config or CONFIG
-    _check_size(config, given.H, given.W)
     prompts = given.prompt or ([] if given.prompts else [PROMPT])
     options: dict[str, object] = {
         "--base": config,
@@ -75,28 +74,23 @@ def translate_txt2img(words: Sequence[str]) -> list[str]:
         "--out": given.outdir,
     }
     found = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return [*found, *(word for prompt in prompts for word in ("--prompt", prompt)), "--pngs", *rest]
+    size = _find_size(config, given.H, given.W)
+    asked = [word for prompt in prompts for word in ("--prompt", prompt)]
+    return [*found, *size, *asked, "--pngs", *rest]
 
 
-def _check_size(config: str, height: int | None, width: int | None) -> None:
-    """Refuse a size of pictures that is not the config's.
-
-    Raises:
-        ValueError: naming the size that the config has.
-    """
+def _find_size(config: str, height: int | None, width: int | None) -> list[str]:
+    """Return the words of another size than the config's, in pixels; none where it is the config's."""
     from ldm.training.config import load_config
     from ldm.util import read_image_size
 
     if height is None and width is None:
-        return
+        return []
     params = load_config([config]).model.params
     levels = len(params.first_stage_config.get("params", {}).get("ddconfig", {}).get("ch_mult", [1]))
     high, wide = (side * 2 ** (levels - 1) for side in read_image_size(params.image_size))
-    if height not in (None, high) or width not in (None, wide):
-        raise ValueError(
-            f"--H {height} --W {width}: {config} samples {high} x {wide} pixels; set its model.params.image_size, "
-            "which counts latent pixels, a number or [height, width], for another size"
-        )
+    size = (height or high, width or wide)
+    return [] if size == (high, wide) else ["--size", *map(str, size)]
 
 
 def run_txt2img() -> None:

@@ -101,7 +101,7 @@ class CaptionedDigits(LabelledImages):
 
     Args:
         split: "train", "test" or "all".
-        classes: "words", the ten words of digits, or "captions", digit by digit in every style.
+        classes: "words", the ten words of digits, "styles", or "captions", digit by digit in every style.
         styles: of `STYLES`.
         digits: further arguments of `Digits`: image_size, resize, test_fraction, channels.
         transform, seed: see `LabelledImages`.
@@ -119,7 +119,7 @@ class CaptionedDigits(LabelledImages):
         seed: int = 0,
         **digits: Any,
     ):
-        check_choice("classes", classes, ("words", "captions"))
+        check_choice("classes", classes, ("words", "styles", "captions"))
         for style in styles:
             check_choice("styles", style, tuple(STYLES))
         self.data = Digits(split, **digits)
@@ -128,7 +128,12 @@ class CaptionedDigits(LabelledImages):
         shown = self.data.labels.repeat_interleave(len(styles))  # [N S], image by image
         caption = shown * len(styles) + torch.arange(len(styles)).repeat(len(self.data))
         self._captions = caption.tolist()
-        names, labels = (DIGIT_WORDS, shown) if classes == "words" else (self.captions, caption)
+        chosen: dict[str, tuple[Sequence[str], Tensor]] = {
+            "words": (DIGIT_WORDS, shown),
+            "styles": (self.styles, caption % len(styles)),
+            "captions": (self.captions, caption),
+        }
+        names, labels = chosen[classes]
         super().__init__(labels, names, self.data.image_shape, transform=transform, seed=seed)
 
     def read(self, index: int) -> Tensor:

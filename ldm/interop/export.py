@@ -20,6 +20,7 @@ from ldm.interop.folder import CONDITIONING, INDEX, SCHEDULER, WEIGHTS
 from ldm.interop.loading import CLASS_TABLE
 from ldm.interop.readme import make_readme
 from ldm.interop.schedulers import make_scheduler
+from ldm.interop.text_parts import TextParts, convert_text
 from ldm.interop.unet_keys import convert_unet
 from ldm.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -49,8 +50,9 @@ def export_folder(model: LatentDiffusion, out: str | Path, overwrite: bool = Fal
     network = _convert_network(model)
     stage = _convert_stage(model)
     conditioning, table = _conditioning(model)
+    text = convert_text(model, stage)
     parts: dict[str, Converted] = {"transformer" if "Transformer" in network.class_name else "unet": network}
-    index = _index(model, network, stage, scheduler)
+    index = _index(model, network, stage, scheduler) if text is None else _text_index(text, network, stage, scheduler)
     if stage is not None:
         parts["vqvae" if "vqvae" in index else "vae"] = stage
     for name, part in parts.items():
@@ -63,6 +65,8 @@ def export_folder(model: LatentDiffusion, out: str | Path, overwrite: bool = Fal
         _write_json(out / INDEX, index, overwrite)
     if conditioning:
         _write_json(out / CONDITIONING, conditioning, overwrite)
+    if text is not None:
+        _write_text_parts(out, text, overwrite)
     if table is not None:
         save_tensors(table, out / CLASS_TABLE / f"{WEIGHTS}.safetensors", {"format": "pt"}, overwrite)
     _write_text(out / "README.md", make_readme(parts, scheduler, index, conditioning), overwrite)
@@ -141,6 +145,38 @@ def _index(
     else:
         return {}
     return {"_class_name": name, "_diffusers_version": VERSION, **parts}
+
+
+def _text_index(
+    text: TextParts, network: Converted, stage: Converted | None, scheduler: Mapping[str, Any]
+) -> dict[str, Any]:
+    """model_index.json of a pipeline that reads texts.
+
+    Raises:
+        ValueError: for a network without a context.
+    """
+    require(network.class_name == "UNet2DConditionModel", f"{text.pipeline} takes UNet2DConditionModel")
+    assert stage is not None
+    return {
+        "_class_name": text.pipeline,
+        "_diffusers_version": VERSION,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", network.class_name],
+        text.stage: ["diffusers", stage.class_name],
+        **text.index,
+    }
+
+
+def _write_text_parts(out: Path, text: TextParts, overwrite: bool) -> None:
+    """Write the text encoder as transformers' `save_pretrained` does, and its tokenizer's files."""
+    encoder = text.encoder
+    config = {"architectures": [encoder.class_name], "dtype": "float32", **encoder.config}
+    _write_json(out / text.folder / "config.json", config, overwrite)
+    state = {key: value.detach().float().clone() for key, value in encoder.state.items()}
+    save_tensors(state, out / text.folder / "model.safetensors", {"format": "pt"}, overwrite)
+    _write_json(out / "tokenizer" / "tokenizer_config.json", text.tokenizer_config, overwrite)
+    for file in text.tokenizer_files:
+        _write_text(out / "tokenizer" / file.name, file.read_text(encoding="utf-8"), overwrite)
 
 
 def _config(part: Converted) -> dict[str, Any]:

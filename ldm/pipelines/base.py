@@ -20,6 +20,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
 from ldm.modules.conditioned import ConditionedNetwork
 from ldm.pipelines.prompts import make_text_choices
+from ldm.pipelines.sizes import resize_states
 from ldm.pipelines.speed import with_speed
 from ldm.pipelines.wrappers import Wrappers, make_wrappers
 from ldm.settings import Sampling, Speed
@@ -129,6 +130,14 @@ class Pipeline:
         """
         shared = not self._embeds_differently
         return self.with_choices(make_text_choices(self.model, prompts, embedded=shared))
+
+    def with_size(self, height: int, width: int) -> Self:
+        """Return this pipeline for pictures of another height and width, in pixels.
+
+        Raises:
+            ValueError: if the network or the first stage does not take them.
+        """
+        return replace(self, model=resize_states(self.model, height, width)).check()
 
     @property
     def _embeds_differently(self) -> bool:

@@ -2,14 +2,16 @@
 
 import pytest
 
-from benchmarks.captions import choose_hidden, compare_rows, make_prompts
+from benchmarks.captions import choose_hidden, compare_rows
+from ldm.experiments.counted import make_prompts
 
 
 def test_prompts_have_every_digit_in_every_kind_and_style():
-    prompts = make_prompts()
+    prompts = make_prompts(counted=True)
     assert len(prompts) == 40
     assert len({(one.digit, one.style) for one in prompts.values()}) == 40
     assert {text for text, one in prompts.items() if one.digit == 7 and one.count == 2} == {"two handwritten sevens"}
+    assert len(make_prompts(counted=False)) == 40 and "an inverted eight" in make_prompts(counted=False)
 
 
 def test_hidden_words_move_on_with_the_seed():

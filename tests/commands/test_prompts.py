@@ -97,7 +97,18 @@ def test_txt2img_speaks_latent_diffusions_words(folder, tmp_path):
     assert pairs["--n_per_class"] == "6" and pairs["--batch_size"] == "3" and pairs["--sampler"] == "PLMS"
     assert pairs["--steps"] == "50" and pairs["--scale"] == "7.5" and pairs["--prompt"] == "a three"
     assert words[-2:] == ["--pngs", "--precision"] and "--eta" not in words
-    with pytest.raises(ValueError, match="samples 8 x 8 pixels"):
-        translate_txt2img([*known[:4], "--H", "16"])
+    assert "--size" not in words
+    other = translate_txt2img([*known[:4], "--H", "16"])
+    assert other[other.index("--size") + 1 :][:2] == ["16", "8"]
     theirs = translate_txt2img([])
     assert theirs[theirs.index("--steps") + 1] == "200" and theirs[theirs.index("--scale") + 1] == "5.0"
+
+
+def test_other_sizes_are_sampled_where_the_network_takes_them(folder, tmp_path):
+    words = [*model_words(folder), "--prompt", "a three", "--n_per_class", 1, "--steps", 2]
+    call("sample model", [*words, "--size", 8, 16, "--out", tmp_path / "wide"])
+    assert np.load(tmp_path / "wide" / "samples.npz")["arr_0"].shape == (1, 8, 16, 1)
+    with pytest.raises(ValueError, match="must be multiples of"):
+        call("sample model", [*words, "--size", 8, 0, "--out", tmp_path / "none"])
+    whole = load_model(base=folder / "texts.yaml", ckpt=folder / "base.ckpt", sampling=Sampling(steps=2))
+    assert whole.with_size(8, 8).model is whole.model

@@ -153,6 +153,11 @@ class UNetModel(nn.Module):
         return "out" if self.n_embed is None else "id_predictor"
 
     @property
+    def size_multiple(self) -> int:
+        """What height and width of the images must be multiples of."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @property
     def taps(self) -> dict[str, str]:
         """Names of the layers that features are read from: {tap: submodule}, in the order of computation."""
         down = {f"in_{count}": f"input_blocks.{count}" for count in range(len(self.input_blocks))}

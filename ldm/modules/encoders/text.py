@@ -66,6 +66,13 @@ class TextEmbedder(nn.Module):
         return Parts(token_tables=(self.token_table,))
 
     @property
+    def tokenizer_source(self) -> str | None:
+        """Folder or hub's name of a tokenizer of transformers; None of any other tokenizer, or of none."""
+        if isinstance(self._tokenizer, BERTTokenizer | CLIPTextTokenizer):
+            return str(self._tokenizer.tokenizer.name_or_path)
+        return self._tokenizer if isinstance(self._tokenizer, str) else None
+
+    @property
     def has_null(self) -> bool:
         """Whether there is an empty text: there is none of token ids that are no texts."""
         return self._null is not None or self._tokenizer is not None
