@@ -10,20 +10,21 @@ import hashlib
 import io
 import itertools
 import os
-import pickle
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.pickles import read_pickled_module
+from ldm.file_kinds import SAFETENSORS, find_kind
+from ldm.pickles import BROKEN_PICKLE, read_pickled_module
+from ldm.state_dicts import choose_part, fit_names, name_some
 from ldm.util import atomic_write
 
 
@@ -49,32 +50,36 @@ def _read_storage(content: bytes) -> Any:
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Return everything in a checkpoint file, on the CPU, without running any code stored in it.
 
-    Nearly all files hold a dictionary; DDIM's training writes a list.
+    Nearly all files hold a dictionary; DDIM's training writes a list. What a file is follows from its content, not from
+    its name, but for NVIDIA's pickles.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file holds something other than tensors and plain containers, or is damaged.
+        ValueError: if the file is something else (with what it is), holds something other than tensors and plain
+            containers, or is damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; check the path (model.params.ckpt_path, pretrained_path)")
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if path.suffix == ".pkl":
+    if find_kind(path) == SAFETENSORS:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is a damaged safetensors file: {error}; fetch it again") from None
+    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
         module = read_pickled_module(path, PICKLED_ENTRY, _read_storage)
         return {"state_dict": module.state, "class_name": module.class_name}
-    safe_globals = getattr(torch.serialization, "safe_globals", None)
-    known = safe_globals([(_CallbackKey, name) for name in CALLBACK_CLASSES]) if safe_globals else nullcontext()
+    known: list[Any] = [(_CallbackKey, name) for name in CALLBACK_CLASSES]
     try:
-        with known:
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        with torch.serialization.safe_globals(known), path.open("rb") as file:  # of a path torch believes the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except BROKEN_PICKLE as error:
         found = error.__context__ or error  # PyTorch's own text advises to run the code
         reason = str(found).split("\n")[0].split(". ")[0].rstrip(".")[:300] or "it ends too early"
         raise ValueError(
             f"{path} was refused: expected tensors and plain containers only (code in a checkpoint is never run), or "
-            f"the file is damaged: {reason}. Save it again as a state dict of tensors, or fetch it again"
+            f"the file is damaged: {reason}. Save its tensors alone (docs/files.md says how), or fetch it again"
         ) from None
 
 
@@ -83,15 +88,21 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     return unwrap_state_dict(load_checkpoint(path), path)
 
 
-def unwrap_state_dict(content: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Tensor]:
-    """The `{name: tensor}` in what was read from a file."""
+def unwrap_state_dict(content: Any, path: str | os.PathLike, averaged: bool = False) -> dict[str, Tensor]:
+    """The `{name: tensor}` in what was read from a file, of {model, ema, opt} the weights or the averages.
+
+    Raises:
+        ValueError: if it is none, with what it holds.
+    """
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is not a state dict: it holds a {type(content).__name__}")
-    state = content.get("state_dict", content)
-    bad = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    state = choose_part(content, averaged)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} is not a state dict: its state_dict is a {type(state).__name__}")
+    bad = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if bad:
-        raise ValueError(f"{path} is not a state dict: these entries are no tensors: {', '.join(bad[:8])}")
-    return dict(state)
+        raise ValueError(f"{path} is not a state dict: these entries are no tensors: {name_some(bad)}")
+    return {str(name): value for name, value in state.items()}
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -120,12 +131,15 @@ def _refuse_diffusers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
 def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = ()) -> None:
     """Copy `state` into `module`; every key must match but those under a name or pattern in `ignore`.
 
+    One prefix on all names, and what a parallel or compiled module puts before its own, is taken off (`fit_names`).
+
     Raises:
-        ValueError: listing every missing, unknown or differently shaped key that the caller did not name.
+        ValueError: counting the missing, unknown and differently shaped keys, with the first few of each.
     """
     ignore = tuple(ignore)
     own = module.state_dict()
     _refuse_diffusers(state, own)
+    state = fit_names(state, own)
     given = {name: value for name, value in state.items() if not (matches(name, ignore) and name not in own)}
     missing = sorted(name for name in own.keys() - given.keys() if not matches(name, ignore))
     unknown = sorted(given.keys() - own.keys())
@@ -136,7 +150,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[s
     ]
     if missing or unknown or shapes:
         lines = [
-            f"{what}: {', '.join(names)}"
+            f"{what}: {name_some(names)}"
             for what, names in (
                 ("missing from the file", missing),
                 ("unknown to the model", unknown),
@@ -165,17 +179,63 @@ def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def restore_averaged(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """A state dict that holds the averages of a network (`model_ema.*`) and not the network, with both.
+
+    Args:
+        network: the module `model`, whose names the averages have without their dots.
+    """
+    if any(name.startswith("model.") for name in state) or not any(name.startswith("model_ema.") for name in state):
+        return dict(state)
+    copies = {name: state.get(f"model_ema.{name.replace('.', '')}") for name in network.state_dict()}
+    return {**state, **{f"model.{name}": value for name, value in copies.items() if value is not None}}
+
+
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike, overwrite: bool = False) -> None:
     """Write plain containers and tensors with `torch.save`, whole or not at all; equal contents give equal bytes."""
     with atomic_write(path, overwrite) as partial, partial.open("wb") as file:
         torch.save(dict(content), file)  # given a path, the file would hold the partial's name
 
 
+# Suffixes of files of weights that torch writes.
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
+
+
+def check_suffix(path: str | os.PathLike, known: Sequence[str] = (*TORCH_SUFFIXES, ".safetensors")) -> Path:
+    """Return the path of a file of weights whose name says what will be in it.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in known:
+        raise ValueError(f"--out {path}: weights go to a file that ends in {' or '.join(known)}")
+    return path
+
+
+def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write weights as the suffix says, whole or not at all: safetensors, or torch's file with `state_dict`.
+
+    Raises:
+        ValueError: for a suffix that says neither.
+    """
+    if check_suffix(path).suffix == ".safetensors":
+        save_tensors(state, path, overwrite=overwrite)
+    else:
+        save_checkpoint({"state_dict": dict(state)}, path, overwrite)
+
+
 def save_tensors(
     tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None, overwrite=False
 ) -> None:
     """Write `{name: tensor}` and string metadata as safetensors, whole or not at all."""
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if place in places else value  # the format holds each tensor by itself
+        places.add(place)
     with atomic_write(path, overwrite) as partial:
         save_file(plain, partial, metadata=dict(metadata or {}))
 

@@ -61,6 +61,7 @@ BASE = {
     "ldm",
     "ldm.util",
     "ldm.checkpoint",
+    "ldm.file_kinds",
     "ldm.jobs",
     "ldm.lr_scheduler",
     "ldm.memory",
@@ -72,13 +73,14 @@ BASE = {
     "ldm.settings.sampling",
     "ldm.settings.training",
     "ldm.options",
+    "ldm.state_dicts",
     "ldm.stats",
     "ldm.trust",
 }
 # What leads to all rooms, and is imported by none.
 DOORS = ("ldm/__init__.py", "ldm/__main__.py")
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}
-MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint")
+MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint", "ldm.state_dicts")  # the last: of names alone
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 LIGHTNING_ROOMS = re.compile(r"ldm/models/|ldm/data/module\.py|ldm/training/|ldm/jobs\.py|main\.py")
 MACHINE = r"(?<![\w.])/(home|work|root)/|\bshared/(goldens|data|spec|seeds)"

@@ -30,7 +30,7 @@ class Export:
     source: Annotated[str, option(name="run", metavar="DIR")]
     """The run directory of a training, or a checkpoint in one; or a folder of diffusers."""
     out: str
-    """The file to write; with --to diffusers the folder."""
+    """The file to write, .ckpt (.pt, .pth) or .safetensors; with --to diffusers the folder."""
     epoch: Annotated[int | None, option(metavar="N", default="the last checkpoint")] = None
     """The checkpoint that --run kept of this epoch."""
     overwrite: bool = False
@@ -51,13 +51,19 @@ class Export:
         return self._import_folder() if is_model_folder(self.source) else self._write_checkpoint()
 
     def _write_checkpoint(self) -> Path:
-        from ldm.checkpoint import averaged, load_state_dict, save_checkpoint
+        from ldm.checkpoint import averaged, check_suffix, load_checkpoint, save_state_dict, unwrap_state_dict
         from ldm.records import write_record
         from ldm.training.runs import find_run
 
+        out = check_suffix(self.out)
         run, checkpoint = find_run(self.source, self.epoch)
-        out = Path(self.out)
-        save_checkpoint({"state_dict": averaged(load_state_dict(checkpoint))}, out, self.overwrite)
+        content = load_checkpoint(checkpoint)
+        if {"component", "components"} & set(content):
+            raise ValueError(
+                f"{checkpoint} holds the heads of members alone, and no base checkpoint: export the run of the base "
+                "model, or gather the members with save_ensemble.py"
+            )
+        save_state_dict(averaged(unwrap_state_dict(content, checkpoint)), out, self.overwrite)
         write_record(out.with_suffix(".json"), self, overwrite=True, run=run.path.name, checkpoint=checkpoint.name)
         print(out)
         return out
@@ -79,15 +85,15 @@ class Export:
     def _import_folder(self) -> Path:
         from omegaconf import OmegaConf
 
-        from ldm.checkpoint import save_checkpoint
+        from ldm.checkpoint import check_suffix, save_state_dict
         from ldm.pipelines import load_model
         from ldm.records import refuse_existing, write_record
 
-        out = Path(self.out)
+        out = check_suffix(self.out)
         config = out.with_suffix(".yaml")
         refuse_existing([out, config], self.overwrite)
         model = load_model(diffusers=self.source, device="cpu")
-        save_checkpoint({"state_dict": model.model.state_dict()}, out, self.overwrite)
+        save_state_dict(model.model.state_dict(), out, self.overwrite)
         heading = f"# The model of a folder of diffusers, {Path(self.source).name}, as `decu export` read it.\n"
         config.write_text(heading + OmegaConf.to_yaml(OmegaConf.create(dict(model.config))), encoding="utf-8")
         write_record(out.with_suffix(".json"), self, overwrite=True)

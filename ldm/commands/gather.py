@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ldm.options import option
 
-BASE_FILE = "trunk.safetensors"
+BASE_NAME = "trunk"
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,8 @@ class Gather:
     def run(self) -> Path:
         """Write the ensemble, and return its folder."""
         from ldm.ensembles.storage import read_ensemble
-        from ldm.records import write_record
 
         folder = self._convert() if self.published else self._gather()
-        write_record(folder / "record.json", self, overwrite=True)
         spec = read_ensemble(folder).spec
         steps = {member["component"]: member["step"] for member in spec["members"]}
         if len(set(steps.values())) > 1:
@@ -65,6 +63,11 @@ class Gather:
         size = sum(file.stat().st_size for file in files) / len(files)
         print(f"{folder}: {len(files)} members of {size / 1024:.1f} KiB each on {spec['trunk']['path']}")
         return folder
+
+    def _record(self, folder: Path) -> None:
+        from ldm.records import write_record
+
+        write_record(folder / "record.json", self, overwrite=True)
 
     def _gather(self) -> Path:
         from ldm.training.gathering import gather_members
@@ -77,6 +80,7 @@ class Gather:
             data_name=self.data_name,
             checkpoint=self.checkpoint,
             overwrite=self.overwrite,
+            prepare=self._record,
         )
 
     def _convert(self) -> Path:
@@ -87,7 +91,7 @@ class Gather:
         """
         from omegaconf import OmegaConf
 
-        from ldm.checkpoint import load_into, save_tensors, sha256
+        from ldm.checkpoint import free_name, load_into, save_tensors, sha256
         from ldm.ensembles.storage import read_published, write_ensemble
         from ldm.pipelines import build_model
         from ldm.training.config import load_config
@@ -99,11 +103,13 @@ class Gather:
         load_into(model, base)
         if (folder / "ensemble.yaml").exists() and not self.overwrite:
             raise FileExistsError(f"{folder} holds an ensemble; use --overwrite to replace it")
-        save_tensors(base, folder / BASE_FILE, overwrite=self.overwrite)
+        earlier = set(folder.glob(f"{BASE_NAME}*.safetensors"))
+        file = free_name(folder, BASE_NAME, ".safetensors")
+        save_tensors(base, folder / file)
         heads = "class_embedding"
         spec = {
             "name": self.ensemble_name,
-            "trunk": {"path": BASE_FILE, "sha256": sha256(folder / BASE_FILE)},
+            "trunk": {"path": file, "sha256": sha256(folder / file)},
             "heads": [heads],
             "patterns": list(model.head_patterns[heads]),
             "null_class": "random",
@@ -116,7 +122,10 @@ class Gather:
             ],
         }
         each = [{name: value[index] for name, value in members.overrides.items()} for index in range(len(members))]
-        return write_ensemble(folder, spec, each, self.overwrite)
+        write_ensemble(folder, spec, each, self.overwrite, self._record)
+        for replaced in earlier:
+            replaced.unlink()
+        return folder
 
     def _data(self, config: Any) -> dict[str, Any]:
         """Return what the training data say of the classes, or nothing where they cannot be read."""

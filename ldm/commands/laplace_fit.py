@@ -154,8 +154,9 @@ class FitLaplace:
             "data": config,
             "seed": self.seed,
         }
-        save_laplace(laplace, out, source, self.overwrite)
+        # The posterior's own record is written last: it is the sign that all is there.
         write_record(out / "record.json", self, overwrite=True, found=found)
+        save_laplace(laplace, out, source, self.overwrite)
         for name, value in found.items():
             print(f"{name:>24}  {value}")
         return out
@@ -202,11 +203,16 @@ class FitLaplace:
         """
         from omegaconf import OmegaConf
 
+        from ldm.data.base import check_class_names
         from ldm.data.own import build_dataset
         from ldm.training.config import read_data_config
 
         if self.data is not None and split == self.split:
             config: Any = read_data_config(self.data)
+            data = build_dataset(config)
+            shown = getattr(data, "human_names", None) or getattr(data, "class_names", None) or ()
+            check_class_names(list(pipeline.class_names), [str(name) for name in shown], ("train", "--data"))
+            return data, config
         else:
             given: Any = pipeline.config
             found = OmegaConf.select(OmegaConf.create(given), f"data.params.{split}")

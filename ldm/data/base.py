@@ -202,3 +202,28 @@ class Compose:
         for transform in self.transforms:
             image = transform(image, generator)
         return image
+
+
+def check_class_names(first: Any, second: Any, names: tuple[str, str] = ("train", "validation")) -> None:
+    """Make sure that a label means the same class in two data sets, where both name their classes.
+
+    A data set may have the first classes of the other alone.
+
+    Args:
+        first, second: data sets, or the names of their classes.
+        names: of the data sets, for messages.
+
+    Raises:
+        ValueError: for a label with two names.
+    """
+    for label, (one, other) in enumerate(zip(_list_classes(first), _list_classes(second), strict=False)):
+        if str(one) != str(other):
+            raise ValueError(
+                f"label {label} is the class '{one}' in the data set {names[0]} and '{other}' in {names[1]}, one of "
+                "which may lack a class: name the classes of both in one order (params.class_names of ImageFolder)"
+            )
+
+
+def _list_classes(data: Any) -> Sequence[Any]:
+    """Return the names of a data set's classes, or a list of names itself; none where there are none."""
+    return data if isinstance(data, (list, tuple)) else getattr(data, "class_names", None) or ()

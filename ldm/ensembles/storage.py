@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,20 @@ def verified_base(path: str | Path, expected: str) -> Path:
 
 
 def write_ensemble(
-    folder: str | Path, spec: Mapping[str, Any], members: Sequence[Mapping[str, Tensor]], overwrite: bool = False
+    folder: str | Path,
+    spec: Mapping[str, Any],
+    members: Sequence[Mapping[str, Tensor]],
+    overwrite: bool = False,
+    prepare: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write an ensemble; `spec` needs all of `REQUIRED` but format, its `members` one record for each of `members`.
 
     The path of the base checkpoint is recorded relative to the folder, so that the ensemble opens from anywhere.
     Members get names that are free and the record is written last: whoever is killed before leaves the earlier
     ensemble whole.
+
+    Args:
+        prepare: called with the folder before the record is written, for what belongs beside it.
 
     Raises:
         FileExistsError: if there is an ensemble and `overwrite` is False.
@@ -111,6 +118,8 @@ def write_ensemble(
         save_tensors(heads, folder / file, metadata)
         records.append({**record, "file": file, "sha256": tensors_sha256(heads)})
     base = {**spec["trunk"], "path": _relative_to(folder, spec["trunk"]["path"])}
+    if prepare is not None:
+        prepare(folder)
     with atomic_write(folder / "ensemble.yaml", overwrite=True) as partial:
         partial.write_text(yaml.safe_dump({**spec, "trunk": base, "members": records}, sort_keys=False))
     for replaced in earlier:

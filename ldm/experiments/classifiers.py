@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.data.base import check_class_names
 from ldm.data.own import build_dataset
 from ldm.evaluation.classifier import Architecture, ClassifierTraining, SmallClassifier, accuracy, train_classifier
 from ldm.jobs import step_bar
@@ -75,6 +76,8 @@ def train_on_config(
     sets = {name: params[name] for name in ("train", "validation")}
     data = build_dataset(sets["train"])
     images, labels = DataSetImages(data).everything()
+    tests = build_dataset(sets["validation"])
+    check_class_names(data, tests)
     _, channels, side, other = images.shape
     if side != other:
         raise ValueError(f"expected square images, got {side} x {other}")
@@ -83,6 +86,6 @@ def train_on_config(
     with step_bar("steps") as progress:
         train_classifier(model, images, labels, training, seed, progress, device)
     seconds = time.process_time() - began
-    test_images, test_labels = DataSetImages(build_dataset(sets["validation"])).everything()
+    test_images, test_labels = DataSetImages(tests).everything()
     rate = accuracy(model, test_images, test_labels)
     return TrainedClassifier(model, sets, training, seed, rate, len(test_labels), seconds)

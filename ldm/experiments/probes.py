@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from ldm.checkpoint import sha256
+from ldm.data.base import check_class_names
 from ldm.data.module import DataModuleFromConfig
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.grid_features import GridFeatures, load_or_make_features, make_feature_parts
@@ -89,6 +90,7 @@ class ProbeStudy:
         module.setup()
         prepare_latents(pipeline.model, config, module, pipeline.device)
         self.data = {"train": module.dataset("train"), "test": module.dataset("validation")}
+        check_class_names(self.data["train"], self.data["test"])
         self.classes = self.data["train"].n_classes
         self.positions = draw_probe_positions(len(self.data["train"]), plan.n_train, plan.seed)
         self.seeds = range(plan.seed, plan.seed + plan.seeds)

@@ -43,6 +43,8 @@ class FirstStage(pl.LightningModule):
 
     learning_rate: float = 4.5e-6
     colorize: Tensor
+    # Whether a file of its own was read.
+    has_weights = False
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class FirstStage(pl.LightningModule):
         if not self.use_ema:
             ignore.append("model_ema.")
         load_into(self, load_state_dict(path), ignore=ignore)
+        self.has_weights = True
 
     def reconstruct(self, images: Tensor, split: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Reconstruction `[B, C, H, W]`, regulariser `[]` or `[B]`, and numbers to log by name."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ldm.modules.choices import Choices, Condition, split_condition
 from ldm.modules.parts import Parts, find_parts
+from ldm.state_dicts import bare_names, choose_part, is_state_dict
 from ldm.util import instantiate_as
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
@@ -44,7 +45,8 @@ def network_alone(content: Mapping[str, Any] | Sequence[Any], averaged: bool) ->
     writes a list: the model as it trains, each name below `module.`, the optimiser, two counts, and last the averages.
     DDAE's training writes {MODEL, EMA, opt}: `MODEL` is the model as it trains, `EMA` holds its averages below
     `ema_model.` (ema-pytorch); in both the network lies below a name of its own, and tables of the process beside it.
-    `averaged` takes the averages.
+    In any of them one prefix on all names (`module.`, `model.diffusion_model.`) is taken off. `averaged` takes the
+    averages.
 
     Raises:
         ValueError: if a file laid out as DDIM's or DDAE's holds no network of its kind, with what it does hold.
@@ -52,10 +54,12 @@ def network_alone(content: Mapping[str, Any] | Sequence[Any], averaged: bool) ->
     if not isinstance(content, Mapping):
         return _from_list(content, averaged)
     if "MODEL" not in content:
-        state = content.get("state_dict", content)
+        state = choose_part(content, averaged)
+        if not is_state_dict(state):
+            return None
         if PRECONDITIONED + EDM_FIRST in state:
             return {name.removeprefix(PRECONDITIONED): value for name, value in state.items()}
-        return dict(state) if is_bare(state) else None
+        return bare_names(state, FIRST_LAYERS)
     part = "EMA" if averaged and "EMA" in content else "MODEL"
     start = "ema_model." if part == "EMA" else ""
     first = next((name for name in content[part] if name.startswith(start) and name.endswith(DDAE_FIRST)), None)

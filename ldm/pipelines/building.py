@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint import load_checkpoint, matches
 from ldm.ensembles.heads import merge
 from ldm.ensembles.storage import verified_base
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import network_alone
 from ldm.modules.low_rank import fold_factors
+from ldm.state_dicts import name_some
 from ldm.util import get_obj_from_str, instantiate_from_config
 
-FIRST_STAGE = "model.params.first_stage_config.params.ckpt_path"
+FIRST_STAGE = "model.params.first_stage_config.params"
 
 
 def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
@@ -53,22 +54,51 @@ def load_weights(
     """Load a checkpoint strictly; that of a member is its heads, on the base checkpoint it names or `pretrained`.
 
     A published file of the network alone comes without a first stage: it is read from the file that `config` names.
+    What the config's `ignore_keys` name may be in a file without a place in the model, here as in training.
 
     Raises:
-        ValueError: if the first stage has weights and none are given.
+        ValueError: if a part of the model has weights and none are given.
     """
     content = load_checkpoint(checkpoint)
-    if "component" in content:
+    if isinstance(content, dict) and "component" in content:
         member = content["component"]
         base = verified_base(pretrained or member["trunk_path"], member["trunk_sha256"])
-        model.init_from_ckpt(str(base), use_averaged=True)
+        load_weights(model, base, config=config)
         state = model.state_dict()
+        check_heads(content["state_dict"], member["patterns"], state, checkpoint)
         model.load_state_dict(merge(state, fold_factors(content["state_dict"], state)))
         return
-    alone = network_alone(content, averaged) is not None
+    if network_alone(content, averaged) is not None:
+        _load_first_stage(model, checkpoint, config or {})
     model.init_from_ckpt(str(checkpoint), use_averaged=averaged, content=content)
-    if alone and any(True for _ in model.first_stage_model.parameters()):
-        first_stage = OmegaConf.select(_as_node(config or {}), FIRST_STAGE)
-        if not first_stage:
-            raise ValueError(f"{checkpoint} holds the network alone: name its first stage in the config, {FIRST_STAGE}")
-        model.first_stage_model.init_from_ckpt(first_stage)
+
+
+def _load_first_stage(model: LatentDiffusion, checkpoint: Path, config: Mapping[str, Any]) -> None:
+    """Read the first stage of a file of the network alone from the file that a config names, where it has weights."""
+    if not any(True for _ in model.first_stage_model.parameters()):
+        return
+    params = OmegaConf.select(_as_node(config), FIRST_STAGE) or {}
+    if not params.get("ckpt_path"):
+        raise ValueError(
+            f"{checkpoint} holds the network alone: name its first stage in the config, {FIRST_STAGE}.ckpt_path"
+        )
+    model.first_stage_model.init_from_ckpt(params["ckpt_path"], params.get("ignore_keys") or ())
+
+
+def check_heads(
+    heads: Mapping[str, Any], patterns: Sequence[str], state: Mapping[str, Any], source: str | Path
+) -> None:
+    """Check that a member has all the heads that its record names.
+
+    Args:
+        heads: what the member holds, by name.
+        patterns: of its heads.
+        state: the base model's state dict.
+        source: the file or folder, for messages.
+
+    Raises:
+        ValueError: naming those that it lacks.
+    """
+    lacking = [name for name in state if matches(name, patterns) and name not in heads]
+    if lacking:
+        raise ValueError(f"{source} lacks heads of the member that it holds: {name_some(lacking)}; train it again")

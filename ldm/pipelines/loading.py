@@ -20,7 +20,7 @@ from ldm.memory import Chunker, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.low_rank import add_factors_of
 from ldm.pipelines.base import Defaults, Pipeline
-from ldm.pipelines.building import build_model, load_weights
+from ldm.pipelines.building import build_model, check_heads, load_weights
 from ldm.pipelines.ensemble import EnsemblePipeline
 from ldm.pipelines.laplace import adjust_posterior
 from ldm.pipelines.model import ModelPipeline
@@ -168,7 +168,8 @@ def load_ensemble(
     config = ensemble.spec["config"]
     checkpoint = ensemble.base_checkpoint(pretrained)
     base = build_model(config)
-    base.init_from_ckpt(str(checkpoint), use_averaged=True)
+    load_weights(base, checkpoint, config=config)
+    check_heads(ensemble.members.overrides, ensemble.spec["patterns"], base.state_dict(), ensemble.folder)
     add_factors_of(base.network, {name: value[0] for name, value in ensemble.members.overrides.items()})
     kept = {"defaults": Defaults(scale=5.0), "ensemble": ensemble, "branching": branching or Branching()}
     return make_pipeline(EnsemblePipeline, base, config, checkpoint, sampling, speed, device, **kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ldm.checkpoint import load_checkpoint
 from ldm.ensembles.classes import MASKED
 from ldm.ensembles.storage import write_ensemble
 from ldm.training.runs import RunDirectory, runs_named
-from ldm.util import get_obj_from_str, instantiate_from_config
+from ldm.util import check_plain_name, get_obj_from_str, instantiate_from_config
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def gather_members(
     data_name: str | None = None,
     checkpoint: str = "last.ckpt",
     overwrite: bool = False,
+    prepare: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write the newest runs of an ensemble's members as `{path}/{name}_{data}_{count}`, and return that folder.
 
@@ -100,11 +101,14 @@ def gather_members(
         name, count: of the ensemble, and of its members.
         data_name: name of the data in the folder's name; the data set's where None.
         checkpoint: file below each run's checkpoints/.
+        prepare: see `write_ensemble`.
 
     Raises:
         ValueError: if a member is missing, or the members do not fit together.
         FileExistsError: if there is such an ensemble and `overwrite` is False.
     """
+    check_plain_name("--ensemble_name", name)
+    check_plain_name("--data_name", data_name or "")
     chosen = find_members(find_runs(path, name), checkpoint, count)
     first = chosen[0]
     config = first.run.config()
@@ -136,4 +140,5 @@ def gather_members(
         ],
     }
     folder = Path(path) / f"{name}_{data_name or data['dataset']}_{count}"
-    return write_ensemble(folder, spec, [member.content["state_dict"] for member in chosen], overwrite)
+    heads = [member.content["state_dict"] for member in chosen]
+    return write_ensemble(folder, spec, heads, overwrite, prepare)

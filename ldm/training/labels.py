@@ -5,18 +5,23 @@ from __future__ import annotations
 import pytorch_lightning as pl
 import torch
 
+from ldm.data.base import check_class_names
+
 
 def check_labels(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
     """Make sure that every training label is a class of the model: a GPU would not say what is wrong with another.
 
     Raises:
-        ValueError: if one has no row in the embedder, or its row is that of the null class.
+        ValueError: if one has no row in the embedder, its row is that of the null class, or it is another class in
+            the data that the training is tested on.
     """
     pairs = zip(getattr(model, "members", (model,)), getattr(data, "modules", (data,)), strict=True)
     for member, module in pairs:
         labels = getattr(module.datasets.get("train"), "labels", None)
         conditioned = getattr(member, "cond_stage_key", None) == "class_label"  # what a data set's `labels` are
         classes = member.n_classes if conditioned else None
+        for split in ("validation", "test") if conditioned else ():
+            check_class_names(module.datasets.get("train"), module.datasets.get(split), ("train", split))
         highest = -1 if labels is None or not len(labels) else int(torch.as_tensor(labels).max())
         if classes is None or highest < classes:
             continue

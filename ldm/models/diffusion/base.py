@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from ldm.checkpoint import averaged, load_checkpoint, load_into, unwrap_state_dict
+from ldm.checkpoint import load_checkpoint, load_into
 from ldm.diffusion.denoiser import Target, make_target
 from ldm.diffusion.learned_variance import LearnedVariance, check_out_channels, make_learned_variance
 from ldm.diffusion.losses import elbo_weights
@@ -27,20 +27,16 @@ from ldm.models.diffusion.process import (
     register_tables,
     view_process,
 )
+from ldm.models.diffusion.weights import EMA_KEYS, IMPORTANCE_KEYS, read_weights
 from ldm.modules.conditioned import (
-    UNET,
     ConditionedNetwork,
     DiffusionWrapper,
     check_preconditioner,
     find_model_parts,
-    network_alone,
 )
 from ldm.modules.ema import LitEma
 from ldm.modules.parts import Parts
 from ldm.util import ImageSize, read_image_size, shorten_size
-
-EMA_KEYS = ("model_ema.*",)
-IMPORTANCE_KEYS = ("time_importance.*",)
 
 
 class DiffusionModel(SamplingMethods, pl.LightningModule):
@@ -71,6 +67,8 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
 
     schedule: Schedule
     training_times: TrainingTimes | None
+    # Names in checkpoints that the model does not have and need not have, as its config says.
+    ignore_keys: Sequence[str] = ()
 
     def __init__(
         self,
@@ -240,25 +238,24 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
             use_averaged: take the averages as the weights, where the file has them.
 
         Raises:
-            ValueError: if tensors are missing, unknown or of another shape, or regress something else.
+            ValueError: if tensors are missing, unknown or of another shape, a part of the model has no weights in the
+                file, or the file is of another noise schedule, scale factor or parameterization.
         """
-        content = load_checkpoint(path) if content is None else content
-        check_preconditioner(content, self.target.name)
-        alone = network_alone(content, use_averaged)
-        if alone is not None:
-            state = {f"{UNET}{name}": value for name, value in alone.items()}
-            only_model = True
+        found = load_checkpoint(path) if content is None else content
+        check_preconditioner(found, self.target.name)
+        weights = read_weights(self, found, str(path), ignore_keys, only_model, use_averaged)
+        if weights.network_alone:
+            load_into(self.model, weights.of_network)
         else:
-            state = unwrap_state_dict(content, path)
-            state = self.rename_released(averaged(state) if use_averaged else state)
-        state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore_keys))}
-        has_averages = any(name.startswith("model_ema.") for name in state)
-        if only_model:
-            load_into(self.model, {name[6:]: value for name, value in state.items() if name.startswith("model.")})
-        else:
-            load_into(self, state, (*ignore_keys, *self._optional_keys(state, has_averages)))
-        if self.use_ema and (only_model or not has_averages):
+            optional = self._optional_keys(weights.state, weights.has_averages)
+            load_into(self, weights.state, (*ignore_keys, *optional))
+        if self.use_ema and (weights.network_alone or not weights.has_averages):
             self.model_ema.reset(self.model)
+
+    @property
+    def weights_elsewhere(self) -> tuple[str, ...]:
+        """Beginnings of the names of parts that have read their weights from files of their own."""
+        return ()
 
     def rename_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a released state dict under the names that its tensors have here."""

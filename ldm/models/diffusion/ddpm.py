@@ -18,7 +18,13 @@ from ldm.models.diffusion.log_images import make_log_images
 from ldm.models.diffusion.optimisation import measure_deviation
 from ldm.models.diffusion.training import DDPM
 from ldm.modules.choices import Choices
-from ldm.modules.conditioned import ConditionedNetwork, ConditionEmbedder, DiffusionWrapper, find_model_parts
+from ldm.modules.conditioned import (
+    EMBEDDER,
+    ConditionedNetwork,
+    ConditionEmbedder,
+    DiffusionWrapper,
+    find_model_parts,
+)
 from ldm.modules.encoders.text import TextEmbedder
 from ldm.modules.parts import Parts
 
@@ -106,6 +112,7 @@ class LatentDiffusion(DDPM):
             self.scale_factor = scale_factor
         self.instantiate_first_stage(first_stage_config)
         self.instantiate_cond_stage(cond_stage_config)
+        self.ignore_keys = tuple(ignore_keys)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
@@ -208,6 +215,12 @@ class LatentDiffusion(DDPM):
     @property
     def parts(self) -> Parts:
         return find_model_parts(self.model, self.cond_stage_model)
+
+    @property
+    def weights_elsewhere(self) -> tuple[str, ...]:
+        """The stages that have read files of their own."""
+        stages_here = {"first_stage_model.": self.first_stage_model, EMBEDDER: self.cond_stage_model}
+        return tuple(name for name, stage in stages_here.items() if getattr(stage, "has_weights", False))
 
     @property
     def class_tables(self) -> ClassTables:

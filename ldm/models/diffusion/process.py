@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.buffers import schedule_buffers
@@ -12,6 +13,10 @@ from ldm.diffusion.process import BetaSchedule, ContinuousProcess, NoiseProcess,
 from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.diffusion.training_times import TrainingTimes, UniformTimes
 from ldm.util import instantiate_from_config
+
+# The tables from which all others follow, and how far those of files in half precision may lie from the config's.
+COMPARED_TABLES = ("alphas_cumprod", "betas")
+TABLE_TOLERANCES = {torch.float16: (5e-3, 1e-4), torch.bfloat16: (2e-2, 1e-3)}
 
 
 def choose_config(
@@ -75,6 +80,37 @@ def register_tables(module: nn.Module, schedule: VPSchedule, v_posterior: float 
     tables: Mapping[str, Tensor] = schedule_buffers(schedule, v_posterior)
     for name, table in tables.items():
         module.register_buffer(name, table)
+
+
+def check_tables(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Compare the tables of a file with those of the config that a module was built from.
+
+    Args:
+        module: has the buffers of `register_tables`, or none of them.
+        state: of the file.
+        source: the file, for messages.
+
+    Raises:
+        ValueError: if they are not of one noise schedule.
+    """
+    own = dict(module.named_buffers(recurse=False))
+    for name in COMPARED_TABLES:
+        table, expected = state.get(name), own.get(name)
+        if table is None or expected is None:
+            continue
+        remedy = "set timesteps, beta_schedule, linear_start and linear_end in model.params to those of its training"
+        if table.shape != expected.shape:
+            raise ValueError(
+                f"{source} was trained with {table.numel()} noise levels, the config has {expected.numel()}: {remedy}"
+            )
+        rtol, atol = TABLE_TOLERANCES.get(table.dtype, (1e-3, 1e-7))
+        wrong = ~torch.isclose(table.double(), expected.double().to(table.device), rtol=rtol, atol=atol)
+        if wrong.any():
+            worst = int((table.double() - expected.double().to(table.device)).abs().argmax())
+            raise ValueError(
+                f"{source} was trained with another noise schedule than the config's: {name}[{worst}] is "
+                f"{float(table[worst]):.4g} in the file and {float(expected[worst]):.4g} by the config; {remedy}"
+            )
 
 
 def view_process(module: nn.Module, schedule: Schedule, times: TrainingTimes | None) -> NoiseProcess:
