@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ldm.file_kinds import SAFETENSORS, find_kind
 from ldm.pickles import BROKEN_PICKLE, read_pickled_module
-from ldm.state_dicts import choose_part, fit_names, name_some
+from ldm.state_dicts import choose_weights, fit_names, name_some
 from ldm.util import atomic_write
 
 
@@ -96,7 +96,7 @@ def unwrap_state_dict(content: Any, path: str | os.PathLike, averaged: bool = Fa
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is not a state dict: it holds a {type(content).__name__}")
-    state = choose_part(content, averaged)
+    state = choose_weights(content, averaged)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} is not a state dict: its state_dict is a {type(state).__name__}")
     bad = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -160,7 +160,13 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[s
         ]
         raise ValueError(
             f"state dict does not fit {type(module).__name__} "
-            f"({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of another shape)\n" + "\n".join(lines)
+            f"({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of another shape)\n"
+            + "\n".join(lines)
+            + (
+                "\n(ignore_keys in the params of the config leaves unknown names out)"
+                if unknown and not missing
+                else ""
+            )
         )
     fitting = {name: value for name, value in given.items() if own[name].shape == value.shape}
     module.load_state_dict(fitting, strict=False)

@@ -27,7 +27,7 @@ def is_state_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
-def choose_part(content: Mapping[str, Any], averaged: bool = False) -> Mapping[str, Any]:
+def choose_weights(content: Mapping[str, Any], averaged: bool = False) -> Mapping[str, Any]:
     """Return the state dict among the entries of a file, {model, ema, opt} for example; the file's own where none is.
 
     Args:

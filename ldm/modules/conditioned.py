@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.modules.choices import Choices, Condition, split_condition
 from ldm.modules.parts import Parts, find_parts
-from ldm.state_dicts import bare_names, choose_part, is_state_dict
+from ldm.state_dicts import bare_names, choose_weights, is_state_dict
 from ldm.util import instantiate_as
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
@@ -54,7 +54,7 @@ def network_alone(content: Mapping[str, Any] | Sequence[Any], averaged: bool) ->
     if not isinstance(content, Mapping):
         return _from_list(content, averaged)
     if "MODEL" not in content:
-        state = choose_part(content, averaged)
+        state = choose_weights(content, averaged)
         if not is_state_dict(state):
             return None
         if PRECONDITIONED + EDM_FIRST in state:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint import load_checkpoint, matches
 from ldm.ensembles.classes import MASKED
 from ldm.ensembles.storage import write_ensemble
 from ldm.training.runs import RunDirectory, runs_named
@@ -56,6 +56,11 @@ def find_members(runs: Sequence[RunDirectory], checkpoint: str, count: int) -> l
             "train them with main.py --start_from_pretrained --component N"
         )
     chosen = [found[index] for index in range(count)]
+    for member in chosen:
+        heads = member.content["state_dict"]
+        lacking = [one for one in member.record["patterns"] if not any(matches(name, [one]) for name in heads)]
+        if lacking:
+            raise ValueError(f"{member.run.path} holds no weights of the heads {lacking}: train this component again")
     for key in ("trunk_sha256", "patterns", "null_class", "targets"):
         values = {index: member.record.get(key) for index, member in enumerate(chosen)}
         if len({str(value) for value in values.values()}) > 1:

@@ -167,3 +167,25 @@ def test_saved_posteriors_load_as_they_were(tmp_path):
         load_laplace(tmp_path, network)
     with pytest.raises(ValueError, match="not fitted"):
         save_laplace(LastLayerLaplace(network), tmp_path / "empty")
+
+
+def test_a_killed_overwrite_leaves_the_earlier_posterior_whole(tmp_path, monkeypatch):
+    network = make_network()
+    first, second = fitted(network, make_batch(network, 4), "diag"), fitted(network, make_batch(network, 3), "diag")
+    folder = save_laplace(first, tmp_path / "posterior")
+    new = make_batch(network, 2, seed=3)[:3]
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("yaml.safe_dump", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_laplace(second, folder, overwrite=True)
+    assert torch.equal(load_laplace(folder, network)(*new)[1], first(*new)[1])
+    save_laplace(second, folder, overwrite=True)
+    assert torch.equal(load_laplace(folder, network)(*new)[1], second(*new)[1])
+    (held,) = folder.glob("*.safetensors")
+    held.write_bytes(held.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(ValueError, match="is not the file that"):
+        load_laplace(folder, network)

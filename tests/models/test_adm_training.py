@@ -163,7 +163,7 @@ def test_a_unet_alone_is_read_strictly(tmp_path):
     for name, dtype, rounding in (("whole", torch.float32, 0.0), ("half", torch.float16, 1e-3)):
         save_checkpoint({key: value.to(dtype) for key, value in unet.items()}, tmp_path / f"{name}.pt")
         model = wide(use_ema=True)
-        model.init_from_ckpt(str(tmp_path / f"{name}.pt"), use_averaged=True)
+        model.init_from_ckpt(str(tmp_path / f"{name}.pt"), only_model=True, use_averaged=True)
         for key, value in model.model.diffusion_model.state_dict().items():
             torch.testing.assert_close(value, unet[key], rtol=rounding, atol=rounding)
             assert value.dtype == torch.float32
@@ -172,7 +172,9 @@ def test_a_unet_alone_is_read_strictly(tmp_path):
         )
     save_checkpoint({key: value for key, value in unet.items() if key != "out.2.bias"}, tmp_path / "short.pt")
     with pytest.raises(ValueError, match=r"missing from the file: diffusion_model\.out\.2\.bias"):
-        wide().init_from_ckpt(str(tmp_path / "short.pt"))
+        wide().init_from_ckpt(str(tmp_path / "short.pt"), only_model=True)
+    with pytest.raises(ValueError, match=r"more parts with weights: cond_stage_model\.embedding\.weight"):
+        wide().init_from_ckpt(str(tmp_path / "whole.pt"))
 
 
 def test_a_history_of_losses_does_not_keep_a_trunk_from_loading(tmp_path):
