@@ -225,5 +225,6 @@ def check_class_names(first: Any, second: Any, names: tuple[str, str] = ("train"
 
 
 def _list_classes(data: Any) -> Sequence[Any]:
-    """Return the names of a data set's classes, or a list of names itself; none where there are none."""
-    return data if isinstance(data, (list, tuple)) else getattr(data, "class_names", None) or ()
+    """Return the names of a data set's classes, or a list of names itself; none where there are none but numbers."""
+    names = list(data if isinstance(data, (list, tuple)) else getattr(data, "class_names", None) or ())
+    return [] if [str(name) for name in names] == [str(label) for label in range(len(names))] else names

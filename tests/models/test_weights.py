@@ -216,5 +216,6 @@ def test_heads_that_a_member_lacks_are_named():
 def test_a_label_is_one_class_in_two_data_sets():
     check_class_names(["ant", "bee", "cat"], ["ant", "bee"])
     check_class_names(["ant"], np.zeros(2))
+    check_class_names(["ant", "bee"], ["0", "1"])  # numbers are no names
     with pytest.raises(ValueError, match=r"label 1 is the class 'bee' in the data set train and 'cat' in validation"):
         check_class_names(["ant", "bee", "cat"], ["ant", "cat"])
