@@ -110,7 +110,6 @@ class DDPM(DiffusionModel):
         )
         self._hold_logvar(learn_logvar, logvar_init)
         self.time_importance = make_importance(schedule_sampler, self.num_timesteps)
-        self.ignore_keys = tuple(ignore_keys)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
