@@ -31,7 +31,7 @@ class SampleLaplace:
       persistent      sampled weights, each held for the whole trajectory: the truth within its sampling error
       tangents        its first-order limit: derivatives in the directions of the draws
       redrawn         weights drawn again at every evaluation, as many states as draws: the process behind bayesdiff
-      bayesdiff       its variances, pixel by pixel, from few states; the order holds, the scale falls like 1 / steps
+      bayesdiff       its variances, pixel by pixel, from few states; the scale falls like 1 / steps
       bayesdiff_skip  the same with states drawn at every few steps, slopes held between
       published       BayesDiff as published, with its defects; samplers of one evaluation a step
       published_skip  BayesDiff-Skip as published

@@ -5,7 +5,7 @@
 Nothing is approximated but by the number of states, so that the covariances between pixels, curvature, and what an
 evaluation does to the later ones of its step, or of later steps that remember it, are all in it. Against weights that
 are held (`persistent`) such a process loses the scale, since errors of one evaluation average out against those of the
-next; with first-order samplers it keeps the order of pixels and of images. Solvers that extrapolate amplify such errors.
+next; with first-order samplers it keeps the order of pixels and of images. Solvers that extrapolate amplify errors.
 """
 
 from __future__ import annotations
