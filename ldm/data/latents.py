@@ -1,6 +1,7 @@
 """A cache of latents: what the frozen first stage makes of a data set's images, encoded once and read from disk.
 
     {folder}/{key}/latents_{block}.npy   float32 [images, views, h, w, c], before scaling; memory-mapped
+    {folder}/{key}/deviations_{block}.npy  the same of a KL first stage's standard deviations; the latents are its means
     {folder}/{key}/index_{block}.npy     image that each row shows (another than its own where a file is broken)
     {folder}/{key}/{block}.json          written when the block is complete: what is there is not encoded again
 
@@ -29,7 +30,9 @@ from ldm.util import atomic_write
 
 _BLOCK = 2048  # images of a file
 _PROBED = 8  # images whose pixels go into the key
-Encode = Callable[[Tensor], Tensor]
+# Images [B, C, H, W] -> (latents [B, c, h, w],), or (means, standard deviations).
+Encode = Callable[[Tensor], tuple[Tensor, ...]]
+_PARTS = ("latents", "deviations")
 
 
 def innermost(data: Any) -> LabelledImages:
@@ -123,15 +126,22 @@ class LatentStore:
         settings: what the latents depend on, see the module.
         images, views: numbers of them.
         shard: (rank, number) of this process among those that encode.
+        sampled: whether the latents of a KL first stage are read with their standard deviations.
     """
 
     def __init__(
-        self, folder: str | Path, settings: Mapping[str, Any], images: int, views: int, shard: tuple[int, int] = (0, 1)
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        images: int,
+        views: int,
+        shard: tuple[int, int] = (0, 1),
+        sampled: bool = True,
     ):
         settings = {**settings, "images": images, "views": views}
         text = json.dumps(settings, sort_keys=True, default=str)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.images, self.views, self.block = images, views, _BLOCK
+        self.images, self.views, self.block, self.sampled = images, views, _BLOCK, sampled
         self.work = WorkList(self.folder, json.loads(text), shard)
         self.keys = [str(block) for block in range(-(-images // self.block))]
         self._open: dict[str, np.ndarray] = {}
@@ -145,7 +155,7 @@ class LatentStore:
         """Encode the blocks of this process's share that are missing; yields the number of images done so far.
 
         Args:
-            encode: images [B, C, H, W] in [-1, 1] -> latents [B, c, h, w].
+            encode: images [B, C, H, W] in [-1, 1] -> see `Encode`.
             batch: images of one call. workers: processes that read images.
         """
         done, before = 0, data.epoch
@@ -154,17 +164,34 @@ class LatentStore:
             views, shown = [], torch.zeros(len(rows), dtype=torch.int64)
             for view in range(self.views):
                 data.set_epoch(view)
-                latents = []
+                seen, found = 0, []
                 for images, indices in _loader(data, rows, batch, workers):
-                    latents.append(encode(images.movedim(-1, 1).contiguous().float()).cpu().float())
-                    shown[sum(map(len, latents[:-1])) :][: len(indices)] = indices
-                    done += len(indices)
+                    parts = encode(images.movedim(-1, 1).contiguous().float())
+                    found.append([part.cpu().float() for part in parts])
+                    shown[seen : seen + len(indices)] = indices
+                    seen, done = seen + len(indices), done + len(indices)
                     yield done
-                views.append(torch.cat(latents).movedim(1, -1))
-            self._write(f"latents_{key}", torch.stack(views, 1).contiguous().numpy())
+                views.append([torch.cat(parts).movedim(1, -1) for parts in zip(*found, strict=True)])
+            kept = dict(zip(_PARTS, zip(*views, strict=True), strict=False))
+            for name, values in kept.items():
+                self._write(f"{name}_{key}", torch.stack(values, 1).contiguous().numpy())
             self._write(f"index_{key}", shown.numpy())
-            self.work.save(key, {"images": len(rows)})
+            self.work.save(key, {"images": len(rows), "parts": list(kept)})
         data.set_epoch(before)
+
+    def check_deviations(self, data: LabelledImages, encode: Encode) -> None:
+        """Where deviations are to be read, make sure that a cache written before there were any needs none.
+
+        Raises:
+            ValueError: if the first stage gives a distribution and some blocks hold means alone.
+        """
+        older = [key for key in self.keys if "parts" not in self.work.load(key)] if self.sampled else []
+        if older and len(encode(data.item(0)["image"].movedim(-1, 0)[None].contiguous().float())) > 1:
+            raise ValueError(
+                f"the latent cache {self.folder} was written before standard deviations were kept, and holds none in "
+                f"{len(older)} of its {len(self.keys)} files: remove it, so that the images are encoded again, or "
+                "train on the means alone, as it was then (--first_stage mode)"
+            )
 
     def _write(self, name: str, values: np.ndarray) -> None:
         with atomic_write(self.folder / f"{name}.npy", overwrite=True) as partial, open(partial, "wb") as file:
@@ -178,11 +205,17 @@ class LatentStore:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": {}}
 
-    def read(self, index: int, view: int) -> tuple[Tensor, int]:
-        """Latent [h, w, c] of an image in a view, and the number of the image that it shows."""
+    def read(self, index: int, view: int) -> tuple[tuple[Tensor, ...], int]:
+        """Latent [h, w, c] of an image in a view, or mean and deviation, and the number of the image that it shows."""
         block, row = divmod(index, self.block)
-        latent = torch.from_numpy(np.array(self._block(f"latents_{block}")[row, view % self.views]))
-        return latent, int(self._block(f"index_{block}")[row])
+        names = [name for name in _PARTS if self._has(name, block)]
+        parts = [torch.from_numpy(np.array(self._block(f"{name}_{block}")[row, view % self.views])) for name in names]
+        return tuple(parts), int(self._block(f"index_{block}")[row])
+
+    def _has(self, name: str, block: int) -> bool:
+        if name == _PARTS[0] or not self.sampled:
+            return name == _PARTS[0]
+        return f"{name}_{block}" in self._open or (self.folder / f"{name}_{block}.npy").exists()
 
 
 def _loader(data: LabelledImages, rows: Sequence[int], batch: int, workers: int) -> DataLoader:
@@ -201,7 +234,10 @@ class _Numbered(Dataset):
 
 
 class LatentImages(Dataset):
-    """A data set whose items hold latents [h, w, c] as `image` and say so by `encoded`; else as the data set itself."""
+    """A data set whose items hold latents [h, w, c] as `image` and say so by `encoded`; else as the data set itself.
+
+    Of a KL first stage `image` is the posterior's mean, and `latent_std` its standard deviation.
+    """
 
     def __init__(self, data: LabelledImages, store: LatentStore):
         self.data, self.store = data, store
@@ -216,8 +252,9 @@ class LatentImages(Dataset):
 
     def item(self, index: int, draw: int = 0) -> dict[str, Any]:
         """Item of image `index` of the full data set; `draw` numbers its repeats within one epoch."""
-        latent, shown = self.store.read(index, self.data.epoch + draw)
-        return {"image": latent, "encoded": True, **self.data.describe(shown)}
+        parts, shown = self.store.read(index, self.data.epoch + draw)
+        latents = dict(zip(("image", "latent_std"), parts, strict=False))
+        return {**latents, "encoded": True, **self.data.describe(shown)}
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         return self.item(int(self.data.positions[position]), int(self.data._draws[position]))

@@ -140,5 +140,12 @@ class TrainingDraws:
 
     def perturbation(self, step: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Standard normal draws [B, *shape] of input perturbation, apart from the others."""
-        purpose = f"{self.purpose} input perturbation"
-        return keyed_normal([(purpose, self.seed, self.member, step, sample) for sample in samples], shape)
+        return self._apart("input perturbation", step, samples, shape)
+
+    def posterior_noise(self, step: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Standard normal draws [B, *shape] by which a KL first stage's posterior is sampled, apart from the others."""
+        return self._apart("first stage", step, samples, shape)
+
+    def _apart(self, of: str, step: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
+        keys = [(f"{self.purpose} {of}", self.seed, self.member, step, sample) for sample in samples]
+        return keyed_normal(keys, shape)

@@ -35,6 +35,8 @@ class StagedAutoencoderKL(AutoencoderKL):
 class StagedVQModel(VQModel):
     """`diffusers.VQModel`: latents before quantisation are diffused, decoding quantises them."""
 
+    has_posterior = False
+
     def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Latents `[B, D, h, w]` before quantisation, of images `[B, 3, H, W]`."""
         return super().encode(x).latents

@@ -22,7 +22,12 @@ class VQModel(FirstStage):
         n_embed, embed_dim: entries of the codebook and width of each.
         ckpt_path, ignore_keys: weights to start from, and their keys that need not match.
         remap, sane_index_shape: of the quantiser.
+
+    Attributes:
+        has_posterior: whether `encode` gives a distribution of latents.
     """
+
+    has_posterior = False
 
     def __init__(
         self,
@@ -107,6 +112,8 @@ class VQModelInterface(VQModel):
 class AutoencoderKL(FirstStage):
     """Variational autoencoder (Kingma & Welling 2014); see `FirstStage` and `VQModel` for the arguments."""
 
+    has_posterior = True
+
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -152,6 +159,8 @@ class AutoencoderKL(FirstStage):
 
 class IdentityFirstStage(nn.Module):
     """No first stage: latents are the images; with `vq_interface`, `quantize` returns as a quantiser does."""
+
+    has_posterior = False
 
     def __init__(self, vq_interface: bool = False):
         super().__init__()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.checkpoint import load_checkpoint
@@ -49,12 +50,10 @@ def observations(
     for batch in loader:
         numbers = positions[done : done + batch_size]
         done += len(numbers)
-        z = model.get_input(
-            {**batch, model.first_stage_key: batch[model.first_stage_key].to(device)}, model.first_stage_key
-        )
+        z = training_states(model, batch, numbers, sampled, draws)
         drawn = [sampled(number, range(draws), z.shape[1:], model.num_timesteps) for number in numbers]
         t, noise, uniform = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
-        z, noise, t = z.repeat_interleave(draws, 0), noise.to(z), model.drawn_times(t)
+        noise, t = noise.to(z), model.drawn_times(t)
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
         cond = model.read_conditions({**batch, **tensors})
         if cond is not None:
@@ -66,6 +65,25 @@ def observations(
                 cond = torch.where(dropped, null, cond)
         x, time = model.network_input(model.q_sample(z, t, noise), t)
         yield Observation(x, time, cond, model.target.of(z, noise, *model.levels(t, z)))
+
+
+def training_states(
+    model: LatentDiffusion, batch: Mapping[str, Any], numbers: Sequence[int], source: TrainingDraws, draws: int
+) -> Tensor:
+    """Return the clean states [B draws, C, H, W] of a batch, `draws` rows of an image one after the other.
+
+    A KL first stage's posterior is sampled in every row, as in training.
+    """
+    device = next(model.parameters()).device
+    tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+    encoded = model.encoded(tensors)
+    rows = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+    told = {"encoded": True} if "encoded" in encoded else {}
+    states = []
+    for place, number in enumerate(numbers):
+        same = {name: value[place : place + 1].repeat_interleave(draws, 0) for name, value in rows.items()}
+        states.append(model.draw_input({**same, **told}, [source], number, range(draws)))
+    return torch.cat(states)
 
 
 def chosen_positions(size: int, count: int | None, seed: int, purpose: str = "laplace") -> list[int]:

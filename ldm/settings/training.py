@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from ldm.options import FIXED, SUPPRESSED, WITH_VALUE, option, option_values
 
 # Fields that a resumed run takes from the run that it continues.
-KEPT_FIELDS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr")
+KEPT_FIELDS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr", "first_stage")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Training:
     """The number of the member, which decides its data and its start; or all: train every member in one run."""
     members: Annotated[int | None, option(metavar="M", default="5")] = None
     """With --component all, the number of members; their seeds are --seed, --seed + 1, ..."""
+    first_stage: Annotated[Literal["sample", "mode"] | None, option(default="the config's, or sample")] = None
+    """What training makes of a KL first stage's posterior: a sample in every step, or its mode, the mean."""
     ensemble_name: Annotated[str, option(metavar="NAME", default="none")] = ""
     """The name of the ensemble, which goes into the run's name for `decu gather` to find."""
     overwrite_data_root: Annotated[str, option(metavar="DIR", default="the config's")] = ""
@@ -104,8 +106,12 @@ class Training:
         return {**values, "members": self.member_count if self.joint else None}
 
     def resuming(self, kept: Mapping[str, Any]) -> Training:
-        """Return this training with what the run that it continues kept; other keys are passed over."""
-        return replace(self, **{name: value for name, value in kept.items() if name in KEPT_FIELDS})
+        """Return this training with what the run that it continues kept; other keys are passed over.
+
+        A run that kept nothing of its first stage was trained before posteriors were sampled.
+        """
+        values = {"first_stage": "mode", **kept}
+        return replace(self, **{name: value for name, value in values.items() if name in KEPT_FIELDS})
 
     def flat_options(self) -> dict[str, Any]:
         """Return every option by its name, those of Lightning's Trainer among them, for records."""

@@ -159,7 +159,7 @@ class JointMembers(pl.LightningModule):
         """
         first, count = self._members[0], len(self._members)
         self._switch()
-        x = first.get_input(batch, first.first_stage_key).unflatten(0, (count, -1))  # [M, B, c, h, w]
+        x = first.draw_input(batch, draws, step, samples).unflatten(0, (count, -1))  # [M, B, c, h, w]
         parts = [{name: value[m * x.shape[1] : (m + 1) * x.shape[1]] for name, value in batch.items()}
                  for m in range(count)]  # fmt: skip
         drawn = [one(step, samples, x.shape[2:], first.drawn_timesteps) for one in draws]

@@ -13,12 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.checkpoint import tensors_sha256
-from ldm.data.latents import LatentStore, count_views, describe_data, innermost, with_latents
+from ldm.data.latents import Encode, LatentStore, count_views, describe_data, innermost, with_latents
 from ldm.data.module import DataModuleFromConfig
 from ldm.jobs import shard_from_environment
 from ldm.memory import rows_that_fit
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.stages import split_posterior
 from ldm.training.config import to_plain
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,19 @@ def open_stores(
             inner = innermost(module.datasets[name])
             views = count_views(inner, module.latent_views)
             settings = {"first_stage": first_stage, "data": describe_data(inner)}
-            yield module, name, LatentStore(str(module.latent_cache), settings, len(inner._all_labels), views, shard)
+            count, sampled = len(inner._all_labels), model.first_stage_encoding == "sample"
+            yield module, name, LatentStore(str(module.latent_cache), settings, count, views, shard, sampled)
+
+
+def make_encoder(model: LatentDiffusion, device: torch.device) -> Encode:
+    """Move the first stage to a device, and return what encodes images there for a cache."""
+    first_stage = model.first_stage_model.to(device)
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> tuple[Tensor, ...]:
+        return split_posterior(first_stage.encode(images.to(device)))
+
+    return encode
 
 
 def fill(
@@ -53,12 +66,7 @@ def fill(
     pending = store.work.pending(store.keys)
     if not pending:
         return
-    inner, first_stage = innermost(module.datasets[name]), model.first_stage_model.to(device)
-
-    @torch.no_grad()
-    def encode(images: Tensor) -> Tensor:
-        return model.before_scaling(first_stage.encode(images.to(device)))
-
+    inner, encode = innermost(module.datasets[name]), make_encoder(model, device)
     height, width, channels = inner.image_shape
     image = torch.zeros(1, channels, height, width, device=device)
     batch = min(256, rows_that_fit(lambda: encode(image), device))
@@ -102,6 +110,8 @@ def prepare_latents(
         if finish:
             store.work.shard = (0, 1)
             fill(store, module, name, own, device)
+            store.check_deviations(innermost(module.datasets[name]), make_encoder(own, device))
+            own.first_stage_model.to(own.device)
             module.datasets[name] = with_latents(module.datasets[name], store)
             log.info("latents of %s: %s", name, store.folder)
     return all(store.complete for _, _, store in found)

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgr
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 from ldm.memory import keep_freed_memory
+from ldm.models.diffusion.stages import check_encoding_acts
 from ldm.records import write_record
 from ldm.settings import Training
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
@@ -213,6 +214,9 @@ def read_training_config(training: Training, start: Sequence[DictConfig] = ()) -
         start,
         needs=("model", "data"),
     )
+    params = OmegaConf.select(config, "model.params")
+    if training.first_stage and params is not None and "first_stage_config" in params:
+        params.first_stage_encoding = training.first_stage
     component = training.member if training.start_from_pretrained else None
     return point_data(config, component, training.overwrite_data_root, training.synset_bins)
 
@@ -250,6 +254,7 @@ def set_up(training: Training) -> Session:
     model = prepare_model(config, training)
     data = prepare_data(shared, training)
     check_labels(model, data)
+    check_encoding_acts(model, training.first_stage if known is None else None)
     prepare_latents(model, config, data, devices.own)
     model.learning_rate = rate  # type: ignore[assignment]
 

@@ -58,7 +58,7 @@ def test_losses_of_a_trunk_are_those_of_encoding_on_the_fly(config, tmp_path):
     run = run_training(config, tmp_path / "cached", cached(tmp_path))
     assert_same_losses(run, plain)
     (folder,) = (tmp_path / "latents").iterdir()
-    assert sorted(path.name for path in folder.glob("*.npy")) == ["index_0.npy", "latents_0.npy"]
+    assert sorted(path.name for path in folder.glob("*.npy")) == ["deviations_0.npy", "index_0.npy", "latents_0.npy"]
     assert np.load(folder / "latents_0.npy").shape == (len(Digits("test")), 1, 8, 8, 1)
     before = (folder / "latents_0.npy").stat().st_mtime_ns
     run_training(config, tmp_path / "again", cached(tmp_path), max_steps=1)
@@ -87,7 +87,7 @@ def test_members_together_share_one_cache(config, tmp_path):
 
 def encode(images):
     """A first stage with known latents: means over 2x2 pixels."""
-    return torch.nn.functional.avg_pool2d(images, 2)
+    return (torch.nn.functional.avg_pool2d(images, 2),)
 
 
 def filled(folder, data, views, settings=None, shard=(0, 1)):
@@ -111,12 +111,12 @@ def test_views_are_the_crops_and_flips_of_the_first_epochs(tmp_path):
         latents.set_epoch(epoch)
         for index in (0, 17, 300):
             plain.set_epoch(epoch % 3)
-            expected = encode(plain.item(index)["image"].movedim(-1, 0)[None])[0].movedim(0, -1)
+            expected = encode(plain.item(index)["image"].movedim(-1, 0)[None])[0][0].movedim(0, -1)
             item = latents.item(index)
             torch.testing.assert_close(item["image"], expected)
             assert item["class_label"] == plain.item(index)["class_label"] and item["encoded"]
             plain.set_epoch((epoch + 1) % 3)
-            repeat = encode(plain.item(index)["image"].movedim(-1, 0)[None])[0].movedim(0, -1)
+            repeat = encode(plain.item(index)["image"].movedim(-1, 0)[None])[0][0].movedim(0, -1)
             torch.testing.assert_close(latents.item(index, draw=1)["image"], repeat)
 
 
@@ -129,7 +129,7 @@ def test_shards_make_the_store_of_one_process(tmp_path, monkeypatch):
     second = filled(tmp_path / "two", data, 1, shard=(1, 2))
     assert first.complete and second.complete and len(whole.keys) == 4
     for index in range(0, 360, 7):
-        assert torch.equal(whole.read(index, 0)[0], second.read(index, 0)[0])
+        assert torch.equal(whole.read(index, 0)[0][0], second.read(index, 0)[0][0])
 
 
 def test_the_key_tells_data_transform_and_first_stage_apart(tmp_path):
@@ -150,3 +150,29 @@ def test_what_is_no_data_set_of_this_project_is_refused():
 def test_a_transform_that_tells_the_network_what_it_did_is_refused():
     with pytest.raises(ValueError, match="augment_labels"):
         count_views(Digits("test", transform=NonLeaky()), 2)
+
+
+def encode_posterior(images):
+    """A KL first stage with known means and deviations."""
+    mean = torch.nn.functional.avg_pool2d(images, 2)
+    return mean, mean.abs() + 0.1
+
+
+def test_a_cache_keeps_means_and_deviations_and_an_older_one_says_that_it_has_none(tmp_path):
+    data = Digits("test")
+    store = LatentStore(tmp_path, describe_data(data), len(data), 1)
+    list(store.fill(data, encode_posterior, batch=100))
+    mean, std = encode_posterior(data.item(5)["image"].movedim(-1, 0)[None])
+    item = with_latents(data, store).item(5)
+    torch.testing.assert_close(item["image"], mean[0].movedim(0, -1))
+    torch.testing.assert_close(item["latent_std"], std[0].movedim(0, -1))
+    store.check_deviations(data, encode_posterior)
+    (store.folder / "deviations_0.npy").unlink()
+    store.work.save("0", {"images": len(data)})  # as it was written before
+    again = LatentStore(tmp_path, describe_data(data), len(data), 1)
+    with pytest.raises(ValueError, match=r"holds none in 1 of its 1 files: remove it.*--first_stage mode"):
+        again.check_deviations(data, encode_posterior)
+    again.check_deviations(data, encode)  # latents alone: nothing is missing
+    means = LatentStore(tmp_path, describe_data(data), len(data), 1, sampled=False)
+    means.check_deviations(data, encode_posterior)
+    assert "latent_std" not in with_latents(data, means).item(5)

@@ -15,7 +15,7 @@ from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
 from ldm.models.diffusion import pictures, stages
 from ldm.models.diffusion.log_images import make_log_images
-from ldm.models.diffusion.optimisation import measure_deviation
+from ldm.models.diffusion.optimisation import measure_deviation, positions
 from ldm.models.diffusion.training import DDPM
 from ldm.modules.choices import Choices
 from ldm.modules.conditioned import (
@@ -52,6 +52,8 @@ class LatentDiffusion(DDPM):
         concat_mode: where there is no `conditioning_key`, whether it is concat or crossattn.
         picture_key: of a hybrid model, name of the picture in a batch; of others it is `cond_stage_key`.
         mask_key: name of the picture's mask, which is joined to it where the network has a channel for it.
+        first_stage_encoding: what training and validation make of a KL first stage's posterior: "sample", drawn anew in
+            every step, or "mode", its mean. All else takes the mean.
         scale_factor: of the latents; with `scale_by_std` it is measured on the first batch of a training.
         guidance_scale: of logged samples.
         ddpm: further arguments of `DDPM`; those that are named here but not described are its as well.
@@ -73,6 +75,7 @@ class LatentDiffusion(DDPM):
     null_condition = pictures.make_null_condition
     rename_released = stages.rename_released
     encoded = stages.encode_images
+    draw_input = stages.draw_latents
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class LatentDiffusion(DDPM):
         conditioning_key: str | None = None,
         picture_key: str | None = None,
         mask_key: str = "mask",
+        first_stage_encoding: str = "sample",
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         guidance_scale: float = 1.0,
@@ -104,6 +108,7 @@ class LatentDiffusion(DDPM):
         self.cond_stage_trainable = cond_stage_trainable
         self.picture_key = picture_key
         self.mask_key = mask_key
+        self.first_stage_encoding = stages.check_encoding(first_stage_encoding)
         self.guidance_scale = guidance_scale
         self.scale_by_std = scale_by_std
         if scale_by_std:
@@ -162,7 +167,8 @@ class LatentDiffusion(DDPM):
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """Return the scaled latents [B, c, h, w] of batch[k], which are encoded where the batch says `encoded`.
 
-        Under autocast the encoder computes in half precision; what noise is added to, and the noise, do not.
+        Of a KL first stage they are the posterior's means; training samples it, see `draw_input`. Under autocast the
+        encoder computes in half precision; what noise is added to, and the noise, do not.
         """
         x = super().get_input(batch, k)
         return self.get_first_stage_encoding(x if "encoded" in batch else self.encode_first_stage(x)).detach().float()
@@ -181,7 +187,8 @@ class LatentDiffusion(DDPM):
                 raise ValueError(
                     f"scale_by_std measures the scale; it cannot start from scale_factor {self.scale_factor}"
                 )
-            z = self.get_input(batch, self.first_stage_key)
+            samples = positions(self.trainer, len(batch[self.first_stage_key]))
+            z = self.draw_input(batch, [self.draws], 0, samples)
             self.scale_factor.copy_(1 / measure_deviation(z, self.trainer))
 
     # Class embeddings

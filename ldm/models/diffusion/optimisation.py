@@ -174,6 +174,22 @@ def check_base(path: str | None) -> str:
 
 
 def measure_deviation(z: Tensor, trainer: pl.Trainer) -> Tensor:
-    """Return the standard deviation [] of the values of z over all processes of a training."""
+    """Return the standard deviation [] of the values of z over all processes of a training.
+
+    Raises:
+        ValueError: if all values are the same.
+    """
     moments = trainer.strategy.reduce(torch.stack([z.mean(), z.square().mean()]), reduce_op="mean")
-    return (moments[1] - moments[0] ** 2).sqrt()
+    variance = moments[1] - moments[0] ** 2
+    if not variance > 1e-6 * moments[1]:  # what rounding leaves of a constant
+        raise ValueError(
+            f"scale_by_std cannot measure a scale: every value of the first {len(z)} images is {float(moments[0]):g} "
+            "(all black, or of one colour); look at the training images, or set model.params.scale_factor and "
+            "scale_by_std: false"
+        )
+    return variance.sqrt()
+
+
+def read_states(model: Any, batch: Mapping[str, Any], draws: Any, step: int, samples: Sequence[int]) -> Tensor:
+    """Return the clean states [M B, C, H, W] of M members' images; nothing is drawn, see `draw_latents` for more."""
+    return model.get_input(batch, model.first_stage_key)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.noise import TrainingDraws
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.training import read_images
@@ -17,11 +18,17 @@ from ldm.modules.encoders.text import TextEmbedder
 from ldm.modules.parts import Parts
 from ldm.util import instantiate_as
 
+# Entry of a batch of latents: the standard deviations [B, h, w, c] of a KL first stage's posteriors.
+DEVIATIONS = "latent_std"
+ENCODINGS = ("sample", "mode")
+
 
 class HasStages(Protocol):
     """A model whose stages are set here."""
 
     first_stage_model: Any
+    first_stage_encoding: str
+    scale_factor: Any
     cond_stage_model: nn.Module | None
     cond_stage_trainable: bool
     cond_stage_key: str
@@ -47,11 +54,36 @@ class HasStages(Protocol):
     def before_scaling(self, encoder_posterior: Any) -> Tensor:
         """Return a latent, of a distribution its mode."""
 
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
+        """Return the scaled latents of batch[k], of a KL first stage the means."""
+
+    def encoded(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a batch with latents in place of its images."""
+
     def encode_first_stage(self, x: Tensor) -> Any:
         """Encode images to latents, or to a distribution of them."""
 
     def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
         """Decode scaled latents to images."""
+
+
+def check_encoding(name: str) -> str:
+    """Return what is made of a posterior in training, once it is known to be "sample" or "mode"."""
+    if name not in ENCODINGS:
+        raise ValueError(f"first_stage_encoding must be {' or '.join(ENCODINGS)}, got {name!r}")
+    return name
+
+
+def check_encoding_acts(model: Any, name: str | None) -> None:
+    """Make sure that a choice of what is made of posteriors, where there is one, finds some.
+
+    Raises:
+        ValueError: for a model without a first stage, or with one that gives latents alone.
+    """
+    first_stage = getattr(getattr(model, "members", [model])[0], "first_stage_model", None)
+    if name is not None and not getattr(first_stage, "has_posterior", first_stage is not None):
+        kind = "there is no first stage" if first_stage is None else f"{type(first_stage).__name__} gives no posterior"
+        raise ValueError(f"--first_stage {name} acts on models with a KL first stage, and here {kind}: leave it out")
 
 
 def instantiate_first_stage(model: HasStages, config: Mapping[str, Any] | nn.Module) -> None:
@@ -155,10 +187,44 @@ def make_class_tables(model: HasStages) -> ClassTables:
     return replace(tables, null_tokens=dict.fromkeys(parts.token_tables, rows))
 
 
+def split_posterior(encoded: Any) -> tuple[Tensor, ...]:
+    """Return what a first stage's `encode` gives as (latents,), or of a distribution as (means, deviations)."""
+    return (encoded,) if isinstance(encoded, Tensor) else (encoded.mean, encoded.std)
+
+
 @torch.no_grad()
 def encode_images(model: HasStages, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a batch with latents [B, h, w, c] before scaling in place of its images, to encode them once."""
+    """Return a batch with latents [B, h, w, c] before scaling in place of its images, to encode them once.
+
+    Of a KL first stage these are the means, and their standard deviations are the batch's `latent_std`.
+    """
     if "encoded" in batch or isinstance(model.first_stage_model, IdentityFirstStage):
         return batch
-    z = model.before_scaling(model.encode_first_stage(read_images(batch[model.first_stage_key])))
-    return {**batch, model.first_stage_key: z.movedim(1, -1), "encoded": True}
+    found = split_posterior(model.encode_first_stage(read_images(batch[model.first_stage_key])))
+    parts = zip((model.first_stage_key, DEVIATIONS), found, strict=False)
+    return {**batch, **{name: value.movedim(1, -1) for name, value in parts}, "encoded": True}
+
+
+@torch.no_grad()
+def draw_latents(
+    model: HasStages, batch: Mapping[str, Any], draws: Sequence[TrainingDraws], step: int, samples: Sequence[int]
+) -> Tensor:
+    """Return the scaled latents [M B, c, h, w] of a batch, of a KL first stage one sample of each image's posterior.
+
+        z = scale_factor (mean + deviation n),    n from the generator of (seed, member, step, sample)
+
+    Where the model says `first_stage_encoding: mode`, or the first stage gives latents alone, z = scale_factor mean.
+
+    Args:
+        model: whose first stage encodes.
+        batch: the images of M members, one member after the other, or what `encode_images` made of them.
+        draws: of each member.
+        step, samples: what the draws belong to; samples are numbers [B] of a member's images in its global batch.
+    """
+    encoded = model.encoded(batch)
+    mean = model.get_input(encoded, model.first_stage_key)
+    if model.first_stage_encoding == "mode" or DEVIATIONS not in encoded:
+        return mean
+    std = read_images(encoded[DEVIATIONS]).to(mean)
+    noise = torch.cat([one.posterior_noise(step, samples, mean.shape[1:]) for one in draws])
+    return mean + model.scale_factor * std * noise.to(mean)

@@ -23,6 +23,7 @@ from ldm.models.diffusion.optimisation import (
     log_step,
     make_optimiser,
     positions,
+    read_states,
 )
 from ldm.models.diffusion.process import refuse_table_options
 
@@ -71,6 +72,7 @@ class DDPM(DiffusionModel):
     learning_rate: float | None
     member: MemberTraining | None
     time_importance: LossSecondMoments | None
+    draw_input = read_states
 
     def __init__(
         self,
@@ -235,13 +237,12 @@ class DDPM(DiffusionModel):
         self, batch: Batch, draws: TrainingDraws, step: int, samples: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss [] and parts of a batch at the draws that belong to (step, samples)."""
-        x = self.get_input(batch, self.first_stage_key)
+        x = self.draw_input(batch, [draws], step, samples)
         t, noise, uniform = draws(step, samples, x.shape[1:], self.drawn_timesteps)
         t, noise, uniform = self.drawn_times(t).to(x.device), noise.to(x), uniform.to(x)
         input_noise = self.input_noise(draws, step, samples, noise)
-        of_targets = self.draw_target_noise(batch, x)
-        found = self.p_losses(x, self.embed_condition(batch, uniform), t, noise, input_noise, of_targets)
-        return self.add_penalty(*found)
+        cond = self.embed_condition(batch, uniform)
+        return self.add_penalty(*self.p_losses(x, cond, t, noise, input_noise, self.draw_target_noise(batch, x)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         part = batch_idx % self.trainer.accumulate_grad_batches
