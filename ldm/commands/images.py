@@ -69,11 +69,12 @@ class ImageSource:
         """
         from pathlib import Path
 
+        from ldm.data.pictures import read_names
         from ldm.pipelines.images import Chosen, positions_of
 
         source = self._load_all(channels, device)
         if self.keep is not None:
-            lines = Path(self.keep).read_text().splitlines()
+            lines = read_names(Path(self.keep).read_bytes())
             source = Chosen(source, positions_of(source, lines), f"those of {self.keep}")
         if self.n is not None and self.n > len(source):
             raise ValueError(f"--n {self.n}: there are {len(source)} images")

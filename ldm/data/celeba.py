@@ -60,8 +60,13 @@ class CelebA(FileImages):
         parts = read_columns(folder / "list_eval_partition.txt")
         names = [name for name, (part,) in parts.items() if split == "all" or part == PARTS[split]]
         class_names, labels = read_face_labels(folder, label)
+        files = Files(archive if archive.is_file() else folder)
+        first = f"{CELEBA_FOLDER}/{names[0]}" if names else ""
+        if not files.has(first):
+            said = f"names '{names[0]}', and there is no {files.roots[0]}/{first}" if names else f"has no part {split}"
+            raise ValueError(f"list_eval_partition.txt {said}: unpack {archive.name} so that its pictures lie there")
         super().__init__(
-            Files(archive if archive.is_file() else folder),
+            files,
             [f"{CELEBA_FOLDER}/{name}" for name in names],
             [labels[name] if labels else 0 for name in names],
             class_names,

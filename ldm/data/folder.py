@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ldm.data.base import Compose, Crop, Flip, LabelledImages, Transform, check_choice, split_positions, to_signed
-from ldm.data.pictures import UNREADABLE, Files, decode
+from ldm.data.pictures import BrokenImageError, Files, read_picture
 from ldm.util import ImageSize, instantiate_from_config, read_image_size
 
 CROPS = ("center", "random", "none")
 # The class of every picture where no folder names one.
 ONE_CLASS = "pictures"
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "dev"}
 
 
 class FileImages(LabelledImages):
@@ -107,13 +108,12 @@ class FileImages(LabelledImages):
         height, width, channels = self.image_shape
         path = self.relpaths[index]
         try:
-            pixels = decode(self.files.read(path), channels, (height, width), self.stretch, self.box)
-        except UNREADABLE as error:
+            remedy = "mend it or use broken='skip'"
+            size = (height, width)
+            pixels = read_picture(self.files, path, channels, size, self.stretch, self.box, remedy=remedy)
+        except BrokenImageError:
             self._found_broken[index] = True
-            roots = ", ".join(str(root) for root in self.files.roots)
-            raise BrokenImageError(
-                f"cannot read image '{path}' in {roots}: {error}; mend it or use broken='skip'"
-            ) from error
+            raise
         if self._kept is not None:
             self._kept[index] = pixels
         return to_signed(pixels)
@@ -134,10 +134,6 @@ class FileImages(LabelledImages):
                     continue
         name = self.class_names[int(self._all_labels[index])]
         raise BrokenImageError(f"none of the images of class '{name}' can be read, {self.relpaths[index]} among them")
-
-
-class BrokenImageError(ValueError):
-    """An image file is missing or cannot be decoded."""
 
 
 def same_class_from(labels: Tensor, index: int) -> Iterator[int]:
@@ -192,6 +188,8 @@ class ImageFolder(FileImages):
         relpaths = files.images(folder)
         levels = len(PurePosixPath(folder).parts)
         owners = [parse_class(path, levels, depth) for path in relpaths]
+        if class_names is None and depth > 0:
+            refuse_other_levels(relpaths, owners, levels, depth)
         names = list(class_names) if class_names is not None else sorted(set(owners))
         labels = class_numbers(owners, names)
         kept = split_positions(labels, split, test_fraction, "folder")
@@ -219,8 +217,35 @@ def parse_class(relpath: str, levels: int, depth: int) -> str:
     """
     folders = PurePosixPath(relpath).parts[levels:-1]
     if depth < 0 or len(folders) < depth:
-        raise ValueError(f"expected {max(depth, 1)} or more class folders above each image, got '{relpath}'")
+        raise ValueError(f"expected {max(depth, 1)} or more levels of class folders above each image, got '{relpath}'")
     return "/".join(folders[:depth]) or ONE_CLASS
+
+
+def refuse_other_levels(relpaths: Sequence[str], owners: Sequence[str], levels: int, depth: int) -> None:
+    """Make sure that the folders that are taken for classes are not splits, nor one folder around the classes.
+
+    Args:
+        relpaths: of the images.
+        owners: the class of each.
+        levels, depth: see `parse_class`.
+
+    Raises:
+        ValueError: saying what to set.
+    """
+    found = set(owners)
+    first = min(found)
+    if found <= SPLIT_FOLDERS:
+        raise ValueError(
+            f"the class folders would be {', '.join(sorted(found))}, which are names of splits: choose one of them by "
+            f"folder: {'/'.join([*PurePosixPath(relpaths[0]).parts[:levels], first])}, or give class_names"
+        )
+    below = {PurePosixPath(path).parts[levels + depth :] for path in relpaths} if len(found) == 1 else set()
+    inner = {parts[0] for parts in below if len(parts) > 1}
+    if len(inner) > 1 and all(len(parts) > 1 for parts in below):
+        raise ValueError(
+            f"all images lie in the one class folder '{first}', in {len(inner)} folders such as '{min(inner)}': if "
+            f"these are the classes set depth: {depth + 1}, and if they are not give class_names: [{first}]"
+        )
 
 
 def class_numbers(owners: Sequence[str], class_names: Sequence[str]) -> Tensor:

@@ -12,7 +12,7 @@ Source: github.com/CompVis/latent-diffusion ldm/data/imagenet.py; github.com/nwa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import yaml
 
 from ldm.data.bins import BINNED, ClassSize, Subsets
 from ldm.data.folder import FileImages, class_numbers
-from ldm.data.pictures import Files
+from ldm.data.pictures import Files, read_names
 from ldm.data.plans import list_file, make_bins_command, read_list
 from ldm.data.prepare.published import read_folder_plan
 
@@ -69,8 +69,9 @@ class ImageNetPart(FileImages):
             )
         files = Files(self.root / "data")
         listed = self.root / "filelist.txt"
-        relpaths = listed.read_text().split() if listed.exists() else files.images()
+        relpaths = read_names(listed.read_bytes()) if listed.exists() else files.images()
         relpaths = [path for path in relpaths if not path.endswith(IGNORED_NAME)]
+        check_layout(relpaths, self.root / "data", f"{listed}" if listed.exists() else "")
         owners = [path.partition("/")[0] for path in relpaths]
         synsets = read_synsets(self.root / "index_synset.yaml") or sorted(set(owners))
         super().__init__(
@@ -150,6 +151,35 @@ class ImageNetValidation(ImageNetPart):
         config: Mapping[str, Any] | None = None,
     ):
         super().__init__("data_val", process_images, data_root, overwrite_root, False, config)
+
+
+def check_layout(relpaths: Sequence[str], folder: Path, listed: str) -> None:
+    """Make sure that images lie in one folder for each synset, and that a list names files that are there.
+
+    Args:
+        relpaths: of the images, below `folder`.
+        folder: the part's `data`.
+        listed: the file that named them; "": the folder did.
+
+    Raises:
+        ValueError: naming an image that lies higher or deeper, or is not there.
+    """
+    odd = next((path for path in relpaths if path.count("/") != 1), None)
+    if odd is not None:
+        hint = ""
+        if "/" not in odd:
+            hint = "; the published archive of validation images is flat, and `decu data prepare` sorts it into classes"
+        raise ValueError(
+            f"images of ImageNet lie in {folder}/SYNSET/NAME.JPEG, one folder a class, and {listed or 'there'} is "
+            f"'{odd}', {'without a' if '/' not in odd else 'in more than one'} folder{hint}"
+        )
+    by_name = not any(folder.iterdir())  # plans are made of lists alone as well
+    ends = [path for path in (*relpaths[:1], *relpaths[-1:]) if listed and not (by_name or (folder / path).is_file())]
+    if ends or not relpaths:
+        found = f"'{ends[0]}', which is not in {folder}" if ends else "no image"
+        raise ValueError(
+            f"{listed} names {found}: one SYNSET/NAME.JPEG a line is expected; write it again or remove it"
+        )
 
 
 def read_synsets(path: Path) -> list[str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.data.base import split_positions
 from ldm.data.captions import LISTS as CAPTION_LISTS
 from ldm.data.captions import CaptionedFolder, read_captions
-from ldm.data.folder import ONE_CLASS, ImageFolder, class_numbers, parse_class
+from ldm.data.folder import ONE_CLASS, ImageFolder, class_numbers, parse_class, refuse_other_levels
 from ldm.data.lists import SUFFIXES, ListedImages, PictureRows, check_paths, name_parts, order_names, read_picture_rows
 from ldm.data.pictures import Files
 
@@ -121,6 +121,7 @@ def _drawn(
 
 def _class_folders(root: str, found: Sequence[str], depth: int, held_out: float) -> Layout:
     owners = [parse_class(path, 0, depth) for path in found]
+    refuse_other_levels(found, owners, 0, depth)
     shared = {"root": root, "depth": depth, "test_fraction": held_out}
     names = sorted(set(owners))
     return _drawn("class folders", ImageFolder, names, shared, _halves(found, owners, names, held_out, "folder"))

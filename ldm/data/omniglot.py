@@ -56,6 +56,8 @@ class Omniglot(FileImages):
         files = Files(list(dict.fromkeys(part_root(folder, name) for name in names)))
         drawings: dict[tuple[str, ...], str] = {}  # (alphabet, character, file): path in the first part that has it
         for path in (path for name in names for path in files.images(name)):
+            if path.count("/") != 3:
+                raise ValueError(f"drawings of Omniglot lie in PART/ALPHABET/CHARACTER/NAME.png, and there is '{path}'")
             drawings.setdefault(PurePosixPath(path).parts[-3:], path)
         relpaths = list(drawings.values())
         owners = ["/".join(drawing[:2]) for drawing in drawings]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.base import Crop, to_signed
-from ldm.data.pictures import Files, decode
+from ldm.data.pictures import Files, read_picture
 from ldm.util import ImageSize, generator, read_image_size
 
 MASK_ENDING = "_mask"
@@ -102,21 +102,22 @@ def _read_folder(
     found = files.images()
     beside = {_stem(name).removesuffix(MASK_ENDING): name for name in found if _stem(name).endswith(MASK_ENDING)}
     pictures = {_stem(name): name for name in found if not _stem(name).endswith(MASK_ENDING)}
-    holes: dict[str, bytes] = {}
+    holes: dict[str, str] = {}
+    other = files
     if masks is not None:
         other = Files(masks)
         named = {_stem(name).removesuffix(MASK_ENDING): name for name in other.images()}
         lacking = sorted(set(pictures) - set(named))
         if lacking:
             raise ValueError(f"{masks} has no mask of {', '.join(lacking[:5])}")
-        holes = {stem: other.read(named[stem]) for stem in pictures}
+        holes = {stem: named[stem] for stem in pictures}
     elif beside:
         pictures = {stem: name for stem, name in pictures.items() if stem in beside}
-        holes = {stem: files.read(beside[stem]) for stem in pictures}
+        holes = {stem: beside[stem] for stem in pictures}
     if not pictures:
         raise ValueError(f"{folder} holds no picture beside its masks")
-    images = [_read(files.read(name), channels, size) for name in pictures.values()]
-    cut = [torch.where(_read(hole, 1, size) > 0, 1.0, -1.0) for hole in holes.values()]
+    images = [_read(files, name, channels, size) for name in pictures.values()]
+    cut = [torch.where(_read(other, name, 1, size) > 0, 1.0, -1.0) for name in holes.values()]
     return list(pictures), images, cut
 
 
@@ -124,9 +125,9 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _read(content: bytes, channels: int, size: ImageSize | None) -> Tensor:
-    """Decode a file to [C, H, W] in [-1, 1]."""
+def _read(files: Files, name: str, channels: int, size: ImageSize | None) -> Tensor:
+    """Read a picture as [C, H, W] in [-1, 1]."""
     sides = None if size is None else read_image_size(size, "size")
-    image = to_signed(decode(content, channels, sides))
+    image = to_signed(read_picture(files, name, channels, sides))
     image = image if sides is None else Crop(sides)(image, generator("crop"))
     return image.movedim(-1, 0).contiguous()

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-import io
 import os
+import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MODES = {1: "L", 3: "RGB"}
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
+from ldm.data.decoding import MODES, decode_pixels
+
+_Read = TypeVar("_Read")
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# What files, zip files and Pillow raise for a file that is absent, damaged, or no picture.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, RuntimeError,
+    struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
+# Folders and files that systems, network drives and editors leave beside pictures.
+_BY_PRODUCTS = re.compile(
+    r"(?:^|/)(?:\.|(?:__MACOSX|@eaDir|@tmp|@Recycle|@Recently-Snapshot|#recycle|#snapshot|~snapshot|\$RECYCLE\.BIN|"
+    r"RECYCLER|RECYCLED|System Volume Information|lost\+found|FOUND\.\d{3})(?:/|$))",
+    re.IGNORECASE,
+)
+
+
+class BrokenImageError(ValueError):
+    """An image file is missing or cannot be decoded."""
 
 
 class Files:
@@ -98,10 +117,41 @@ class Files:
 
 
 def hidden(name: str) -> bool:
-    """Tell whether a path is an operating system's by-product (`.DS_Store`, `__MACOSX/...`)."""
-    if "/." not in f"/{name}" and "__MACOSX" not in name:  # nearly all, without taking the path apart
-        return False
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    """Tell whether a path is a by-product of a system or a network drive (`.DS_Store`, `@eaDir/...`)."""
+    return _BY_PRODUCTS.search(name) is not None
+
+
+def read_names(text: bytes) -> list[str]:
+    """Return the lines of a list in UTF-8, names with spaces and all; empty ones are left out."""
+    lines = (line.removesuffix("\r") for line in text.decode("utf-8-sig").split("\n"))
+    return [line for line in lines if line.strip()]
+
+
+def read_picture(files: Files, name: str, channels: int, *scaling: Any, remedy: str = "mend or remove it") -> Tensor:
+    """Return a picture file as uint8 [H, W, channels]; `scaling` are further arguments of `decode`.
+
+    Raises:
+        BrokenImageError: if it cannot be read, naming the file; `remedy` says what to do.
+    """
+    return read_named(files, name, lambda content: decode(content, channels, *scaling), remedy)
+
+
+def read_named(files: Files, name: str, read: Callable[[bytes], _Read], remedy: str = "mend or remove it") -> _Read:
+    """Return what `read` makes of a file's content.
+
+    Raises:
+        BrokenImageError: if the file cannot be read, naming it.
+    """
+    try:
+        content = files.read(name)
+        try:
+            return read(content)
+        except UnidentifiedImageError as error:  # whose text names an object in memory
+            start = f"it begins with {content[:12]!r}" if content else "it is empty"
+            raise ValueError(f"no picture, {start}") from error
+    except UNREADABLE as error:
+        roots = ", ".join(str(root) for root in files.roots)
+        raise BrokenImageError(f"cannot read image '{name}' in {roots}: {error}; {remedy}") from error
 
 
 def decode(
@@ -111,11 +161,11 @@ def decode(
     stretch: bool = False,
     box: tuple[int, int, int, int] | None = None,
 ) -> Tensor:
-    """Decode an image file to uint8 [H, W, channels].
+    """Decode an image file to uint8 [H, W, channels], see `decode_pixels`.
 
     Args:
-        content: the file's bytes, in any format Pillow reads.
-        channels: 1 (grey) or 3 (RGB); transparency is dropped.
+        content: the file's bytes.
+        channels: 1 (grey) or 3 (RGB).
         size: height and width that the image is scaled to cover, one side exactly, in its proportions; as it is where
             not given.
         stretch: scale both sides to `size` exactly, changing the proportions.
@@ -124,9 +174,7 @@ def decode(
     Raises:
         ValueError: if the box is not inside of the image.
     """
-    with Image.open(io.BytesIO(content)) as image:
-        pixels = np.array(eight_bits(image).convert(MODES[channels]))
-    tensor = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels))
+    tensor = torch.from_numpy(decode_pixels(content, channels))
     if box is not None:
         top, left, height, width = box
         if top + height > len(tensor) or left + width > tensor.shape[1]:
@@ -144,13 +192,6 @@ def cover_size(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
     scale = max(size[0] / sides[0], size[1] / sides[1])
     # Rounded, and never below the size by a rounding error.
     return max(size[0], round(scale * sides[0])), max(size[1], round(scale * sides[1]))
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 bits scaled to 8, where Pillow's conversion cuts values off at 255; others as they are."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
-    return image
 
 
 def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:

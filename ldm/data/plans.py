@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.base import check_choice
 from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_order
+from ldm.data.pictures import read_names
 from ldm.util import atomic_write
 
 _FORMAT = 1
@@ -79,7 +80,7 @@ def write_subsets(
         if list_file(folder, subsets.dataset_name, member) not in keep
     }
     contents[subsets_file(folder, subsets.dataset_name)] = to_yaml(subsets, dataset)
-    changed = [path for path, text in contents.items() if path.exists() and path.read_text() != text]
+    changed = [path for path, text in contents.items() if path.exists() and path.read_text(encoding="utf-8") != text]
     if changed and not overwrite:
         raise ValueError(
             f"{folder} already holds other subsets ({', '.join(path.name for path in changed[:3])}"
@@ -87,7 +88,7 @@ def write_subsets(
         )
     for path, text in contents.items():
         with atomic_write(path, overwrite=True) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
     return list(contents)
 
 
@@ -116,7 +117,7 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     path = subsets_file(folder, dataset_name)
     if not path.exists():
         raise ValueError(f"{path} does not exist; make it with\n  {make_bins_command(folder, dataset_name)}")
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
@@ -190,7 +191,7 @@ def read_list(path: Path, dataset: Dataset) -> Tensor:
     """
     place = {key: index for index, key in enumerate(sample_keys(dataset))}
     ignored = getattr(dataset, "ignored_keys", ())
-    lines = [line for line in path.read_text().splitlines() if line.strip() and line not in ignored]
+    lines = [line for line in read_names(path.read_bytes()) if line not in ignored]
     unknown = [line for line in lines if line not in place]
     if unknown or not lines:
         found = f"{len(unknown)} unknown ones, the first '{unknown[0]}'" if unknown else "none"

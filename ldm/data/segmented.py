@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.base import Crop, LabelledImages, Transform, split_positions, to_signed
-from ldm.data.pictures import Files, cover_size, decode
+from ldm.data.decoding import decode_labels
+from ldm.data.pictures import Files, cover_size, read_named, read_picture
 from ldm.util import ImageSize, generator, read_image_size
 
 
@@ -66,7 +65,7 @@ class SegmentedImages(LabelledImages):
     def read(self, index: int) -> Tensor:
         height, width, channels = self.image_shape
         size = (height, width)
-        picture = to_signed(decode(self.files.read(self.names[index]), channels, size))
+        picture = to_signed(read_picture(self.files, self.names[index], channels, size))
         return Crop(size)(picture, generator("crop"))
 
     @property
@@ -85,8 +84,7 @@ class SegmentedImages(LabelledImages):
         """
         size = self.image_shape[:2]
         name = map_name(self.names[index])
-        with Image.open(io.BytesIO(self.maps.read(name))) as image:
-            values = torch.from_numpy(np.array(image)).long()
+        values = torch.from_numpy(read_named(self.maps, name, decode_labels).astype(np.int64))
         if values.ndim != 2 or int(values.max()) >= self.n_labels:
             raise ValueError(
                 f"label map {name} must be grey or of a palette with values below n_labels {self.n_labels}, got "

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.data.base import Transform, check_choice
 from ldm.data.folder import FileImages, class_numbers
-from ldm.data.pictures import Files
+from ldm.data.pictures import Files, read_names
 from ldm.util import ImageSize
 
 ARCHIVE_FOLDER = "tiny-imagenet-200"
@@ -79,4 +79,4 @@ class TinyImageNet(FileImages):
 
 def read_lines(files: Files, name: str) -> list[str]:
     """Return the lines of a text file that are not empty."""
-    return [line for line in files.read(name).decode().splitlines() if line.strip()]
+    return read_names(files.read(name))

@@ -20,7 +20,7 @@ from ldm.checkpoint import load_checkpoint
 from ldm.data.base import LabelledImages, check_choice
 from ldm.data.npz import Rows
 from ldm.data.own import build_dataset
-from ldm.data.pictures import Files, decode
+from ldm.data.pictures import Files, read_picture
 from ldm.evaluation.extraction import ImageSet
 from ldm.images import to_uint8
 from ldm.util import ImageSize, generator, read_image_size, shorten_size
@@ -92,7 +92,7 @@ class FolderImages:
         return torch.stack(images)
 
     def _one(self, name: str) -> Tensor:
-        pixels = decode(self.files.read(name), self.channels, self.size)
+        pixels = read_picture(self.files, name, self.channels, self.size)
         if self.size is not None:
             top = (pixels.shape[0] - self.size[0]) // 2
             left = (pixels.shape[1] - self.size[1]) // 2
