@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import inspect
 import os
-import secrets
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ldm.partials import name_partial, remove_abandoned_once
 
 # Targets named by released YAMLs whose classes live elsewhere here. Losses of a first stage only act in its training.
 TARGET_ALIASES = {
@@ -196,6 +197,15 @@ def mean_flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.mean(dim=tuple(range(1, tensor.ndim)))
 
 
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a tensor over the processes of a data-parallel training, so that all start alike."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 def count_params(model: torch.nn.Module, verbose: bool = False) -> int:
     """Return the number of a module's parameters; `verbose` is latent-diffusion's, and nothing is printed."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -260,8 +270,15 @@ def generator(*keys: int | str) -> torch.Generator:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` and move it there when the block ends without an error.
+
+    What processes that were killed left unfinished in the folder is removed first.
+
+    Args:
+        path: the file.
+        overwrite: whether it may be there already.
+        durable: be sure that the content is on the disk before it has its name, should the power fail.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is False (checked before anything is written).
@@ -270,10 +287,13 @@ def atomic_write(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another path, or ask for it to be overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A process's number is its own on one machine only.
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    remove_abandoned_once(path.parent.absolute(), os.getpid())
+    partial = name_partial(path)
     try:
         yield partial
+        if durable and os.name == "posix":
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

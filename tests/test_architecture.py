@@ -65,6 +65,7 @@ BASE = {
     "ldm.jobs",
     "ldm.lr_scheduler",
     "ldm.memory",
+    "ldm.partials",
     "ldm.pickles",
     "ldm.images",
     "ldm.records",

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.data.base import LabelledImages
+from ldm.data.loading import Loader
 from ldm.jobs import WorkList
 from ldm.util import atomic_write
 
@@ -219,7 +220,7 @@ class LatentStore:
 
 
 def _loader(data: LabelledImages, rows: Sequence[int], batch: int, workers: int) -> DataLoader:
-    return DataLoader(Subset(_Numbered(data), rows), batch_size=batch, num_workers=workers)
+    return Loader(Subset(_Numbered(data), rows), batch_size=batch, num_workers=workers)
 
 
 class _Numbered(Dataset):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ldm.data.loading import ResumableLoader
 from ldm.util import generator, instantiate_from_config
 
 
@@ -83,23 +83,6 @@ class SharedBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
-
-
-def leave_signals_alone(worker: int) -> None:
-    """A loader's process ignores what is sent to the whole group (Ctrl-C, SLURM): the training ends it, when saved."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-class ResumableLoader(DataLoader):
-    """A loader that Lightning may resume in mid-epoch: its place follows from the trainer's count of batches."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to do: see `DataModuleFromConfig.train_batches`."""
 
 
 class WrappedDataset(Dataset):
@@ -182,7 +165,6 @@ class DataModuleFromConfig(pl.LightningDataModule):
             data,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals_alone,
             **options,
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, mean_over_processes
 
 # VGG16's convolutions as (index, channels in, channels out); five slices, whose last activations are compared.
 VGG_SLICES = (
@@ -78,8 +78,8 @@ class ActNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.initialized:
             with torch.no_grad():
-                self.loc.copy_(-x.mean((0, 2, 3), keepdim=True))
-                self.scale.copy_(1 / (x.std((0, 2, 3), keepdim=True) + 1e-6))
+                self.loc.copy_(-mean_over_processes(x.mean((0, 2, 3), keepdim=True)))
+                self.scale.copy_(1 / (mean_over_processes(x.std((0, 2, 3), keepdim=True)) + 1e-6))
                 self.initialized.fill_(1)
         return self.scale * (x + self.loc)  # [B, C, H, W]
 

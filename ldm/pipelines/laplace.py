@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from ldm.checkpoint import load_checkpoint
+from ldm.data.loading import Loader
 from ldm.diffusion.noise import TrainingDraws
 from ldm.laplace import LastLayerLaplace, Observation, split_network
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -45,7 +46,7 @@ def observations(
         assert isinstance(data, Sized)  # a map-style data set
         positions = range(len(data))
     sampled = TrainingDraws(seed, purpose="laplace")
-    loader = DataLoader(Subset(data, list(positions)), batch_size, num_workers=workers)
+    loader = Loader(Subset(data, list(positions)), batch_size, num_workers=workers)
     device, done = next(model.parameters()).device, 0
     for batch in loader:
         numbers = positions[done : done + batch_size]

@@ -10,6 +10,8 @@ from ldm.options import FIXED, SUPPRESSED, WITH_VALUE, option, option_values
 
 # Fields that a resumed run takes from the run that it continues.
 KEPT_FIELDS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr", "first_stage")
+# Fields that it takes where its own words give none.
+CHOSEN_FIELDS = ("every_n_epochs", "every_n_steps")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Training:
     @property
     def kept_values(self) -> dict[str, Any]:
         """What a resumed run takes over, by the names of the fields."""
-        values = {name: getattr(self, name) for name in KEPT_FIELDS}
+        values = {name: getattr(self, name) for name in (*KEPT_FIELDS, *CHOSEN_FIELDS)}
         return {**values, "members": self.member_count if self.joint else None}
 
     def resuming(self, kept: Mapping[str, Any]) -> Training:
@@ -111,7 +113,9 @@ class Training:
         A run that kept nothing of its first stage was trained before posteriors were sampled.
         """
         values = {"first_stage": "mode", **kept}
-        return replace(self, **{name: value for name, value in values.items() if name in KEPT_FIELDS})
+        own = [name for name in CHOSEN_FIELDS if getattr(self, name) is not None]
+        taken = {*KEPT_FIELDS, *CHOSEN_FIELDS}.difference(own)
+        return replace(self, **{name: value for name, value in values.items() if name in taken})
 
     def flat_options(self) -> dict[str, Any]:
         """Return every option by its name, those of Lightning's Trainer among them, for records."""

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,36 @@ def link(source: Path, name: Path) -> None:
             os.link(source, partial)
         except OSError:
             shutil.copyfile(source, partial)
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is still to be done after the step of a checkpoint when it is written.
+
+    Args:
+        validation: the validation that this step ends with.
+        names: further names that the file is to get.
+    """
+
+    validation: bool = False
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Due:
+        """Read it from a checkpoint, whose containers are lists."""
+        return cls(**{**state, "names": tuple(state.get("names", ()))})
+
+
+def validate_now(trainer: pl.Trainer) -> None:
+    """Run the validation that Lightning passes over when it resumes at the step that it belongs to."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    first = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    loop.restarting = False
+    loop.run()
+    loop._has_run = False  # else Lightning's training loop takes this epoch for done before it has begun
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first
 
 
 class KeepCheckpoints(Checkpoint):
@@ -78,6 +109,10 @@ class KeepCheckpoints(Checkpoint):
         self.every_n_epochs, self.every_n_steps = every_n_epochs or 0, every_n_steps or 0
         self.best: dict[str, float] = {}
         self.saved_step, self.previous_step = -1, 0
+        self.due = Due()
+        self.resumed = self.recount = False
+        self.validated_step = -1
+        self.complete_epoch: int | None = None
 
     @classmethod
     def from_options(
@@ -97,13 +132,17 @@ class KeepCheckpoints(Checkpoint):
         return cls(folder, **{"monitor": monitor, **given})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": dict(self.best)}
+        return {"best": dict(self.best), "due": asdict(self.due)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = {name: value for name, value in state["best"].items() if (self.folder / name).exists()}
+        self.best = dict(state["best"])
+        self.due = Due.from_state(state.get("due", {}))
+        self.resumed = self.recount = True
 
     def save(self, trainer: pl.Trainer, *names: str) -> Path:
         """Write `last.ckpt`, unless this step has it already, and give it further names. Called by every process.
+
+        The file says what is still due after its step, for a training that is resumed from it.
 
         Raises:
             FloatingPointError: if a trained weight is not finite; nothing is written then.
@@ -118,6 +157,8 @@ class KeepCheckpoints(Checkpoint):
                     f"{len(bad)} of {len(trained)} weights are not finite at step {trainer.global_step} "
                     f"(e.g. {bad[0]}): nothing was saved, {self.folder} keeps the checkpoints of earlier steps"
                 )
+            validation = trainer.validating and self.validated_step != trainer.global_step
+            self.due = Due(validation, (*names, *self._further_names(trainer)))
             trainer.save_checkpoint(last, weights_only=False)
             self.saved_step = trainer.global_step
         if trainer.is_global_zero:
@@ -127,17 +168,57 @@ class KeepCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.previous_step = trainer.global_step
+        if self.resumed:
+            self._catch_up(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.resumed:  # no step was left to train
+            self.on_train_start(trainer, pl_module)
+
+    def _catch_up(self, trainer: pl.Trainer) -> None:
+        """Do what the training that this one continues was stopped before: names, the validation, what is kept."""
+        self.resumed, due = False, self.due
+        if trainer.is_global_zero:
+            for name in due.names:
+                if not (self.folder / name).exists():
+                    link(Path(str(trainer.ckpt_path)), self.folder / name)
+        trainer.strategy.barrier("kept checkpoints")
+        self.best = {name: value for name, value in self.best.items() if (self.folder / name).exists()}
+        if due.validation:
+            validate_now(trainer)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.recount:
+            # Lightning's count, at which validations are logged, is one too high where it resumes between two steps.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = getattr(
+                pl_module, "generator_step", trainer.global_step
+            )
+            self.recount = False
         # Not after the batch before: a module may step its averages in its own hook, which comes after a callback's.
-        self._keep_step(trainer)
+        self._keep(trainer)
 
-    def _keep_step(self, trainer: pl.Trainer) -> None:
-        before, self.previous_step = self.previous_step, trainer.global_step
-        if self.every_n_steps and trainer.global_step // self.every_n_steps > before // self.every_n_steps:
-            self.save(trainer, f"epoch={trainer.current_epoch:06}-step={trainer.global_step:08}.ckpt")
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        self.complete_epoch = trainer.current_epoch if last else None
+
+    def _further_names(self, trainer: pl.Trainer) -> list[str]:
+        """Names by which this step is to be kept for its number, or for the end of its epoch, and is not yet."""
+        names = []
+        every, epoch = self.every_n_steps, self.complete_epoch
+        if every and trainer.global_step // every > self.previous_step // every:
+            names.append(f"epoch={trainer.current_epoch:06}-step={trainer.global_step:08}.ckpt")
+        if epoch is not None and self.every_n_epochs and (epoch + 1) % self.every_n_epochs == 0:
+            names.append(f"epoch={epoch:06}.ckpt")
+        return names
+
+    def _keep(self, trainer: pl.Trainer) -> None:
+        names = self._further_names(trainer)
+        self.previous_step = trainer.global_step
+        if names:
+            self.save(trainer, *names)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated_step = trainer.global_step
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor not in trainer.callback_metrics:
             return
         value = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
@@ -155,10 +236,8 @@ class KeepCheckpoints(Checkpoint):
                 (self.folder / other).unlink(missing_ok=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._keep_step(trainer)
-        complete = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if complete and self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self.save(trainer, f"epoch={trainer.current_epoch:06}.ckpt")
+        self._keep(trainer)
+        self.complete_epoch = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 
+import pytorch_lightning as pl
+
 from ldm.training.processes import is_first
+from ldm.training.runs import RunDirectory
+
+log = logging.getLogger(__name__)
 
 # What is dropped, by its wording.
 MESSAGES = (
@@ -69,3 +75,20 @@ def drop_messages() -> None:
             logger.addFilter(is_needed)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def announce(run: RunDirectory, model: pl.LightningModule, devices: str, base_rate: float | None) -> None:
+    """Say what a user wants to know before it starts; a rate that was multiplied is said with its factor."""
+    rate = f"{model.learning_rate:.3g}"
+    factor = 1.0 if not base_rate else float(model.learning_rate) / base_rate  # type: ignore[arg-type]
+    if not math.isclose(factor, 1.0):
+        rate += (
+            f", which is model.base_learning_rate {base_rate:g} times {factor:g} (--scale_lr False takes it as it is)"
+        )
+    parameters = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    trained = sum(size for size, trains in parameters if trains)
+    log.info("run directory: %s", run.path)
+    log.info(
+        "device: %s  parameters: %s, %s of them trained  learning rate: %s",
+        devices, f"{sum(size for size, _ in parameters):,}", f"{trained:,}", rate,
+    )  # fmt: skip

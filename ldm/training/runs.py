@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.records import write_record
+from ldm.settings import Training
 from ldm.training.config import load_config
 from ldm.trust import accept_config
 from ldm.util import atomic_write, check_plain_name
@@ -165,3 +168,13 @@ def runs_named(logdir: str | Path, pattern: str) -> list[RunDirectory]:
         raise ValueError(f"no directory {logdir}; --path is the --logdir that the components were trained with")
     found = [path for path in logdir.iterdir() if path.is_dir() and STAMP.match(path.name)]
     return [RunDirectory(path) for path in sorted(found) if re.search(pattern + "$", path.name)]
+
+
+def write_run_record(run: RunDirectory, training: Training) -> None:
+    """Write record.json: how the run was started, and under `earlier` how it was before, each time that it was."""
+    file = run.path / "record.json"
+    earlier = []
+    if file.exists():
+        before = json.loads(file.read_text())
+        earlier = [*before.pop("earlier", []), before]
+    write_record(file, training.flat_options(), overwrite=True, earlier=earlier)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,9 +25,11 @@ from ldm.training.config import learning_rate, load_config, point_data, shared_b
 from ldm.training.joint import JointMembers
 from ldm.training.labels import check_labels
 from ldm.training.latent_cache import prepare_latents
+from ldm.training.lock import hold_run
+from ldm.training.logs import announce
 from ldm.training.members import build_joint_data, build_members, write_member_runs
 from ldm.training.processes import find_known_run, is_first, make_run, share_run
-from ldm.training.runs import RunDirectory
+from ldm.training.runs import RunDirectory, write_run_record
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN, StoppedBySignal
 from ldm.training.trainer import Devices, choose_devices, cluster_environment, split_trainer_options
@@ -53,24 +54,26 @@ def train(training: Training, fit: bool = True) -> Path:
         fit: False only sets the run up and tests.
 
     Raises:
-        ValueError: for a config or options that cannot be trained with; nothing is left behind then.
+        ValueError: for a config or options that cannot be trained with, which leaves nothing behind, or if another
+            process is training in the run directory.
         StoppedBySignal: after Ctrl-C or SIGTERM.
         KeyboardInterrupt: after a second Ctrl-C, which saves nothing.
         FloatingPointError: if the loss is not finite; the checkpoints of earlier steps are kept.
     """
-    session = set_up(training)
-    try:
-        if fit:
-            session.fit()
-        session.test()
-    except SystemExit as stop:  # by which Lightning answers an interrupt
-        if getattr(session.trainer, "received_sigterm", False):
-            raise StoppedBySignal(signal.SIGTERM, saved=False) from stop
-        raise KeyboardInterrupt from stop
-    log.info("done: %s", session.run.path)
-    if not fit:
-        log.info("nothing was trained: without -t a run is only set up, and tested where its config has a test set")
-    return session.run.path
+    with ExitStack() as held:
+        session = set_up(training, held)
+        try:
+            if fit:
+                session.fit()
+            session.test()
+        except SystemExit as stop:  # by which Lightning answers an interrupt
+            if getattr(session.trainer, "received_sigterm", False):
+                raise StoppedBySignal(signal.SIGTERM, saved=False) from stop
+            raise KeyboardInterrupt from stop
+        log.info("done: %s", session.run.path)
+        if not fit:
+            log.info("nothing was trained: without -t a run is only set up, and tested where its config has a test set")
+        return session.run.path
 
 
 @dataclass(frozen=True)
@@ -228,10 +231,15 @@ def find_own_targets(training: Training) -> set[str]:
     return {target for _, target in named if isinstance(target, str) and "$" not in target}
 
 
-def set_up(training: Training) -> Session:
-    """Put a training together, ready to fit. What the config names is built before the run directory is made."""
+def set_up(training: Training, held: ExitStack) -> Session:
+    """Put a training together, ready to fit. What the config names is built before the run directory is made.
+
+    The run directory is this process's (`hold_run`) until `held` is closed.
+    """
     job = Job.from_environment([f"{name}={value}" for name, value in training.flat_options().items()])
     known, checkpoint = find_known_run(training, job)
+    if known:
+        held.enter_context(hold_run(known))
     start = []
     if known and known.has_config:
         with trusting(find_own_targets(training)):
@@ -258,7 +266,10 @@ def set_up(training: Training) -> Session:
     prepare_latents(model, config, data, devices.own)
     model.learning_rate = rate  # type: ignore[assignment]
 
-    run = known or make_run(training, job)
+    run = known
+    if run is None:
+        run = make_run(training, job)
+        held.enter_context(hold_run(run))
     if is_first():
         write_run_record(run, training)
         if job:
@@ -268,37 +279,10 @@ def set_up(training: Training) -> Session:
     try:
         callbacks = build_callbacks(run, record, lightning, training, getattr(model, "monitor", None))
         loggers = online_loggers(run, record, training)
-        trainer = build_trainer(run, callbacks, chosen, devices, environment, loggers)
+        trainer = build_trainer(run, callbacks, chosen, devices.for_module(model), environment, loggers)
     except Exception:
         if known is None and is_first():
             run.discard()
         raise
     announce(run, model, devices.words, shared.model.get("base_learning_rate"))
     return Session(model, data, trainer, run, checkpoint, training, known is not None, record)
-
-
-def write_run_record(run: RunDirectory, training: Training) -> None:
-    """Write record.json: how the run was started, and under `earlier` how it was before, each time that it was."""
-    file = run.path / "record.json"
-    earlier = []
-    if file.exists():
-        before = json.loads(file.read_text())
-        earlier = [*before.pop("earlier", []), before]
-    write_record(file, training.flat_options(), overwrite=True, earlier=earlier)
-
-
-def announce(run: RunDirectory, model: pl.LightningModule, devices: str, base_rate: float | None) -> None:
-    """Say what a user wants to know before it starts; a rate that was multiplied is said with its factor."""
-    rate = f"{model.learning_rate:.3g}"
-    factor = 1.0 if not base_rate else float(model.learning_rate) / base_rate  # type: ignore[arg-type]
-    if not math.isclose(factor, 1.0):
-        rate += (
-            f", which is model.base_learning_rate {base_rate:g} times {factor:g} (--scale_lr False takes it as it is)"
-        )
-    parameters = [(value.numel(), value.requires_grad) for value in model.parameters()]
-    trained = sum(size for size, trains in parameters if trains)
-    log.info("run directory: %s", run.path)
-    log.info(
-        "device: %s  parameters: %s, %s of them trained  learning rate: %s",
-        devices, f"{sum(size for size, _ in parameters):,}", f"{trained:,}", rate,
-    )  # fmt: skip

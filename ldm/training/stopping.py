@@ -156,13 +156,17 @@ class StopAtNaN(Callback):
         self.steps += 1
         direct = trainer.world_size == 1 and self.first.device.type == "cpu"
         if direct or self.steps % LOOK_EVERY == 0:
-            self.look(trainer)
+            self.look(trainer, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.look(trainer)
 
-    def look(self, trainer: pl.Trainer) -> None:
+    def look(self, trainer: pl.Trainer, batch: Any = None) -> None:
         """Raise if a loss was not finite in any process.
+
+        Args:
+            trainer: of the training.
+            batch: the last one, which may show the cause.
 
         Raises:
             FloatingPointError: naming the step.
@@ -171,6 +175,19 @@ class StopAtNaN(Callback):
         first = -largest(trainer, [-own])[0]
         if first != NEVER:
             raise FloatingPointError(
-                f"the loss is not finite at step {first}: lower the learning rate, clip gradients "
-                "(--gradient_clip_val 1), or use bf16 instead of fp16; the checkpoints of earlier steps are kept"
+                f"the loss is not finite at step {first}: {describe_constant(batch)}lower the learning rate, clip "
+                "gradients (--gradient_clip_val 1), or use bf16 instead of fp16; the checkpoints of earlier steps are "
+                "kept"
             )
+
+
+def describe_constant(batch: Any) -> str:
+    """Return words on the entries of a batch whose images are all of one value; "" where there are none."""
+    given = batch if isinstance(batch, Mapping) else {}
+    images = {name: value for name, value in given.items() if isinstance(value, torch.Tensor) and value.ndim > 2}
+    flat = [name for name, value in images.items() if bool((value == value.flatten()[0]).all())]
+    return (
+        f"all of {' and '.join(flat)} in the batch is of one value, such as black: look at the data, or "
+        if flat
+        else ""
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -63,6 +63,12 @@ class Devices:
         devices = self.options["devices"]
         return torch.device("cuda", devices[local_rank() % len(devices)])
 
+    def for_module(self, module: pl.LightningModule) -> Devices:
+        """These devices for a module; one with several optimisers gives some parameters no gradient in each step."""
+        if self.count == 1 or module.automatic_optimization:
+            return self
+        return replace(self, options={**self.options, "strategy": _strategy(self.count, unused=True)})
+
 
 def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1, nodes: int = 1) -> Devices:
     """The devices of --gpus, else `cpus` processes on the CPU, of each machine. Several train data-parallel.
@@ -88,13 +94,13 @@ def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1, nodes:
     return Devices({"accelerator": "gpu", "devices": wanted, "strategy": _strategy(count)}, count, words)
 
 
-def _strategy(count: int) -> str | DDPStrategy:
+def _strategy(count: int, unused: bool = False) -> str | DDPStrategy:
     if count == 1:
         return "auto"
     # Buffers need no broadcast in every step: averages are stepped alike in every process, all else is constant.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {"find_unused_parameters": False, name: False}
+    options: dict[str, Any] = {"find_unused_parameters": unused, name: False}
     return DDPStrategy(**options)
 
 

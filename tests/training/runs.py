@@ -72,6 +72,20 @@ def losses(run: Path) -> dict[int, float]:
     return found
 
 
+def validations(run: Path) -> dict[int, float]:
+    """Validation loss by step, from every CSV log of a run."""
+    found = {}
+    for file in sorted(run.glob("csv*/metrics.csv")):
+        with open(file) as rows:
+            found |= {int(row["step"]): float(row["val/loss"]) for row in csv.DictReader(rows) if row.get("val/loss")}
+    return found
+
+
+def kept_names(run: Path) -> set[str]:
+    """Names of the checkpoints of a run, but the last."""
+    return {path.name for path in run.glob("checkpoints/*.ckpt")} - {"last.ckpt"}
+
+
 def end_state(run: Path) -> dict[str, torch.Tensor]:
     """Weights of the last checkpoint."""
     return load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
@@ -120,6 +134,15 @@ class SpoilGradient(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.global_step == self.step:
             next(pl_module.parameters()).grad.fill_(float("nan"))
+
+
+class AssertSameWeights(Callback):
+    """Compares the weights of all processes at the end of a training."""
+
+    def on_train_end(self, trainer, pl_module):
+        for name, value in pl_module.named_parameters():
+            all_values = trainer.strategy.all_gather(value.detach())
+            assert torch.equal(all_values[0], all_values[-1]), name
 
 
 class Fail(Callback):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ldm.checkpoint import save_checkpoint
 from tests.conftest import tiny_model
@@ -131,6 +132,38 @@ def test_two_processes_train_the_members_of_one(config, tmp_path):
             torch.testing.assert_close(
                 two[name], value, rtol=0, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+@pytest.mark.slow
+def test_a_first_stage_with_a_discriminator_trains_in_two_processes(tmp_path):
+    """Its two optimisers leave some parameters without gradient; both processes end with the same weights."""
+    config = ROOT / "configs" / "autoencoder" / "digits-vq.yaml"
+    loss = {"disc_weight": 0.5, "disc_in_channels": 1, "disc_num_layers": 1, "use_actnorm": True}
+    words = [f"model.params.lossconfig.params.{name}={value}" for name, value in loss.items()]
+    words += ["data.params.batch_size=8", "data.params.num_workers=0", "--max_steps", "4", "--scale_lr", "False"]
+    words += ["lightning.callbacks.same.target=tests.training.runs.AssertSameWeights"]
+    run, code, printed = call(config, tmp_path, "two", "--cpus", "2", *words)
+    assert code == 0, printed
+    assert all(bool(torch.isfinite(value).all()) for value in end_state(run).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_broken_picture_in_a_worker_ends_all_processes(config, tmp_path, split):
+    """With its sentence and exit code 1: no process waits for a worker, or for another process."""
+    pictures = tmp_path / "pictures"
+    for number in range(16):
+        (pictures / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(pictures / "a" / f"{number:02}.png")
+    (pictures / "a" / "11.png").write_bytes(b"<html>")
+    words = ["data.params.num_workers=1", f"data.params.{split}.target=ldm.data.folder.ImageFolder"]
+    params = {"root": pictures, "image_size": 8, "channels": 1, "split": "all"}
+    words += [f"data.params.{split}.params.{name}={value}" for name, value in params.items()]
+    words += ["--limit_val_batches", "1.0", "--limit_train_batches", "1.0", "--max_steps", "400"]
+    _, code, printed = call(config, tmp_path, "two", "--cpus", "2", "data.params.batch_size=4", *words)
+    assert code == 1, printed
+    told = [line for line in printed.splitlines() if line.startswith("error: cannot read image 'a/11.png' in")]
+    assert len(told) == 1, printed
 
 
 def test_an_error_is_one_line(config, tmp_path):

@@ -1,6 +1,7 @@
 """Signals, SLURM, errors and NaN: what is saved, how the process ends, and that a resumed run loses nothing."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -13,11 +14,13 @@ from ldm.training.slurm import Job
 from tests.training.runs import (
     assert_same_end,
     disturbance,
+    kept_names,
     losses,
     only_run,
     resume,
     run_command_line,
     run_training,
+    validations,
 )
 
 QUIET = "lightning.callbacks.disturb=null"
@@ -31,9 +34,10 @@ QUIET = "lightning.callbacks.disturb=null"
 def test_signals_save_and_the_resumed_run_is_exact(config, tmp_path, whole, name, step, validation, code):
     """Training stops after the step that the signal falls into, also one that ends an epoch, or in a validation."""
     before = signal.getsignal(getattr(signal, name))
+    changes = disturbance("SendSignal", name=name, step=step - (not validation), validation=validation)
+    changes.append("model.params.monitor=val/loss")
     with pytest.raises(SystemExit) as ended:
-        changes = disturbance("SendSignal", name=name, step=step - (not validation), validation=validation)
-        run_command_line(config, tmp_path, *changes, name="part")
+        run_command_line(config, tmp_path, *changes, name="part", every_n_steps=3, every_n_epochs=1)
     assert ended.value.code == code
     assert signal.getsignal(getattr(signal, name)) == before
     part = only_run(tmp_path)
@@ -42,6 +46,35 @@ def test_signals_save_and_the_resumed_run_is_exact(config, tmp_path, whole, name
     assert resume(part, QUIET) == part
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)
+    # What the stop cut off at the end of the epoch is done: its validation, and the checkpoints kept of it.
+    assert validations(part) == validations(whole)
+    assert kept_names(part) == kept_names(whole) | {"epoch=000000.ckpt"}
+    assert not (part / "training.lock").exists()
+
+
+@pytest.mark.parametrize("name", ["epoch=000000-step=00000003.ckpt", "best-epoch=000000-step=00000005.ckpt"])
+def test_a_name_that_a_kill_cut_off_comes_back(config, tmp_path, whole, name):
+    """Killed after last.ckpt was written and before it had its second name, which the file itself knows."""
+    part = tmp_path / "logs" / whole.name
+    shutil.copytree(whole, part)
+    before = kept_names(part)
+    kept = part / "checkpoints" / name
+    shutil.copyfile(kept, part / "checkpoints" / "last.ckpt")
+    kept.unlink()
+    resume(part)
+    assert kept_names(part) == before
+    assert load_checkpoint(kept)["global_step"] == int(name.removesuffix(".ckpt")[-8:])
+
+
+def test_the_validation_of_the_last_step_is_done_where_no_step_is_left(config, tmp_path, whole):
+    changes = disturbance("SendSignal", name="SIGTERM", step=5, validation=True)
+    with pytest.raises(SystemExit):
+        run_command_line(config, tmp_path, *changes, name="part", max_steps=5, every_n_epochs=1)
+    part = only_run(tmp_path)
+    assert not validations(part)
+    resume(part, QUIET)
+    assert validations(part) == {step: value for step, value in validations(whole).items() if step < 5}
+    assert kept_names(part) == {"epoch=000000.ckpt", "best-epoch=000000-step=00000005.ckpt"}
 
 
 def test_sigusr2_saves_and_goes_on(config, tmp_path, caplog):

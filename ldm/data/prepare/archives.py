@@ -81,7 +81,7 @@ def write_entries(entries: list[ArchiveEntry], folder: Path, label: str) -> list
             raise ValueError(f"{target} is there with {target.stat().st_size} bytes, not {size}; move it away first")
     for target, (_, _, source) in zip(targets, tqdm(entries, desc=f"unpack {label}", unit="file"), strict=True):
         if not target.exists():
-            with atomic_write(target) as partial, source() as reader, open(partial, "wb") as writer:
+            with atomic_write(target, durable=False) as partial, source() as reader, open(partial, "wb") as writer:
                 shutil.copyfileobj(reader, writer, _CHUNK)
     return targets
 

@@ -35,8 +35,8 @@ def database(folder: Path) -> Any:
     return library().open(str(folder), readonly=True, lock=False, readahead=False, max_readers=1)
 
 
-def detect_suffix(content: bytes) -> str:
-    """The file suffix of an encoded picture, by its first bytes.
+def detect_suffix(content: bytes, name: str = "a record") -> str:
+    """The file suffix of an encoded picture, by its first bytes; `name` is what an error calls it.
 
     Raises:
         ValueError: for a format that LSUN does not use.
@@ -44,7 +44,7 @@ def detect_suffix(content: bytes) -> str:
     for start, suffix in _SUFFIXES.items():
         if content.startswith(start):
             return suffix
-    raise ValueError(f"a record begins with {content[:8]!r}, which is no webp, jpg or png picture")
+    raise ValueError(f"{name} begins with {content[:8]!r}, which is no webp, jpg or png picture")
 
 
 def export(source: str | Path, folder: str | Path, expected: int | None = None) -> int:
@@ -69,12 +69,12 @@ def export(source: str | Path, folder: str | Path, expected: int | None = None) 
         with environment.begin(buffers=False) as transaction:
             for key, content in tqdm(transaction.cursor(), total=count, desc=source.name, unit="image"):
                 name = key.decode()
-                target = folder / name[-2:] / f"{name}{detect_suffix(content)}"
+                target = folder / name[-2:] / f"{name}{detect_suffix(content, f'{name} of {source}')}"
                 if target.exists():
                     if target.stat().st_size != len(content):
                         raise ValueError(f"{target} is there with another length than the record; move it away first")
                     continue
-                with atomic_write(target) as partial:
+                with atomic_write(target, durable=False) as partial:
                     partial.write_bytes(content)
     return count
 
