@@ -15,7 +15,6 @@ from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
 from ldm.models.diffusion import pictures, stages
 from ldm.models.diffusion.log_images import make_log_images
-from ldm.models.diffusion.optimisation import measure_deviation, positions
 from ldm.models.diffusion.training import DDPM
 from ldm.modules.choices import Choices
 from ldm.modules.conditioned import (
@@ -76,6 +75,7 @@ class LatentDiffusion(DDPM):
     rename_released = stages.rename_released
     encoded = stages.encode_images
     draw_input = stages.draw_latents
+    on_train_batch_start = stages.measure_scale
 
     def __init__(
         self,
@@ -178,18 +178,6 @@ class LatentDiffusion(DDPM):
 
     def embed_condition(self, batch: Mapping[str, Any], uniform: Tensor) -> Any:
         return pictures.embed_batch_condition(self, batch, uniform)
-
-    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """With `scale_by_std`, the first batch of a fresh run sets scale_factor = 1 / standard deviation."""
-        fresh = self.member is None and self.global_step == 0 and batch_idx == 0
-        if fresh and isinstance(self.scale_factor, Tensor):
-            if float(self.scale_factor) != 1:
-                raise ValueError(
-                    f"scale_by_std measures the scale; it cannot start from scale_factor {self.scale_factor}"
-                )
-            samples = positions(self.trainer, len(batch[self.first_stage_key]))
-            z = self.draw_input(batch, [self.draws], 0, samples)
-            self.scale_factor.copy_(1 / measure_deviation(z, self.trainer))
 
     # Class embeddings
 

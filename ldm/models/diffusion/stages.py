@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.diffusion.noise import TrainingDraws
 from ldm.ensembles.heads import ClassTables
 from ldm.models.autoencoder import IdentityFirstStage
+from ldm.models.diffusion.optimisation import measure_deviation, positions
 from ldm.models.diffusion.training import read_images
 from ldm.modules.conditioned import EMBEDDER, ConditionEmbedder
 from ldm.modules.encoders.text import TextEmbedder
@@ -228,3 +229,19 @@ def draw_latents(
     std = read_images(encoded[DEVIATIONS]).to(mean)
     noise = torch.cat([one.posterior_noise(step, samples, mean.shape[1:]) for one in draws])
     return mean + model.scale_factor * std * noise.to(mean)
+
+
+def measure_scale(model: Any, batch: Mapping[str, Any], batch_idx: int) -> None:
+    """With `scale_by_std`, set scale_factor = 1 / standard deviation on the first batch of a fresh run.
+
+    Raises:
+        ValueError: if the scale does not start from 1, or all values are the same.
+    """
+    fresh = model.member is None and model.global_step == 0 and batch_idx == 0
+    if not (fresh and isinstance(model.scale_factor, Tensor)):
+        return
+    if float(model.scale_factor) != 1:
+        raise ValueError(f"scale_by_std measures the scale; it cannot start from scale_factor {model.scale_factor}")
+    samples = positions(model.trainer, len(batch[model.first_stage_key]))
+    z = model.draw_input(batch, [model.draws], 0, samples)
+    model.scale_factor.copy_(1 / measure_deviation(z, model.trainer))
