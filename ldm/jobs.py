@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ldm.files import read_json
 from ldm.util import atomic_write
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class WorkList:
         settings = json.loads(json.dumps(dict(settings), default=str))
         file = self.folder / "settings.json"
         if file.exists():
-            before = json.loads(file.read_text())
+            before = dict(read_json(file, "the settings of a work list", "delete its folder"))
             changed = [key for key in {*before, *settings} if before.get(key) != settings.get(key)]
             if changed:
                 differences = ", ".join(f"{key}: {before.get(key)} -> {settings.get(key)}" for key in sorted(changed))
@@ -170,7 +171,8 @@ class WorkList:
 
     def load(self, key: str) -> dict[str, Any]:
         """An item's result."""
-        return json.loads(self._file(key).read_text())
+        file = self._file(key)
+        return read_json(file, "the result of a part", f"delete {file}, and start the command again")
 
     def complete(self, keys: Iterable[str]) -> bool:
         """True if every item has its result, whoever worked on it."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from ldm.ranges import OPTIONS, check_range
 from ldm.settings.names import choose_name
 
 OptionValue = bool | int | float | str
@@ -88,6 +89,24 @@ def option(*aliases: str, name: str | None = None, metavar: str | None = None, d
 
     shown = None if default is None else hint
     return tyro.conf.arg(name=name, aliases=aliases or None, metavar=metavar, help_behavior_hint=shown)
+
+
+def check_options(value: Any) -> None:
+    """Make sure that the numbers of a command, or of one of its values, lie in the ranges of `ldm.ranges.OPTIONS`.
+
+    Raises:
+        ValueError: naming the option, its range and what came.
+    """
+    for name, given in option_values(value).items():
+        check_range(name, given, OPTIONS, f"--{name}")
+
+
+def option_name(value: Any, field: str) -> str:
+    """Return the name of the option of a value's field."""
+    hint = get_type_hints(type(value), include_extras=True)[field]
+    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    named = [note.name for note in notes if getattr(note, "name", None)]
+    return named[0] if named else field
 
 
 def option_values(value: Any) -> dict[str, Any]:

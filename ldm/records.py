@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ldm.files import read_json
 from ldm.options import option_values
 from ldm.util import atomic_write
 
@@ -73,7 +74,7 @@ def made_alike(path: str | Path, options: Mapping[str, Any] | Any) -> bool:
     """Whether a record says that the same options made what lies beside it: another process of the same job, then."""
     if not Path(path).is_file():
         return False
-    kept = json.loads(Path(path).read_text()).get("options")
+    kept = read_json(path, "a command's record", "delete it").get("options")
     return kept == json.loads(json.dumps(_plain_options(options), default=str))
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
-from ldm.partials import name_partial, remove_abandoned_once
+from ldm.arguments import check_arguments, check_value, suggest_key
+from ldm.files import atomic_write as atomic_write
 
+# Rates that a model's section holds beside its target, for the training.
+RATES = ("base_learning_rate", "learning_rate")
 # Targets named by released YAMLs whose classes live elsewhere here. Losses of a first stage only act in its training.
 TARGET_ALIASES = {
     "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": "ldm.modules.losses.VQLoss",
@@ -119,15 +120,33 @@ def instantiate_from_config(config: Mapping[str, Any] | torch.nn.Module | str) -
         raise ValueError(f"expected a mapping with 'target' and 'params' or one of {_MARKERS}, got {config!r}")
     if "target" not in config:
         raise ValueError(f"config has no 'target'; its keys are {sorted(map(str, config))}")
+    further = [str(key) for key in config if key not in ("target", "params", *RATES)]
+    if further:
+        nearest = suggest_key(further[0], ("target", "params"))
+        raise ValueError(f"{config['target']} has a key '{further[0]}' beside target and params: {nearest}")
     params = config.get("params") or {}
+    check_value(config["target"], str, "target")
+    check_value(params, Mapping[str, Any], f"{config['target']}: params")
     target = get_obj_from_str(config["target"])
     _check_target(config["target"], target)
+    check_arguments(target, _plain(params), config["target"])
     try:
         return target(**params)
-    except TypeError as error:
-        if "argument" in str(error):
-            raise ValueError(f"{config['target']}: {error}; params given: {sorted(map(str, params))}") from error
-        raise
+    except (TypeError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:300]
+        given = ", ".join(sorted(map(str, params)))
+        raise ValueError(
+            f"{config['target']} cannot be built with these params ({type(error).__name__}: {words}): look at {given}"
+        ) from error
+
+
+def _plain(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return parameters with plain lists and mappings in place of OmegaConf's."""
+    if not OmegaConf.is_config(params):
+        return params
+    plain = OmegaConf.to_container(params, resolve=True)  # type: ignore[arg-type]
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
 
 
 def instantiate_as(kind: type, config: Any, place: str) -> Any:
@@ -267,33 +286,3 @@ def derive_seed(*keys: int | str) -> int:
 def generator(*keys: int | str) -> torch.Generator:
     """Return a CPU generator seeded by `derive_seed(*keys)`."""
     return torch.Generator().manual_seed(derive_seed(*keys))
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and move it there when the block ends without an error.
-
-    What processes that were killed left unfinished in the folder is removed first.
-
-    Args:
-        path: the file.
-        overwrite: whether it may be there already.
-        durable: be sure that the content is on the disk before it has its name, should the power fail.
-
-    Raises:
-        FileExistsError: if `path` exists and `overwrite` is False (checked before anything is written).
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another path, or ask for it to be overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned_once(path.parent.absolute(), os.getpid())
-    partial = name_partial(path)
-    try:
-        yield partial
-        if durable and os.name == "posix":
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -75,6 +75,9 @@ BASE = {
     "ldm.settings.training",
     "ldm.options",
     "ldm.state_dicts",
+    "ldm.arguments",
+    "ldm.files",
+    "ldm.ranges",
     "ldm.stats",
     "ldm.trust",
 }

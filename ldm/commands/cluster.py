@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ldm.options import option
 
@@ -42,6 +42,13 @@ export SRUN_CPUS_PER_TASK={cpus}  # srun does not take the job's
 @dataclass(frozen=True)
 class ClusterJobs:
     """What each job gets, and whether the lines become a SLURM job array."""
+
+    acts_with: ClassVar[Mapping[str, str]] = {
+        "time": "slurm",
+        "gpus": "slurm",
+        "cpus": "slurm",
+        "overwrite": "slurm",
+    }
 
     slurm: Annotated[str | None, option(metavar="FILE", default="the lines are printed")] = None
     """Write a job array there."""

@@ -160,11 +160,11 @@ class MakeBins:
         from omegaconf import OmegaConf
 
         from ldm.data.class_bins import COMPONENT_SUBSET, find_full_data
-        from ldm.training.config import load_config
+        from ldm.training.config_keys import load_checked_config
 
         config: dict[str, Any] = {"target": self.target}
         if self.base is not None:
-            read = load_config([self.base], list(self.paths), needs=())
+            read = load_checked_config([self.base], list(self.paths), needs=(), build=())
             node = OmegaConf.select(read, "data.params.train")
             if node is None:
                 raise ValueError(f"{self.base} has no data.params.train; name the data set with --target and --params")

@@ -55,11 +55,11 @@ class EvaluateClassifier:
         from ldm.experiments.classifiers import train_on_config
         from ldm.jobs import pick_device
         from ldm.records import record, refuse_existing
-        from ldm.training.config import load_config
+        from ldm.training.config_keys import load_checked_config
 
         out = Path(self.out)
         refuse_existing([out, record_path(out)], self.overwrite)
-        config = load_config(self.base, self.changes, needs=("data",))
+        config = load_checked_config(self.base, self.changes, needs=("data",), build=())
         names = ("epochs", "batch_size", "learning_rate", "shift")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         found = train_on_config(config, given, self.seed, pick_device(self.place.device))

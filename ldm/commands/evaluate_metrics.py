@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -60,6 +61,11 @@ class EvaluateMetrics:
     default_steps: ClassVar[int] = 200
     default_scale: ClassVar[float] = 1.0
 
+    acts_with: ClassVar[Mapping[str, str]] = {
+        "repeats": "sample_sizes",
+        "levels": "distortions",
+    }
+
     images: ImageSource
     ref: str
     """The reference: a folder of `decu evaluate reference`; .npz with mu and sigma, or arr_0; or images."""
@@ -112,31 +118,38 @@ class EvaluateMetrics:
         if samples is None or found is None:
             print(f"{out}: this process is done; the one that finishes last goes on (or running once more)")
             return None
-        names = self._choose(found, samples)
-        reference = Reference(found)
         options = Options(**asdict(self.settings), seed=self.seed, device=device)
+        names = self._choose(found, samples, options)
+        reference = Reference(found)
         rows = measure_metrics(names, reference, samples, options)
         print("\n".join(metric_lines(rows)))
+        write_metrics(out, rows, extractor.name, self.seed)
         if self.sample_sizes:
             self._study_sizes(names, reference, samples, options)
         if self.distortions and not self._study_distortions(names, reference, images, extraction, options):
             return rows
-        write_metrics(out, rows, extractor.name, self.seed)
         facts = {"features": extractor.describe(), "images": images.describe()}
         write_record(out / "record.json", self, overwrite=True, **facts)
         return rows
 
-    def _choose(self, reference: FeatureSet, samples: FeatureSet) -> list[str]:
-        """Return the metrics asked for, else all that can be computed; say which cannot, and why."""
+    def _choose(self, reference: FeatureSet, samples: FeatureSet, options: Options) -> list[str]:
+        """Return the metrics asked for, or all, that can be computed; say which cannot, and why.
+
+        Raises:
+            ValueError: if none can.
+        """
         from ldm.evaluation.metrics import METRICS
         from ldm.experiments.image_metrics import find_obstacles
 
-        if self.metrics:
-            return list(self.metrics)
-        obstacles = find_obstacles(reference, samples)
+        asked = self.metrics or tuple(METRICS)
+        obstacles = find_obstacles(reference, samples, options, asked)
         for name, reason in obstacles.items():
             print(f"no {name}: {reason}")
-        return [name for name in METRICS if name not in obstacles]
+        if len(obstacles) == len(asked):
+            raise ValueError(
+                f"none of the metrics {', '.join(asked)} can be computed; {next(iter(obstacles.values()))}"
+            )
+        return [name for name in asked if name not in obstacles]
 
     def _study_sizes(self, names: list[str], reference: Reference, samples: FeatureSet, options: Options) -> None:
         from ldm.evaluation.sample_sizes import sample_sizes

@@ -47,6 +47,14 @@ class ChooseScaling:
     default_steps: ClassVar[int] = 20
     default_scale: ClassVar[float] = 1.0
 
+    acts_with: ClassVar[Mapping[str, str]] = {
+        "metric": "method=search",
+        "low": "method=search",
+        "high": "method=search",
+        "points": "method=search",
+        "ref": "metric=fid",
+    }
+
     source: ModelSource
     out: str
     """The folder of the output."""

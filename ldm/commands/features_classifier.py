@@ -205,11 +205,11 @@ class FeaturesNetwork:
         from ldm.evaluation.noise_conditional import WRN_TRAINING
         from ldm.experiments.noisy_classifiers import make_wide_resnet, seeded_initialisation
         from ldm.jobs import pick_device, refuse_several_processes
-        from ldm.training.config import load_config
+        from ldm.training.config_keys import load_checked_config
 
         refuse_several_processes("training a network from scratch, whose batch norms see whole batches,")
         self.output.check(self)
-        config = load_config([self.base], self.changes, needs=("model", "data"))
+        config = load_checked_config([self.base], self.changes, needs=("model", "data"), build=())
         with seeded_initialisation(self.output.seed):
             study = make_wide_resnet(config, self.mode, self.depth, self.width, pick_device(self.place.device))
         names = ("epochs", "batch_size", "learning_rate", "warm_up")
@@ -244,10 +244,10 @@ class FeaturesGuide:
         from ldm.checkpoint import sha256
         from ldm.experiments.noisy_classifiers import load_noisy_classifier, seeded_initialisation
         from ldm.jobs import pick_device, shard_from_environment
-        from ldm.training.config import load_config
+        from ldm.training.config_keys import load_checked_config
 
         self.output.check(self)
-        config = load_config([self.base], self.changes, needs=("model", "data"))
+        config = load_checked_config([self.base], self.changes, needs=("model", "data"), build=())
         with seeded_initialisation(self.output.seed):
             study = load_noisy_classifier(config, self.ckpt, pick_device(self.place.device))
         if shard_from_environment()[1] > 1:

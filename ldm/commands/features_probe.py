@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ldm.commands.shared import ModelSource, Placement
 from ldm.options import option
@@ -34,6 +35,11 @@ class FeaturesProbe:
     `probe`. A run that was stopped continues; its features are kept in --out. Processes of torchrun or SLURM share the
     passes through the backbone; the last of them trains and tests the heads.
     """
+
+    acts_with: ClassVar[Mapping[str, str]] = {
+        "tuning_epochs": "finetune",
+        "tuning_rate": "finetune",
+    }
 
     source: ModelSource
     out: str

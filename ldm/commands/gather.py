@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from ldm.options import option
 
@@ -24,6 +25,11 @@ class Gather:
     component the newest counts. The second form converts an ensemble of DECU's published code: --out then also holds
     the base checkpoint, once.
     """
+
+    acts_with: ClassVar[Mapping[str, str]] = {
+        "base": "published",
+        "out": "published",
+    }
 
     path: Annotated[str | None, option(metavar="DIR", default="none; or give --published")] = None
     """The --logdir that the components were trained with."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ldm.commands.shared import ModelSource
 from ldm.options import option
@@ -23,6 +24,8 @@ class ImageSource:
     Raises:
         ValueError: if none or several sets are named, a number is below 1, or an option would not act.
     """
+
+    acts_with: ClassVar[Mapping[str, str]] = {"image_size": "images"}
 
     images: Annotated[str | None, option(metavar="PATH", default="none; or give --data, or --run")] = None
     """A folder or .zip of pictures, sorted by their path; .npz with arr_0; .pt or .safetensors."""
@@ -85,7 +88,7 @@ class ImageSource:
     def _load_all(self, channels: int, device: str) -> ImageSet:
         from ldm.data.own import build_dataset
         from ldm.pipelines.images import DataSetImages, SampledImages, load_images
-        from ldm.training.config import read_data_config
+        from ldm.training.config_keys import read_data_config
 
         if self.images is not None:
             return load_images(self.images, channels, self.image_size)
@@ -99,6 +102,8 @@ class ImageSource:
 @dataclass(frozen=True)
 class FeatureChoice:
     """The network whose features stand for the images."""
+
+    acts_with: ClassVar[Mapping[str, str]] = {"features_params": "features"}
 
     features: Annotated[str | None, option(metavar="NAME", default="the reference's")] = None
     """inception, clip, classifier, or a dotted target."""

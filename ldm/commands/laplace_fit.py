@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ldm.commands.shared import ModelSource, Placement
 from ldm.options import option
@@ -26,6 +27,21 @@ PUBLISHED_FIT: dict[str, Any] = {
     "draws": 1,
     "visits": 1.0,
 }
+
+# What a fit takes and a merge does not.
+FITTED_ONLY = ("data", "split", "n", "data_size", "draws", "also", "bins", "batch_size", "patches")
+
+
+def refuse_beside_merge(given: FitLaplace) -> None:
+    """Refuse with --merge what only a fit takes.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    fresh = FitLaplace.__dataclass_fields__
+    unused = [name for name in FITTED_ONLY if getattr(given, name) != fresh[name].default]
+    if unused:
+        raise ValueError(f"--merge joins posteriors that are fitted: leave out --{' --'.join(unused)}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,8 @@ class FitLaplace:
 
     Writes {out}/laplace.safetensors, laplace.yaml and record.json.
     """
+
+    acts_with: ClassVar[Mapping[str, str]] = {"validation": "prior_precision=gridsearch"}
 
     source: ModelSource
     out: str
@@ -114,6 +132,10 @@ class FitLaplace:
                 if given not in (value, defaults[name]):
                     raise ValueError(f"--published sets --{name} to {value}: leave out --{name} {given}")
                 object.__setattr__(self, name, value)
+        if self.rank != 128 and "lowrank" not in (self.curvature, *self.also):
+            raise ValueError(f"--rank {self.rank} is of the curvature lowrank: add it to --curvature or --also")
+        if self.merge:
+            refuse_beside_merge(self)
         if self.curvature == "isotropic" and self.prior_precision == "marglik":
             raise ValueError("isotropic curvature holds no data, so no evidence: give --prior_precision, or gridsearch")
         if self.temperature == "sandwich" and (self.curvature == "sandwich" or self.bins > 1):
@@ -205,7 +227,7 @@ class FitLaplace:
 
         from ldm.data.base import check_class_names
         from ldm.data.own import build_dataset
-        from ldm.training.config import read_data_config
+        from ldm.training.config_keys import read_data_config
 
         if self.data is not None and split == self.split:
             config: Any = read_data_config(self.data)

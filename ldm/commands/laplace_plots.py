@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ldm.commands.shared import ModelSource, Placement, PosteriorSource, VarianceMethod
 from ldm.options import option
@@ -33,6 +34,8 @@ class PlotLaplace:
     totals_by_steps.png, quality_by_steps.png with quality.csv, record.json. --diffusion may be left out. A latent model
     is shown in its latents.
     """
+
+    acts_with: ClassVar[Mapping[str, str]] = {"diffusion_steps": "diffusion"}
 
     flow: str
     """The run of the flow."""

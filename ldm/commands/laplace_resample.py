@@ -75,6 +75,7 @@ class ResampleLaplace:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
+        self.posterior.check(self.method)
         held = self.method in ("persistent", "tangents")
         if "members" in self.kinds and (not held or self.posterior.draws < self.variants - 1):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -62,6 +62,13 @@ class SampleLaplace:
     default_steps: ClassVar[int] = 50
     default_scale: ClassVar[float] = 1.0
 
+    acts_with: ClassVar[Mapping[str, str]] = {
+        "mask_params": "mask",
+        "weights": "features",
+        "features_params": "features",
+        "seeds": "control_maps=seeds",
+    }
+
     source: ModelSource
     posterior: PosteriorSource
     out: str
@@ -104,6 +111,7 @@ class SampleLaplace:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
+        self.posterior.check(self.method)
         if self.n < 1 or self.batch_size < 1:
             raise ValueError(f"--n and --batch_size must be at least 1, got {self.n} and {self.batch_size}")
         if self.features is not None and self.method != "persistent":

@@ -62,6 +62,7 @@ class SweepLaplace:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
+        self.posterior.check(self.method)
         if self.n < 2 or not 0 <= self.image < self.n:
             raise ValueError(f"--n is at least 2 and --image below it, got {self.n} and {self.image}")
         if self.batch_size < 1:

@@ -6,18 +6,20 @@ import contextlib
 import importlib
 import inspect
 import io
-import os
 import re
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import tyro
 
+from ldm.commands.checks import check_command
+from ldm.commands.failures import describe_failure, refused_words, take_debug, until_reader_leaves
 from ldm.commands.words import collapse, normalise, take_trusted
 from ldm.options import SHOWN
 
@@ -176,31 +178,23 @@ def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
         "use_underscores": True,
     }
     if not hasattr(command, "add_words"):
-        return tyro.cli(command, args=normalise(command, words), **settings)
+        own = normalise(command, words)
+        return _checked(tyro.cli(command, args=own, **settings), own)
     # Taken out first: an option of several values before it would take a.b=c for one of them.
     end = list(words).index("--") if "--" in words else len(words)
     changes = [word for word in words[:end] if CHANGE.match(word)]
     own = normalise(command, [word for word in words[:end] if not CHANGE.match(word)])
     made, unknown = tyro.cli(command, args=own, return_unknown_args=True, **settings)
-    try:
-        return made.add_words([*changes, *unknown, *words[end:]])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with refused_words():
+        made = made.add_words([*changes, *unknown, *words[end:]])
+    return _checked(made, own)
 
 
-@contextlib.contextmanager
-def until_reader_leaves() -> Iterator[None]:
-    """End the process with code 141 and no traceback where what read its output is gone, as in `decu --help | head`."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+def _checked(command: Command, words: Sequence[str]) -> Command:
+    """Return a command all of whose options act, in their ranges."""
+    with refused_words():
+        check_command(command, words)
+    return command
 
 
 @until_reader_leaves()
@@ -209,7 +203,8 @@ def run_command(name: str, words: Sequence[str], prog: str | None = None) -> Any
 
     The code is 2 for words, or values of words, that do not fit together, and 1 for what shows only when the command
     runs: a file that is missing, a class that the model does not have. Ctrl-C ends it with code 130. In a SLURM job
-    SIGUSR1 puts the job back into the queue: commands continue what they were stopped in.
+    SIGUSR1 puts the job back into the queue: commands continue what they were stopped in. With --debug among the words
+    of any command, the traceback comes before the message.
     """
     return _run(load_command(name), words, prog or f"decu {name}", COMMANDS[name].page)
 
@@ -222,11 +217,9 @@ def run_file(command: type) -> Any:
 
 def _run(kind: type[Command], words: Sequence[str], prog: str, page: bool = False) -> Any:
     """Run a command from words; see `run_command` for how its errors end the process."""
-    try:
+    with refused_words():
         words, trusted = take_trusted(words)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    words, debug = take_debug(kind, words)
     command = parse(kind, words, prog)
 
     from ldm.commands.report import write_own_page
@@ -240,8 +233,12 @@ def _run(kind: type[Command], words: Sequence[str], prog: str, page: bool = Fals
         if page:
             write_own_page(command)
         return found
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.exit(f"error: {describe_failure(error)}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

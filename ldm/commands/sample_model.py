@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -40,6 +41,8 @@ class SampleModel:
 
     default_steps: ClassVar[int] = 200
     default_scale: ClassVar[float] = 1.0
+
+    acts_with: ClassVar[Mapping[str, str]] = {"frames": "interpolate"}
 
     source: ModelSource
     out: str

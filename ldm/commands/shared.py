@@ -66,6 +66,15 @@ class ModelSource:
     """Take averaged weights, where there are any."""
     texts: Prompts = Prompts()
 
+    def __post_init__(self) -> None:
+        if self.run is not None and self.ckpt is not None:
+            raise ValueError(
+                "--run DIR takes the run's own checkpoint: give the other one as --run FILE where it lies in a run, "
+                "or with --base CONFIG --ckpt FILE"
+            )
+        if self.run is not None and self.base is not None:
+            raise ValueError("--run DIR has its own config: leave out --base, or give --base CONFIG --ckpt FILE alone")
+
     def load(
         self,
         sampling: Sampling | None = None,
@@ -161,6 +170,21 @@ class PosteriorSource:
     """States that `bayesdiff` and `published` draw at a step, an even number; BayesDiff took 10."""
     every: int = 5
     """Steps between two draws of the _skip methods."""
+
+    def check(self, method: str) -> None:
+        """Make sure that what is given of the draws acts under a method of propagation.
+
+        Raises:
+            ValueError: naming the option that does not.
+        """
+        used = {
+            "draws": method in ("persistent", "tangents"),
+            "particles": "bayesdiff" in method or "published" in method,
+            "every": method.endswith("_skip"),
+        }
+        for name, acts in used.items():
+            if not acts and getattr(self, name) != PosteriorSource.__dataclass_fields__[name].default:
+                raise ValueError(f"--{name} {getattr(self, name)} says nothing of --method {method}: leave it out")
 
     def load(self, model: ModelPipeline) -> PosteriorPipeline:
         """Load the posterior of a loaded model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -42,6 +43,11 @@ class UncertaintyClasses:
 
     default_steps: ClassVar[int] = 200
     default_scale: ClassVar[float] = 5.0
+
+    acts_with: ClassVar[Mapping[str, str]] = {
+        "max_n": "ci_width",
+        "lpips": "diversity",
+    }
 
     ensemble: EnsembleSource
     classes: ClassNames = ()
@@ -96,8 +102,10 @@ class UncertaintyClasses:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
-        if self.lpips and not self.diversity:
-            raise ValueError("--lpips goes with --diversity")
+        if self.quickrun and self.classes:
+            raise ValueError("--quickrun chooses eight classes itself: leave out --classes, or --quickrun")
+        if self.ci_width is not None and self.n is not None and self.n > self.max_n:
+            raise ValueError(f"--n {self.n} noises of one round are more than --max_n {self.max_n} allows")
         plain = self.distance in (None, "wasserstein")
         scaled = read_scale(self.distance_scale) not in ("sum", 1)
         if not plain and scaled:

@@ -23,6 +23,7 @@ from ldm.data.folder import FileImages, class_numbers
 from ldm.data.pictures import Files, read_names
 from ldm.data.plans import list_file, make_bins_command, read_list
 from ldm.data.prepare.published import read_folder_plan
+from ldm.files import reading
 
 N_CLASSES = 1000
 IGNORED_NAME = "n06596364_9591.JPEG"  # not a JPEG file; left out by latent-diffusion as well
@@ -190,7 +191,8 @@ def read_synsets(path: Path) -> list[str] | None:
     """
     if not path.exists():
         return None
-    content = yaml.safe_load(path.read_text())
+    with reading(path, "a list of synsets by class", "fetch it again, or remove it"):
+        content = yaml.safe_load(path.read_text())
     if not isinstance(content, dict) or sorted(content) != list(range(len(content))):
         raise ValueError(f"{path} must map the classes 0, 1, ... to synsets, got {type(content).__name__}")
     synsets = [str(content[label]) for label in range(len(content))]

@@ -145,8 +145,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         for name, config in self.dataset_configs.items():
             if name not in self.datasets:
                 data = instantiate_from_config(config)
-                if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-                    raise ValueError(f"data.params.{name}: a {type(data).__name__} has no length and no items")
+                if isinstance(data, str) or not all(hasattr(data, one) for one in ("__len__", "__getitem__")):
+                    raise ValueError(
+                        f"data.params.{name}: {config['target']} gives a {type(data).__name__}, which is no data set: "
+                        "name a class with __len__ and __getitem__"
+                    )
                 self.datasets[name] = WrappedDataset(data) if self.wrap else data
 
     def dataset(self, name: str) -> Any:

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from ldm.data.base import check_choice
 from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_order
 from ldm.data.pictures import read_names
+from ldm.files import read_mapping, reading
 from ldm.util import atomic_write
 
 _FORMAT = 1
@@ -117,9 +118,9 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     path = subsets_file(folder, dataset_name)
     if not path.exists():
         raise ValueError(f"{path} does not exist; make it with\n  {make_bins_command(folder, dataset_name)}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    content = read_mapping(path, "a plan of subsets", "write it again with `decu data bins`")
+    if content.get("format") != _FORMAT:
+        found = content.get("format")
         raise ValueError(
             f"{path} must be a mapping with format: {_FORMAT}, got {found}; write it again with `decu data bins`"
         )
@@ -129,7 +130,8 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     del content["format"]
     names = content.pop("class_names")
     members = content.pop("components")
-    bins = {label: class_size for class_size, classes in content.pop("bins").items() for label in classes}
+    with reading(path, "a plan of subsets", "write it again with `decu data bins`"):
+        bins = {label: class_size for class_size, classes in content.pop("bins").items() for label in classes}
     if sorted(bins) != list(range(len(names))):
         raise ValueError(f"{path}: the bins must name each of the classes 0..{len(names) - 1} once; write it again")
     return Subsets(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser, MappedDenoiser, Prediction
 from ldm.diffusion.schedule import Schedule
+from ldm.files import reading
 from ldm.util import atomic_write
 
 UNITS = ("step", "log_snr")
@@ -247,11 +248,7 @@ def scaling_from(mapping: Mapping[str, Any]) -> EpsilonScaling:
 
 
 def save_scaling(scaling: EpsilonScaling, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Write a schedule file (YAML) that `load_scaling` reads: format, b, k, unit, direction, window, table.
-
-    Raises:
-        FileExistsError: if the file exists and `overwrite` is False.
-    """
+    """Write a schedule file (YAML) for `load_scaling`: format, b, k, unit, ...; over one only by `overwrite`."""
     with atomic_write(path, overwrite) as partial:
         OmegaConf.save(OmegaConf.create({"format": _FORMAT, **scaling.as_dict()}), partial)
 
@@ -265,7 +262,8 @@ def load_scaling(path: str | os.PathLike) -> EpsilonScaling:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no schedule of epsilon scaling at {path}")
-    content = OmegaConf.to_container(OmegaConf.load(Path(path)))
+    with reading(path, "a schedule of epsilon scaling", "choose it again (decu exposure choose)"):
+        content = OmegaConf.to_container(OmegaConf.load(Path(path)))
     if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
         raise ValueError(f"{path} is no schedule of epsilon scaling: expected 'format: {_FORMAT}', b, k, ..")
     try:

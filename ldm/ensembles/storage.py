@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ldm.checkpoint import free_name, load_state_dict, save_tensors, sha256, tensors_sha256
 from ldm.ensembles.members import Members
+from ldm.files import read_mapping, reading
+from ldm.settings.names import suggest
 from ldm.trust import accept
 from ldm.util import atomic_write
 
@@ -25,6 +27,9 @@ _FORMAT = 1
 EMBEDDING_TABLE = "cond_stage_model.embedding.weight"
 PUBLISHED_TABLE = re.compile(r"cond_stage_model_ensemble\.(\d+)\.embedding\.weight")
 REQUIRED = ("format", "name", "trunk", "config", "heads", "patterns", "null_class", "members")
+# What a record may hold besides.
+FURTHER = ("initialisation", "row_rates", "dataset", "class_names", "bins", "split", "sees", "natural")
+GATHER_AGAIN = "gather the ensemble again (decu gather --overwrite)"
 
 
 @dataclass(frozen=True)
@@ -146,13 +151,8 @@ def read_ensemble(folder: str | Path) -> Ensemble:
         raise ValueError(
             f"{folder} holds no ensemble.yaml; make an ensemble with save_ensemble.py, and pass its folder"
         )
-    spec = yaml.safe_load(file.read_text())
-    if not isinstance(spec, dict):
-        raise ValueError(f"{file} must hold a mapping, it holds {type(spec).__name__}: gather the ensemble again")
-    spec = accept(spec, file)
-    missing = [key for key in REQUIRED if key not in spec]
-    if missing or spec["format"] != _FORMAT:
-        raise ValueError(f"{file}: expected format {_FORMAT} with {list(REQUIRED)}; it lacks {missing}")
+    spec = accept(read_mapping(file, "an ensemble's record", GATHER_AGAIN, REQUIRED), file)
+    _check_record(file, spec)
     members = []
     for record in spec["members"]:
         heads = load_state_dict(folder / record["file"])
@@ -162,7 +162,33 @@ def read_ensemble(folder: str | Path) -> Ensemble:
                 f"{folder / record['file']} is not the file that {file} was written with: gather the ensemble again"
             )
         members.append(heads)
-    return Ensemble(folder, spec, Members.stack(members))
+    with reading(file, "the record of members that fit together", GATHER_AGAIN):
+        return Ensemble(folder, spec, Members.stack(members))
+
+
+def _check_record(file: Path, spec: Mapping[str, Any]) -> None:
+    """Make sure that a record's sections hold what is read of them, and that its keys are known.
+
+    Raises:
+        ValueError: naming the key that does not.
+    """
+    if spec["format"] != _FORMAT:
+        raise ValueError(f"{file} has format {spec['format']}, expected format {_FORMAT}: {GATHER_AGAIN}")
+    for key in spec:
+        if key not in REQUIRED + FURTHER:
+            raise ValueError(f"{file} has an unknown key '{key}'{suggest(str(key), REQUIRED + FURTHER)}")
+    trunk, config, members = spec["trunk"], spec["config"], spec["members"]
+    if not isinstance(trunk, dict) or not {"path", "sha256"} <= trunk.keys():
+        raise ValueError(f"{file} must name its base checkpoint under trunk by path and sha256: {GATHER_AGAIN}")
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"{file} must hold the config of its model under config: {GATHER_AGAIN}")
+    listed = isinstance(members, list) and all(isinstance(one, dict) and "file" in one for one in members)
+    if not listed or not members:
+        raise ValueError(f"{file} must list its members, at least one, each with its file: {GATHER_AGAIN}")
+    names = [one["file"] for one in members]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{file} lists {twice} twice, and a member counts once: {GATHER_AGAIN}")
 
 
 def read_published(path: str | Path) -> tuple[dict[str, Tensor], Members]:

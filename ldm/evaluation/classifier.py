@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_into, load_state_dict, save_tensors, sha256
 from ldm.evaluation.fitting import Batches, Progress, minimise
+from ldm.files import reading
 from ldm.util import atomic_write, generator
 
 # The side in pixels that the last feature map has at most.
@@ -186,9 +187,13 @@ def load_classifier(path: str | os.PathLike) -> SmallClassifier:
                 f"no classifier at {file}; train one on your data with `decu evaluate classifier`, which writes NAME"
                 ".safetensors and NAME.yaml"
             )
-    spec = OmegaConf.to_container(OmegaConf.load(record_path(path)))
-    if sha256(path) != spec["weights_sha256"]:
+    again = "train the classifier again (decu evaluate classifier --overwrite)"
+    with reading(record_path(path), "a classifier's record", again):
+        spec = OmegaConf.to_container(OmegaConf.load(record_path(path)))
+        described = spec["weights_sha256"]
+        architecture = Architecture(**spec["architecture"])
+    if sha256(path) != described:
         raise ValueError(f"{path} is not the file that {record_path(path)} describes (sha256); keep the two together")
-    model = SmallClassifier(Architecture(**spec["architecture"]))
+    model = SmallClassifier(architecture)
     load_into(model, load_state_dict(path))
     return model.eval().requires_grad_(False)

@@ -6,7 +6,6 @@ A folder holds `pooled.npy`, `logits.npy`, `spatial.npy` (those the extractor gi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from ldm.evaluation.statistics import (
     moments,
     save_statistics,
 )
+from ldm.files import read_json, reading
 from ldm.jobs import WorkList
 from ldm.memory import keep_freed_memory
 from ldm.util import atomic_write
@@ -193,6 +193,9 @@ def save_part(work: WorkList, key: str, arrays: Mapping[str, NDArray[np.float32]
     work.save(key, {name: list(array.shape) for name, array in arrays.items()})
 
 
+EXTRACT_AGAIN = "extract the features again (decu evaluate reference) into another folder"
+
+
 def is_feature_folder(path: str | Path) -> bool:
     """True for a folder that `extract` completed."""
     return (Path(path) / "parts" / "settings.json").is_file() and (Path(path) / "statistics.npz").is_file()
@@ -207,9 +210,16 @@ def open_features(folder: str | Path) -> FeatureSet:
     folder = Path(folder)
     if not is_feature_folder(folder):
         raise FileNotFoundError(f"{folder} holds no complete features; run `decu evaluate reference` (again)")
-    arrays = {kind: folder / f"{kind}.npy" for kind in FEATURE_KINDS}
+    paths = {kind: folder / f"{kind}.npy" for kind in FEATURE_KINDS}
+    arrays = {}
+    for kind, path in paths.items():
+        with reading(path, "an array of features", EXTRACT_AGAIN):
+            arrays.update({kind: np.load(path, mmap_mode="r")} if path.is_file() else {})
+    lengths = {kind: len(array) for kind, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the features in {folder} are of different numbers of images, {lengths}: {EXTRACT_AGAIN}")
     return FeatureSet(
-        **{kind: np.load(path, mmap_mode="r") for kind, path in arrays.items() if path.is_file()},
+        **arrays,
         given=load_statistics(folder / "statistics.npz"),
-        settings=json.loads((folder / "parts" / "settings.json").read_text()),
+        settings=read_json(folder / "parts" / "settings.json", "the settings of features", EXTRACT_AGAIN),
     )

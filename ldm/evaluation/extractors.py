@@ -29,6 +29,8 @@ def make_extractor(
     Raises:
         ValueError: for an unknown name, a missing library or missing weights, with what to do.
     """
+    if params and name in ("classifier", "inception"):
+        raise ValueError(f"--features_params are of clip and of dotted targets: {name} takes none, leave them out")
     if name == "classifier":
         if weights is None:
             raise ValueError("features 'classifier' need --weights, a file that `decu evaluate classifier` wrote")

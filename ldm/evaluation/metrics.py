@@ -172,6 +172,7 @@ class Metric:
     compute: Callable[[Reference, FeatureSet, Options], Named]
     kind: str = "pooled"
     reference: str = "features"  # "features", "statistics" or "nothing"
+    neighbours: str = ""  # the option that says how many neighbours every image needs beside itself
 
 
 METRICS = {
@@ -181,12 +182,12 @@ METRICS = {
     "kid": Metric(_kid),
     "cmmd": Metric(partial(_cmmd, False)),
     "cmmd_biased": Metric(partial(_cmmd, True)),
-    "precision_recall": Metric(partial(_balls, precision_recall, "precision_k")),
-    "density_coverage": Metric(partial(_balls, density_coverage, "density_k")),
+    "precision_recall": Metric(partial(_balls, precision_recall, "precision_k"), neighbours="precision_k"),
+    "density_coverage": Metric(partial(_balls, density_coverage, "density_k"), neighbours="density_k"),
 }
 
 
-def obstacle(name: str, reference: FeatureSet, samples: FeatureSet) -> str | None:
+def obstacle(name: str, reference: FeatureSet, samples: FeatureSet, options: Options | None = None) -> str | None:
     """Why a metric cannot be computed from these sets, or None if it can.
 
     Raises:
@@ -197,12 +198,15 @@ def obstacle(name: str, reference: FeatureSet, samples: FeatureSet) -> str | Non
     metric = METRICS[name]
     if getattr(samples, metric.kind) is None:
         return f"the extractor gives no {metric.kind} features"
-    if len(samples) < 2:
-        return f"it needs at least 2 images, got {len(samples)}"
+    least = max(2, 1 + getattr(options or Options(), metric.neighbours)) if metric.neighbours else 2
+    if len(samples) < least:
+        return f"it needs at least {least} images, got {len(samples)}"
     if metric.reference == "statistics" and not reference.has_statistics(metric.kind):
         return f"the reference has no statistics of {metric.kind} features"
-    if metric.reference == "features" and len(reference) < 2:
+    if metric.reference == "features" and len(reference) == 0:
         return "the reference holds statistics only, no features: give its images"
+    if metric.reference == "features" and len(reference) < least:
+        return f"it needs a reference of at least {least} images, got {len(reference)}"
     return None
 
 
@@ -225,7 +229,7 @@ def measure(
     reference = reference if isinstance(reference, Reference) else Reference(reference)
     rows = []
     for name in names:
-        if (reason := obstacle(name, reference.features, samples)) is not None:
+        if (reason := obstacle(name, reference.features, samples, options)) is not None:
             raise ValueError(f"{name} cannot be computed: {reason}")
         used = None if METRICS[name].reference == "nothing" else len(reference.features) or None
         for label, (estimate, interval) in METRICS[name].compute(reference, samples, options).items():

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ldm.files import reading
 from ldm.util import atomic_write
 
 FeatureArray = Tensor | NDArray[np.floating]
@@ -134,18 +135,21 @@ def load_statistics(path: str | os.PathLike) -> dict[str, FeatureStatistics]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no statistics at {path}")
     found = {}
-    with np.load(path, allow_pickle=False) as content:
-        for kind, (mean_name, covariance_name) in PUBLISHED_NAMES.items():
-            if mean_name not in content or covariance_name not in content:
-                continue
-            mean = torch.from_numpy(np.asarray(content[mean_name], dtype=np.float64))
-            covariance = torch.from_numpy(np.asarray(content[covariance_name], dtype=np.float64))
-            if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-                raise ValueError(
-                    f"{path}: expected {mean_name} [D] and {covariance_name} [D, D], got {tuple(mean.shape)} and "
-                    f"{tuple(covariance.shape)}"
-                )
-            if not (mean.isfinite().all() and covariance.isfinite().all()):
-                raise ValueError(f"{path}: {mean_name} or {covariance_name} holds NaN or infinity")
-            found[kind] = FeatureStatistics(mean, covariance)
+    with reading(path, "a file of statistics (.npz with mu and sigma)", "fetch it, or make it, again"):
+        stored = dict(np.load(path, allow_pickle=False))
+    for kind, (mean_name, covariance_name) in PUBLISHED_NAMES.items():
+        if mean_name not in stored or covariance_name not in stored:
+            continue
+        mean = torch.from_numpy(np.asarray(stored[mean_name], dtype=np.float64))
+        covariance = torch.from_numpy(np.asarray(stored[covariance_name], dtype=np.float64))
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"{path}: expected {mean_name} [D] and {covariance_name} [D, D], got {tuple(mean.shape)} and "
+                f"{tuple(covariance.shape)}"
+            )
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError(f"{path}: {mean_name} or {covariance_name} holds NaN or infinity")
+        if (covariance.diagonal() < 0).any():
+            raise ValueError(f"{path}: {covariance_name} is no covariance: a variance in it is negative; make it again")
+        found[kind] = FeatureStatistics(mean, covariance)
     return found

@@ -145,9 +145,11 @@ def load_reference(
     return FeatureSet(found.pooled, found.logits, found.spatial, {**found.given, **given}, found.settings)
 
 
-def find_obstacles(reference: FeatureSet, samples: FeatureSet) -> dict[str, str]:
+def find_obstacles(
+    reference: FeatureSet, samples: FeatureSet, options: Options, names: Iterable[str] = tuple(METRICS)
+) -> dict[str, str]:
     """Return {metric: why it cannot be computed of these features}."""
-    reasons = {name: obstacle(name, reference, samples) for name in METRICS}
+    reasons = {name: obstacle(name, reference, samples, options) for name in names}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

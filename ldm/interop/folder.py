@@ -7,7 +7,6 @@ but the classes of `ldm.util.DIFFUSERS_TARGETS`.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.checkpoint import load_state_dict
+from ldm.files import read_mapping
 from ldm.interop.library import find_class, require_diffusers
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Component:
         for suffix in ("", ".fp16"):
             index = self.folder / f"{WEIGHTS}.safetensors.index{suffix}.json"
             if index.is_file():
-                parts = sorted(set(read_json(index)["weight_map"].values()))
+                parts = sorted(set(_read_config(index)["weight_map"].values()))
                 # A name in the index is that of a file beside it, whatever folders it mentions.
                 return [self.folder / Path(part).name for part in parts]
             for end in (f"{suffix}.safetensors", f"{suffix}.bin"):
@@ -106,7 +106,7 @@ def is_model_folder(path: str | Path) -> bool:
     """Whether a path is a folder of diffusers: one with model_index.json, or with the config of a network."""
     folder = Path(path)
     configs = [folder / "config.json", *(folder / name / "config.json" for name in NETWORK_PARTS)]
-    known = any(config.is_file() and "_diffusers_version" in read_json(config) for config in configs)
+    known = any(config.is_file() and "_diffusers_version" in _read_config(config) for config in configs)
     return known or (folder / INDEX).is_file()
 
 
@@ -119,7 +119,7 @@ def read_folder(path: str | Path) -> ModelFolder:
     """
     require_diffusers()
     root = find_folder(path)
-    index = read_json(root / INDEX) if (root / INDEX).is_file() else {}
+    index = _read_config(root / INDEX) if (root / INDEX).is_file() else {}
     name = next((name for name in NETWORK_PARTS if (root / name / "config.json").is_file()), None)
     stage = next((name for name in FIRST_STAGES if (root / name / "config.json").is_file()), None)
     if name is None and not (root / "config.json").is_file():
@@ -132,7 +132,7 @@ def read_folder(path: str | Path) -> ModelFolder:
         _read_component(root if name is None else root / name),
         None if stage is None else _read_component(root / stage),
         _read_scheduler_file(root),
-        read_json(root / CONDITIONING) if (root / CONDITIONING).is_file() else {},
+        _read_config(root / CONDITIONING) if (root / CONDITIONING).is_file() else {},
     )
 
 
@@ -159,7 +159,7 @@ def find_folder(path: str | Path) -> Path:
 
 def _read_component(folder: Path) -> Component:
     """Read the config of one network; arguments that the installed version does not know are left out."""
-    found = read_json(folder / "config.json")
+    found = _read_config(folder / "config.json")
     name = str(found.get("_class_name"))
     cls = find_class(name)
     known = {argument for base in cls.__mro__ for argument in inspect.signature(base.__init__).parameters}
@@ -175,12 +175,11 @@ def _read_scheduler_file(root: Path) -> dict[str, Any]:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{root} holds no {SCHEDULER}, which says what the network was trained to predict")
-    return read_json(found)
+    return _read_config(found)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file of a folder holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read_config(path: Path) -> dict[str, Any]:
+    return read_mapping(path, "a config of diffusers", "fetch the folder again")
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_into, load_state_dict
-from ldm.interop.folder import WEIGHTS, ModelFolder, read_json
+from ldm.files import read_mapping
+from ldm.interop.folder import WEIGHTS, ModelFolder
 from ldm.interop.schedulers import SchedulerFacts, read_scheduler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import UNET
@@ -163,7 +164,7 @@ def _clip_encoder(folder: ModelFolder) -> dict[str, Any] | None:
     encoder, tokenizer = folder.root / "text_encoder", folder.root / "tokenizer"
     if folder.network.class_name != "UNet2DConditionModel" or not (encoder / "config.json").is_file():
         return None
-    found = read_json(encoder / "config.json")
+    found = read_mapping(encoder / "config.json", "the config of a text encoder", "fetch the folder again")
     if found.get("architectures") != ["CLIPTextModel"] or not tokenizer.is_dir():
         return None
     length = int(found.get("max_position_embeddings", TEXT_LENGTH))

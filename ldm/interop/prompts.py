@@ -13,7 +13,6 @@ makes the same tensors: `Choices(names, context=pack_pooled(tokens, pooled), nul
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.files import read_mapping
 from ldm.interop.folder import read_folder
 from ldm.interop.library import require_diffusers
 from ldm.interop.pooled import pack_pooled
@@ -94,7 +94,7 @@ def _states(root: Path, suffix: str, texts: Sequence[str], length: int | None = 
 
 
 def _named(config: Path, key: str) -> str:
-    found = json.loads(config.read_text(encoding="utf-8")).get(key)
+    found = read_mapping(config, "a config of transformers", "fetch the folder again").get(key)
     return str(found[0] if isinstance(found, list) else found)
 
 

@@ -13,13 +13,14 @@ import yaml
 from torch import nn
 
 from ldm.checkpoint import free_name, load_state_dict, save_tensors, tensors_sha256
+from ldm.files import read_mapping, reading
 from ldm.laplace.arrangement import make_arrangement
 from ldm.laplace.posterior import LastLayerLaplace
 from ldm.trust import accept
 from ldm.util import atomic_write
 
 _FORMAT = 1
-
+FIT_AGAIN = "fit it again (decu laplace fit --overwrite)"
 
 # Name of the arrangement's tensor in the file of the state.
 SOURCE = "arrangement.source"
@@ -87,20 +88,20 @@ def load_laplace(folder: str | Path, network: nn.Module) -> LastLayerLaplace:
     file = Path(folder) / "laplace.yaml"
     if not file.is_file():
         raise ValueError(f"{folder} holds no laplace.yaml; fit a posterior and save it there")
-    spec = yaml.safe_load(file.read_text())
-    if not isinstance(spec, dict) or spec.get("format") != _FORMAT:
-        raise ValueError(f"{file} is not of format {_FORMAT}")
-    spec = accept(spec, file)
-    for name in ("format", "record"):
-        spec.pop(name, None)
+    spec = accept(read_mapping(file, "a posterior's record", FIT_AGAIN, ("format", "layer")), file)
+    if spec.pop("format") != _FORMAT:
+        raise ValueError(f"{file} is not of format {_FORMAT}: {FIT_AGAIN}")
+    spec.pop("record", None)
     # The first version had one name for it, and no sum.
-    held = file.with_name(spec.pop("file", "laplace.safetensors"))
+    held = file.with_name(str(spec.pop("file", "laplace.safetensors")))
     expected = spec.pop("sha256", None)
     tensors = load_state_dict(held)
     if expected is not None and tensors_sha256(tensors) != expected:
-        raise ValueError(f"{held} is not the file that {file} was written with: fit the posterior again")
+        raise ValueError(f"{held} is not the file that {file} was written with: {FIT_AGAIN}")
     layout = spec.pop("layout", None)
-    arrangement = None if layout is None else make_arrangement(tensors.pop(SOURCE), **layout)
-    laplace = LastLayerLaplace(network, **spec, example=arrangement)
-    laplace.load_state_dict(tensors)
+    with reading(file, "the record of the posterior beside it", FIT_AGAIN):
+        arrangement = None if layout is None else make_arrangement(tensors.pop(SOURCE), **layout)
+        laplace = LastLayerLaplace(network, **spec, example=arrangement)
+    with reading(held, "the posterior of this record", FIT_AGAIN):
+        laplace.load_state_dict(tensors)
     return laplace

@@ -60,7 +60,10 @@ def load_weights(
         ValueError: if a part of the model has weights and none are given.
     """
     content = load_checkpoint(checkpoint)
-    if isinstance(content, dict) and "component" in content:
+    is_member = isinstance(content, dict) and "component" in content
+    if pretrained is not None and not is_member:
+        raise ValueError(f"--pretrained is the base of a member, and {checkpoint} is no member: leave it out")
+    if is_member:
         member = content["component"]
         base = verified_base(pretrained or member["trunk_path"], member["trunk_sha256"])
         load_weights(model, base, config=config)

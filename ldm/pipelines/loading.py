@@ -28,7 +28,7 @@ from ldm.pipelines.own_network import OwnNetwork, gather_ensemble
 from ldm.pipelines.posterior import PosteriorPipeline
 from ldm.pipelines.speed import with_speed
 from ldm.settings import Branching, Sampling, Speed
-from ldm.training.config import load_config
+from ldm.training.config_keys import check_config, read_model_config
 from ldm.training.runs import find_run
 from ldm.trust import trusting
 
@@ -91,7 +91,7 @@ def load_model(
         )
     with trusting(trust):
         directory, checkpoint = find_run(str(run), epoch) if run is not None else (None, Path(str(ckpt)))
-        config = directory.config() if directory is not None else load_config([str(base)])
+        config = read_model_config(directory, base)
     load_weights(model := build_model(config), checkpoint, ema, pretrained, config)
     kept: dict[str, Any] = {"averaged": ema, "defaults": defaults or Defaults()}
     return make_pipeline(ModelPipeline, model, config, checkpoint, sampling, speed, device, **kept)
@@ -166,6 +166,7 @@ def load_ensemble(
         found = f"the members were trained on {split}" if split else "the ensemble records no split; leave it out"
         raise ValueError(f"--dataset {dataset}: {found}")
     config = ensemble.spec["config"]
+    check_config(config, build=("model",), before=f"{ensemble.folder}/ensemble.yaml: config: ")
     checkpoint = ensemble.base_checkpoint(pretrained)
     base = build_model(config)
     load_weights(base, checkpoint, config=config)

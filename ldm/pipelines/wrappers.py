@@ -21,7 +21,7 @@ from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.classifier import NoisyClassifier, load_classifier_weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.settings import ClassifierGuidance, Sampling, Scaling
-from ldm.training.config import load_config
+from ldm.training.config_keys import load_checked_config
 from ldm.util import instantiate_from_config
 
 PUBLISHED = "published"
@@ -120,6 +120,9 @@ def make_scaling(
     Raises:
         ValueError: for a schedule together with b or k.
     """
+    beside = [name for name in ("unit", "window", "direction") if getattr(given, name) is not None]
+    if beside and not given.given:
+        raise ValueError(f"--eps_{beside[0]} acts on a scaling: give --eps_scaler, --eps_slope or --eps_schedule")
     if given.schedule is not None:
         if given.b is not None or given.slope is not None:
             raise ValueError("--eps_schedule replaces --eps_scaler and --eps_slope: give the file, or b and k")
@@ -164,7 +167,7 @@ def load_guiding_classifier(
         return None
     if given.config is None or given.checkpoint is None:
         raise ValueError("guidance by a classifier needs both --classifier_config and --classifier_ckpt")
-    found = instantiate_from_config(load_config([given.config]).model)
+    found = instantiate_from_config(load_checked_config([given.config], build=("model",)).model)
     network = found.classifier if isinstance(found, NoisyClassifier) else found
     if isinstance(found, NoisyClassifier) and not found.knows(model.schedule):
         raise ValueError(f"{given.config} is a classifier for other noise levels than the model's")

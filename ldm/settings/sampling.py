@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from ldm.options import PAIRS, OptionValue, one_of, option
+from ldm.options import PAIRS, OptionValue, check_options, one_of, option
 from ldm.settings.names import (
     SAMPLER_NAMES,
     SECOND_NAMES,
@@ -55,6 +55,14 @@ class Scaling:
     ] = None
     """Scale the noise everywhere (full), or only in the predicted x0 (x0_only)."""
 
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def given(self) -> bool:
+        """Whether a divisor is named, without which unit, window and direction say nothing."""
+        return (self.b, self.slope, self.schedule) != (None, None, None)
+
 
 @dataclass(frozen=True)
 class ClassifierGuidance:
@@ -66,6 +74,9 @@ class ClassifierGuidance:
     """Its weights: the checkpoint of a run, or guided-diffusion's file."""
     scale: Annotated[float | None, option(name="classifier_scale", metavar="S", default="1")] = None
     """The scale of its gradient, which epsilon scaling leaves alone."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ class Sampling:
         if isinstance(self.steps, str) and self.steps.isdigit():
             object.__setattr__(self, "steps", int(self.steps))
         check_steps(self.steps)
+        check_options(self)
         object.__setattr__(self, "sampler", SECOND_NAMES.get(self.sampler, self.sampler))
         object.__setattr__(self, "spacing", SECOND_SPACINGS.get(self.spacing, self.spacing))
 
@@ -192,6 +204,7 @@ class Branching:
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("step", "at", "time") if getattr(self, name) is not None}
+        check_options(self)
         if len(given) > 1:
             raise ValueError(f"give one of --unc_branch (step), --branch_at (at), --branch_t (time); got {given}")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from ldm.options import FIXED, SUPPRESSED, WITH_VALUE, option, option_values
+from ldm.options import FIXED, SUPPRESSED, WITH_VALUE, check_options, option, option_values
 
 # Fields that a resumed run takes from the run that it continues.
 KEPT_FIELDS = ("seed", "component", "members", "ensemble_name", "start_from_pretrained", "scale_lr", "first_stage")
@@ -78,11 +78,20 @@ class Training:
             raise ValueError("give a config (--base FILE.yaml) or a run to continue (--resume DIR)")
         if self.epoch is not None and not self.resume:
             raise ValueError("--epoch chooses a checkpoint of the run that --resume DIR continues")
+        moved = [name for name in ("postfix", "logdir") if getattr(self, name) != getattr(Training, name)]
+        if self.resume and moved:
+            raise ValueError(f"--{moved[0]} places a new run, and a resumed one keeps its directory: leave it out")
         if isinstance(self.component, int) and self.component < 0:
             raise ValueError(f"--component takes a number from 0, or all; got {self.component}")
+        check_options(self)
         complete = self.start_from_pretrained and self.ensemble_name
         if self.component == "all" and not self.resume and not complete:
             raise ValueError("--component all needs --start_from_pretrained, and --ensemble_name for the members' runs")
+        if isinstance(self.component, int) and self.component > 0 and not self.resume and not complete:
+            raise ValueError(
+                f"--component {self.component} trains a member, which needs --start_from_pretrained, and "
+                "--ensemble_name for `decu gather` to find it; without --component the whole model trains"
+            )
         if self.members is not None and self.component != "all":
             raise ValueError("--members goes with --component all")
 
@@ -111,7 +120,17 @@ class Training:
         """Return this training with what the run that it continues kept; other keys are passed over.
 
         A run that kept nothing of its first stage was trained before posteriors were sampled.
+
+        Raises:
+            ValueError: if an option says something else than the run.
         """
+        for name, value in kept.items() if self.resume else ():
+            given = getattr(self, name) if name in KEPT_FIELDS else value
+            if given not in (value, Training.__dataclass_fields__[name].default if name in KEPT_FIELDS else value):
+                raise ValueError(
+                    f"--{name} {given}: the run was started with {value or 'none'}, and a resumed run keeps that: "
+                    "leave it out, or start a new run"
+                )
         values = {"first_stage": "mode", **kept}
         own = [name for name in CHOSEN_FIELDS if getattr(self, name) is not None]
         taken = {*KEPT_FIELDS, *CHOSEN_FIELDS}.difference(own)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from ldm.files import reading
 from ldm.trust import accept_config
 
 # Data sets that a config may name.
@@ -84,7 +85,8 @@ def _read(file: Path, readers: tuple[Path, ...]) -> dict[Any, Any]:
     chain = (*readers, file)
     if file.resolve() in [reader.resolve() for reader in readers]:
         raise ValueError(f"a config cannot be its own base; remove a link of {' -> '.join(map(str, chain))}")
-    own = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    with reading(file, "a config (YAML)", "mend it, or give another"):
+        own = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     if not isinstance(own, dict):
         raise ValueError(f"{file} must hold a mapping of keys to values, and it holds a {type(own).__name__}")
     config: dict[Any, Any] = {}
@@ -123,7 +125,8 @@ def load_config(
     try:
         config = _load(files, dotlist, component, start)
     except YAMLError as error:
-        raise ValueError(f"this is no YAML, in {list(files)} or {list(dotlist)}: {error}") from error
+        words = " ".join(str(error).split())
+        raise ValueError(f"a word A.B=C over the config is no YAML, among {list(dotlist)}: {words}") from error
     if missing := set(needs) - set(config):
         raise ValueError(f"no section {sorted(missing)} in {list(files)}: this needs {' and '.join(needs)}")
     return config
@@ -138,9 +141,13 @@ def _load(files: Sequence[str], dotlist: Sequence[str], component: bool, start: 
         # The section `run` is in what a training wrote: that stays a run's config under whatever option it is named.
         config = merge_configs(config, accept_config(part, file) if "run" in part else part)
     components = config.pop("components", None)
-    if component and components is not None:
-        config = merge_configs(config, components)
     words = OmegaConf.from_dotlist(list(dotlist))
+    own = words.pop("components", None)
+    if own is not None and not component:
+        raise ValueError("words components.A=B change members, which train with --start_from_pretrained: add it")
+    for part in (components, own):
+        if component and part is not None:
+            config = merge_configs(config, _as_components(part))
     if "bases" in words:
         raise ValueError(f"bases={words.bases} acts only in a YAML file; give several files instead: --base A B")
     return merge_configs(config, words)
@@ -172,6 +179,12 @@ def _fill_in(node: Any, resolved: Any, mark: str) -> Any:
     if isinstance(node, list):
         return [_fill_in(value, other, mark) for value, other in zip(node, resolved, strict=True)]
     return resolved if _refers(node, mark) else node
+
+
+def _as_components(section: Any) -> DictConfig:
+    if not isinstance(section, DictConfig):
+        raise ValueError(f"components must be a mapping of sections, got '{section}'")
+    return section
 
 
 def point_data(config: DictConfig, component: int | None, root: str = "", synset_bins: bool = False) -> DictConfig:
@@ -236,22 +249,3 @@ def shared_batch(config: DictConfig, parts: int) -> DictConfig:
     del config.data.params.global_batch_size
     config.data.params.batch_size = whole // parts
     return config
-
-
-def read_data_config(words: Sequence[str]) -> dict[str, Any]:
-    """Return the `target` and `params` of a data set named by words: target=.. params.x=.., or CONFIG.yaml:train a.b=c.
-
-    Raises:
-        ValueError: if the words name no target, or the config has no such split.
-    """
-    if ".yaml" not in words[0]:
-        own = to_plain(OmegaConf.from_dotlist(list(words)))
-        if "target" not in own:
-            raise ValueError(f"--data needs target=..., or CONFIG.yaml:train; got {' '.join(words)}")
-        return own
-    file, _, split = words[0].partition(":")
-    params = load_config([file], words[1:], needs=("data",)).data.params
-    if split not in params or split not in SPLITS:
-        known = ", ".join(f"{file}:{name}" for name in SPLITS if name in params)
-        raise ValueError(f"--data {words[0]}: expected one of {known}")
-    return to_plain(params[split])

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from ldm.checkpoint import save_checkpoint
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import DataModuleFromConfig
+from ldm.files import read_json
 from ldm.records import write_record
 from ldm.settings import Training
 from ldm.training.config import point_data
@@ -91,7 +92,8 @@ def write_member_runs(
         step: optimiser steps that were made.
     """
     name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL_MEMBERS)
-    made: dict[str, str] = json.loads((run.path / MADE).read_text()) if (run.path / MADE).exists() else {}
+    kept = run.path / MADE
+    made: dict[str, str] = read_json(kept, "the list of members' runs", f"delete {kept}") if kept.exists() else {}
     for number in range(len(model.members)):
         seed = training.seed + number
         own = RunDirectory(run.path.parent / made[str(number)]) if str(number) in made else None
@@ -117,7 +119,9 @@ def write_member_runs(
 
 def finished_step(run: RunDirectory) -> int | None:
     """The optimiser steps of a finished run; None where it is not finished."""
-    return json.loads(run.finished.read_text()).get("step") if run.finished.exists() else None
+    if not run.finished.exists():
+        return None
+    return read_json(run.finished, "the record of a training's end", f"delete {run.finished}").get("step")
 
 
 def _write(path: Path, content: Mapping[str, str]) -> None:

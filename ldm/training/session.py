@@ -19,20 +19,28 @@ from ldm.memory import keep_freed_memory
 from ldm.models.diffusion.stages import check_encoding_acts
 from ldm.records import write_record
 from ldm.settings import Training
+from ldm.training.agreement import check_agreement
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch, take_section, to_plain
+from ldm.training.config_keys import load_checked_config
 from ldm.training.joint import JointMembers
-from ldm.training.labels import check_labels
 from ldm.training.latent_cache import prepare_latents
 from ldm.training.lock import hold_run
 from ldm.training.logs import announce
 from ldm.training.members import build_joint_data, build_members, write_member_runs
 from ldm.training.processes import find_known_run, is_first, make_run, share_run
+from ldm.training.resumed import check_resumed, describe_steps
 from ldm.training.runs import RunDirectory, write_run_record
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN, StoppedBySignal
-from ldm.training.trainer import Devices, choose_devices, cluster_environment, split_trainer_options
+from ldm.training.trainer import (
+    Devices,
+    check_trainer_options,
+    choose_devices,
+    cluster_environment,
+    split_trainer_options,
+)
 from ldm.training.wandb import wandb_logger
 from ldm.trust import find_targets, settle, trusting
 from ldm.util import instantiate_as
@@ -195,7 +203,7 @@ def build_trainer(
     own: dict[str, Any] = {"default_root_dir": run.path, "callbacks": callbacks, "logger": loggers, "plugins": plugins}
     try:
         return pl.Trainer(use_distributed_sampler=False, **own, **settings)
-    except (TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ValueError(f"the trainer options {dict(chosen)} were refused: {error}") from error
 
 
@@ -210,7 +218,7 @@ def online_loggers(run: RunDirectory, record: DictConfig, training: Training) ->
 
 def read_training_config(training: Training, start: Sequence[DictConfig] = ()) -> DictConfig:
     """Merge the configs of a training, with its data those of its member; `start` goes below them."""
-    config = load_config(
+    config = load_checked_config(
         training.base,
         training.changes,
         training.start_from_pretrained,
@@ -249,6 +257,7 @@ def set_up(training: Training, held: ExitStack) -> Session:
     config = read_training_config(training, start)
     config, lightning = take_section(config, "lightning")
     chosen = {**(lightning.get("trainer") or {}), **training.trainer}
+    check_trainer_options(chosen)
     gpus = chosen.get("gpus") if training.gpus is None else training.gpus
     nodes = int(chosen.get("num_nodes", 1))
     devices = choose_devices(gpus, training.cpus, nodes)
@@ -259,9 +268,12 @@ def set_up(training: Training, held: ExitStack) -> Session:
     accumulate = int(chosen.get("accumulate_grad_batches", 1))
     shared = shared_batch(config, devices.count * accumulate)
     rate = learning_rate(shared, training.scale_lr, devices.count, accumulate)
+    steps = describe_steps(devices.count * accumulate * int(shared.data.params.get("batch_size", 0)), rate)
+    if known and start:
+        check_resumed(known, start[0], config, steps)
     model = prepare_model(config, training)
     data = prepare_data(shared, training)
-    check_labels(model, data)
+    check_agreement(model, data)
     check_encoding_acts(model, training.first_stage if known is None else None)
     prepare_latents(model, config, data, devices.own)
     model.learning_rate = rate  # type: ignore[assignment]
@@ -274,7 +286,7 @@ def set_up(training: Training, held: ExitStack) -> Session:
         write_run_record(run, training)
         if job:
             job.record(run)
-    record = settle(cast(DictConfig, OmegaConf.merge(config, {"run": training.kept_values})))
+    record = settle(cast(DictConfig, OmegaConf.merge(config, {"run": {**training.kept_values, **steps}})))
     lightning = settle(cast(DictConfig, OmegaConf.merge(lightning, {"trainer": chosen})))
     try:
         callbacks = build_callbacks(run, record, lightning, training, getattr(model, "monitor", None))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ldm.files import read_json
 from ldm.training.runs import RunDirectory
 from ldm.util import atomic_write
 
@@ -41,7 +42,7 @@ class Job:
         found = []
         for folder in folders:
             file = folder / FILE
-            if file.is_file() and same(Job(**json.loads(file.read_text()))):
+            if file.is_file() and same(Job(**read_json(file, "the record of a job", f"delete {file}"))):
                 found.append(RunDirectory(folder))
         return found
 

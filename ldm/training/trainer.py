@@ -14,7 +14,9 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment, Lightning
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from ldm.arguments import check_value, suggest_key
 from ldm.jobs import local_rank, step_from_environment
+from ldm.ranges import COUNT, FINITE, Range, check_range
 
 TRAINER_KEYS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {
     "self",
@@ -126,6 +128,45 @@ def cluster_environment(count: int, nodes: int = 1) -> list[ClusterEnvironment]:
     # Lightning refuses a step that was counted by --ntasks alone.
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(count // nodes))
     return [SLURMEnvironment(auto_requeue=False)]
+
+
+# Numbers among the options of Lightning's Trainer; the others are Lightning's to check.
+TRAINER_VALUES: dict[str, tuple[Any, Range]] = {
+    "max_steps": (int, Range(low=0, also=(-1,))),
+    "max_epochs": (int | None, Range(low=0, also=(-1,))),
+    "min_steps": (int | None, Range(low=0)),
+    "min_epochs": (int | None, Range(low=0)),
+    "accumulate_grad_batches": (int, COUNT),
+    "check_val_every_n_epoch": (int | None, COUNT),
+    "val_check_interval": (int | float | str | None, Range(low=0, open_low=True)),
+    "log_every_n_steps": (int | None, Range(low=0)),
+    "gradient_clip_val": (int | float | None, Range(low=0)),
+    "num_nodes": (int, COUNT),
+    "num_sanity_val_steps": (int | None, Range(low=0, also=(-1,))),
+    "limit_train_batches": (int | float | None, Range(low=0, open_low=True)),
+    "limit_val_batches": (int | float | None, Range(low=0)),
+    "limit_test_batches": (int | float | None, Range(low=0)),
+    "overfit_batches": (int | float, Range(low=0)),
+}
+
+
+def check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Make sure that the options of the Trainer exist, and that its numbers are numbers, in their ranges.
+
+    Raises:
+        ValueError: naming the option, what it takes and what came.
+    """
+    known = sorted(TRAINER_KEYS | IGNORED_KEYS | {"gpus", "cpus", "distributed_backend"})
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(
+                f"unknown trainer option '{name}': {suggest_key(str(name), known)} Lightning {pl.__version__} takes "
+                f"{sorted(TRAINER_KEYS)}"
+            )
+        hint, allowed = TRAINER_VALUES.get(name, (Any, FINITE))
+        check_value(value, hint, f"--{name} (lightning.trainer.{name})")
+        if name in TRAINER_VALUES:
+            check_range(name, value, {name: allowed}, f"--{name} (lightning.trainer.{name})")
 
 
 def split_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:

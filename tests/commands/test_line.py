@@ -90,7 +90,7 @@ def test_the_command_knows_its_version(capsys):
     assert capsys.readouterr().out == f"decu {__version__}\n"
 
 
-def test_interrupts_end_a_command_without_a_traceback_and_faults_of_ours_do_not(monkeypatch, capsys):
+def test_interrupts_and_faults_of_ours_end_a_command_without_a_traceback(monkeypatch, capsys):
     def run_raising(error):
         def run(_):
             raise error
@@ -101,7 +101,7 @@ def test_interrupts_end_a_command_without_a_traceback_and_faults_of_ours_do_not(
     with pytest.raises(SystemExit) as stop:
         run_raising(KeyboardInterrupt())
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit, match="KeyError: 'a fault of ours'; --debug shows where"):
         run_raising(KeyError("a fault of ours"))
 
 

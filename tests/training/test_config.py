@@ -131,7 +131,7 @@ def test_a_circle_is_refused_with_the_way_around_it(write):
         ("bases: [1]", "must be a path or a list of paths"),
         ("bases:", "must be a path or a list of paths, got None"),
         ("[1, 2]", r"own\.yaml must hold a mapping of keys to values"),
-        ("bases: broken.yaml", r"no YAML.*broken\.yaml"),
+        ("bases: broken.yaml", r"broken\.yaml .*this is no YAML: .* in line 2"),
     ],
 )
 def test_what_is_no_base_is_refused_in_one_sentence(write, text, message):

@@ -150,7 +150,7 @@ def test_gpus_and_trainer_options(monkeypatch):
     with pytest.raises(ValueError, match="--gpus expects"):
         parse_gpus("zero")
     assert split_trainer_options({"benchmark": True, "progress_bar_refresh_rate": 3}) == {"benchmark": True}
-    with pytest.raises(ValueError, match="unknown trainer options"):
+    with pytest.raises(ValueError, match="unknown trainer option"):
         split_trainer_options({"max_step": 3})
     with pytest.raises(ValueError, match="use bf16-mixed"):
         split_trainer_options({"precision": "bf16-true"})

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from ldm.arguments import check_value, suggest_key
 from ldm.checkpoint import sha256
 from ldm.ensembles.heads import resolve_patterns, select
-from ldm.ensembles.record import MemberRecord
+from ldm.ensembles.record import INITIALISATIONS, NULL_CLASSES, ROW_RATES, MemberRecord
 from ldm.models.protocols import HasHeads
 from ldm.modules.low_rank import ATTENTION
+from ldm.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_range
 
 DEFAULTS: Mapping[str, Any] = {
     "names": ("class_embedding",),
@@ -23,10 +25,40 @@ DEFAULTS: Mapping[str, Any] = {
     "lora": None,
 }
 LOW_RANK: Mapping[str, Any] = {"layers": (ATTENTION,), "rank": 4}
+HEAD_TYPES: Mapping[str, Any] = {
+    "names": str | Sequence[str],
+    "init": Literal[INITIALISATIONS],
+    "noise": float,
+    "null_class": Literal[NULL_CLASSES],
+    "anchor": float | None,
+    "row_rates": Literal[ROW_RATES],
+    "row_cap": float,
+    "lora": Mapping[str, Any] | None,
+}
+HEAD_RANGES = {"noise": NOT_NEGATIVE, "anchor": POSITIVE, "row_cap": COUNT}
 # Fits the factors of all layers, and those of an embedder's table.
 FACTOR_PATTERN = "*.lora_[AB]"
 # 2 sigma^2, sigma^2 = 0.05 being what a trained network's prediction of a unit-variance noise is off by.
 DEFAULT_ANCHOR = 0.1
+
+
+def check_head_options(options: Any, place: str = "model.params.heads") -> None:
+    """Make sure that the options of heads exist, with their types and ranges, whether or not a member is trained.
+
+    Raises:
+        ValueError: naming the key, and what it takes.
+    """
+    check_value(options, Mapping[str, Any], place)
+    for name, value in options.items():
+        if name not in DEFAULTS:
+            raise ValueError(f"{place} has an unknown key '{name}': {suggest_key(str(name), DEFAULTS)}")
+        check_value(value, HEAD_TYPES.get(name, Any), f"{place}.{name}")
+        check_range(name, value, HEAD_RANGES, f"{place}.{name}")
+    if not options.get("names", "given"):
+        raise ValueError(f"{place}.names is empty, so nothing would train: name a head, class_embedding for example")
+    for name in options.get("lora") or {}:
+        if name not in LOW_RANK:
+            raise ValueError(f"{place}.lora has an unknown key '{name}': {suggest_key(str(name), LOW_RANK)}")
 
 
 def describe_member(model: HasHeads, base: str, index: int, seed: int, options: Mapping[str, Any]) -> MemberRecord:

@@ -1,0 +1,142 @@
+"""Files written whole or not at all, and small ones that are read back, whose damage is told with the file's name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+
+from ldm.partials import name_partial, remove_abandoned_once
+
+# What readers raise for a file that is cut off, empty, or something else than its name says.
+_DAMAGE = (
+    ValueError,  # json, Unicode and NumPy
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    SafetensorError,
+    yaml.YAMLError,
+)
+
+
+@contextmanager
+def reading(path: str | os.PathLike, what: str, remedy: str) -> Iterator[None]:
+    """Name the file in whatever its reader raises in this block.
+
+    Args:
+        path: the file.
+        what: what it should be, "a posterior's record" for example.
+        remedy: what to do where it is not, as an order.
+
+    Raises:
+        ValueError: with the file, the reader's words and the remedy.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        words = _explain(error)
+        raise ValueError(f"{path} is damaged, or is not {what} ({words}): {remedy}") from error
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"this is no YAML: {error.problem}, in line {mark.line + 1}, column {mark.column + 1}"
+    words = " ".join(str(error).split())[:200] or "it ends too early"
+    return f"there is no {words}" if isinstance(error, KeyError) else words
+
+
+def read_json(path: str | os.PathLike, what: str, remedy: str = "make it again") -> Any:
+    """Read a JSON file; see `reading` for the arguments and errors."""
+    with reading(path, what, remedy):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_mapping(
+    path: str | os.PathLike, what: str, remedy: str = "make it again", required: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Read a YAML file, or a JSON one (.json), that holds a mapping with at least the keys `required`.
+
+    Raises:
+        ValueError: if it holds anything else; see `reading` for the arguments.
+    """
+    with reading(path, what, remedy):
+        text = Path(path).read_text(encoding="utf-8")
+        # To YAML 1e-5 is a word.
+        content = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not {what}: it holds a {type(content).__name__}, no mapping of keys: {remedy}")
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise ValueError(f"{path} is not {what}: it lacks {', '.join(missing)}: {remedy}")
+    return content
+
+
+def _name_file(error: OSError | RuntimeError, partial: Path, path: Path) -> None:
+    """Let an error of writing `partial` name `path`, as which a user knows the file.
+
+    Raises:
+        OSError: in place of an error by which a library says that the system did not take what it wrote: torch's says
+            neither where nor why.
+    """
+    if isinstance(error, OSError):
+        if error.filename is None or Path(error.filename) == partial:
+            error.filename = str(path)
+            error.filename2 = None
+        return
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error) or "I/O error" in str(error):
+        cause = error.__cause__ or error.__context__
+        number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and move it there when the block ends without an error.
+
+    What processes that were killed left unfinished in the folder is removed first.
+
+    Args:
+        path: the file.
+        overwrite: whether it may be there already.
+        durable: be sure that the content is on the disk before it has its name, should the power fail.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is False (checked before anything is written).
+        OSError: if the system does not take what is written, with the name of the file.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another path, or ask for it to be overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned_once(path.parent.absolute(), os.getpid())
+    partial = name_partial(path)
+    try:
+        yield partial
+        if durable and os.name == "posix":
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        _name_file(error, partial, path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
