@@ -80,7 +80,7 @@ class Chains:
         pipeline, model = self.pipeline, self.pipeline.model
         if model.choices is not None:
             return pipeline.labels([image % pipeline.n_classes for image in images])
-        if model.reads_text or pipeline.base_network.joins_picture:
+        if model.reads_text or getattr(pipeline.base_network, "joins_picture", False):
             return model.read_conditions(batch)
         return batch[model.cond_stage_key].to(pipeline.device) if pipeline.n_classes else None
 
