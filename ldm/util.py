@@ -87,7 +87,7 @@ def get_obj_from_str(path: str) -> Any:
     module, _, name = path.rpartition(".")
     if module in MOVED_MODULES:
         module, name = MOVED_MODULES[module], RENAMED_TARGETS.get(name, name)
-    if not module:
+    if not all(part.isidentifier() for part in path.split(".")) or not module:
         raise ValueError(f"target must be a dotted path such as 'package.module.Class', got '{path}'")
     try:
         return getattr(importlib.import_module(module), name)

@@ -21,6 +21,7 @@ from ldm.util import atomic_write
 log = logging.getLogger(__name__)
 
 # Options of Lightning's ModelCheckpoint in released YAMLs that change nothing here: last.ckpt is always written.
+OWN_OPTIONS = frozenset({"every_n_epochs", "every_n_steps", "monitor", "mode", "save_top_k"})
 IGNORED_OPTIONS = frozenset({"verbose", "save_last", "filename", "auto_insert_metric_name", "save_on_train_epoch_end"})
 
 
@@ -123,11 +124,11 @@ class KeepCheckpoints(Checkpoint):
         given.setdefault("every_n_steps", given.pop("every_n_train_steps", None))
         if every_n_epochs is not None or every_n_steps is not None:
             given |= {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}
-        known = {"every_n_epochs", "every_n_steps", "monitor", "mode", "save_top_k"}
-        if unknown := set(given) - known:
+        if unknown := set(given) - OWN_OPTIONS:
             raise ValueError(
-                f"unknown keys in lightning.modelcheckpoint.params: {sorted(unknown)}; known are {sorted(known)} and "
-                "every_n_train_steps. Other checkpoint callbacks go under lightning.callbacks, with a target"
+                f"unknown keys in lightning.modelcheckpoint.params: {sorted(unknown)}; known are "
+                f"{sorted(OWN_OPTIONS)} and every_n_train_steps. Other checkpoint callbacks go under "
+                "lightning.callbacks, with a target"
             )
         return cls(folder, **{"monitor": monitor, **given})
 

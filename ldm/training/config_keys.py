@@ -14,6 +14,7 @@ from ldm.arguments import check_arguments, check_value, suggest_key
 from ldm.models.diffusion.head_options import check_head_options
 from ldm.ranges import COUNT, FINITE, UP_TO_ONE, Range, check_range
 from ldm.settings.training import CHOSEN_FIELDS, KEPT_FIELDS
+from ldm.training.checkpoints import IGNORED_OPTIONS, OWN_OPTIONS
 from ldm.training.config import SPLITS, load_config, to_plain
 from ldm.training.runs import RunDirectory
 from ldm.util import get_obj_from_str
@@ -115,7 +116,11 @@ def check_sections(config: Mapping[str, Any], before: str = "") -> None:
     _check_callbacks(lightning.get("callbacks"), before)
     checkpoint = lightning.get("modelcheckpoint")
     if checkpoint is not None:
-        _check_keys(checkpoint, NODE, f"{before}lightning.modelcheckpoint")
+        place = f"{before}lightning.modelcheckpoint"
+        _check_keys(checkpoint, NODE, place)
+        if "target" not in checkpoint:
+            known = (*OWN_OPTIONS, *IGNORED_OPTIONS, "every_n_train_steps")
+            _check_keys(checkpoint.get("params") or {}, known, f"{place}.params")
     for name, part in lightning.items():
         check_value(part, Mapping[str, Any], f"{before}lightning.{name}")
     probe = config.get("probe") or {}
@@ -199,6 +204,8 @@ def _build(config: Mapping[str, Any], build: Sequence[str], before: str = "") ->
         check_value(splits.get(split), Mapping[str, Any] | None, f"{before}data.params.{split}")
     lightning = config.get("lightning") or {}
     for name, callback in (lightning.get("callbacks") or {}).items():
+        if name == "image_logger" and callback is not None:
+            callback = {"target": "ldm.training.callbacks.ImageLogger", **callback}
         if isinstance(callback, Mapping) and "target" in callback:
             _check_node(callback, f"{before}lightning.callbacks.{name}", "lightning" in build, NODE)
 

@@ -223,7 +223,7 @@ def test_a_classifier_is_trained_with_its_record(tmp_path):
     assert accuracy(load_classifier(out), images, labels) == rate
     with pytest.raises(FileExistsError):
         EvaluateClassifier(**command).run()
-    with pytest.raises(ValueError, match="unknown keys"):
+    with pytest.raises(ValueError, match="unknown key 'depth'"):
         EvaluateClassifier(**command, overwrite=True, changes=("classifier.depth=4",)).run()
 
 

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from ldm.commands.line import COMMANDS, _run, load_command, parse
 from ldm.options import option_values
 from ldm.settings import Branching, Sampling, Speed, Training
-from ldm.training.config_keys import SECTIONS, load_checked_config
+from ldm.training.config import load_config, merge_configs
+from ldm.training.config_keys import SECTIONS, check_config
 from ldm.util import instantiate_from_config
 from tests.commands.test_failures import one_sentence
 
@@ -56,12 +57,20 @@ def leaves(node, prefix=""):
             yield from leaves(value, f"{prefix}{key}.")
 
 
+@cache
 def digits():
-    config = load_checked_config([DIGITS])
-    return OmegaConf.to_container(config, resolve=False)
+    """The config of digits, read once."""
+    return load_config([DIGITS])
 
 
-KEYS = sorted(leaves(digits()))
+def change(word):
+    """The config of digits with a word over it, checked as the words of a command are."""
+    config = merge_configs(digits(), OmegaConf.from_dotlist([word]))
+    check_config(config)
+    return config
+
+
+KEYS = sorted(leaves(OmegaConf.to_container(digits(), resolve=False)))
 
 
 def misspell(word, place, how):
@@ -78,11 +87,11 @@ def test_a_misspelt_key_of_a_config_is_refused_by_its_name(key, place, how):
     wrong = misspell(last, place, how)
     word = f"{head}.{wrong}" if head else wrong
     try:
-        load_checked_config([DIGITS], [f"{word}=1"])
+        change(f"{word}=1")
     except ValueError as error:
         assert one_sentence(str(error)) and wrong in str(error)
         return
-    free = ("log_images_kwargs", "lightning.callbacks", "lightning.trainer")
+    free = ("log_images_kwargs", "lightning.trainer")  # taken by functions and by Lightning, which refuse them later
     known = word in KEYS or not wrong or word in SECTIONS or any(part in word for part in free)
     assert known, f"{word} was taken"
 
@@ -92,7 +101,7 @@ def test_a_misspelt_key_of_a_config_is_refused_by_its_name(key, place, how):
 def test_a_value_of_a_config_acts_or_is_refused(key, value):
     word = f"{key}={value}"
     try:
-        config = load_checked_config([DIGITS], [word])
+        config = change(word)
         model = instantiate_from_config(config.model) if key.startswith("model.") else None
     except ValueError as error:
         assert one_sentence(str(error))
