@@ -141,7 +141,7 @@ class EvaluateMetrics:
         from ldm.evaluation.metrics import METRICS
         from ldm.experiments.image_metrics import find_obstacles
 
-        asked = self.metrics or tuple(METRICS)
+        asked: tuple[str, ...] = tuple(METRICS) if self.metrics is None else self.metrics
         obstacles = find_obstacles(reference, samples, options, asked)
         for name, reason in obstacles.items():
             print(f"no {name}: {reason}")
