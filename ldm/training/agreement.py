@@ -30,8 +30,22 @@ def check_agreement(model: pl.LightningModule, data: pl.LightningDataModule) -> 
         if isinstance(member, DiffusionModel):
             _check_network(member)
             for name, one in sets.items():
-                if len(one):
-                    _check_item(member, one[0], f"data.params.{name}")
+                check_data(member, one, f"data.params.{name}")
+
+
+def check_data(model: Any, data: Any, place: str) -> None:
+    """Compare the first item of a data set with what a diffusion model reads: keys, size, channels.
+
+    Args:
+        model: a diffusion model; others are not compared.
+        data: a map-style data set.
+        place: what names it, for the message.
+
+    Raises:
+        ValueError: saying what does not agree, with both values.
+    """
+    if isinstance(model, DiffusionModel) and len(data):
+        _check_item(model, data[0], place)
 
 
 def _check_class_names(sets: Mapping[str, Any]) -> None:

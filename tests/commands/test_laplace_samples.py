@@ -244,3 +244,9 @@ def test_learned_variances_have_a_posterior_of_their_regressed_half(tmp_path):
     pipeline = type("Opened", (), {"model": model, "checkpoint": None})()
     laplace = new_posterior(pipeline)
     assert (laplace.layer.outputs, len(laplace.layer.layer.weight)) == (1, 2)
+
+
+def test_a_fit_to_images_of_another_size_than_the_models_is_refused(place, tmp_path):
+    data = ("target=ldm.data.digits.Digits", "params.split=train", "params.image_size=16")
+    with pytest.raises(ValueError, match=r"images of --data are 16 x 16, and the model's are 8 x 8"):
+        FitLaplace(place.model, str(tmp_path / "fit"), data=data, n=4, draws=1, place=CPU).run()
