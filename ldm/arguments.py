@@ -93,26 +93,41 @@ def _follow(functions: Sequence[Callable[..., Any]]) -> tuple[dict[str, inspect.
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return found, False
     ignored = getattr(function, "__globals__", {}).get("IGNORED_ARGUMENTS", ())
-    further, open_ended = _follow(_find_receivers(function, bases))
-    return {**dict.fromkeys(ignored, _FREE), **further, **found}, open_ended
+    receivers, call = _find_receivers(function, bases)
+    further, open_ended = _follow(receivers)
+    supplied = _supplied(call, list(further))
+    for name, one in {**dict.fromkeys(ignored, _FREE), **further}.items():
+        if name not in supplied:
+            found.setdefault(name, one)  # after its own, which come by position
+    return found, open_ended
 
 
-def _find_receivers(function: Callable[..., Any], bases: list[Callable[..., Any]]) -> list[Callable[..., Any]]:
-    """Return the constructors that a function calls with **keywords: those of its bases, or of a class it names."""
+def _supplied(call: ast.Call | None, names: Sequence[str]) -> list[str]:
+    """Return the arguments, of these names, that a call gives itself beside **keywords."""
+    if call is None:
+        return []
+    listed = names if any(isinstance(one, ast.Starred) for one in call.args) else names[: len(call.args)]
+    return [*listed, *(keyword.arg for keyword in call.keywords if keyword.arg is not None)]
+
+
+def _find_receivers(
+    function: Callable[..., Any], bases: list[Callable[..., Any]]
+) -> tuple[list[Callable[..., Any]], ast.Call | None]:
+    """Return the constructors that a function calls with **keywords, of its bases or of a class, and the call."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, SyntaxError, TypeError):
-        return []
+        return [], None
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in calls:
         if not any(keyword.arg is None for keyword in call.keywords):
             continue
         called = ast.unparse(call.func)
         if called == "super().__init__":
-            return bases
+            return bases, call
         if called in function.__globals__:
-            return _constructors(function.__globals__[called])
-    return []
+            return _constructors(function.__globals__[called]), call
+    return [], None
 
 
 def _constructors(target: Callable[..., Any]) -> list[Callable[..., Any]]:

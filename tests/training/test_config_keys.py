@@ -128,6 +128,17 @@ def test_keywords_that_are_handed_on_are_those_of_what_takes_them():
     check_arguments(dict, {"anything": 1}, "a dictionary")
 
 
+@pytest.mark.parametrize("name", ["captions.CaptionedFolder", "lists.ListedImages", "folder.ImageFolder"])
+def test_what_a_class_gives_to_its_base_itself_is_neither_needed_nor_taken(name):
+    data = get_obj_from_str(f"ldm.data.{name}")
+    given = {"root": "pictures", "image_size": 8, **({"file": "list.csv"} if "Listed" in name else {})}
+    check_arguments(data, given, "data.params.train.params")
+    with pytest.raises(ValueError, match="takes no 'relpaths'"):
+        check_arguments(data, {**given, "relpaths": []}, "data.params.train.params")
+    with pytest.raises(ValueError, match="needs root"):
+        check_arguments(data, {"image_size": 8, **({"file": "a"} if "Listed" in name else {})}, "p")
+
+
 def test_a_constructor_that_fails_on_its_params_is_named():
     node = {"target": "torch.nn.Conv2d", "params": {"in_channels": 2, "out_channels": 3, "kernel_size": "x"}}
     with pytest.raises(ValueError, match=r"torch\.nn\.Conv2d"):
