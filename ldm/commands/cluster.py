@@ -45,7 +45,6 @@ class ClusterJobs:
 
     acts_with: ClassVar[Mapping[str, str]] = {
         "time": "slurm",
-        "gpus": "slurm",
         "cpus": "slurm",
         "overwrite": "slurm",
     }

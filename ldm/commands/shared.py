@@ -172,13 +172,12 @@ class PosteriorSource:
     """Steps between two draws of the _skip methods."""
 
     def check(self, method: str) -> None:
-        """Make sure that what is given of the draws acts under a method of propagation.
+        """Make sure that what is given of the states drawn at a step acts under a method of propagation.
 
         Raises:
             ValueError: naming the option that does not.
         """
         used = {
-            "draws": method in ("persistent", "tangents"),
             "particles": "bayesdiff" in method or "published" in method,
             "every": method.endswith("_skip"),
         }
