@@ -102,6 +102,8 @@ OPTIONS: dict[str, Range] = _name(
         SEED: "seed interpolate",
     }
 )
+# Options that mean one thing as a number, and another as a list.
+LISTED = {"seeds": SEED}
 # Lists that hold at least one number.
 FILLED = ("channel_mult", "ch_mult", "ch_mults", "cycle_lengths", "warm_up_steps", "f_min", "f_max", "f_start")
 
@@ -118,7 +120,8 @@ def check_range(name: str, value: Any, ranges: Mapping[str, Range], shown: str) 
     Raises:
         ValueError: naming the value and the range.
     """
-    allowed = ranges.get(name, FINITE)
+    listed = isinstance(value, Sequence) and name in LISTED
+    allowed = LISTED[name] if listed else ranges.get(name, FINITE)
     if name in FILLED and isinstance(value, Sequence) and not value:
         raise ValueError(f"{shown} must hold at least one number, got an empty list")
     for one in _numbers(value):

@@ -60,15 +60,20 @@ def captions():
     return found
 
 
-@pytest.mark.parametrize("make", [class_folders, parts, listed, lambda: listed(True), captions], ids=str)
+LAYOUTS = {"class folders": class_folders, "parts": parts, "list": listed, "parts of a list": lambda: listed(True)}
+LAYOUTS["captions"] = captions
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("zipped", [False, True])
-def test_the_data_set_that_is_named_reads_what_was_counted(make, zipped, tmp_path):
+def test_the_data_set_that_is_named_reads_what_was_counted(name, zipped, tmp_path):
+    make = LAYOUTS[name]
     root = write(tmp_path / "data", make())
     if zipped:
         root = str(tmp_path / "data.zip")
         with zipfile.ZipFile(root, "w") as archive:
-            for name, content in make().items():
-                archive.writestr(name, content)
+            for path, content in make().items():
+                archive.writestr(path, content)
     found = survey_pictures(root, find_picture_layout(root))
     for part in ("train", "validation"):
         params = {**found.layout.shared, **getattr(found.layout, part), "image_size": 8}

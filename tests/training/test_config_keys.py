@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from ldm.arguments import check_arguments, find_arguments
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.ranges import OPTIONS, check_range
 from ldm.training.config import packaged_configs, read_config
 from ldm.training.config_keys import check_config, load_checked_config, read_data_config
 from ldm.util import get_obj_from_str, instantiate_from_config
@@ -145,3 +146,9 @@ def test_a_constructor_that_fails_on_its_params_is_named():
         instantiate_from_config(node)
     with pytest.raises(ValueError, match="needs kernel_size"):
         instantiate_from_config(yaml.safe_load("{target: torch.nn.Conv2d, params: {in_channels: 2, out_channels: 3}}"))
+
+
+def test_a_list_of_seeds_holds_seeds_and_a_number_of_them_is_a_count():
+    check_range("seeds", (0, 1, 2), OPTIONS, "--seeds")
+    with pytest.raises(ValueError, match="--seeds must be at least 1, got 0"):
+        check_range("seeds", 0, OPTIONS, "--seeds")
