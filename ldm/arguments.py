@@ -39,13 +39,14 @@ def suggest_key(word: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(names)}" if names else "nothing is known there"
 
 
-def check_arguments(target: Callable[..., Any], params: Mapping[str, Any], place: str) -> None:
+def check_arguments(target: Callable[..., Any], params: Mapping[str, Any], place: str, complete: bool = True) -> None:
     """Make sure that `target(**params)` has arguments that exist, of the types and in the ranges that they take.
 
     Args:
         target: a class or a function. What stands in its **keywords is looked for in its base classes.
         params: keywords with plain values; a value that is an object is passed over.
         place: what a message begins with, the dotted key of the config for example.
+        complete: whether an argument without a default has to be there.
 
     Raises:
         ValueError: naming the argument, what it takes and what came.
@@ -60,7 +61,7 @@ def check_arguments(target: Callable[..., Any], params: Mapping[str, Any], place
         check_value(value, known[name].annotation, shown)
         check_range(str(name), value, PARAMETERS, shown)
     missing = [name for name, one in known.items() if one.default is inspect.Parameter.empty and name not in params]
-    if missing and not open_ended:
+    if missing and complete and not open_ended:
         raise ValueError(f"{place}: {_title(target)} needs {', '.join(missing)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.base import DiffusionModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.labels import check_labels
+
+log = logging.getLogger(__name__)
 
 SETS = ("train", "validation")
 # How the condition reaches the network where pictures are joined to its input.
@@ -126,10 +129,13 @@ def _check_shape(model: DiffusionModel, shape: tuple[int, ...], place: str) -> N
     size = tuple(side * factor for side in model.latent_shape[1:])
     first_stage = f" times {factor} of the first stage" if factor > 1 else ""
     if shape[:2] != size:
-        raise ValueError(
+        message = (
             f"images of {place} are {shape[0]} x {shape[1]}, and the model's are {size[0]} x {size[1]} "
             f"(model.params.image_size {model.image_size}{first_stage}): let the two agree"
         )
+        if getattr(model, "member", None) is None:
+            raise ValueError(message)
+        log.warning("%s; the member's heads train at the size of the images", message)
     if found != channels:
         raise ValueError(
             f"images of {place} have {found} channels, and the model's have {channels} "

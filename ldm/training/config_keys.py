@@ -219,9 +219,10 @@ def _check_node(node: Mapping[str, Any], place: str, build: bool, known: Sequenc
     check_value(target, str | None, f"{place}.target")
     check_value(params, Mapping[str, Any] | None, f"{place}.params")
     if build:
-        shared = place.endswith("data") and "global_batch_size" in (params or {})
-        given = {key: value for key, value in (params or {}).items() if key != "global_batch_size" or not shared}
-        check_arguments(get_obj_from_str(target), {**given, "batch_size": 1} if shared else given, f"{place}.params")
+        shared = ("global_batch_size",) if place.endswith("data") else ()  # which the training divides
+        given = {key: value for key, value in (params or {}).items() if key not in shared}
+        # What is lacking is said by what builds it, which may find a better word.
+        check_arguments(get_obj_from_str(target), given, f"{place}.params", complete=False)
     for key, value in (params or {}).items():
         for found, inner in _nodes(value, f"{place}.params.{key}"):
             _check_node(inner, found, build, NODE)
