@@ -63,7 +63,8 @@ def test_the_best_needs_its_metric(config, tmp_path, recwarn):
 class Evaluation:
     """The parts of a Trainer that `on_validation_end` looks at."""
 
-    sanity_checking, is_global_zero, world_size = False, True, 1
+    sanity_checking = validating = False
+    is_global_zero, world_size = True, 1
 
     class state:
         fn = "fit"
