@@ -182,8 +182,8 @@ class TrainingTimes:
         store = LatentStore(folder, describe_data(data), count, 1)
         draws = generator("latents", self.seed)
 
-        def encode(images: Tensor) -> Tensor:
-            return torch.randn((len(images), *model.latent_shape), generator=draws)
+        def encode(images: Tensor) -> tuple[Tensor, ...]:
+            return (torch.randn((len(images), *model.latent_shape), generator=draws),)
 
         for _ in store.fill(data, encode, 256):
             pass

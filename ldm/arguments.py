@@ -191,7 +191,8 @@ def fits(value: Any, hint: Any) -> bool:
 def _elements_fit(value: Sequence[Any], inside: tuple[Any, ...], fixed: bool) -> bool:
     if not inside:
         return True
-    if fixed and Ellipsis not in inside:
+    # A tuple of one kind is often meant to hold any number of them.
+    if fixed and Ellipsis not in inside and len(inside) > 1:
         return len(value) == len(inside) and all(fits(one, kind) for one, kind in zip(value, inside, strict=True))
     return all(fits(one, inside[0]) for one in value)
 

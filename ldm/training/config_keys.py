@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ SECTIONS: dict[str, tuple[str, ...] | None] = {
     "probe": ("grid", "at", "layer"),
     "churn": ("S_churn", "S_min", "S_max", "S_noise"),
     "epsilon_scaling": None,
+    "diffusers": None,  # how a folder of diffusers samples, in the config that `decu export` writes of it
     "paths": None,
     "run": (*KEPT_FIELDS, *CHOSEN_FIELDS, "images_per_step", "learning_rate"),
 }
@@ -176,7 +178,10 @@ def _check_callbacks(callbacks: Any, before: str) -> None:
 
 
 def _check_paths(*configs: DictConfig) -> None:
-    """Make sure that one of the configs refers to each of their `paths`, so that a misspelt one is seen."""
+    """Make sure that no entry of `paths` is a misspelt one: that none refers to it, and to one of nearly its name.
+
+    One that nothing refers to any more, since a word put a path in its place, stays.
+    """
     config = {str(number): OmegaConf.to_container(one, resolve=False) for number, one in enumerate(configs)}
     paths = configs[0].get("paths") or {}
     if not isinstance(paths, Mapping):
@@ -184,7 +189,7 @@ def _check_paths(*configs: DictConfig) -> None:
     used = {name for text in _texts(config) for name in _REFERENCE.findall(text)}
     for name, path in paths.items():
         check_value(path, str | list[str] | None, f"paths.{name}")
-        if name not in used:
+        if name not in used and difflib.get_close_matches(str(name), used, n=1, cutoff=0.6):
             raise ValueError(f"paths.{name} is not referred to: {suggest_key(str(name), used)}")
 
 

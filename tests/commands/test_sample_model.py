@@ -298,7 +298,10 @@ def test_foreign_outputs_and_first_stages_are_refused(released, tmp_path):
         sample(released, tmp_path / "out")
     with pytest.raises(ValueError, match="--base CONFIG with --ckpt"):
         sample(replace(released, ckpt=None), tmp_path / "no_checkpoint")
-    stage = OmegaConf.create({"model": {"target": "ldm.models.autoencoder.VQModel", "params": {}}})
+    coder = {"double_z": False, "z_channels": 3, "resolution": 8, "in_channels": 1, "out_ch": 1, "ch": 32}
+    coder |= {"ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": []}
+    params = {"ddconfig": coder, "lossconfig": {"target": "torch.nn.Identity"}, "n_embed": 4, "embed_dim": 3}
+    stage = OmegaConf.create({"model": {"target": "ldm.models.autoencoder.VQModel", "params": params}})
     OmegaConf.save(stage, tmp_path / "stage.yaml")
     with pytest.raises(ValueError, match="nothing to sample"):
         sample(replace(released, base=str(tmp_path / "stage.yaml")), tmp_path / "stage")

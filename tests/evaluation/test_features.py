@@ -74,7 +74,7 @@ def test_a_dotted_target_gets_signed_images_and_maps_are_averaged(tmp_path):
 def test_names_and_weights_that_are_missing_say_what_to_do(weights):
     with pytest.raises(ValueError, match="unknown features 'resnet'"):
         make_extractor("resnet")
-    with pytest.raises(ValueError, match=r"cannot be made of .* unexpected keyword argument 'sides'"):
+    with pytest.raises(ValueError, match=r"cannot be made of .* takes no 'sides'"):
         make_extractor("torch.nn.Flatten", params={"sides": 2})
     with pytest.raises(ValueError, match="a file of weights goes to --weights"):
         make_extractor("models/digits.safetensors")

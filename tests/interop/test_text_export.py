@@ -17,6 +17,7 @@ from tests.interop.test_diffusers_text import PROMPTS, save_text_encoder
 from tests.texts import text_params
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusers` is not installed")
+pytest.importorskip("transformers", reason="the extra `text` is not installed")
 
 CLIP = {
     "vocab_size": 54,
