@@ -83,7 +83,7 @@ def load_checked_config(
     if not component:
         check_config(whole, build, "components (with --start_from_pretrained): ")
     if not start:
-        _check_paths(config, whole)
+        _check_paths([config, whole], dotlist)
     return config
 
 
@@ -177,10 +177,11 @@ def _check_callbacks(callbacks: Any, before: str) -> None:
             )
 
 
-def _check_paths(*configs: DictConfig) -> None:
-    """Make sure that no entry of `paths` is a misspelt one: that none refers to it, and to one of nearly its name.
+def _check_paths(configs: Sequence[DictConfig], words: Sequence[str]) -> None:
+    """Make sure that one of the configs refers to every entry of `paths` that a word sets.
 
-    One that nothing refers to any more, since a word put a path in its place, stays.
+    An entry of a file that nothing refers to any more, since a word put a path in its place, stays; one that is nearly
+    the name of another is misspelt.
     """
     config = {str(number): OmegaConf.to_container(one, resolve=False) for number, one in enumerate(configs)}
     paths = configs[0].get("paths") or {}
@@ -189,7 +190,9 @@ def _check_paths(*configs: DictConfig) -> None:
     used = {name for text in _texts(config) for name in _REFERENCE.findall(text)}
     for name, path in paths.items():
         check_value(path, str | list[str] | None, f"paths.{name}")
-        if name not in used and difflib.get_close_matches(str(name), used, n=1, cutoff=0.6):
+        told = any(word.startswith(f"paths.{name}=") for word in words)
+        near = told or difflib.get_close_matches(str(name), used, n=1, cutoff=0.6)
+        if name not in used and near:
             raise ValueError(f"paths.{name} is not referred to: {suggest_key(str(name), used)}")
 
 
