@@ -157,7 +157,7 @@ def test_a_broken_picture_in_a_worker_ends_all_processes(config, tmp_path, split
         Image.new("L", (8, 8), number).save(pictures / "0" / f"{number:02}.png")
     (pictures / "0" / "11.png").write_bytes(b"<html>")
     words = ["data.params.num_workers=1", f"data.params.{split}.target=ldm.data.folder.ImageFolder"]
-    names = "[0,1,2,3,4,5,6,7,8,9]"
+    names = [str(digit) for digit in range(10)]
     params = {"root": pictures, "image_size": 8, "channels": 1, "split": "all", "class_names": names}
     words += [f"data.params.{split}.params.{name}={value}" for name, value in params.items()]
     words += ["--limit_val_batches", "1.0", "--limit_train_batches", "1.0", "--max_steps", "400"]
