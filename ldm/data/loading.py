@@ -82,7 +82,7 @@ class _Batches(Iterator):
             if told is None:
                 raise
             text, error.args = str(error), (told,)
-            raise error from WorkerTraceback(text)
+            raise error.with_traceback(None) from WorkerTraceback(text)
 
 
 def shorten_worker_error(text: str) -> str | None:
