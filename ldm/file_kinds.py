@@ -50,7 +50,7 @@ def _find_reason(path: Path, head: bytes, size: int) -> str | None:
     known = next((what for start, what in BEGINNINGS.items() if head.startswith(start)), None)
     if known is not None:
         return known
-    if head[257:262] == b"ustar" or (path.suffix == ".tar" and head[257:262] == b"ustar"):
+    if head[257:262] == b"ustar":
         return "a tar archive: unpack it"
     if head.startswith(b"PK\x03\x04"):
         return _read_archive(path, size)

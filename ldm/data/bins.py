@@ -189,18 +189,8 @@ def plan_binned(
     counts = dict(classes_per_bin or default_classes_per_bin(len(class_names)))
     bins = assign_bins(len(class_names), counts, seed, rotation)
     kept = binned_indices(labels, bins, seed)
-    lists = {one: draw_bootstrap(kept, labels, seed, one) if resample else kept for one in range(members)}
-    everything = list(range(len(class_names)))
-    return Subsets(
-        dataset_name=BINNED,
-        class_names=list(class_names),
-        images=len(labels),
-        members=members,
-        bins=bins,
-        sees=dict.fromkeys(range(members), everything),
-        record={"seed": seed, "rotation": rotation, "bootstrap": resample},
-        positions={None: kept, **lists},
-    )
+    record = {"seed": seed, "rotation": rotation, "bootstrap": resample}
+    return _plan_members(labels, class_names, bins, kept, members, record)
 
 
 def plan_natural(
@@ -212,9 +202,23 @@ def plan_natural(
     """
     counts = torch.bincount(labels, minlength=len(class_names)).tolist()
     bins: dict[int, ClassSize] = dict(enumerate(counts))
-    everything = list(range(len(class_names)))
     kept = binned_indices(labels, {label: ALL for label, count in bins.items() if count}, seed)
+    record = {"seed": seed, "natural": True, "bootstrap": resample}
+    return _plan_members(labels, class_names, bins, kept, members, record)
+
+
+def _plan_members(
+    labels: Tensor,
+    class_names: Sequence[str],
+    bins: dict[int, ClassSize],
+    kept: Tensor,
+    members: int,
+    record: dict[str, Any],
+) -> Subsets:
+    """Give each member a bootstrap of the images at `kept` [K], or all of them where the record has no bootstrap."""
+    resample, seed = record["bootstrap"], record["seed"]
     lists = {one: draw_bootstrap(kept, labels, seed, one) if resample else kept for one in range(members)}
+    everything = list(range(len(class_names)))
     return Subsets(
         dataset_name=BINNED,
         class_names=list(class_names),
@@ -222,7 +226,7 @@ def plan_natural(
         members=members,
         bins=bins,
         sees=dict.fromkeys(range(members), everything),
-        record={"seed": seed, "natural": True, "bootstrap": resample},
+        record=record,
         positions={None: kept, **lists},
     )
 

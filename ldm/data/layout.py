@@ -156,7 +156,8 @@ def _listed(files: Files, root: str, name: str, rows: PictureRows, found: Sequen
     if "label" not in rows.columns:
         raise ValueError(f"{name} has no column with classes")
     check_paths(files, name, rows.paths)
-    skipped = {path: f"not in {name}" for path in found if path not in set(rows.paths)}
+    listed = set(rows.paths)
+    skipped = {path: f"not in {name}" for path in found if path not in listed}
     shared = {"root": root, "file": name}
     labels = rows.columns["label"]
     parts = name_parts(rows.columns.get("split", ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,9 +162,9 @@ def check_paths(source: Files, file: str, paths: Sequence[str]) -> None:
             f"{file} names {len(missing)} of {len(paths)} pictures that are not in {source.roots[0]}, "
             f"{', '.join(missing[:3])} among them; paths are relative to that folder"
         )
-    if len(set(paths)) < len(paths):
-        twice = next(path for place, path in enumerate(paths) if path in paths[:place])
-        raise ValueError(f"{file} names the picture {twice} twice")
+    path, times = Counter(paths).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{file} names the picture {path} {times} times")
 
 
 def choose_part(rows: PictureRows, labels: torch.Tensor, split: str, test_fraction: float) -> list[int]:

@@ -20,6 +20,8 @@ from ldm.state_dicts import bare_names, choose_weights, is_state_dict
 from ldm.util import instantiate_as
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
+# Those where pictures are joined to the network's input.
+JOINING = ("concat", "hybrid")
 UNET = "model.diffusion_model."
 EMBEDDER = "cond_stage_model."
 # The first layer of the networks that DDAE trains.
@@ -112,7 +114,7 @@ class DiffusionWrapper(nn.Module):
         self, x: Tensor, t: Tensor, c_concat: list[Tensor] | None = None, c_crossattn: list[Tensor] | None = None
     ) -> Tensor:
         key = self.conditioning_key
-        if key in ("concat", "hybrid"):
+        if key in JOINING:
             x = torch.cat([x, *(c_concat or [])], dim=1)
         if key in ("crossattn", "hybrid"):
             contexts = c_crossattn or []
@@ -176,7 +178,7 @@ class ConditionedNetwork(nn.Module):
         self.model = model
         self.cond_stage_model = cond_stage_model
         self.choices = choices
-        self.joins_picture = model.conditioning_key in ("concat", "hybrid")
+        self.joins_picture = model.conditioning_key in JOINING
         self.reads_context = model.conditioning_key in ("crossattn", "hybrid")
         self.shares_x = getattr(model.diffusion_model, "shares_x", False) and not self.joins_picture
         if choices is not None:

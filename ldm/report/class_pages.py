@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.records import Row
-from ldm.report.page import Card, Cards, Code, PageTable, Picture, Section, Text
+from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
 from ldm.report.tables import read_comments, read_csv
 
 # Cards are shown of so many classes: the most and the least uncertain ones.
@@ -139,9 +139,6 @@ _CAPTIONS = {
 def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
     """Return a card for each class that has a rollout or a map, and the pictures in them."""
     maps = _read_maps(folder)
-    rollouts = {
-        row["class"]: sorted(folder.glob(f"*/rollout_sample/rollout_bin*_{row['class']}_*.png")) for row in rows
-    }
     chosen = list(rows)
     blocks: list[Any] = []
     if len(chosen) > MOST_CARDS:
@@ -151,7 +148,7 @@ def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
     cards, used = [], set()
     for row in chosen:
         pictures: list[Any] = [
-            Picture(path, "before and after the members branch") for path in rollouts[row["class"]][:1]
+            Picture(path, "before and after the members branch") for path in _find_rollouts(folder, row)[:1]
         ]
         used |= {one.path for one in pictures}
         if row["class"] in maps:
@@ -160,8 +157,12 @@ def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
             )
         if pictures:
             facts = Text(f"{_interval(row)} nats{_images(row)}.")
-            cards.append(Card(_name(row), [facts, *pictures]))
+            cards.append(Section(_name(row), [facts, *pictures]))
     return ([*blocks, Cards(cards)] if cards else []), used
+
+
+def _find_rollouts(folder: Path, row: Row) -> list[Path]:
+    return sorted(folder.glob(f"*/rollout_sample/rollout_bin*_{row['class']}_*.png"))
 
 
 def _read_maps(folder: Path) -> dict[int, Image.Image]:

@@ -87,8 +87,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What belongs to one thing, a class for example: a title above blocks."""
+class Section:
+    """A part of a page, or a card in one: a title above blocks."""
 
     title: str
     blocks: Sequence[Any]
@@ -96,18 +96,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards side by side, as many as fit."""
+    """What belongs to one thing each, a class for example, side by side as many as fit."""
 
     kind: ClassVar[str] = "cards"
-    cards: Sequence[Card]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page, with a heading."""
-
-    title: str
-    blocks: Sequence[Any]
+    cards: Sequence[Section]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ import pytorch_lightning as pl
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.base import DiffusionModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.conditioned import JOINING
 from ldm.training.labels import check_labels
 
 log = logging.getLogger(__name__)
 
 SETS = ("train", "validation")
-# How the condition reaches the network where pictures are joined to its input.
-JOINING = ("concat", "hybrid")
 
 
 def check_agreement(model: pl.LightningModule, data: pl.LightningDataModule) -> None:

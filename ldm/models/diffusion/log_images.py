@@ -12,6 +12,7 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.models.diffusion import pictures
 from ldm.models.diffusion.pictures import PictureModel
 from ldm.models.diffusion.training import read_images
+from ldm.modules.conditioned import JOINING
 
 
 class LoggedModel(PictureModel, Protocol):
@@ -57,7 +58,7 @@ def make_log_images(
         images = model.decode_first_stage(z)
     else:
         images = read_images(batch[model.first_stage_key])
-    joins = model.model.conditioning_key in ("concat", "hybrid")
+    joins = model.model.conditioning_key in JOINING
     conditional = joins or model.n_classes is not None or model.reads_text
     labels = model.read_conditions(batch) if conditional else None
     noise = ImageNoise(seed, tuple(range(len(images))), device=images.device)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ldm.models.diffusion import stages
 from ldm.models.diffusion.training import read_images
 from ldm.modules.choices import Choices, join_condition, split_condition
-from ldm.modules.conditioned import ConditionEmbedder, DiffusionWrapper
+from ldm.modules.conditioned import JOINING, ConditionEmbedder, DiffusionWrapper
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def picture_condition(model: PictureModel) -> PictureCondition:
         ValueError: if it takes no pictures.
     """
     key = model.model.conditioning_key
-    if key not in ("concat", "hybrid"):
+    if key not in JOINING:
         raise ValueError(f"conditioning_key '{key}' takes no pictures: concat or hybrid does")
     hybrid = key == "hybrid"
     if hybrid and model.picture_key is None:
