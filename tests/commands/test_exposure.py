@@ -108,6 +108,7 @@ def test_an_exact_sampler_has_no_bias(tmp_path, monkeypatch):
     assert tensors["sampling/later.count"].tolist() == [200.0] * 49 + [0.0], "Heun's second evaluations"
 
 
+@pytest.mark.slow
 def test_the_estimate_finds_how_much_too_long_the_noise_is(tmp_path):
     """A noise that is FACTOR times the exact one everywhere: where lambda is FACTOR nothing is left to correct."""
     source = write_model(tmp_path, "TooLong")

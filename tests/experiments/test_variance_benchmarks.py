@@ -21,6 +21,7 @@ def posterior(tmp_path_factory):
     return low_data.fit_posterior(pipeline, low_data.load_own_data(pipeline, "train", 40), draws=2)
 
 
+@pytest.mark.slow
 def test_directions_agree_with_many_weights_where_the_posterior_is_narrow(posterior):
     """Variances of tangents are the limit of those of weights: totals within the draws' error."""
     table = benchmarks.fidelity(benchmarks.at_steps(posterior, 2), [0, 1], [0, 1], draws=64)

@@ -123,7 +123,7 @@ def test_options_of_checkpoints(tmp_path):
     [
         {"precision": "bf16-mixed"},
         {"gradient_clip_val": 1},
-        {"accumulate_grad_batches": 2, "precision": "bf16-mixed"},
+        pytest.param({"accumulate_grad_batches": 2, "precision": "bf16-mixed"}, marks=pytest.mark.slow),
     ],
     ids=["bf16", "clip", "accumulate-bf16"],
 )

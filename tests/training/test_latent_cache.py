@@ -69,6 +69,7 @@ def test_losses_of_a_trunk_are_those_of_encoding_on_the_fly(config, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_members_together_share_one_cache(config, tmp_path):
     content = OmegaConf.load(config)
     model = tiny_model(first_stage_config=AUTOENCODER)
