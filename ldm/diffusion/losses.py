@@ -12,6 +12,7 @@ from ldm.diffusion.denoiser import Target
 from ldm.diffusion.learned_variance import LearnedVariance
 from ldm.diffusion.process import NoiseProcess, TableProcess
 from ldm.diffusion.schedule import VPSchedule
+from ldm.diffusion.weighting import BoundWeight, Weighting
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
@@ -83,12 +84,14 @@ class DiffusionLoss:
         target: what the network regresses.
         error: l1 or l2, see `elementwise_error`.
         weight: of the mean error (latent-diffusion: `l_simple_weight`).
+        weighting: a weight per noise level beside it; None: 1 on what the network regresses.
     """
 
     process: NoiseProcess
     target: Target
     error: str = "l2"
     weight: float = 1.0
+    weighting: Weighting | None = None
 
     def __call__(
         self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor, input_noise: Tensor | None = None
@@ -103,7 +106,13 @@ class DiffusionLoss:
             input_noise: what the network's input was noised with, where that is another.
         """
         simple = self.mean_error(output, x_start, t, noise)
-        return ImageLosses(self.weight * simple, simple)
+        return ImageLosses(self.weight * self.weigh(simple, x_start, t), simple)
+
+    def weigh(self, simple: Tensor, x_start: Tensor, t: Tensor) -> Tensor:
+        """Return mean errors [B] under the weight of their noise levels."""
+        if self.weighting is None:
+            return simple
+        return self.weighting.weigh(simple, self.process, self.target, t, x_start)
 
     def mean_error(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return the mean over channels and pixels of the error of an output [B, C, H, W]: [B]."""
@@ -157,7 +166,7 @@ class LearnedVarianceLoss(DiffusionLoss):
         simple = self.mean_error(output, x_start, t, noise)
         seen = noise if input_noise is None else input_noise
         bound = self.variance.bound(self.process.schedule, self.target, output, v, x_start, t, seen)
-        return ImageLosses(self.variance.combine(simple, bound), simple, bound=bound)
+        return ImageLosses(self.variance.combine(self.weigh(simple, x_start, t), bound), simple, bound=bound)
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,7 @@ class LossSettings:
         bound_weight: of the bound on a table of betas (latent-diffusion: `original_elbo_weight`).
         learns_logvar: whether the logarithm of the loss's variance at each entry of a table trains.
         variance: how the bound trains a learned variance; None: the variance is not learned.
+        weighting: a weight per noise level, see `ldm.diffusion.weighting`; None: the keys above are all.
     """
 
     error: str = "l2"
@@ -177,6 +187,33 @@ class LossSettings:
     bound_weight: float = 0.0
     learns_logvar: bool = False
     variance: LearnedVariance | None = None
+    weighting: Weighting | None = None
+
+    def check(self, timesteps: int | None) -> None:
+        """Make sure that what is set goes together, on a table of `timesteps` entries (None: a continuous schedule).
+
+        Raises:
+            ValueError: naming the keys of a config that contradict each other.
+        """
+        if self.weighting is None:
+            return
+        others = {
+            "original_elbo_weight": bool(self.bound_weight),
+            "learn_logvar: true": self.learns_logvar,
+            "learned_variance: vlb": self.variance is not None and self.variance.loss == "vlb",
+        }
+        if named := [name for name, is_set in others.items() if is_set]:
+            raise ValueError(
+                f"loss_weight is the whole weight of the loss, and {', '.join(named)} is another: leave one of them "
+                "out (loss_weight: vlb is the bound's, loss_weight: learned learns a log variance)"
+            )
+        if self.error != "l2":
+            raise ValueError(f"loss_weight weighs squared errors: leave out loss_type: {self.error}, or loss_weight")
+        if isinstance(self.weighting, BoundWeight) and (timesteps is None or timesteps < 2):
+            raise ValueError(
+                "loss_weight: vlb is that of the steps of a table of betas: a continuous schedule has none, and its "
+                "bound is infinite where it reaches clean data or pure noise; take simple, sigmoid or another"
+            )
 
     def build(
         self, process: NoiseProcess, target: Target, logvar: Tensor | None, bound_weights: Tensor | None
@@ -191,10 +228,15 @@ class LossSettings:
         """
         if isinstance(process, TableProcess) and self.variance is not None:
             return LearnedVarianceLoss(
-                process=process, target=target, error=self.error, weight=self.weight, variance=self.variance
+                process=process,
+                target=target,
+                error=self.error,
+                weight=self.weight,
+                weighting=self.weighting,
+                variance=self.variance,
             )
-        if logvar is None or bound_weights is None:
-            return DiffusionLoss(process, target, self.error, self.weight)
+        if self.weighting is not None or logvar is None or bound_weights is None:
+            return DiffusionLoss(process, target, self.error, self.weight, self.weighting)
         return TableLoss(
             process,
             target,

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.arguments import check_arguments, check_value, suggest_key
+from ldm.diffusion.weighting import make_loss_weight
 from ldm.models.diffusion.head_options import check_head_options
 from ldm.ranges import COUNT, FINITE, UP_TO_ONE, Range, check_range
 from ldm.settings.training import CHOSEN_FIELDS, KEPT_FIELDS
@@ -139,6 +140,7 @@ def check_sections(config: Mapping[str, Any], before: str = "") -> None:
     heads = _find(config, "model.params.heads")
     if heads is not None:
         check_head_options(heads, f"{before}model.params.heads")
+    make_loss_weight(_find(config, "model.params.loss_weight"), f"{before}model.params.loss_weight")
 
 
 def _find(config: Mapping[str, Any], place: str) -> Any:

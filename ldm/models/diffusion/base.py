@@ -27,7 +27,7 @@ from ldm.models.diffusion.process import (
     register_tables,
     view_process,
 )
-from ldm.models.diffusion.weights import EMA_KEYS, IMPORTANCE_KEYS, read_weights
+from ldm.models.diffusion.weights import EMA_KEYS, IMPORTANCE_KEYS, WEIGHT_KEYS, read_weights
 from ldm.modules.conditioned import (
     ConditionedNetwork,
     DiffusionWrapper,
@@ -266,7 +266,7 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
         optional = [] if self.use_ema and has_averages else [*EMA_KEYS]
         factors = (self.class_tables.low_rank or ())[:2]
         optional += [] if any(name in state for name in factors) else factors
-        return optional + ([] if self._modules.get("time_importance") else [*IMPORTANCE_KEYS])
+        return optional + ([] if self._modules.get("time_importance") else [*IMPORTANCE_KEYS]) + [*WEIGHT_KEYS]
 
     def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
         """Use the averaged weights inside the block, where the model keeps them (`context` is latent-diffusion's)."""

@@ -62,7 +62,7 @@ class MemberTraining(nn.Module):
         if self.target_noise is not None and settings != LossSettings():
             raise ValueError(
                 "heads.targets: noisy is noise of a mean squared error: it goes neither with loss_type l1, a bound's "
-                "weight, a learned variance or logvar, nor with another l_simple_weight than 1"
+                "weight, a learned variance or logvar, nor with loss_weight or another l_simple_weight than 1"
             )
 
     def draw_target_noise(self, batch: Mapping[str, Any], x: Tensor) -> Tensor | None:

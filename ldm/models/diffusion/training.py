@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ldm.diffusion.losses import DiffusionLoss, LossSettings, elementwise_error
 from ldm.diffusion.noise import TrainingDraws
 from ldm.diffusion.time_importance import LossSecondMoments, make_importance
+from ldm.diffusion.weighting import make_loss_weight
 from ldm.models.diffusion.base import DiffusionModel
+from ldm.models.diffusion.loss_parameters import hold_loss_parameters
 from ldm.models.diffusion.members import MemberTraining, merge_heads, start_member
 from ldm.models.diffusion.optimisation import (
     attached_trainer,
@@ -25,7 +27,6 @@ from ldm.models.diffusion.optimisation import (
     positions,
     read_states,
 )
-from ldm.models.diffusion.process import refuse_table_options
 
 Batch = Mapping[str, Any]
 # Keys of released configs that are accepted and change nothing.
@@ -53,6 +54,7 @@ class DDPM(DiffusionModel):
         scheduler_config: rule by which the learning rate changes, per step.
         learn_logvar: whether the logarithm of the loss's variance at each entry of the table trains.
         logvar_init: its start.
+        loss_weight: weight of the loss per noise level, see `ldm.diffusion.weighting`; None: the keys above.
         weight_decay: of AdamW (the published default is 0.01).
         pretrained_path: base checkpoint of the members of an ensemble.
         heads: options of a member's heads, see `start_member`.
@@ -69,6 +71,7 @@ class DDPM(DiffusionModel):
 
     logvar: Tensor | None
     lvlb_weights: Tensor | None
+    loss_weight: nn.Module | None
     learning_rate: float | None
     member: MemberTraining | None
     time_importance: LossSecondMoments | None
@@ -88,6 +91,7 @@ class DDPM(DiffusionModel):
         scheduler_config: Mapping[str, Any] | None = None,
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
+        loss_weight: str | Mapping[str, Any] | None = None,
         weight_decay: float = 0.0,
         pretrained_path: str | None = None,
         heads: Mapping[str, Any] | None = None,
@@ -107,10 +111,9 @@ class DDPM(DiffusionModel):
         self.head_options = dict(heads or {})
         self.member = None
         self.seed_draws(0)
-        self.loss_settings = LossSettings(
-            loss_type, l_simple_weight, original_elbo_weight, learn_logvar, self.learned_variance
-        )
-        self._hold_logvar(learn_logvar, logvar_init)
+        weights = (l_simple_weight, original_elbo_weight, learn_logvar, self.learned_variance)
+        self.loss_settings = LossSettings(loss_type, *weights, make_loss_weight(loss_weight))
+        hold_loss_parameters(self, logvar_init)
         self.time_importance = make_importance(schedule_sampler, self.num_timesteps)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
@@ -121,16 +124,6 @@ class DDPM(DiffusionModel):
         self.validation_draws = replace(self.draws, purpose="validation")
 
     # Loss
-
-    def _hold_logvar(self, learn: bool, value: float) -> None:
-        """On a table of betas, keep the logarithm of the loss's variance at each entry [T], which trains or is held."""
-        if self.num_timesteps is None:
-            refuse_table_options(learn_logvar=learn, original_elbo_weight=self.loss_settings.bound_weight)
-            self.register_buffer("logvar", None, persistent=False)
-        elif learn:
-            self.logvar = nn.Parameter(torch.full((self.num_timesteps,), float(value)))
-        else:
-            self.register_buffer("logvar", torch.full((self.num_timesteps,), float(value)), persistent=False)
 
     @property
     def loss(self) -> DiffusionLoss:

@@ -18,6 +18,7 @@ from ldm.state_dicts import name_some, plain_names
 # Of latent-diffusion's averages: their names are those of the network's parameters without dots.
 EMA_KEYS = ("model_ema.*",)
 IMPORTANCE_KEYS = ("time_importance.*",)
+WEIGHT_KEYS = ("loss_weight.*",)  # of a loss whose weights are learned
 NETWORK = "model."
 SCALE = "scale_factor"
 
@@ -93,7 +94,7 @@ def check_parts(model: TakesWeights, path: str, ignore_keys: Sequence[str] = ())
     Raises:
         ValueError: naming the parameters that would be left at their random start.
     """
-    skipped = (NETWORK, *EMA_KEYS, *IMPORTANCE_KEYS, *ignore_keys, *model.weights_elsewhere)
+    skipped = (NETWORK, *EMA_KEYS, *IMPORTANCE_KEYS, *WEIGHT_KEYS, *ignore_keys, *model.weights_elsewhere)
     parameters = _module(model).named_parameters()
     lacking = [name for name, value in parameters if value.numel() and not matches(name, skipped)]
     if lacking:
