@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ldm.data.bins import ClassSize, Subsets
 
 _BIN_WORD = re.compile(r"(all|\d+):\d+")
+_NAMED_WORD = re.compile(r"(.+)=(all|[1-9]\d*)")
 _PATHS_WORD = re.compile(r"paths(\.\w+)+=")
 _MASKED = "masked_classes"
 
@@ -33,6 +34,7 @@ class MakeBins:
       decu data bins --target ldm.data.digits.Digits --out data/digits_bins
       decu data bins --base configs/latent-diffusion/digits.yaml --classes_per_bin 1:3 10:2 50:2 all:3
       decu data bins --base my.yaml --natural
+      decu data bins --base my.yaml --images_of "red disc=5" ship=20
       decu data bins --base configs/latent-diffusion/digits.yaml --rotation 1 --out data/digits_bins_r1
       decu data bins --base configs/latent-diffusion/omniglot.yaml --classes_per_bin 1:60 3:60 8:60 all:62
       decu data bins --target ldm.data.digits.Digits --dataset masked_classes --hidden_from 2
@@ -70,6 +72,9 @@ class MakeBins:
         ),
     ] = ()
     """The number of classes at each number of images per class."""
+    images_of: Annotated[tuple[str, ...], option(metavar="CLASS=IMAGES ...", default="no class is named")] = ()
+    """The number of images of these classes, by name. The others keep all of theirs, or are drawn by
+    --classes_per_bin, whose numbers of classes are then without these."""
     natural: bool = False
     """Leave every class with the images that it has; each member sees a bootstrap of all of them."""
     hidden_from: Annotated[int | None, option(metavar="N", default="2, with masked_classes")] = None
@@ -100,21 +105,30 @@ class MakeBins:
             raise ValueError("give one of --base CONFIG, --target CLASS, --show DIR")
         if self.components is not None and self.components < 1:
             raise ValueError(f"--components must be 1 or more, got {self.components}")
-        if masked and (self.classes_per_bin or self.rotation):
-            raise ValueError("--classes_per_bin and --rotation act on binned_classes only")
+        if masked and (self.classes_per_bin or self.rotation or self.images_of):
+            raise ValueError("--classes_per_bin, --images_of and --rotation act on binned_classes only")
         if not masked and (self.hidden_from is not None or self.hidden):
             raise ValueError("--hidden_from and --hidden act on masked_classes only")
-        if self.natural and (masked or self.convert or self.classes_per_bin or self.rotation):
-            raise ValueError("--natural leaves classes as they are; it goes without --classes_per_bin and --rotation")
-        if self.convert and (self.classes_per_bin or self.rotation or self.hidden_from is not None):
+        chosen = self.classes_per_bin or self.images_of or self.rotation
+        if self.natural and (masked or self.convert or chosen):
             raise ValueError(
-                "--classes_per_bin, --rotation and --hidden_from draw subsets; --convert takes published ones"
+                "--natural leaves classes as they are; it goes without --classes_per_bin, --images_of and --rotation"
             )
+        if self.convert and (chosen or self.hidden_from is not None):
+            raise ValueError(
+                "--classes_per_bin, --images_of, --rotation and --hidden_from draw subsets; --convert takes published "
+                "ones"
+            )
+        if self.rotation and self.images_of and not self.classes_per_bin:
+            raise ValueError("--rotation moves classes through the bins of --classes_per_bin: give these, too")
         if self.paths and self.base is None:
             raise ValueError(f"{self.paths[0]} changes a config; give one with --base")
         wrong = [word for word in self.classes_per_bin if not _BIN_WORD.fullmatch(word)]
         if wrong:
             raise ValueError(f"--classes_per_bin takes IMAGES:CLASSES such as 10:2 or all:3, got '{wrong[0]}'")
+        wrong = [word for word in self.images_of if not _NAMED_WORD.fullmatch(word)]
+        if wrong:
+            raise ValueError(f"--images_of takes CLASS=IMAGES such as ship=5 or ship=all, got '{wrong[0]}'")
 
     def add_words(self, words: Sequence[str]) -> MakeBins:
         """Return the command with words that are no options: paths.NAME=VALUE, and further NAME=VALUE of --params.
@@ -154,6 +168,11 @@ class MakeBins:
         from ldm.data.class_bins import parse_bin_words
 
         return parse_bin_words(self.classes_per_bin) or None
+
+    def _named(self) -> dict[str, ClassSize]:
+        """Return {name of a class: its number of images} of --images_of."""
+        found = [word.rpartition("=") for word in self.images_of]
+        return {name: size if size == "all" else int(size) for name, _, size in found}
 
     def _read_dataset(self) -> tuple[dict[str, Any], str | None]:
         """Return target and params of the full data set, and the folder of subsets that the config names, if any."""
@@ -201,6 +220,12 @@ class MakeBins:
                 raise ValueError(f"--hidden names classes; there is no {unknown[0]} among {', '.join(names[:12])}")
             hidden = [names.index(name) for name in self.hidden] or None
             return plan_masked(dataset.labels, dataset.class_names, hidden_from, hidden=hidden, **common)
+        if self.images_of:
+            counts = self._counts()
+            named = self._named()
+            return plan_binned(
+                dataset.labels, dataset.class_names, counts, rotation=self.rotation, named=named, **common
+            )
         if self.natural or not (self.classes_per_bin or has_default_bins(len(dataset.class_names))):
             return plan_natural(dataset.labels, dataset.class_names, **common)
         return plan_binned(dataset.labels, dataset.class_names, self._counts(), rotation=self.rotation, **common)

@@ -97,7 +97,7 @@ class EvaluateMetrics:
     def run(self) -> list[MetricRow] | None:
         """Measure, write and print; None where other processes still extract."""
         from ldm.evaluation.distortions import read_distortion
-        from ldm.evaluation.metrics import Options, Reference
+        from ldm.evaluation.metrics import Options, Reference, warn_of_few_images
         from ldm.experiments.image_metrics import (
             Extraction,
             load_reference,
@@ -122,7 +122,8 @@ class EvaluateMetrics:
         names = self._choose(found, samples, options)
         reference = Reference(found)
         rows = measure_metrics(names, reference, samples, options)
-        print("\n".join(metric_lines(rows)))
+        warnings = [f"note: {line}" for line in warn_of_few_images(names, found, samples)]
+        print("\n".join([*metric_lines(rows), *warnings]))
         write_metrics(out, rows, extractor.name, self.seed)
         if self.sample_sizes:
             self._study_sizes(names, reference, samples, options)

@@ -104,6 +104,13 @@ def _place(error: BaseException) -> str:
     return f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})"
 
 
+def end_bars() -> None:
+    """End the progress bars that are on the screen, so that what is printed next stands on a line of its own."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(bars, "_instances", ())):
+        bar.close()
+
+
 @contextlib.contextmanager
 def refused_words() -> Iterator[None]:
     """End the process with code 2 and the message, where words do not fit together."""

@@ -38,7 +38,7 @@ class ImageSource:
     image_size: Annotated[int | tuple[int, int] | None, option(metavar="SIDE|H W", default="pictures as they are")] = (
         None
     )
-    """Scale picture files to cover this side, or height and width, and cut the centre."""
+    """Scale picture files to cover this side, or height and width, and cut the centre; those of --ref as well."""
     batch_size: int = 100
     """Images in one pass."""
     model: ModelSource = ModelSource()

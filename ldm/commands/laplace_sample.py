@@ -157,6 +157,7 @@ class SampleLaplace:
             comment=f"scores of pixel variances by {self.method}, posterior {self.posterior.posterior}",
             rank_by=self.rank_by,
             shown=self.shown,
+            class_names=posterior.pipeline.class_names,
         )
         write_record(out / "record.json", self, overwrite=True, settings=settings)
         sums = found["score_sum"]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 import tyro
 
 from ldm.commands.checks import check_command
-from ldm.commands.failures import describe_failure, refused_words, take_debug, until_reader_leaves
+from ldm.commands.failures import describe_failure, end_bars, refused_words, take_debug, until_reader_leaves
 from ldm.commands.words import collapse, normalise, take_trusted
 from ldm.options import SHOWN
 
@@ -56,6 +56,9 @@ COMMANDS: dict[str, Entry] = {
     ),
     "uncertainty pixels": Entry(
         "uncertainty_pixels", "UncertaintyPixels", "Map what is not known, pixel by pixel.", page=True
+    ),
+    "uncertainty mistakes": Entry(
+        "uncertainty_mistakes", "UncertaintyMistakes", "See what samples of a class are taken for.", page=True
     ),
     "uncertainty toy": Entry(
         "uncertainty_toy", "UncertaintyToy", "Compare estimates where the truth is known.", page=True
@@ -236,10 +239,12 @@ def _run(kind: type[Command], words: Sequence[str], prog: str, page: bool = Fals
     except BrokenPipeError:
         raise
     except Exception as error:
+        end_bars()
         if debug:
             traceback.print_exc()
         sys.exit(f"error: {describe_failure(error)}")
     except KeyboardInterrupt:
+        end_bars()
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 

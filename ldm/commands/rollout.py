@@ -83,7 +83,7 @@ class Rollout:
                 for label in tqdm(labels, desc="rollouts", unit="class"):
                     self._draw(one, label, out)
             write_record(out / "record.json", self, overwrite=True, settings=one.describe())
-            print(out)
+            print(f"{out}{one.classes.left_out(labels) if self.pair is None else ''}")
         return out
 
     def _folder(self, pipeline: EnsemblePipeline, several: bool) -> Path:

@@ -125,7 +125,8 @@ class SampleModel:
         if not work.complete(files):
             print(f"{out}: this process is done; the one that finishes last (or one more call) writes the outputs")
             return out
-        write_samples(out, plan, lambda name: read_samples(work, files, name), self.pngs, self.latents)
+        names = pipeline.class_names if classes is not None else ()
+        write_samples(out, plan, lambda name: read_samples(work, files, name), self.pngs, self.latents, names)
         write_record(out / "record.json", self, overwrite=True, settings=settings)
         print(f"{out}: {plan.count} images in samples.npz, the first in grid.png")
         return out

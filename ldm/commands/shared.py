@@ -29,7 +29,8 @@ VarianceMethod = Literal[
 ]
 ClassNames = Annotated[tuple[int | str, ...], option(metavar="CLASS ...", default="all classes")]
 SpreadClasses = Annotated[
-    tuple[int | str, ...], option(metavar="CLASS ...", default="up to ten, spread over the images per class")
+    tuple[int | str, ...],
+    option(metavar="CLASS ...", default="all of up to 20; of more, ten, spread over the images per class"),
 ]
 
 

@@ -57,8 +57,10 @@ class Study:
       decu uncertainty study --config my.yaml --dry_run
       decu uncertainty study --config my.yaml --members 10 lightning.trainer.max_steps=5000
 
-    Words a.b=c change the config of the trainings. Writes {logdir}/bootstrapped_NAME_{members}/, NAME that of the
-    config: pictures of the members, rollouts, uncertainty per class and per pixel, and page.html, which shows them.
+    Words a.b=c change the config of the trainings; where its section `components` has a value of its own, members keep
+    that, and components.a.b=c changes it. Writes {logdir}/bootstrapped_NAME_{members}/, NAME that of the config:
+    pictures of the members, rollouts, uncertainty per class and per pixel, what samples are taken for, and page.html,
+    which shows them.
     """
 
     config: Annotated[str, option(metavar="YAML")]
@@ -103,6 +105,7 @@ class Study:
         began = time.monotonic()
         spent = {}
         for number, place in enumerate(left, 1):
+            self._write_prompts()
             step = self.steps()[place]  # read again: it names the run of the step before
             minutes = (time.monotonic() - began) / 60
             where = f"[step {number} of {len(left)}, after {minutes:.0f} minutes]"
@@ -148,6 +151,7 @@ class Study:
         words = ["--base", self.config, "--out", bins, "--components", str(self.members), "--seed", str(self.seed)]
         if OmegaConf.select(self._read, "uncertainty.bins") == "natural":
             words.append("--natural")
+        words += [word for word in self.changes if word.startswith("paths.")]
         steps.append(StudyStep("drawing which pictures each member sees", "data bins", words, planned.exists()))
         return [*steps, *self._member_steps(), *self._measurements()]
 
@@ -156,11 +160,29 @@ class Study:
         ready = Path(out).exists()
         run = self._find_run(name)
         words = ["--base", config, "-t", "--gpus", self.gpus, "--scale_lr", "False", "--logdir", self.logdir]
-        words += ["--name", name, *(self.changes if config == self.config else ())]
+        words += ["--name", name, *(self._base_words() if config == self.config else ())]
         place = f"{self.logdir}/TIME_{name}" if run is None else str(run.path)
         return [
             StudyStep(f"training {what}", "train", words, ready or (run is not None and run.finished.exists()), name),
             StudyStep(f"writing the weights of {what}", "export", ["--run", place, "--out", out], ready),
+        ]
+
+    def _base_words(self) -> list[str]:
+        """Return the words that change the base model."""
+        return [word for word in self.changes if not word.startswith("components.")]
+
+    def _member_words(self) -> list[str]:
+        """Return the words that change members: those of the base model but where `components` has its own value."""
+        from omegaconf import OmegaConf
+
+        from ldm.training.config import read_config
+
+        own = read_config(self.config).get("components") or OmegaConf.create()
+        names = [word.partition("=")[0] for word in self.changes]
+        return [
+            word
+            for word, name in zip(self.changes, names, strict=True)
+            if name.startswith("components.") or OmegaConf.select(own, name) is None
         ]
 
     def _member_steps(self) -> list[StudyStep]:
@@ -170,7 +192,7 @@ class Study:
         run = self._find_run(name)
         words = ["--base", self.config, "-t", "--gpus", self.gpus, "--scale_lr", "False", "--logdir", self.logdir]
         words += ["--start_from_pretrained", "--component", "all", "--members", str(self.members)]
-        words += ["--seed", str(self.seed), "--ensemble_name", "bootstrapped", *self.changes]
+        words += ["--seed", str(self.seed), "--ensemble_name", "bootstrapped", *self._member_words()]
         finished = run is not None and run.finished.exists()
         gather = ["--path", self.logdir, "--ensemble_name", "bootstrapped", "--ensemble_comps", str(self.members)]
         return [
@@ -180,7 +202,7 @@ class Study:
 
     def _measurements(self) -> list[StudyStep]:
         """Return the steps that sample, measure and write the page."""
-        path = ["--path", str(self.ensemble)]
+        path = ["--path", str(self.ensemble), *(["--prompts", str(self.prompts)] if self._captioned else [])]
         found = self.ensemble
         classes = "measuring what is not known, class by class"
         return [
@@ -203,8 +225,33 @@ class Study:
                 [*path, "--overwrite"],
                 any(found.glob("pixel_unc/*.png")),
             ),
+            StudyStep(
+                "seeing what samples are taken for",
+                "uncertainty mistakes",
+                [*path, "--overwrite"],
+                (found / "mistakes" / "record.json").exists(),
+            ),
             StudyStep("writing the page", "report", [str(found)], False),
         ]
+
+    @property
+    def prompts(self) -> Path:
+        """The captions that members of a model of texts are sampled for."""
+        return self.ensemble / "prompts.txt"
+
+    @property
+    def _captioned(self) -> bool:
+        """Whether the model is conditioned on captions."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.select(self._read, "model.params.cond_stage_key") == "caption"
+
+    def _write_prompts(self) -> None:
+        """Write the captions of the training pictures as prompts, once the members are gathered."""
+        from ldm.pipelines.prompts import write_class_prompts
+
+        if self._captioned and not self.prompts.exists() and (self.ensemble / "ensemble.yaml").exists():
+            write_class_prompts(self.ensemble, self.prompts)
 
     def _setting(self, key: str) -> str:
         """Return what the config says.

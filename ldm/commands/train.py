@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from ldm.commands.failures import end_bars
 from ldm.options import option
 from ldm.settings import Training
 
@@ -65,6 +66,7 @@ class Train:
         except StoppedBySignal as stop:
             sys.exit(128 + stop.signum if is_first() or not stop.saved else 0)
         except FloatingPointError as error:
+            end_bars()
             sys.exit(f"error: {error}" if is_first() else 0)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)

@@ -52,8 +52,8 @@ class UncertaintyPixels:
         Literal["joint", "mean"] | None, option(metavar="joint|mean", default="joint; published: mean")
     ] = None
     """A pixel's channels are one event (joint), or are taken one by one and averaged (mean)."""
-    limit: Annotated[float | None, option(metavar="NATS", default="the largest value")] = None
-    """The top of the colour scale, to compare runs."""
+    limit: Annotated[float | None, option(metavar="NATS", default="the 99.5th percentile")] = None
+    """The top of the colour scale, to compare runs; the colour bar says by its end where values lie above it."""
     out: Annotated[str | None, option(metavar="DIR", default="PATH/pixel_unc")] = None
     """The folder of the output."""
     overwrite: bool = False
@@ -146,16 +146,17 @@ class UncertaintyPixels:
         """Draw all classes, a picture a noise, and write the numbers."""
         import numpy as np
 
-        from ldm.images import heat_maps
+        from ldm.images import heat_maps, without_outliers
         from ldm.pipelines.information import SPACES
         from ldm.util import atomic_write
 
         maps = found.maps[space]
         shown = maps.mean(1, keepdim=True) if self.mean else maps
-        limits = (0.0, float(shown.max()) if self.limit is None else self.limit)
+        limits = (0.0, without_outliers(shown.numpy())[1] if self.limit is None else self.limit)
         label = f"mutual information per pixel (nats)\n{SPACES[space]}, distance {self.distance_scale}"
         label += "" if self.joint else ", channel by channel"
         label += f", mean over {self.n} noises" if self.mean else ""
+        label += pipeline.classes.left_out(found.classes)
         label += f"\n{self._seen_through(found, pipeline, space)}"
         titles = [pipeline.classes.describe(one) for one in found.classes]
         for noise, path in enumerate(self._pictures(pipeline, space)):

@@ -108,7 +108,9 @@ def assign_bins(
     return {label: slots[(place + shift) % n_classes] for place, label in sorted(enumerate(order), key=lambda x: x[1])}
 
 
-def binned_indices(labels: Tensor, class_sizes: Mapping[int, ClassSize], seed: int) -> Tensor:
+def binned_indices(
+    labels: Tensor, class_sizes: Mapping[int, ClassSize], seed: int, names: Sequence[str] = ()
+) -> Tensor:
     """Return the positions of the images within class_size, class after class.
 
     Nested: the order of a class's images depends on (seed, class) only, and a class_size takes the first of them.
@@ -117,6 +119,7 @@ def binned_indices(labels: Tensor, class_sizes: Mapping[int, ClassSize], seed: i
         labels: class of each image, [N].
         class_sizes: {class: class_size}; classes that are not named have no images.
         seed: seed of the order.
+        names: of the classes, for the error; none where there are none.
 
     Raises:
         ValueError: if a class has fewer images than its class_size.
@@ -127,8 +130,9 @@ def binned_indices(labels: Tensor, class_sizes: Mapping[int, ClassSize], seed: i
         images = places.get(label, none)
         wanted = len(images) if class_sizes[label] == ALL else int(class_sizes[label])
         if not 0 < wanted <= len(images):
+            name = names[label] if names else label
             raise ValueError(
-                f"class {label} has {len(images)} images, its class_size is {class_sizes[label]}: "
+                f"class {name} has {len(images)} images, its class_size is {class_sizes[label]}: "
                 "choose a smaller class_size, or 'all' for a class that has images"
             )
         order = torch.randperm(len(images), generator=generator("images", seed, label))
@@ -184,13 +188,46 @@ def plan_binned(
     seed: int = 0,
     rotation: int = 0,
     resample: bool = True,
+    named: Mapping[str, ClassSize] | None = None,
 ) -> Subsets:
-    """Plan binned classes: class sizes of `assign_bins`, and for each member a bootstrap (or all of it)."""
-    counts = dict(classes_per_bin or default_classes_per_bin(len(class_names)))
-    bins = assign_bins(len(class_names), counts, seed, rotation)
-    kept = binned_indices(labels, bins, seed)
-    record = {"seed": seed, "rotation": rotation, "bootstrap": resample}
+    """Plan binned classes: class sizes of `assign_bins`, and for each member a bootstrap (or all of it).
+
+    Args:
+        named: {name: class size} of classes that are not drawn; the others are drawn by `classes_per_bin`, or keep
+            all their images where it is None.
+
+    Raises:
+        ValueError: for a name that no class has, or that several have, and as `assign_bins` and `binned_indices`.
+    """
+    record: dict[str, Any] = {"seed": seed, "rotation": rotation, "bootstrap": resample}
+    if not named:
+        counts = dict(classes_per_bin or default_classes_per_bin(len(class_names)))
+        bins = assign_bins(len(class_names), counts, seed, rotation)
+    else:
+        bins = _assign_named(class_names, named, classes_per_bin, seed, rotation)
+        record["named"] = dict(named)
+    kept = binned_indices(labels, bins, seed, class_names)
     return _plan_members(labels, class_names, bins, kept, members, record)
+
+
+def _assign_named(
+    class_names: Sequence[str],
+    named: Mapping[str, ClassSize],
+    classes_per_bin: Mapping[ClassSize, int] | None,
+    seed: int,
+    rotation: int,
+) -> dict[int, ClassSize]:
+    """Return {class: class size}: those of named classes as given, those of the others drawn."""
+    wrong = [name for name in named if list(class_names).count(name) != 1]
+    if wrong:
+        known = ", ".join(class_names[:12]) + (", .." if len(class_names) > 12 else "")
+        raise ValueError(f"no class, or more than one, is called '{wrong[0]}'; the names are {known}")
+    fixed = {list(class_names).index(name): size for name, size in named.items()}
+    others = [label for label in range(len(class_names)) if label not in fixed]
+    if not others:
+        return dict(sorted(fixed.items()))
+    drawn = assign_bins(len(others), classes_per_bin or {ALL: len(others)}, seed, rotation)
+    return dict(sorted({**fixed, **{others[place]: size for place, size in drawn.items()}}.items()))
 
 
 def plan_natural(

@@ -178,8 +178,12 @@ def plan_words(subsets: Subsets) -> list[str]:
         return words
     if record.get("natural"):
         return [*words, "--natural"]
-    counts = Counter(subsets.bins.values())
+    named = record.get("named") or {}
+    words += ["--images_of", *(f"{name}={size}" for name, size in named.items())] if named else []
+    counts = Counter(size for label, size in subsets.bins.items() if subsets.class_names[label] not in named)
     words += ["--rotation", str(record["rotation"])] if record.get("rotation") else []
+    if not counts:
+        return words
     return [*words, "--classes_per_bin", *(f"{size}:{counts[size]}" for size in sorted(counts, key=class_size_order))]
 
 

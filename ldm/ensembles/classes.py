@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from ldm.ensembles.naming import names_class
 
 MASKED = "masked_classes"
+# Pictures of no more classes than this show all of them where none are named.
+SHOW_ALL = 20
 
 
 class Groups(NamedTuple):
@@ -71,7 +73,8 @@ class Classes:
         masked = every.masked and bool(every.sees)
         sees = {member: frozenset(prompt for prompt, labels in enumerate(named) if seen.issuperset(labels))
                 for member, seen in every.sees.items()}  # fmt: skip
-        return cls(len(names), tuple(names), sizes, masked, sees if masked else {}, members)
+        natural = every.natural and len(sizes) == len(names)
+        return cls(len(names), tuple(names), sizes, masked, sees if masked else {}, members, natural)
 
     def named_in(self, text: str) -> list[int]:
         """Return the classes that a text names (`names_class`); the class that is called as the text goes first."""
@@ -132,21 +135,26 @@ class Classes:
         return sorted(labels, key=lambda label: (class_size_order(self.sizes[label]), label))
 
     def choose(self, given: Sequence[int | str] | None, count: int | None = 10) -> list[int]:
-        """Return the classes given, by number or by name; where there are none up to `count`, evenly spread.
+        """Return the classes given, by number or by name; where there are none, all of up to 20, else some.
 
         Args:
             given: numbers or names.
-            count: None takes all classes where none are given.
+            count: how many of more than 20 are taken, evenly spread; None takes all.
 
         Raises:
             ValueError: for a class that the model does not have, or that comes twice.
         """
         if not given:
-            return list(range(self.count)) if count is None else self.spread(count)
+            every = self.count if self.count <= SHOW_ALL else count
+            return list(range(self.count)) if count is None else self.spread(every or self.count)
         labels = [self.number(one) for one in given]
         if len(set(labels)) != len(labels):
             raise ValueError(f"--classes takes different classes of 0..{self.count - 1}, got {list(given)}")
         return labels
+
+    def left_out(self, labels: Sequence[int]) -> str:
+        """Return how many classes of how many a picture shows, for its title; nothing where it shows all."""
+        return f"; {len(labels)} of {self.count} classes" if len(labels) < self.count else ""
 
     def number(self, given: int | str) -> int:
         """Return the number of a class that is given by number or by name.

@@ -92,6 +92,25 @@ class Reference:
         return self._radii[k]
 
 
+def warn_of_few_images(names: Iterable[str], reference: FeatureSet, samples: FeatureSet) -> list[str]:
+    """Return a sentence for each side that has too few images for FID or sFID: fewer than its features have numbers.
+
+    The covariance of fewer images has no full rank, and the distance is then mostly one of numbers of images.
+    """
+    kinds = {"fid": "pooled", "sfid": "spatial"}
+    found = []
+    for name, kind in ((name, kinds[name]) for name in names if name in kinds):
+        for side, own in (("samples", samples), ("reference", reference)):
+            features = getattr(own, kind)
+            if features is not None and len(features) < features.shape[1]:
+                found.append(
+                    f"{name} of {len(features)} images of the {side} in {features.shape[1]} features: fewer images "
+                    "than features make it far too large; compare it only with one of as many images, or take kid or "
+                    "cmmd"
+                )
+    return found
+
+
 Named = dict[str, tuple[Interval, str]]
 HALVES = "draw of the samples, by random halves, 95 %"
 GROUPED = "draw of the samples, without groups of them in turn, 95 %"

@@ -13,10 +13,11 @@ class PixelClassifier:
 
     Args:
         images: [N, ...] in [-1, 1]; labels: [N].
+        balanced: give every class the same weight, however many images it has.
     """
 
-    def __init__(self, images: ArrayLike, labels: ArrayLike):
-        self.model = SVC().fit(_flat(images), np.asarray(labels))
+    def __init__(self, images: ArrayLike, labels: ArrayLike, balanced: bool = False):
+        self.model = SVC(class_weight="balanced" if balanced else None).fit(_flat(images), np.asarray(labels))
 
     def predict(self, images: ArrayLike) -> np.ndarray:
         """The most likely class of each image [N]."""
@@ -27,11 +28,16 @@ class PixelClassifier:
         return self.predict(images) == np.asarray(labels)
 
 
+def nearest_images(images: ArrayLike, references: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the place of each image's nearest reference [K, ...], and their root mean square difference: both [N]."""
+    flat = _flat(images)
+    distances, places = NearestNeighbors(n_neighbors=1).fit(_flat(references)).kneighbors(flat)
+    return places[:, 0], distances[:, 0] / flat.shape[1] ** 0.5
+
+
 def nearest_distances(images: ArrayLike, references: ArrayLike) -> np.ndarray:
     """Root mean square difference of each image [N, ...] from its nearest reference [K, ...]: [N], 0 for a copy."""
-    flat = _flat(images)
-    distances, _ = NearestNeighbors(n_neighbors=1).fit(_flat(references)).kneighbors(flat)
-    return distances[:, 0] / flat.shape[1] ** 0.5
+    return nearest_images(images, references)[1]
 
 
 def _flat(images: ArrayLike) -> np.ndarray:

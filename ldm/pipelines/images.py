@@ -262,15 +262,21 @@ def load_images(path: str | Path, channels: int = 3, image_size: ImageSize | Non
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it holds no images, or --image_size is given for an array.
+        ValueError: if it holds no images, or an array's have another size than `image_size`: they are not scaled.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no images at {path}: expected a folder, .zip, .npz, .pt or .safetensors")
     if path.suffix in (".npz", *TENSOR_SUFFIXES):
-        if image_size is not None:
-            raise ValueError(f"image_size acts on image files, {path} is an array")
-        return NpzImages(path) if path.suffix == ".npz" else TensorImages.of_file(path)
+        array = NpzImages(path) if path.suffix == ".npz" else TensorImages.of_file(path)
+        if image_size is not None and len(array):
+            own, wanted = tuple(array.read(0, 1).shape[2:]), read_image_size(image_size)
+            if own != wanted:
+                raise ValueError(
+                    f"--image_size scales picture files, and {path} is an array of images {own[0]}x{own[1]}, not "
+                    f"{wanted[0]}x{wanted[1]}: give its size, to which the pictures of the other side are scaled"
+                )
+        return array
     return FolderImages(path, channels, image_size)
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 
+from ldm.ensembles.classes import SHOW_ALL, Classes
+from ldm.ensembles.storage import read_ensemble
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
 from ldm.modules.encoders.text import TextEmbedder
+from ldm.util import atomic_write
 
 
 @torch.no_grad()
@@ -33,6 +36,19 @@ def make_text_choices(model: LatentDiffusion, prompts: Sequence[str], embedded: 
         tokens = torch.cat([tokens, embedder.null_tokens[None].to(tokens)])
     rows = {"context": embedder.embed(tokens)} if embedded else {"tokens": tokens}
     return Choices(tuple(prompts), null=null, **rows)
+
+
+def write_class_prompts(folder: str | Path, path: str | Path) -> None:
+    """Write the captions that an ensemble was trained on as prompts: all of up to 20, else 20 spread over them.
+
+    Args:
+        folder: the ensemble, whose classes are captions.
+        path: the text file.
+    """
+    spec = read_ensemble(folder).spec
+    captions = Classes.from_record(spec, len(spec["class_names"]), len(spec["members"]))
+    with atomic_write(path) as partial:
+        partial.write_text("".join(f"{captions.name(one)}\n" for one in captions.choose(None, SHOW_ALL)))
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ldm.records import Row
+from ldm.report.mistakes import FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
 from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
 from ldm.report.tables import read_comments, read_csv
+from ldm.stats import spearman_interval
 
 # Cards are shown of so many classes: the most and the least uncertain ones.
 MOST_CARDS = 40
@@ -28,6 +30,8 @@ COLUMNS = {
     "ssim": "similarity of members (SSIM)",
     "epistemic_variance": "variance between members",
     "residual_p": "p of standing out",
+    "recognised": "samples recognised",
+    "real_recognised": "real pictures recognised",
 }
 
 
@@ -46,8 +50,13 @@ def rank_rows(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: -float(row["mi_mean"]))
 
 
-def summarise_table(path: Path) -> list[str]:
-    """Return what a table of classes says in sentences: the most and the least uncertain, and its summary."""
+def summarise_table(path: Path, folder: Path | None = None) -> list[str]:
+    """Return what a table of classes says in sentences: the most and the least uncertain, and its summary.
+
+    Args:
+        path: uncertainty.csv.
+        folder: where it is looked for what the classes' samples are taken for, if at all.
+    """
     rows = rank_rows(read_csv(path))
     first, last = rows[0], rows[-1]
     summary = path.with_name("summary.json")
@@ -70,7 +79,26 @@ def summarise_table(path: Path) -> list[str]:
     outstanding = found.get("standing_out")
     if outstanding is not None:
         words.append(_describe_outstanding(outstanding))
-    return [*words, *meaning]
+    wrong = [] if folder is None else _summarise_wrong(rows, folder)
+    return [*words, *wrong, *meaning]
+
+
+def _summarise_wrong(rows: Sequence[Row], folder: Path) -> list[str]:
+    """Return what samples are taken for, and whether that goes with what the members disagree about."""
+    found = read_mistakes(folder)
+    if not found:
+        return []
+    words = [summarise_mistakes(list(found.values()))]
+    both = [row for row in rows if row["class"] in found]
+    shares = [found[row["class"]]["recognised"] / found[row["class"]]["samples"] for row in both]
+    if len(both) > 3 and len(set(shares)) > 1:
+        value = spearman_interval([row["mi_mean"] for row in both], shares)
+        words.append(
+            f"Rank correlation of mutual information with the share of samples that are recognised: "
+            f"{value.estimate:.2f} [{value.low:.2f}, {value.high:.2f}] over {len(both)} classes; below 0, samples of "
+            "classes that the members disagree about are recognised less often."
+        )
+    return words
 
 
 def _capitalise(words: str) -> str:
@@ -99,7 +127,7 @@ def class_sections(path: Path, folder: Path) -> tuple[list[Section], set[Path]]:
         path: uncertainty.csv.
         folder: the folder of the page; maps and rollouts are looked for in it.
     """
-    rows = rank_rows(read_csv(path))
+    rows = _join_mistakes(rank_rows(read_csv(path)), folder)
     where = "" if path.parent == folder else f" ({path.parent.name})"
     used: set[Path] = set()
     blocks: list[Any] = []
@@ -129,6 +157,20 @@ def class_sections(path: Path, folder: Path) -> tuple[list[Section], set[Path]]:
     return sections, used | shown
 
 
+def _join_mistakes(rows: Sequence[Row], folder: Path) -> list[Row]:
+    """Return rows of classes with the shares of their samples, and of real pictures, that are recognised."""
+    found = read_mistakes(folder)
+    joined = []
+    for row in rows:
+        own = found.get(row["class"], {})
+        shares = {
+            "recognised": own["recognised"] / own["samples"] if own else None,
+            "real_recognised": own["real_recognised"] / own["real"] if own.get("real") else None,
+        }
+        joined.append({**row, **shares})
+    return joined
+
+
 _CAPTIONS = {
     "uncertainty.png": "Mutual information of each class",
     "by_images.png": "Mutual information against the number of training images",
@@ -138,7 +180,7 @@ _CAPTIONS = {
 
 def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
     """Return a card for each class that has a rollout or a map, and the pictures in them."""
-    maps = _read_maps(folder)
+    maps, mistakes = _read_maps(folder), read_mistakes(folder)
     chosen = list(rows)
     blocks: list[Any] = []
     if len(chosen) > MOST_CARDS:
@@ -155,10 +197,22 @@ def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
             pictures.append(
                 Picture(maps[row["class"]], "a sample, and where in it the members disagree (brighter: more)")
             )
+        near = folder / FOLDER / f"nearest_{row['class']}.png"
+        if near.exists():
+            used.add(near)
+            pictures.append(Picture(near, "a sample of each member, and the training picture nearest to it"))
         if pictures:
-            facts = Text(f"{_interval(row)} nats{_images(row)}.")
+            facts = Text(f"{_interval(row)} nats{_images(row)}.{_describe_wrong(mistakes.get(row['class']))}")
             cards.append(Section(_name(row), [facts, *pictures]))
     return ([*blocks, Cards(cards)] if cards else []), used
+
+
+def _describe_wrong(row: Row | None) -> str:
+    """Return what a card says of the samples of its class, beside real pictures of it."""
+    if row is None:
+        return ""
+    control = f"; of its real pictures {row['real_recognised']} of {row['real']}" if row.get("real") else ""
+    return f" Of its samples {describe_mistakes(row)}{control}."
 
 
 def _find_rollouts(folder: Path, row: Row) -> list[Path]:

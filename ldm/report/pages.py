@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.report.class_pages import class_sections, summarise_table
+from ldm.report.mistakes import FOLDER, TABLE
 from ldm.report.page import PAGE, Code, PageTable, Picture, ResultPage, Section, Text
 from ldm.report.reading import how_to_read
 from ldm.report.tables import read_comments, read_csv
@@ -47,12 +48,13 @@ def make_page(folder: str | Path) -> ResultPage:
     reports = [path for path in tables if path.name == "uncertainty.csv"]
     sections, used, summary = [], set(), []
     for path in reports:
-        summary += summarise_table(path)
+        summary += summarise_table(path, folder)
         found, own = class_sections(path, folder)
         sections += found
         used |= own
     sections += _picture_sections(folder, [path for path in pictures if path not in used])
-    sections += _table_sections(folder, [path for path in tables if path not in reports])
+    shown = [*reports, *([folder / FOLDER / TABLE] if reports else [])]
+    sections += _table_sections(folder, [path for path in tables if path not in shown])
     sections += [how_to_read(_command_names(records)), _made_by(records)]
     return ResultPage(f"{folder.resolve().name}: where does the model not know?" if reports else folder.resolve().name,
                 summary, sections)  # fmt: skip

@@ -23,6 +23,10 @@ EXPLANATIONS: dict[tuple[str, ...], tuple[str, ...]] = {
         "Maps show where in the picture the members disagree: bright pixels are drawn differently by different "
         "members. All maps of a picture share one colour scale.",
     ),
+    ("uncertainty mistakes",): (
+        "A sample is recognised where a classifier of the training pictures takes it for the class that it was made "
+        "for. The classifier errs too: compare with what it makes of real pictures that it was not trained on.",
+    ),
     ("laplace sample", "laplace resample", "laplace sweep", "laplace filter", "laplace plots", "laplace fit"): (
         "The variance of a pixel says how much it would change had the last layer been trained on other pictures of "
         "the same law, for the same noise. It says nothing of layers below the last one.",

@@ -39,13 +39,15 @@ def step_maps_figure(
     path: str | os.PathLike,
     columns: int = 10,
     label: str = "variance of the state",
+    names: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
     """Draw the maps of N images [N, S, h, w] at up to `columns` of S steps, images at the end, one colour scale
     (`without_outliers`).
 
     Args:
-        images: uint8 [N, H, W, C]; times: u of each step's end [S].
+        images: uint8 [N, H, W, C]; times: u of each step's end [S], 0 where the image is clean.
+        names: texts at the left of the rows [N], their classes for example; none where empty.
 
     Raises:
         FileExistsError: if the file exists and `overwrite` is False.
@@ -68,8 +70,15 @@ def step_maps_figure(
         picture = image[..., 0] if image.shape[-1] == 1 else image
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
     axes.set(xlim=(-0.5, left + width), ylim=(down[-1] + height / 2, down[0] - height / 2))
+    if names:
+        axes.set_axis_on()
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xticks([])
+        axes.set_yticks(down, list(names), fontsize=7)
+    latent = f"\nof latents {height} x {width}" if maps.shape[2:] != images.shape[1:3] else ""
     bar = figure.colorbar(drawn, ax=axes, aspect=25, pad=0.01, extend=beyond(values, low, high))
-    bar.set_label(label, fontsize=7)
+    bar.set_label(f"{label}{latent}\nu: time, 0 is clean", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     bar.ax.yaxis.get_offset_text().set_fontsize(6)
     save_figure(figure, path, overwrite)
@@ -102,16 +111,22 @@ def ranked_figure(
 ) -> None:
     """Draw the most and the least certain images side by side, row by row in the order of their score.
 
+    No image is in both: of few images there are fewer rows, or columns.
+
     Raises:
         FileExistsError: if the file exists and `overwrite` is False.
     """
-    columns = min(columns, len(images))
-    rows = max(1, min(rows, len(images) // columns))
+    each = max(1, len(images) // 2)
+    columns = min(columns, each)
+    rows = max(1, min(rows, each // columns))
     order = np.argsort(scores, kind="stable")
     panels = []
-    for chosen, title in ((order, "least"), (order[::-1], "greatest")):
-        shown = images[chosen[: rows * columns]].reshape(rows, columns, *images.shape[1:])
-        panels.append(Panel(shown, [""] * rows, [""] * columns, f"{title} {name}"))
+    for places, title in ((order, "least"), (order[::-1], "greatest")):
+        chosen = places[: rows * columns]
+        shown = images[chosen].reshape(rows, columns, *images.shape[1:])
+        ends = sorted((scores[chosen[0]], scores[chosen[-1]]))
+        title = f"{title} {name}\n{ends[0]:.3g} to {ends[1]:.3g}"
+        panels.append(Panel(shown, [""] * rows, [""] * columns, title))
     side_by_side(panels, path, overwrite)
 
 
@@ -162,6 +177,7 @@ def write_variance_report(
     comment: str,
     rank_by: str,
     shown: int,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write samples.npz, scores.csv, maps.png, steps.png and ranked.png of samples with their variances.
 
@@ -172,8 +188,10 @@ def write_variance_report(
         comment: the first line of the table.
         rank_by: the score that ranked.png is in the order of.
         shown: images in maps.png; steps.png has up to eight.
+        class_names: names of the classes; numbers stand for them where there are none.
     """
     images = found["images"]
+    class_names = class_names if len(class_names) > max(labels or (0,)) else ()
     kept = {name: found[name] for name in ("map", "variance", "latents", "step_sums")}
     kept["step_maps"] = found["step_maps"][:shown]
     if labels is not None:
@@ -186,15 +204,19 @@ def write_variance_report(
         row: dict[str, Any] = {"image": image}
         if labels is not None:
             row["class"] = int(labels[image])
+            row |= {"name": class_names[labels[image]]} if class_names else {}
         rows.append({**row, **{name: float(value[image]) for name, value in scores.items()}})
     write_csv(out / "scores.csv", rows, [comment], overwrite=True)
     maps = found["map"][:shown]
-    titles = None if labels is None else [f"class {label}" for label in labels[:shown]]
+    names = [class_names[label] if class_names else f"class {label}" for label in labels or ()]
+    titles = names[:shown] or None
     limits = without_outliers(maps)
     label = "variance of the pixel"
     heat_maps(images[:shown], maps, out / "maps.png", label, titles=titles, limits=limits, overwrite=True)
     first = min(8, len(found["step_maps"]))
-    step_maps_figure(images[:first], found["step_maps"][:first], times, out / "steps.png", overwrite=True)
+    step_maps_figure(
+        images[:first], found["step_maps"][:first], times, out / "steps.png", names=names[:first], overwrite=True
+    )
     ranked_figure(images, scores[rank_by], out / "ranked.png", rank_by, overwrite=True)
 
 

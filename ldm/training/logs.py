@@ -77,8 +77,12 @@ def drop_messages() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def announce(run: RunDirectory, model: pl.LightningModule, devices: str, base_rate: float | None) -> None:
-    """Say what a user wants to know before it starts; a rate that was multiplied is said with its factor."""
+def announce(run: RunDirectory, model: pl.LightningModule, devices: str, base_rate: float | None, images: int) -> None:
+    """Say what a user wants to know before it starts; a rate that was multiplied is said with its factor.
+
+    Args:
+        images: in an optimiser step, on all devices.
+    """
     rate = f"{model.learning_rate:.3g}"
     factor = 1.0 if not base_rate else float(model.learning_rate) / base_rate  # type: ignore[arg-type]
     if not math.isclose(factor, 1.0):
@@ -89,6 +93,6 @@ def announce(run: RunDirectory, model: pl.LightningModule, devices: str, base_ra
     trained = sum(size for size, trains in parameters if trains)
     log.info("run directory: %s", run.path)
     log.info(
-        "device: %s  parameters: %s, %s of them trained  learning rate: %s",
-        devices, f"{sum(size for size, _ in parameters):,}", f"{trained:,}", rate,
+        "device: %s  parameters: %s, %s of them trained  images a step: %d  learning rate: %s",
+        devices, f"{sum(size for size, _ in parameters):,}", f"{trained:,}", images, rate,
     )  # fmt: skip

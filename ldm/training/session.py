@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 from ldm.memory import keep_freed_memory
@@ -30,6 +30,7 @@ from ldm.training.lock import hold_run
 from ldm.training.logs import announce
 from ldm.training.members import build_joint_data, build_members, write_member_runs
 from ldm.training.processes import find_known_run, is_first, make_run, share_run
+from ldm.training.progress import TrainingProgress
 from ldm.training.resumed import check_resumed, describe_steps
 from ldm.training.runs import RunDirectory, write_run_record
 from ldm.training.slurm import Job
@@ -149,9 +150,8 @@ def build_callbacks(
         run.checkpoints, checkpoint.get("params") or {}, monitor, training.every_n_epochs, training.every_n_steps
     )
     callbacks += [keeper, SaveWhenStopped(keeper.save, on_error=not training.debug)]
-    if lightning.trainer.get("enable_progress_bar", True):
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    return callbacks
+    progress = [TrainingProgress()] if lightning.trainer.get("enable_progress_bar", True) else []
+    return [*callbacks, *progress]
 
 
 def prepare_model(config: DictConfig, training: Training) -> pl.LightningModule:
@@ -296,5 +296,5 @@ def set_up(training: Training, held: ExitStack) -> Session:
         if known is None and is_first():
             run.discard()
         raise
-    announce(run, model, devices.words, shared.model.get("base_learning_rate"))
+    announce(run, model, devices.words, shared.model.get("base_learning_rate"), steps["images_per_step"])
     return Session(model, data, trainer, run, checkpoint, training, known is not None, record)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -54,6 +56,21 @@ def test_a_command_ends_with_one_sentence(kind, debug, capsys):
     message = str(end.value.code)
     assert message.startswith("error: ") and "\n" not in message
     assert ("Traceback" in capsys.readouterr().err) == debug
+
+
+def test_the_sentence_stands_on_a_line_of_its_own():
+    code = """
+import sys
+from tqdm import tqdm
+from ldm.commands.line import _run
+from tests.commands.test_failures import Fails
+bar = tqdm(total=4, file=sys.stderr)
+bar.update(2)
+_run(Fails, ["--kind", "ours"], "fails")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last == "error: --n must be at least 1, got 0: give a larger one" and "50%" in ended.stderr
 
 
 def test_words_after_two_dashes_are_not_the_commands_own():

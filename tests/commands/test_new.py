@@ -93,11 +93,22 @@ def test_a_study_names_every_command_before_it_runs(folder, monkeypatch, capsys)
     assert "--natural" in lines[2] and lines[2][lines[2].index("--out") + 1] == str(folder / "logs/bins")
 
 
+def test_words_of_a_study_change_members_only_where_components_say_nothing(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    write_config(folder, measure=False)
+    words = ("lightning.trainer.max_steps=7", "data.params.batch_size=3", "components.model.learning_rate=0.1")
+    capsys.readouterr()
+    Study("my.yaml", members=2, dry_run=True, changes=words).run()
+    trained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("decu train")]
+    assert [tuple(line.split()[-2:]) for line in trained] == [words[:2], words[1:]]
+
+
 @pytest.mark.slow
 def test_a_study_goes_from_the_config_to_the_page_and_does_nothing_twice(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     write_config(folder, measure=False)
-    changes = ("lightning.trainer.max_steps=2", "uncertainty.n=2", "uncertainty.steps=2")
+    few = ("lightning.trainer.max_steps=2", "components.lightning.trainer.max_steps=2")
+    changes = (*few, "uncertainty.n=2", "uncertainty.steps=2")
     page = Study("my.yaml", members=2, logdir="logs", changes=changes).run()
     rows = read_csv(page.parent / "samps_uncs_branch0" / "uncertainty.csv")
     assert {row["name"]: row["images"] for row in rows} == {"ant": 18, "bee": 11, "cat": 5}

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ldm.commands.data_bins import MakeBins
 from ldm.data import subsets as S
 from ldm.data.digits import Digits
+from ldm.data.plans import plan_words
 from tests.cli import call
 
 BINS = {1: 3, 10: 2, 50: 2, "all": 3}
@@ -234,3 +235,20 @@ def test_make_bins_refuses_what_would_not_act(wrong, capsys):
     with pytest.raises(SystemExit):
         call("data bins", wrong)
     assert "error" in capsys.readouterr().err.lower()
+
+
+def test_named_classes_have_the_images_they_are_given():
+    data = Digits()
+    named = {data.class_names[3]: 5, data.class_names[7]: "all"}
+    plan = S.plan_binned(data.labels, data.class_names, {1: 4, "all": 4}, members=2, named=named)
+    sizes = torch.bincount(data.labels[plan.positions[None]], minlength=10)
+    assert sizes[3] == 5 and sizes[7] == (data.labels == 7).sum()
+    assert sorted(size for label, size in plan.bins.items() if size == 1) == [1] * 4 and plan.bins[3] == 5
+    rest = S.plan_binned(data.labels, data.class_names, members=2, named={data.class_names[3]: 5})
+    assert [label for label, size in rest.bins.items() if size != "all"] == [3]
+    words = plan_words(plan)
+    assert words[words.index("--images_of") + 1] == f"{data.class_names[3]}=5" and words[-2:] == ["1:4", "all:4"]
+    with pytest.raises(ValueError, match="whale"):
+        S.plan_binned(data.labels, data.class_names, named={"whale": 5})
+    with pytest.raises(ValueError, match=f"class {data.class_names[3]} has"):
+        S.plan_binned(data.labels, data.class_names, named={data.class_names[3]: 5000})

@@ -15,7 +15,7 @@ from ldm.evaluation.extractors import make_extractor
 from ldm.evaluation.features import Activations, Extractor
 from ldm.evaluation.fid import frechet_distance
 from ldm.evaluation.inception_score import inception_score, probabilities
-from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle
+from ldm.evaluation.metrics import METRICS, Options, Reference, measure, obstacle, warn_of_few_images
 from ldm.evaluation.precision_recall import density_coverage, precision_recall
 from ldm.evaluation.sample_sizes import sample_sizes, summarise_sizes, without_bias
 from ldm.evaluation.statistics import BLOCK, FeatureStatistics, moments
@@ -33,6 +33,13 @@ def feature_set(count, key, shift=0.0):
     return FeatureSet(
         *(draw(count, size, key=10 * key + size).float().numpy() + np.float32(shift) for size in (6, 4, 5))
     )
+
+
+def test_a_distance_of_fewer_images_than_features_says_so():
+    few, many = feature_set(5, 1), feature_set(6, 2)
+    (said,) = warn_of_few_images(["fid", "kid"], many, few)
+    assert said.startswith("fid of 5 images of the samples in 6 features")
+    assert [line.split()[0] for line in warn_of_few_images(["fid", "sfid"], many, few)] == ["fid", "sfid"][:1]
 
 
 @pytest.fixture(scope="module")
