@@ -70,6 +70,7 @@ BASE = {
     "ldm.images",
     "ldm.records",
     "ldm.settings",
+    "ldm.settings.guidance",
     "ldm.settings.names",
     "ldm.settings.sampling",
     "ldm.settings.training",

@@ -202,6 +202,12 @@ class GuidedDenoiser:
     scale: float
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
+        null, cond = self.predict_both(x, u)
+        x0 = torch.lerp(null.x0, cond.x0, self.scale)
+        return Prediction(x0, torch.lerp(null.eps, cond.eps, self.scale), cond.var_fraction)
+
+    def predict_both(self, x: Tensor, u: Tensor | float) -> tuple[Prediction, Prediction]:
+        """Return what is predicted under the null condition, and under the condition."""
         assert self.denoiser.cond is not None, "guided() makes sure of a condition"
         both = replace(self.denoiser, cond=join_conditions(self.null, self.denoiser.cond))
         if not getattr(self.denoiser.network, "shares_x", False):
@@ -210,7 +216,7 @@ class GuidedDenoiser:
         prediction = both(x, u)
         (x0_null, x0), (eps_null, eps) = prediction.x0.chunk(2, dim=-4), prediction.eps.chunk(2, dim=-4)
         fraction = None if prediction.var_fraction is None else prediction.var_fraction.chunk(2, dim=-4)[1]
-        return Prediction(torch.lerp(x0_null, x0, self.scale), torch.lerp(eps_null, eps, self.scale), fraction)
+        return Prediction(x0_null, eps_null), Prediction(x0, eps, fraction)
 
 
 def guided(denoiser: NetworkDenoiser, null: Any, scale: float) -> Denoiser:
@@ -278,22 +284,3 @@ class MappedDenoiser:
 def clipped(denoiser: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoiser:
     """Clamp x_0 to [-bound, bound], as pixel models do (`clip_denoised`)."""
     return MappedDenoiser(denoiser, schedule, lambda x0: x0.clamp(-bound, bound))
-
-
-@dataclass(frozen=True)
-class TranslatedDenoiser:
-    """A denoiser of schedule `own` on another `schedule`: states with equal sigma / alpha differ only by their scale.
-
-    So a VP network can be sampled with EDM's times and solver, and an EDM network at VP times; x_0 and eps
-    are the same.
-    """
-
-    denoiser: Denoiser
-    own: Schedule
-    schedule: Schedule
-
-    def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
-        u = torch.as_tensor(u, dtype=torch.float64)
-        own = self.own.time_at(self.schedule.ratio(u))
-        size, own_size = torch.hypot(*self.schedule.coefficients(u, x)), torch.hypot(*self.own.coefficients(own, x))
-        return self.denoiser(x * (own_size / size), own)

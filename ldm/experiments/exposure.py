@@ -20,6 +20,7 @@ from ldm.diffusion.transition import Noise
 from ldm.evaluation.exposure import EpsilonWatch, Norms, Residuals, StateMoments, StepMoments, each_step, observe
 from ldm.jobs import WorkList
 from ldm.pipelines.model import ModelPipeline
+from ldm.settings import Guidance
 from ldm.util import generator
 
 MomentsByName = dict[str, StepMoments]
@@ -104,6 +105,8 @@ class Chains:
         return [int(order[image % len(order)]) for image in images]
 
     def _own(self, labels: Tensor | None) -> Denoiser:
+        if self.pipeline.sampling.guidance != Guidance():
+            raise ValueError("exposure is measured under a scale of guidance alone: leave out --guidance_* and --guide")
         cond = labels if self.pipeline.conditional else None
         return self.pipeline.model.denoiser(cond, self.pipeline.scale)
 

@@ -91,6 +91,8 @@ class Pipeline:
         kept = {"network", "base_network", "classes", "class_names", "_latent_shape", "null_class", "conditional"}
         if values["sampling"] == self.sampling:
             kept |= {"times", "initial_std", "wrappers", "sampler", "scale", "n_classes"}
+        if values["sampling"].guidance == self.sampling.guidance:
+            kept |= {"guide"}
         if values["speed"] != self.speed:
             kept -= {"network", "base_network"}
             model, passes = with_speed(self.model, values["speed"], self.device)
@@ -188,7 +190,8 @@ class Pipeline:
             ValueError: if guidance is asked for and the model has no null class.
         """
         given = self.sampling.scale
-        if self.null_class is None and not self.base_network.needs_choices:
+        unguided = self.null_class is None and not self.base_network.needs_choices
+        if unguided and self.sampling.guidance.guide is None:
             if given not in (None, 1.0):
                 raise ValueError(f"--scale {given}: this model has no null class, there is no guidance")
             return 1.0

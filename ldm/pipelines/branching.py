@@ -157,10 +157,15 @@ class BranchingPipeline(ModelPipeline):
         count = len(bases)
         cond = self.labels([label for label in labels for _ in range(count)])
         noise = self.noise([image for image in images for _ in range(count)])
+        given, of_bases, of_members = self.sampling.guidance.member_scales, None, None
+        if given is not None:
+            scales = torch.tensor(given, dtype=torch.float64, device=self.device)
+            of_bases = scales[list(bases)].repeat(len(images)).reshape(-1, 1, 1, 1)
+            of_members = scales.reshape(-1, 1, 1, 1, 1)
         return {
             "sampler": self.sampler_for(cond),
-            "base": self.denoiser(cond, self._base_network(tuple(bases))),
-            "members": self.denoiser(cond, self.network),
+            "base": self.denoiser(cond, self._base_network(tuple(bases)), of_bases),
+            "members": self.denoiser(cond, self.network, of_members),
             "schedule": self.model.schedule,
             "x": self.initial(noise),
             "times": self.times,

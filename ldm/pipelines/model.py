@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import tensors_sha256
-from ldm.diffusion.denoiser import Denoiser, Network, make_denoiser
+from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, guided
 from ldm.diffusion.noise import INITIAL, ImageNoise
 from ldm.diffusion.samplers import run
 from ldm.diffusion.samplers.registry import Sampler
 from ldm.ensembles.classes import Classes
 from ldm.memory import ChunkedNetwork
+from ldm.pipelines.base import Pipeline
+from ldm.pipelines.guides import Guide, check_guidance, load_guide, make_guided
+from ldm.settings import Guidance
 from ldm.util import instantiate_from_config
 
 if TYPE_CHECKING:
-    pass
+    from typing_extensions import Self
 
-
-from ldm.pipelines.base import Pipeline
+PLAIN_GUIDANCE = Guidance()
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,35 @@ class ModelPipeline(Pipeline):
         """Return the classes in turn, one for each image number; None for an unconditional model."""
         return [image % self.n_classes for image in images] if self.n_classes else None
 
+    # Guidance
+
+    @property
+    def members(self) -> int:
+        """Number of members that sample at once: 1 for a model."""
+        return 1
+
+    @cached_property
+    def guide(self) -> Guide | None:
+        """The weaker model that guidance leads away from; None: the null class.
+
+        Raises:
+            ValueError: if it makes other images.
+        """
+        given = self.sampling.guidance
+        if given.guide is None:
+            return None
+        if self.model.choices is not None:
+            raise ValueError("--guide knows classes, and these images have prompts or pictures: leave it out")
+        return load_guide(given, self.model, self.device, self.passes)
+
+    def check(self) -> Self:
+        """See `Pipeline.check`; what is said of guidance has to act, too."""
+        made = super().check()
+        conditional = self.null_class is not None or self.base_network.needs_choices
+        check_guidance(self.sampling.guidance, self.scale, conditional, self.members)
+        _ = self.guide
+        return made
+
     # Sampling
 
     def images_at_once(self, copies: int = 1) -> int:
@@ -96,23 +127,31 @@ class ModelPipeline(Pipeline):
         """Return `sampler` for images of classes [B], to which a classifier may guide ancestral steps."""
         return self.sampler if self.wrappers.classifier is None else self._make_sampler(labels)
 
-    def denoiser(self, labels: Tensor | None = None, network: Network | None = None) -> Denoiser:
-        """Return the model's denoiser for labels [B] with all that wraps it; `network` replaces the model's own."""
+    def denoiser(
+        self, labels: Tensor | None = None, network: Network | None = None, scale: Tensor | None = None
+    ) -> Denoiser:
+        """Return the model's denoiser for labels [B] with all that wraps it.
+
+        Args:
+            labels: classes [B].
+            network: in place of the model's own.
+            scale: of guidance, in place of the one for all: of members or of images, see `GuidanceRule`.
+        """
         network = ChunkedNetwork(self.base_network, self.passes) if network is None else network
+        model = self.model
         cond = labels if self.conditional else None
         null = None
-        if cond is not None and self.scale != 1:
-            known = self.null_class if self.model.choices is None else None
-            null = self.model.null_condition(cond) if known is None else torch.full_like(cond, known)
-        denoiser = make_denoiser(
-            network,
-            self.model.schedule,
-            self.model.target,
-            cond,
-            null=null,
-            scale=self.scale,
-            learned_range=self.model.learned_variance is not None,
-        )
+        if cond is not None and (scale is not None or self.scale != 1):
+            known = self.null_class if model.choices is None else None
+            null = model.null_condition(cond) if known is None else torch.full_like(cond, known)
+        learned = model.learned_variance is not None
+        own = NetworkDenoiser(network, model.schedule, model.target, cond, learned_range=learned)
+        denoiser: Denoiser
+        if self.sampling.guidance == PLAIN_GUIDANCE:
+            denoiser = guided(own, null, self.scale)
+        else:
+            scales = self.scale if scale is None else scale
+            denoiser = make_guided(own, null, scales, self.sampling.guidance, self.guide)
         if self.wrappers.off:
             return denoiser
         return self.wrappers.wrap(denoiser, self.times, self.sampling.sampler, labels)
@@ -183,4 +222,14 @@ class ModelPipeline(Pipeline):
             **({} if self.speed.precision == "float32" else {"precision": self.speed.precision}),
             **({} if choices is None else {"conditions_sha256": tensors_sha256(choices.tensors())}),
             **self.wrappers.describe(),
+            **self._describe_guidance(),
         }
+
+    def _describe_guidance(self) -> dict[str, Any]:
+        """Return what is said of guidance beside its scale, where anything is."""
+        given = self.sampling.guidance
+        if given == PLAIN_GUIDANCE:
+            return {}
+        said = {"interval": given.interval, "rescale": given.rescale, "member_scales": given.member_scales}
+        found = {name: value for name, value in said.items() if value is not None}
+        return {"guidance": found if self.guide is None else {**found, "guide": self.guide.describe()}}

@@ -17,6 +17,7 @@ from ldm.ensembles.members import Members
 from ldm.laplace import LastLayerLaplace
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.pipelines.model import ModelPipeline
+from ldm.settings import Guidance
 from ldm.uncertainty.propagation import (
     PredictiveDenoiser,
     VarianceStep,
@@ -143,6 +144,8 @@ class PosteriorPipeline:
         wrappers, sampler = self.pipeline.wrappers, self.pipeline.sampling.sampler
         if method not in WRAPPED and (wrappers.clip or wrappers.classifier is not None):
             raise ValueError(f"{method} knows neither clipping nor a classifier: use {', '.join(WRAPPED)}")
+        if method not in WRAPPED and self.pipeline.sampling.guidance != Guidance():
+            raise ValueError(f"{method} knows guidance by its scale alone: use {', '.join(WRAPPED)}")
         if method not in WRAPPED and wrappers.scaling.direction == "x0_only" and not wrappers.scaling.off:
             raise ValueError(
                 f"{method} follows the one output of a network, and x0_only scales it in x0 alone: "

@@ -4,10 +4,10 @@ A pipeline holds these values, and a command shows their fields as options: of t
 the name that DECU's scripts had. Nothing here imports torch, so that a command's help answers at once.
 """
 
+from ldm.settings.guidance import ClassifierGuidance, Guidance
 from ldm.settings.names import SamplerName, Spacing
 from ldm.settings.sampling import (
     Branching,
-    ClassifierGuidance,
     FeatureReading,
     Precision,
     Sampling,
@@ -22,6 +22,7 @@ __all__ = [
     "Branching",
     "ClassifierGuidance",
     "FeatureReading",
+    "Guidance",
     "Precision",
     "SamplerName",
     "Sampling",

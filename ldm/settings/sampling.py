@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from ldm.options import PAIRS, OptionValue, check_options, one_of, option
+from ldm.settings.guidance import ClassifierGuidance, Guidance
 from ldm.settings.names import (
     SAMPLER_NAMES,
     SECOND_NAMES,
@@ -65,21 +66,6 @@ class Scaling:
 
 
 @dataclass(frozen=True)
-class ClassifierGuidance:
-    """Guidance by the gradient of a classifier of noisy images (Dhariwal and Nichol 2021, section 4)."""
-
-    config: Annotated[str | None, option(name="classifier_config", metavar="YAML", default="no classifier")] = None
-    """The config of a noisy classifier."""
-    checkpoint: Annotated[str | None, option(name="classifier_ckpt", metavar="FILE", default="no classifier")] = None
-    """Its weights: the checkpoint of a run, or guided-diffusion's file."""
-    scale: Annotated[float | None, option(name="classifier_scale", metavar="S", default="1")] = None
-    """The scale of its gradient, which epsilon scaling leaves alone."""
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-
-@dataclass(frozen=True)
 class Sampling:
     """How samples are drawn. What is None comes from the config of the model, else from the stated default.
 
@@ -129,6 +115,7 @@ class Sampling:
     seed: int = 42
     """The seed of the noise: image i draws from (seed, i, step)."""
     scaling: Scaling = field(default_factory=Scaling)
+    guidance: Guidance = field(default_factory=Guidance)
     classifier: ClassifierGuidance = field(default_factory=ClassifierGuidance)
 
     def __post_init__(self) -> None:
@@ -136,6 +123,8 @@ class Sampling:
             object.__setattr__(self, "steps", int(self.steps))
         check_steps(self.steps)
         check_options(self)
+        if self.scale is not None and self.guidance.member_scales is not None:
+            raise ValueError("--member_scales says the scale of each member: leave out --scale")
         object.__setattr__(self, "sampler", SECOND_NAMES.get(self.sampler, self.sampler))
         object.__setattr__(self, "spacing", SECOND_SPACINGS.get(self.spacing, self.spacing))
 

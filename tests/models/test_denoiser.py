@@ -13,11 +13,11 @@ from ldm.diffusion.denoiser import (
     MappedDenoiser,
     NetworkDenoiser,
     Target,
-    TranslatedDenoiser,
     clipped,
     guided,
 )
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VESchedule, VPSchedule, make_betas
+from ldm.diffusion.translated import TranslatedDenoiser
 from tests.conftest import golden_tensors
 from tests.models.toys import CosineTimes, HalfLogPath, edm_toy, iddpm_toy, ve_toy, vp_toy
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.diffusion.denoiser import NetworkDenoiser, Target, TranslatedDenoiser, clipped
+from ldm.diffusion.denoiser import NetworkDenoiser, Target, clipped
 from ldm.diffusion.ode.own_time import euler_in_time, heun_in_time
 from ldm.diffusion.samplers import ancestral, ddim, heun, make_times, midpoint, run
 from ldm.diffusion.schedule import EDMSchedule, LinearVPSchedule, VESchedule, VPSchedule, make_betas
+from ldm.diffusion.translated import TranslatedDenoiser
 from tests.conftest import golden_json, golden_tensors
 from tests.models.toys import CosineTimes, edm_toy, es_toy, es_toy_learned, iddpm_toy, ve_toy, vp_toy
 

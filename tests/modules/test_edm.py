@@ -8,10 +8,11 @@ from functools import lru_cache
 import pytest
 import torch
 
-from ldm.diffusion.denoiser import NetworkDenoiser, Target, TranslatedDenoiser
+from ldm.diffusion.denoiser import NetworkDenoiser, Target
 from ldm.diffusion.samplers import heun, run
 from ldm.diffusion.schedule import EDMSchedule, LinearVPSchedule, VESchedule, make_betas
 from ldm.diffusion.times import edm_times
+from ldm.diffusion.translated import TranslatedDenoiser
 from ldm.evaluation.taps import activations
 from ldm.modules import edm
 from ldm.modules.edm import DhariwalUNet, SongUNet
