@@ -19,6 +19,7 @@ class Export:
 
     Examples:
       decu export --run logs/2026-01-01T00-00-00_digits --out logs/pretrained/digits/base.ckpt
+      decu export --run logs/2026-01-01T00-00-00_digits --ema 0.05 --out logs/pretrained/digits/base.ckpt
       decu export --run logs/2026-01-01T00-00-00_digits --to diffusers --out results/digits-diffusers
       decu export --run models/ldm/cin256-v2/model.ckpt --base configs/latent-diffusion/cin256-v2.yaml \\
           --to diffusers --out results/cin256-diffusers
@@ -37,6 +38,9 @@ class Export:
     """Replace the file if it exists."""
     to: Literal["checkpoint", "diffusers"] = "checkpoint"
     """What is written."""
+    ema: Annotated[float | None, option(metavar="WIDTH", default="the averages that the run kept")] = None
+    """Take the average of this width, 0.05 for example, combined of the snapshots that the callback posthoc_ema
+    wrote."""
     base: Annotated[str | None, option(metavar="YAML", default="that of the run directory")] = None
     """With --to diffusers, the config of a checkpoint that --run names and that lies in no run directory."""
 
@@ -44,6 +48,10 @@ class Export:
         """Write the file or the folder, and return its path."""
         from ldm.interop.folder import is_model_folder
 
+        if self.ema is not None and (self.to == "diffusers" or is_model_folder(self.source)):
+            raise ValueError(
+                "--ema combines the snapshots of a run into a checkpoint: write that first, and export it with --base"
+            )
         if self.to == "diffusers":
             return self._write_folder()
         if self.base is not None:
@@ -53,6 +61,7 @@ class Export:
     def _write_checkpoint(self) -> Path:
         from ldm.checkpoint import averaged, check_suffix, load_checkpoint, save_state_dict, unwrap_state_dict
         from ldm.records import write_record
+        from ldm.training.posthoc import put_averages, read_averages
         from ldm.training.runs import find_run
 
         out = check_suffix(self.out)
@@ -63,7 +72,14 @@ class Export:
                 f"{checkpoint} holds the heads of members alone, and no base checkpoint: export the run of the base "
                 "model, or gather the members with save_ensemble.py"
             )
-        save_state_dict(averaged(unwrap_state_dict(content, checkpoint)), out, self.overwrite)
+        state = unwrap_state_dict(content, checkpoint)
+        if self.ema is None:
+            state = averaged(state)
+        else:
+            # A checkpoint in the middle of a run has the average of what was before it.
+            middle = checkpoint.name != "last.ckpt"
+            state = put_averages(state, read_averages(run, self.ema, content["global_step"] if middle else None))
+        save_state_dict(state, out, self.overwrite)
         write_record(out.with_suffix(".json"), self, overwrite=True, run=run.path.name, checkpoint=checkpoint.name)
         print(out)
         return out

@@ -27,6 +27,7 @@ class Gather:
     """
 
     acts_with: ClassVar[Mapping[str, str]] = {
+        "ema": "path",
         "base": "published",
         "out": "published",
     }
@@ -47,6 +48,8 @@ class Gather:
     """The name of the data in the folder's name."""
     checkpoint: str = "last.ckpt"
     """The file below each run's checkpoints/."""
+    ema: Annotated[float | None, option(metavar="WIDTH", default="the heads of the checkpoint")] = None
+    """Take the average of this width of each member's heads, of the snapshots that the callback posthoc_ema wrote."""
     overwrite: bool = False
     """Replace an ensemble that exists."""
 
@@ -85,6 +88,7 @@ class Gather:
             self.ensemble_comps,
             data_name=self.data_name,
             checkpoint=self.checkpoint,
+            ema=self.ema,
             overwrite=self.overwrite,
             prepare=self._record,
         )

@@ -28,7 +28,7 @@ EMBEDDING_TABLE = "cond_stage_model.embedding.weight"
 PUBLISHED_TABLE = re.compile(r"cond_stage_model_ensemble\.(\d+)\.embedding\.weight")
 REQUIRED = ("format", "name", "trunk", "config", "heads", "patterns", "null_class", "members")
 # What a record may hold besides.
-FURTHER = ("initialisation", "row_rates", "dataset", "class_names", "bins", "split", "sees", "natural")
+FURTHER = ("initialisation", "row_rates", "dataset", "class_names", "bins", "split", "sees", "natural", "ema")
 GATHER_AGAIN = "gather the ensemble again (decu gather --overwrite)"
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+# The decay that update n may have at most.
+RAMPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "counts": lambda n: (1 + n) / (10 + n),
+    "power": lambda n: 1 - (1 + n) ** (-2 / 3),
+    "half_life": lambda n: 2.0 ** (-20 / n.clamp(min=1)),
+}
+
 
 class LitEma(nn.Module):
     """Averages of the parameters that require gradients when it is built.
 
-    Update n: `shadow -= (1 - d) (shadow - parameter)` with `d = min(decay, (1 + n) / (10 + n))`, or with the ramp
-    "power" `d = min(decay, 1 - (1 + n)^(-2/3))`.
+    Update n: `shadow -= (1 - d) (shadow - parameter)` with `d = min(decay, (1 + n) / (10 + n))`, with the ramp "power"
+    `d = min(decay, 1 - (1 + n)^(-2/3))`, or with "half_life" `d = min(decay, 2^(-20 / n))`: half of the average is of
+    the last twentieth of the updates, until the decay is reached.
 
     State dict: `decay` (float32), `num_updates` (int32; -1: no warm-up) and each parameter's name without its dots.
 
@@ -21,17 +29,18 @@ class LitEma(nn.Module):
         model: whose parameters are averaged.
         decay: limit of d, in [0, 1].
         use_num_updates: begin with a smaller d, as above; otherwise d = decay.
-        ramp: how d grows, "counts" or "power".
+        ramp: how d grows, "counts", "power" or "half_life".
 
-    Source: the rule of TensorFlow's ExponentialMovingAverage; keys of latent-diffusion; the power is k-diffusion's.
+    Source: the rule of TensorFlow's ExponentialMovingAverage; keys of latent-diffusion; the power is k-diffusion's, the
+    half-life EDM's (Karras et al. 2022, `ema_rampup_ratio` 0.05).
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, use_num_updates: bool = True, ramp: str = "counts"):
         super().__init__()
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
-        if ramp not in ("counts", "power"):
-            raise ValueError(f"ramp must be counts or power, got '{ramp}'")
+        if ramp not in RAMPS:
+            raise ValueError(f"ramp must be one of {', '.join(RAMPS)}, got '{ramp}'")
         self.ramp = ramp
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0 if use_num_updates else -1, dtype=torch.int32))
@@ -57,8 +66,7 @@ class LitEma(nn.Module):
         counted = self.num_updates >= 0
         self.num_updates += counted
         n = self.num_updates
-        grown = (1 + n) / (10 + n) if self.ramp == "counts" else 1 - (1 + n) ** (-2 / 3)
-        decay = torch.where(counted, torch.minimum(self.decay, grown), self.decay)
+        decay = torch.where(counted, torch.minimum(self.decay, RAMPS[self.ramp](n)), self.decay)
         pairs = self._pairs(model)
         if not pairs:
             return

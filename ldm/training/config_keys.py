@@ -58,6 +58,11 @@ SECTION_VALUES: dict[str, tuple[Any, Range]] = {
 _REFERENCE = re.compile(r"\$\{\s*paths\.([\w-]+)")
 
 
+# Callbacks of `lightning.callbacks` that need no target.
+NAMED_CALLBACKS = {
+    "image_logger": "ldm.training.callbacks.ImageLogger",
+    "posthoc_ema": "ldm.training.posthoc.PosthocEMA",
+}
 # What a training builds of a config.
 BUILT = ("model", "data", "lightning")
 
@@ -172,10 +177,10 @@ def _check_callbacks(callbacks: Any, before: str) -> None:
         if callback is None:
             continue
         _check_keys(callback, NODE, place)
-        if "target" not in callback and name != "image_logger":
+        if "target" not in callback and name not in NAMED_CALLBACKS:
             raise ValueError(
-                f"{place} needs a target, the class of the callback; without one only 'image_logger' is known: "
-                f"{suggest_key(str(name), ['image_logger'])}"
+                f"{place} needs a target, the class of the callback; without one only {', '.join(NAMED_CALLBACKS)} are "
+                f"known: {suggest_key(str(name), NAMED_CALLBACKS)}"
             )
 
 
@@ -214,8 +219,8 @@ def _build(config: Mapping[str, Any], build: Sequence[str], before: str = "") ->
         check_value(splits.get(split), Mapping[str, Any] | None, f"{before}data.params.{split}")
     lightning = config.get("lightning") or {}
     for name, callback in (lightning.get("callbacks") or {}).items():
-        if name == "image_logger" and callback is not None:
-            callback = {"target": "ldm.training.callbacks.ImageLogger", **callback}
+        if name in NAMED_CALLBACKS and callback is not None:
+            callback = {"target": NAMED_CALLBACKS[name], **callback}
         if isinstance(callback, Mapping) and "target" in callback:
             _check_node(callback, f"{before}lightning.callbacks.{name}", "lightning" in build, NODE)
 

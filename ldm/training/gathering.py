@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from ldm.checkpoint import load_checkpoint, matches
 from ldm.ensembles.classes import MASKED
 from ldm.ensembles.storage import write_ensemble
+from ldm.training.posthoc import put_averages, read_averages
 from ldm.training.runs import RunDirectory, runs_named
 from ldm.util import check_plain_name, get_obj_from_str, instantiate_from_config
 
@@ -28,6 +30,11 @@ class TrainedMember:
     def record(self) -> dict[str, Any]:
         """How the member was made, as its checkpoint says."""
         return self.content["component"]
+
+    def read_averages(self, width: float) -> dict[str, Tensor]:
+        """Return the heads with averages of a width in their place, at the checkpoint's step."""
+        found = read_averages(self.run, width, self.content["global_step"])
+        return put_averages(self.content["state_dict"], found)
 
 
 def find_runs(path: str | Path, name: str) -> list[RunDirectory]:
@@ -96,6 +103,7 @@ def gather_members(
     *,
     data_name: str | None = None,
     checkpoint: str = "last.ckpt",
+    ema: float | None = None,
     overwrite: bool = False,
     prepare: Callable[[Path], object] | None = None,
 ) -> Path:
@@ -106,6 +114,7 @@ def gather_members(
         name, count: of the ensemble, and of its members.
         data_name: name of the data in the folder's name; the data set's where None.
         checkpoint: file below each run's checkpoints/.
+        ema: width of the averages that are taken of the heads (`ldm.training.posthoc`); None: the heads themselves.
         prepare: see `write_ensemble`.
 
     Raises:
@@ -132,6 +141,7 @@ def gather_members(
             **{name: record[name] for name in ("targets",) if name in record},
         },
         "row_rates": record.get("row_rates", "none"),
+        **({} if ema is None else {"ema": ema}),
         **data,
         "config": OmegaConf.to_container(config, resolve=True),
         "members": [
@@ -145,5 +155,5 @@ def gather_members(
         ],
     }
     folder = Path(path) / f"{name}_{data_name or data['dataset']}_{count}"
-    heads = [member.content["state_dict"] for member in chosen]
+    heads = [member.content["state_dict"] if ema is None else member.read_averages(ema) for member in chosen]
     return write_ensemble(folder, spec, heads, overwrite, prepare)

@@ -23,6 +23,7 @@ from ldm.records import write_record
 from ldm.settings import Training
 from ldm.training.config import point_data
 from ldm.training.joint import JointMembers, start_members
+from ldm.training.posthoc import split_snapshots
 from ldm.training.processes import ALL_MEMBERS
 from ldm.training.runs import RunDirectory, new_run
 from ldm.util import atomic_write, instantiate_from_config
@@ -105,6 +106,7 @@ def write_member_runs(
         pointed.run = {**config.run, "seed": seed, "component": number}
         pointed.run.pop("members", None)
         own.write_config(pointed, "project")
+        split_snapshots(run, own, number)
         content: dict[str, Any] = {
             "state_dict": {head: value.detach().cpu().clone() for head, value in model.heads[number].items()},
             "component": model.records[number].as_dict(),

@@ -23,7 +23,7 @@ from ldm.training.agreement import check_agreement
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch, take_section, to_plain
-from ldm.training.config_keys import load_checked_config
+from ldm.training.config_keys import NAMED_CALLBACKS, load_checked_config
 from ldm.training.joint import JointMembers
 from ldm.training.latent_cache import prepare_latents
 from ldm.training.lock import hold_run
@@ -138,7 +138,7 @@ def build_callbacks(
         LearningRateMonitor(logging_interval="step"),
         CUDACallback(),
     ]
-    named = {name: callback for name, callback in given.items() if callback and "target" in callback}
+    named = {name: {"target": NAMED_CALLBACKS.get(name), **one} for name, one in given.items() if one is not None}
     callbacks += [instantiate_as(Callback, callback, f"lightning.callbacks.{name}") for name, callback in named.items()]
     checkpoint = to_plain(lightning.get("modelcheckpoint") or OmegaConf.create({}))
     if "target" in checkpoint:

@@ -114,7 +114,7 @@ def test_published_edm_loss_and_samples():
 
 def test_ramps_of_averages():
     layer = torch.nn.Linear(1, 1, bias=False)
-    for ramp, first in (("counts", 2 / 11), ("power", 1 - 2 ** (-2 / 3))):
+    for ramp, first in (("counts", 2 / 11), ("power", 1 - 2 ** (-2 / 3)), ("half_life", 2.0**-20)):
         torch.nn.init.zeros_(layer.weight)
         averages = LitEma(layer, 0.9993, ramp=ramp)
         torch.nn.init.ones_(layer.weight)
