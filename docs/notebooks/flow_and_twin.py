@@ -1,11 +1,16 @@
-"""Tutorial: flow matching on digits, from training to likelihoods, beside its diffusion twin.
+# %% [markdown]
+# # A flow and its twin
+#
+# Flow matching on digits, from training to likelihoods, beside its diffusion twin.
+#
+# Run it whole (python docs/notebooks/flow_and_twin.py), or cell by cell in an editor that knows "# %%". It
+# takes the newest runs named digits-flow and digits-diffusion below logs/, and trains those that are missing
+# (about 4 CPU minutes each). Pictures go to results/flow_and_twin.
 
-Run it whole (python docs/tutorial_flow.py), or cell by cell in an editor that knows "# %%". It takes the newest runs
-named digits-flow and digits-diffusion below logs/, and trains those that are missing (about 4 CPU minutes each).
-Pictures go to results/tutorial_flow.
-"""
+# %% [markdown]
+# ## Set-up
 
-# %% Set-up
+# %%
 from pathlib import Path
 
 import torch
@@ -22,16 +27,22 @@ from ldm.uncertainty.aleatoric import data_posterior
 from ldm.util import instantiate_from_config
 
 LOGS = Path("logs")
-RESULTS = Path("results/tutorial_flow")
+RESULTS = Path("results/flow_and_twin")
 FLOW = "configs/flow-matching/digits.yaml"
 TWIN = "configs/flow-matching/diffusion-twin.yaml"
 
+# %% [markdown]
+# ## Train
+#
+# A flow is a schedule, a target and times of training, and all three are in the config.
+#
+# model.params.schedule_config is FlowSchedule: x = (1 - u) x_0 + u eps, with u = 0 for data and u = 1 for
+# noise. model.params.parameterization is velocity: the network regresses eps - x_0. model.params.times_config
+# is UniformTimes; LogNormalNoise(0, 1) is a normal logit instead. The twin is the same network, data and
+# optimiser on a table of betas: one more config on top.
 
-# %% Train: a flow is a schedule, a target and times of training, and all three are in the config
-# model.params.schedule_config is FlowSchedule: x = (1 - u) x_0 + u eps, with u = 0 for data and u = 1 for noise.
-# model.params.parameterization is velocity: the network regresses eps - x_0.
-# model.params.times_config is UniformTimes; LogNormalNoise(0, 1) is a normal logit instead.
-# The twin is the same network, data and optimiser on a table of betas: one more config on top.
+
+# %%
 def find_or_train(name: str, *configs: str) -> Path:
     known = [found for found in runs_named(LOGS, name) if found.finished.exists()] if LOGS.is_dir() else []
     return known[-1].path if known else train(Training(configs, scale_lr=False, name=name, logdir=str(LOGS)))
@@ -40,15 +51,30 @@ def find_or_train(name: str, *configs: str) -> Path:
 flow_run = find_or_train("digits-flow", FLOW)
 twin_run = find_or_train("digits-diffusion", FLOW, TWIN)
 
-# %% Load both: Euler is DDIM on any schedule
+# %% [markdown]
+# ## Load both
+#
+# Euler is DDIM on any schedule.
+
+# %%
 flow = load_model(flow_run, Sampling("Euler", steps=10))
 twin = load_model(twin_run, Sampling("Euler", steps=50))
 
-# %% Sample: ten images of each class, a row a class, with the same noises in both
+# %% [markdown]
+# ## Sample
+#
+# Ten images of each class, a row a class, with the same noises in both.
+
+# %%
 for name, model in (("flow", flow), ("diffusion", twin)):
     save_image(tile_images(model.sample(n=10), columns=10, zoom=4), RESULTS / f"samples_{name}.png", overwrite=True)
 
-# %% Quality against steps: a flow needs few, for its trajectories are nearly straight
+# %% [markdown]
+# ## Quality against steps
+#
+# A flow needs few, for its trajectories are nearly straight.
+
+# %%
 training_set = instantiate_from_config(flow.config["data"]["params"]["train"])
 images = torch.stack([item["image"] for item in training_set])
 classifier = PixelClassifier(images.numpy(), [int(item["class_label"]) for item in training_set])
@@ -59,7 +85,12 @@ for steps in (2, 5, 10, 20):
     rates = [classifier.recognised(pictures, labels).mean() for pictures in samples]
     print(f"{steps:5}  {rates[0]:5.1%}  {rates[1]:9.1%}")
 
-# %% Samplers: any of them, on any schedule; each is a generator of steps, of which a caller keeps what it needs
+# %% [markdown]
+# ## Samplers
+#
+# Any of them, on any schedule; each is a generator of steps, of which a caller keeps what it needs.
+
+# %%
 schedule = flow.model.schedule
 denoiser = flow.model.denoiser(flow.labels(range(10)))
 x = flow.initial(flow.noise(range(10)))
@@ -71,14 +102,24 @@ with torch.no_grad():
     states = [step.x_next for step in SAMPLERS["Euler"](denoiser, schedule, x, flow.times)]
 save_image(tile_images(flow.decode(torch.cat(states)), columns=10, zoom=4), RESULTS / "trajectory.png", overwrite=True)
 
-# %% The other convention: flow_matching counts t from noise (0) to data (1), and its field points to the data
+# %% [markdown]
+# ## The other convention
+#
+# Flow_matching counts t from noise (0) to data (1), and its field points to the data.
+
+# %%
 solver = ODESolver(to_flow_matching(denoiser, schedule))
 rising = torch.linspace(0, 1, 11, dtype=torch.float64)
 theirs = solver.sample(x, time_grid=rising, return_intermediates=True)
 difference = float((states[-1] - theirs[-1]).abs().max())
 print(f"Euler by either convention differs by {difference:.1e}; {len(theirs)} states kept")
 
-# %% Likelihood: the divergence of the field from data to noise, exact here (8 x 8 pixels)
+# %% [markdown]
+# ## Likelihood
+#
+# The divergence of the field from data to noise, exact here (8 x 8 pixels).
+
+# %%
 test_set = instantiate_from_config(flow.config["data"]["params"]["validation"])
 items = [test_set[index] for index in range(10)]
 clean = torch.stack([item["image"] for item in items]).permute(0, 3, 1, 2).to(flow.device)
@@ -94,7 +135,12 @@ wrong = flow.model.denoiser(flow.labels([(label + 1) % 10 for label in true_labe
 other = log_likelihood(wrong, schedule, clean, flow.times, generator=signs.manual_seed(0), **probes)
 print(f"with the next digit's label, by the same probes: {other.log_density.mean():.1f} nats")
 
-# %% What the data leave open: the covariance of clean data given a noisy state, from the derivative of the denoiser
+# %% [markdown]
+# ## What the data leave open
+#
+# The covariance of clean data given a noisy state, from the derivative of the denoiser.
+
+# %%
 noisy = schedule.noised(clean, flow.initial(flow.noise(range(10))), 0.5)
 posterior = data_posterior(own, schedule, noisy, 0.5)
 errors = (posterior.mean - clean).square().flatten(1).sum(1)
