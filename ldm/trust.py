@@ -29,6 +29,8 @@ ROOMS = (
     "ldm.modules",
     "ldm.pipelines.features",
     "ldm.training.callbacks",
+    "ldm.training.posthoc",
+    "ldm.training.sample_metrics",
     *MOVED_MODULES,
 )
 _LAYERS = (

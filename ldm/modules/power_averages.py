@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # That of the plain mean of all weights: no profile t^g with g >= 0 is wider.
-WIDEST = math.sqrt(1 / 12)
+GREATEST_WIDTH = math.sqrt(1 / 12)
 
 
 def width_of(exponent: float) -> float:
@@ -30,8 +30,8 @@ def exponent_of(width: float) -> float:
     Raises:
         ValueError: for a width that is not above 0, or beyond that of the plain mean (0.289).
     """
-    if not 0 < width <= WIDEST:
-        raise ValueError(f"the width of an average lies above 0 and at most {WIDEST:.3f}, got {width}")
+    if not 0 < width <= GREATEST_WIDTH:
+        raise ValueError(f"the width of an average lies above 0 and at most {GREATEST_WIDTH:.3f}, got {width}")
     inverse = width**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 

@@ -62,6 +62,7 @@ _REFERENCE = re.compile(r"\$\{\s*paths\.([\w-]+)")
 NAMED_CALLBACKS = {
     "image_logger": "ldm.training.callbacks.ImageLogger",
     "posthoc_ema": "ldm.training.posthoc.PosthocEMA",
+    "sample_metrics": "ldm.training.sample_metrics.SampleMetrics",
 }
 # What a training builds of a config.
 BUILT = ("model", "data", "lightning")

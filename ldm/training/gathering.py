@@ -141,8 +141,7 @@ def gather_members(
             **{name: record[name] for name in ("targets",) if name in record},
         },
         "row_rates": record.get("row_rates", "none"),
-        **({} if ema is None else {"ema": ema}),
-        **data,
+        **({} if ema is None else {"ema": ema}) | data,
         "config": OmegaConf.to_container(config, resolve=True),
         "members": [
             {

@@ -23,7 +23,7 @@ from ldm.modules.power_averages import PowerAverages, Profile, combine_profiles,
 from ldm.training.joint import JointMembers
 from ldm.training.runs import RunDirectory
 
-FOLDER = "averages"
+SNAPSHOTS = "averages"
 _NAME = re.compile(r"step=(\d{8})-width=([0-9.]+)\.safetensors")
 
 
@@ -84,7 +84,7 @@ class PosthocEMA(Callback):
         self.written = self.stepped
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir) / FOLDER
+        folder = Path(trainer.default_root_dir) / SNAPSHOTS
         folder.mkdir(exist_ok=True)
         for width, own in self.averages.averages.items():
             path = folder / f"step={self.stepped:08}-width={width:g}.safetensors"
@@ -107,7 +107,7 @@ def find_snapshots(run: RunDirectory, step: int | None = None) -> list[Snapshot]
         ValueError: if there are none.
     """
     found = []
-    for path in sorted((run.path / FOLDER).glob("*.safetensors")):
+    for path in sorted((run.path / SNAPSHOTS).glob("*.safetensors")):
         named = _NAME.fullmatch(path.name)
         if named is None or (step is not None and int(named[1]) > step):
             continue
@@ -162,11 +162,11 @@ def put_averages(state: Mapping[str, Tensor], averages: Mapping[str, Tensor]) ->
 
 def split_snapshots(joint: RunDirectory, member: RunDirectory, number: int) -> None:
     """Give the run of one of the members that were trained together its part of the snapshots, where there are any."""
-    for path in sorted((joint.path / FOLDER).glob("*.safetensors")):
+    for path in sorted((joint.path / SNAPSHOTS).glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         begins = f"{number}."
         own = {name.removeprefix(begins): value for name, value in load_state_dict(path).items()
                if name.startswith(begins)}  # fmt: skip
-        (member.path / FOLDER).mkdir(exist_ok=True)
-        save_tensors(own, member.path / FOLDER / path.name, metadata, overwrite=True)
+        (member.path / SNAPSHOTS).mkdir(exist_ok=True)
+        save_tensors(own, member.path / SNAPSHOTS / path.name, metadata, overwrite=True)

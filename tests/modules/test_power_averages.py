@@ -5,7 +5,7 @@ import torch
 from scipy.integrate import quad
 
 from ldm.modules.power_averages import (
-    WIDEST,
+    GREATEST_WIDTH,
     PowerAverages,
     Profile,
     combine_profiles,
@@ -28,7 +28,7 @@ def test_widths_and_exponents_are_the_published_ones(golden):
     torch.testing.assert_close(found, golden["phema/std_to_exp"], **GOLDEN)
     found = torch.tensor([width_of(float(exponent)) for exponent in golden["phema/exp"]], dtype=torch.float64)
     torch.testing.assert_close(found, golden["phema/exp_to_std"], **GOLDEN)
-    assert exponent_of(WIDEST) == pytest.approx(0, abs=1e-6)
+    assert exponent_of(GREATEST_WIDTH) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_width_is_the_standard_deviation_of_its_profile():
