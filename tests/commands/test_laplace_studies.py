@@ -55,7 +55,7 @@ def test_filtering_keeps_the_certain_and_compares_with_chance(place, tmp_path):
     samples, ref, out = tmp_path / "samples", str(place.folder / "ref"), tmp_path / "filtered"
     quick = {"n": 30, "batch_size": 30, "shown": 1, "control_maps": ("edges",)}
     SampleLaplace(out=str(samples), method="path", **quick, **place.shared).run()
-    command = FilterLaplace(str(samples), ref, str(out), keep=0.5, random=3, place=CPU)
+    command = FilterLaplace(str(samples), str(out), ref, keep=0.5, random=3, place=CPU)
     rows = command.run()
     scores = [float(row["sum"]) for row in table(samples / "scores.csv")]
     kept = [int(line) for line in (out / "kept" / "sum.txt").read_text().split()]
