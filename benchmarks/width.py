@@ -2,118 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
-from torch.nn import functional as F
-from tqdm import tqdm
+from torch import Tensor
+from torch.func import stack_module_state
 
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.commands.line import run_file
-from ldm.data.digits import Digits
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_rows, read_digits
 from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits
 from ldm.records import Row, write_record
 from ldm.report.tables import markdown_table, write_csv
 from ldm.uncertainty.agreement import agreement
 from ldm.util import generator
-
-
-class SmallNetwork(nn.Module):
-    """Predict the noise in a digit x [B, 64] at time t [B] in (0, 1), of class label [B]; about 26,000 parameters."""
-
-    def __init__(self, width: int = 64, blocks: int = 2):
-        super().__init__()
-        self.labels = nn.Embedding(10, width)
-        self.times = nn.Linear(32, width)
-        self.first = nn.Linear(64, width)
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
-        self.conditions = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
-        self.out = nn.Sequential(nn.SiLU(), nn.Linear(width, 64))
-
-    @torch.no_grad()
-    def initialise(self, source: torch.Generator) -> SmallNetwork:
-        """Draw all parameters as the layers' constructors do, from a generator, and return the network."""
-        self.labels.weight.normal_(generator=source)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5
-                layer.weight.uniform_(-bound, bound, generator=source)
-                layer.bias.uniform_(-bound, bound, generator=source)
-        return self
-
-    def backbone(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """Return what the last layers take, [B, width]."""
-        angles = t[:, None] * torch.exp(torch.linspace(0, math.log(100), 16, device=x.device))
-        condition = F.silu(self.times(torch.cat([angles.sin(), angles.cos()], 1)) + self.labels(label))
-        h = self.first(x)
-        for own, block in zip(self.conditions, self.blocks, strict=True):
-            h = h + block(F.silu(h + own(condition)))
-        return h
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return self.out(self.backbone(x, t, label))
-
-
-def draw_rows(images: Tensor, labels: Tensor, source: torch.Generator) -> Observation:
-    """Noise images [..., 64] as training does: x = cos(pi t / 2) x_0 + sin(pi t / 2) eps, t uniform."""
-    t = 0.02 + 0.96 * torch.rand(images.shape[:-1], generator=source)
-    noise = torch.randn(images.shape, generator=source)
-    angle = (math.pi / 2 * t)[..., None]
-    return Observation(angle.cos() * images + angle.sin() * noise, t, labels, noise)
-
-
-def read_digits(split: str) -> tuple[Tensor, Tensor]:
-    """Return the images [N, 64] of a split, and their classes [N]."""
-    data = Digits(split=split)
-    return data.images.flatten(1), data.labels
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How networks are trained from scratch, many at once: one pass for all, weights and draws of noise of their own.
-
-    Attributes:
-        steps: of AdamW, whose rate falls from `rate` to 0 along half a cosine.
-        batch: images of a step.
-        rate: the first learning rate.
-    """
-
-    steps: int = 1000
-    batch: int = 64
-    rate: float = 3e-3
-
-    def visits(self, images: int) -> float:
-        """How often a training sees each of so many images."""
-        return self.steps * self.batch / images
-
-    def train(self, images: Tensor, labels: Tensor, chosen: Tensor, seed: int) -> list[SmallNetwork]:
-        """Train a network on each row of `chosen` [M, N], positions of its images."""
-        source = generator("retraining", seed)
-        networks = [SmallNetwork().initialise(source) for _ in chosen]
-        parameters = {name: value.detach().requires_grad_() for name, value in stack_module_state(networks)[0].items()}
-        run = torch.vmap(lambda own, *rows: functional_call(networks[0], own, rows))
-        optimizer = torch.optim.AdamW(parameters.values(), self.rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        order = chosen[:, :0]
-        for _ in tqdm(range(self.steps), desc=f"{len(chosen)} networks"):
-            if order.shape[1] < self.batch:
-                shuffled = torch.rand(chosen.shape, generator=source).argsort(1)
-                order = torch.cat([order, chosen.gather(1, shuffled)], 1)
-            now, order = order[:, : self.batch], order[:, self.batch :]
-            rows = draw_rows(images[now], labels[now], source)
-            optimizer.zero_grad()
-            (run(parameters, *rows[:3]) - rows.target).square().mean((1, 2)).sum().backward()
-            optimizer.step()
-            schedule.step()
-        for number, network in enumerate(networks):
-            network.load_state_dict({name: value[number].detach() for name, value in parameters.items()})
-            network.eval().requires_grad_(False)
-        return networks
 
 
 @dataclass(frozen=True)
@@ -156,7 +60,7 @@ class WidthStudy:
     """Noise draws of the fits of table 1; one tells no sandwich apart. The last are those of table 2."""
     held_out: int = 64
     """Test images on which variances are compared, one draw of noise each."""
-    steps: int = Recipe.steps
+    steps: int = SmallTraining.steps
     """Steps of each training."""
     seed: int = 0
     """The seed of all draws."""
@@ -168,7 +72,8 @@ class WidthStudy:
         images, labels = read_digits("test")
         chosen = torch.arange(self.held_out) * len(images) // self.held_out
         rows = draw_rows(images[chosen], labels[chosen], generator("held out", self.seed))
-        note = f"{Recipe(self.steps).visits(len(read_digits('train')[0])):.1f} visits; {describe_errors(networks.base)}"
+        visits = SmallTraining(self.steps).visits(len(read_digits("train")[0]))
+        note = f"{visits:.1f} visits; {describe_errors(networks.base)}"
         tables = {
             "draws": self.compare_draws(networks.base, rows),
             "retraining": self.compare_retraining(networks, rows),
@@ -192,7 +97,7 @@ class WidthStudy:
                 len(images), size, generator=generator("bootstrap", self.seed)
             )
             with torch.enable_grad():
-                trained = Recipe(self.steps).train(images, labels, chosen, self.seed)
+                trained = SmallTraining(self.steps).train(images, labels, chosen, self.seed)
             save_tensors(stack_module_state(trained)[0], file, {}, overwrite=True)
         stacked = load_state_dict(file)
         networks = [SmallNetwork().eval().requires_grad_(False) for _ in range(count)]
@@ -202,7 +107,7 @@ class WidthStudy:
 
     def fit(self, network: SmallNetwork, draws: int) -> LastLayerLaplace:
         """Fit the sandwich's sums; sigma is that of the residuals, the prior precision that of the evidence."""
-        visits = Recipe(self.steps).visits(len(read_digits("train")[0]))
+        visits = SmallTraining(self.steps).visits(len(read_digits("train")[0]))
         laplace = LastLayerLaplace(network, visits=visits, chunk=256)
         laplace.fit(self.observe(draws), draws=draws, also=["sandwich"])
         laplace.optimize_sigma_noise()

@@ -76,11 +76,13 @@ COMMANDS: dict[str, Entry] = {
     "laplace plots": Entry(
         "laplace_plots", "PlotLaplace", "Draw every figure of BayesFlow for a flow and its twin.", page=True
     ),
+    "attribute": Entry("attribute", "Attribute", "Say which training pictures carry a sample.", page=True),
     "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
     "evaluate reference": Entry(
         "evaluate_reference", "EvaluateReference", "Extract the features of a reference set once."
     ),
     "evaluate metrics": Entry("evaluate_metrics", "EvaluateMetrics", "Measure images against a reference.", page=True),
+    "evaluate trainings": Entry("evaluate_trainings", "EvaluateTrainings", "Measure trainings together.", page=True),
     "evaluate classifier": Entry(
         "evaluate_classifier", "EvaluateClassifier", "Train the small classifier whose features small data take."
     ),

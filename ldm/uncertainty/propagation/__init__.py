@@ -17,7 +17,7 @@ from ldm.uncertainty.propagation.persistent import (
     tangents,
 )
 from ldm.uncertainty.propagation.redrawn import RedrawnDenoiser, redrawn_steps
-from ldm.uncertainty.propagation.trajectory import trajectory_integral, trajectory_steps
+from ldm.uncertainty.propagation.trajectory import path_weight, trajectory_integral, trajectory_steps
 
 __all__ = [
     "PredictiveDenoiser",
@@ -31,6 +31,7 @@ __all__ = [
     "decoded_draws",
     "decoded_members",
     "decoded_tangents",
+    "path_weight",
     "redrawn_steps",
     "sampled",
     "sampled_steps",

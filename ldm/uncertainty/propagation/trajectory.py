@@ -24,19 +24,27 @@ def trajectory_steps(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Ite
     The field is the schedule's, eps or velocity; tau is the variable in which its lines are straight (`coordinates`):
     sigma / alpha, or sigma / (alpha + sigma) on a flow. So the integral does not depend on how a schedule counts time.
     """
-    schedule, total = denoiser.schedule, None
+    total = None
     ahead = len(denoiser.visited)
     for step in steps:
         u, gamma = denoiser.visited[ahead]
         ahead = len(denoiser.visited)
-        alpha, sigma = schedule.coefficients(u, gamma)
-        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-        unit = Target(schedule.field).of(*denoiser.target.solve(one, zero, alpha, sigma), alpha, sigma)
-        s = step.transition.s
-        width = coordinates(schedule, u)[1] - coordinates(schedule, s)[1]
-        term = width.to(gamma) * unit**2 * gamma
+        term = path_weight(denoiser, u, step.transition.s, gamma) * gamma
         total = term if total is None else total + term
         yield VarianceStep(step, total)
+
+
+def path_weight(denoiser: PredictiveDenoiser, u: Tensor | float, s: Tensor | float, like: Tensor) -> Tensor:
+    """Return what gamma^2 of the network's output at time u counts in the integral, on the step from u to s.
+
+    It is (tau_u - tau_s) (d field / d output)^2, of the type of `like`.
+    """
+    schedule = denoiser.schedule
+    alpha, sigma = schedule.coefficients(u, like)
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    unit = Target(schedule.field).of(*denoiser.target.solve(one, zero, alpha, sigma), alpha, sigma)
+    width = coordinates(schedule, u)[1] - coordinates(schedule, s)[1]
+    return width.to(like) * unit**2
 
 
 def trajectory_integral(steps: Iterator[Step], denoiser: PredictiveDenoiser) -> Tensor:
