@@ -61,7 +61,7 @@ PARAMETERS: dict[str, Range] = _name(
     {
         COUNT: "image_size img_size img_resolution input_size resolution image_shape channels in_channels in_chans "
         "out_channels out_ch ch model_channels n_channels hidden_size n_embed z_channels "
-        "num_blocks n_blocks depth n_layer patch_size timesteps num_timesteps_cond batch_size global_batch_size "
+        "num_blocks n_blocks n_layer patch_size timesteps num_timesteps_cond batch_size global_batch_size "
         "n_classes max_length max_seq_len vocab_size rank n_labels factor transformer_depth dims ensemble_size "
         "ch_mult ch_mults cycle_lengths max_decay_steps latent_views width num_features disc_num_layers "
         "disc_in_channels channel_mult_emb channel_mult_noise attn_channels_per_head context_dim max_images epochs "
@@ -69,7 +69,7 @@ PARAMETERS: dict[str, Range] = _name(
         COUNT_OR_UNSET: "num_heads num_head_channels num_heads_upsample",
         NOT_NEGATIVE: "num_workers weight_decay kl_weight disc_weight disc_factor codebook_weight perceptual_weight "
         "pixelloss_weight disc_start warm_up_steps f_min f_max f_start lr_min lr_max lr_start batch_frequency noise "
-        "component comp_numb embed_dim num_res_blocks label_dim n_stages input_perturbation "
+        "component comp_numb depth embed_dim num_res_blocks label_dim n_stages input_perturbation "
         "original_elbo_weight l_simple_weight "
         "lr_g_factor every_n_epochs every_n_steps every_n_train_steps shift init_std "
         "ddim_eta verbosity_interval",

@@ -96,6 +96,7 @@ class Study:
     def run(self) -> Path:
         """Do what is missing, and return the page."""
         from ldm.commands.line import load_command, parse
+        from ldm.pipelines.prompts import write_class_prompts
         from ldm.records import write_record
 
         left = [place for place, step in enumerate(self.steps()) if not step.done]
@@ -105,7 +106,8 @@ class Study:
         began = time.monotonic()
         spent = {}
         for number, place in enumerate(left, 1):
-            self._write_prompts()
+            if self._captioned and not self.prompts.exists() and (self.ensemble / "ensemble.yaml").exists():
+                write_class_prompts(self.ensemble, self.prompts)
             step = self.steps()[place]  # read again: it names the run of the step before
             minutes = (time.monotonic() - began) / 60
             where = f"[step {number} of {len(left)}, after {minutes:.0f} minutes]"
@@ -205,6 +207,12 @@ class Study:
         path = ["--path", str(self.ensemble), *(["--prompts", str(self.prompts)] if self._captioned else [])]
         found = self.ensemble
         classes = "measuring what is not known, class by class"
+        mistakes = StudyStep(
+            "seeing what samples are taken for",
+            "uncertainty mistakes",
+            [*path, "--overwrite"],
+            (found / "mistakes" / "record.json").exists(),
+        )
         return [
             StudyStep(
                 "sampling the members",
@@ -225,12 +233,7 @@ class Study:
                 [*path, "--overwrite"],
                 any(found.glob("pixel_unc/*.png")),
             ),
-            StudyStep(
-                "seeing what samples are taken for",
-                "uncertainty mistakes",
-                [*path, "--overwrite"],
-                (found / "mistakes" / "record.json").exists(),
-            ),
+            *([] if self._of_one_class else [mistakes]),
             StudyStep("writing the page", "report", [str(found)], False),
         ]
 
@@ -246,12 +249,13 @@ class Study:
 
         return OmegaConf.select(self._read, "model.params.cond_stage_key") == "caption"
 
-    def _write_prompts(self) -> None:
-        """Write the captions of the training pictures as prompts, once the members are gathered."""
-        from ldm.pipelines.prompts import write_class_prompts
+    @property
+    def _of_one_class(self) -> bool:
+        """Whether the model knows one class, beside the null class of guidance: nothing else to be taken for."""
+        from omegaconf import OmegaConf
 
-        if self._captioned and not self.prompts.exists() and (self.ensemble / "ensemble.yaml").exists():
-            write_class_prompts(self.ensemble, self.prompts)
+        count = OmegaConf.select(self._read, "model.params.cond_stage_config.params.n_classes")
+        return count is not None and int(count) <= 2
 
     def _setting(self, key: str) -> str:
         """Return what the config says.

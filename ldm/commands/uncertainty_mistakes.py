@@ -54,9 +54,9 @@ class UncertaintyMistakes:
     @property
     def folder(self) -> Path:
         """Where the outputs go."""
-        from ldm.report.mistakes import FOLDER
+        from ldm.report.mistakes import MISTAKES_FOLDER
 
-        return Path(self.out or Path(self.ensemble.path) / FOLDER)
+        return Path(self.out or Path(self.ensemble.path) / MISTAKES_FOLDER)
 
     def run(self) -> list[Row]:
         """Sample, recognise, write and print; return the rows of the table."""

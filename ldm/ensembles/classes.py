@@ -124,9 +124,8 @@ class Classes:
         by_size: dict[Any, list[int]] = {}
         for label in self._by_size(self.sizes):
             by_size.setdefault(self.sizes[label], []).append(label)
-        share = -(-count // len(by_size))
         found = []
-        for place in range(share):
+        for place in range(max(map(len, by_size.values()))):
             for labels in by_size.values():
                 found += labels[place : place + 1]
         return self._by_size(found[:count])

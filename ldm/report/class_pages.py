@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.records import Row
-from ldm.report.mistakes import FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
+from ldm.report.mistakes import MISTAKES_FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
 from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
 from ldm.report.tables import read_comments, read_csv
 from ldm.stats import spearman_interval
@@ -120,15 +120,16 @@ def _images(row: Row) -> str:
     return f", {size} training image{'' if str(size) == '1' else 's'}"
 
 
-def class_sections(path: Path, folder: Path) -> tuple[list[Section], set[Path]]:
+def class_sections(path: Path, folder: Path, alone: bool = True) -> tuple[list[Section], set[Path]]:
     """Return the sections of a table of classes, and the pictures that they show.
 
     Args:
         path: uncertainty.csv.
         folder: the folder of the page; maps and rollouts are looked for in it.
+        alone: whether the page has no other table of classes, from which titles would tell it.
     """
     rows = _join_mistakes(rank_rows(read_csv(path)), folder)
-    where = "" if path.parent == folder else f" ({path.parent.name})"
+    where = "" if alone else f" ({path.parent.name})"
     used: set[Path] = set()
     blocks: list[Any] = []
     for name in ("uncertainty.png", "by_images.png", "distributions.png"):
@@ -145,7 +146,8 @@ def class_sections(path: Path, folder: Path) -> tuple[list[Section], set[Path]]:
         sections.append(Section(f"Class by class{where}", cards))
     summary = path.with_name("summary.json")
     bins = json.loads(summary.read_text()).get("bins", []) if summary.exists() else []
-    if len(bins) > 1:
+    natural = any(row.get("images") is not None for row in rows)
+    if len(bins) > 1 and not natural:
         text = Text("Means over the classes with one number of training images, and their standard deviations (_sd).")
         sections.append(Section(f"By number of training images{where}", [text, PageTable(list(bins[0]), bins)]))
     curve = path.with_name("curve.png")
@@ -197,7 +199,7 @@ def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
             pictures.append(
                 Picture(maps[row["class"]], "a sample, and where in it the members disagree (brighter: more)")
             )
-        near = folder / FOLDER / f"nearest_{row['class']}.png"
+        near = folder / MISTAKES_FOLDER / f"nearest_{row['class']}.png"
         if near.exists():
             used.add(near)
             pictures.append(Picture(near, "a sample of each member, and the training picture nearest to it"))

@@ -16,7 +16,7 @@ from ldm.pipelines import EnsemblePipeline
 from ldm.records import Row
 from ldm.report.tables import read_csv, write_csv
 
-FOLDER = "mistakes"
+MISTAKES_FOLDER = "mistakes"
 TABLE = "mistakes.csv"
 MISTAKES_EXPLAINED = (
     "recognised: samples that a support vector machine on the pixels of the training pictures takes for their class "
@@ -69,13 +69,13 @@ def _draw_nearest(path: Path, one: ClassMistakes, pipeline: EnsemblePipeline) ->
     grid = torch.stack([one.samples, one.nearest])
     names = pipeline.classes.member_names(one.label)
     columns = [f"{name}\n{pipeline.classes.name(label)}" for name, label in zip(names, one.nearest_labels, strict=True)]
-    title = f"{pipeline.classes.name(one.label)}: samples, and the training pictures nearest to them (named below)"
-    labelled_grid(grid, path, ["sample", "nearest"], columns, title, overwrite=True)
+    title = pipeline.classes.name(one.label)
+    labelled_grid(grid, path, ["sample", "nearest\n(class below)"], columns, title, overwrite=True)
 
 
 def read_mistakes(folder: Path) -> dict[int, Row]:
     """Return {class: its row} of the table in {folder}/mistakes, nothing where there is none."""
-    path = folder / FOLDER / TABLE
+    path = folder / MISTAKES_FOLDER / TABLE
     return {int(row["class"]): row for row in read_csv(path)} if path.exists() else {}
 
 

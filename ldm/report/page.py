@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from PIL import Image
+from PIL import Image, features
 
 from ldm.util import atomic_write
 
 PAGE = "page.html"
 # Wider pictures are scaled down to this many pixels inside a page.
-WIDEST = 1600
+WIDEST_SHOWN = 1600
+# From this width on, in pixels, a picture is not shrunk to a narrow screen.
+WIDE = 600
+# Pictures of more bytes are written as WebP, which takes a fraction of them for photographs.
+LARGE = 60_000
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,29 @@ class Picture:
     caption: str
 
     @property
-    def source(self) -> str:
-        """The picture as a data address: a PNG of 1,600 pixels' width at most."""
+    def wide(self) -> bool:
+        """Whether a narrow screen shows it better cut off, to be moved, than as small as the screen."""
         if isinstance(self.path, Image.Image):
-            content = _scaled(self.path)
+            size = self.path.size
         else:
             with Image.open(self.path) as image:
-                small = image.width <= WIDEST and image.format == "PNG"
-                content = self.path.read_bytes() if small else _scaled(image)
-        return "data:image/png;base64," + base64.b64encode(content).decode()
+                size = image.size
+        return size[0] >= WIDE
+
+    @property
+    def source(self) -> str:
+        """The picture as a data address: of 1,600 pixels' width at most, a PNG where that is small, else a WebP."""
+        if isinstance(self.path, Image.Image):
+            content = _encode(self.path, "PNG")
+        else:
+            with Image.open(self.path) as image:
+                small = image.width <= WIDEST_SHOWN and image.format == "PNG"
+                content = self.path.read_bytes() if small else _encode(image, "PNG")
+        kind = "png"
+        if len(content) > LARGE and features.check("webp"):
+            with Image.open(io.BytesIO(content)) as image:
+                kind, content = "webp", _encode(image.convert("RGB"), "WEBP")
+        return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 @dataclass(frozen=True)
@@ -141,10 +159,10 @@ def make_cell(value: Any) -> Cell:
     return Cell(str(value))
 
 
-def _scaled(image: Image.Image) -> bytes:
-    """Return a picture as a PNG no wider than a page shows."""
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+def _encode(image: Image.Image, kind: str) -> bytes:
+    """Return a picture no wider than a page shows, as a PNG, or as a WebP that looks like it."""
+    if image.width > WIDEST_SHOWN:
+        image = image.resize((WIDEST_SHOWN, round(image.height * WIDEST_SHOWN / image.width)), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, kind, **({"quality": 88} if kind == "WEBP" else {}))
     return file.getvalue()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.report.class_pages import class_sections, summarise_table
-from ldm.report.mistakes import FOLDER, TABLE
+from ldm.report.mistakes import MISTAKES_FOLDER, TABLE
 from ldm.report.page import PAGE, Code, PageTable, Picture, ResultPage, Section, Text
 from ldm.report.reading import how_to_read
 from ldm.report.tables import read_comments, read_csv
@@ -18,6 +18,12 @@ from ldm.report.tables import read_comments, read_csv
 MOST_ROWS = 1000
 # Of more pictures in one folder the first are shown, with a word.
 MOST_PICTURES = 40
+# Titles of folders whose names are short.
+KNOWN = {
+    "samples": "Samples of the members",
+    "pixel_unc": "Where in the picture it does not know",
+    "mistakes": "What samples are near to",
+}
 # Folders below results whose files belong to a run that goes on, or to single classes.
 _APART = ("classes_", "kept", "checkpoints", "parts")
 
@@ -49,11 +55,11 @@ def make_page(folder: str | Path) -> ResultPage:
     sections, used, summary = [], set(), []
     for path in reports:
         summary += summarise_table(path, folder)
-        found, own = class_sections(path, folder)
+        found, own = class_sections(path, folder, len(reports) == 1)
         sections += found
         used |= own
     sections += _picture_sections(folder, [path for path in pictures if path not in used])
-    shown = [*reports, *([folder / FOLDER / TABLE] if reports else [])]
+    shown = [*reports, *([folder / MISTAKES_FOLDER / TABLE] if reports else [])]
     sections += _table_sections(folder, [path for path in tables if path not in shown])
     sections += [how_to_read(_command_names(records)), _made_by(records)]
     return ResultPage(f"{folder.resolve().name}: where does the model not know?" if reports else folder.resolve().name,
@@ -97,6 +103,8 @@ def _table_sections(folder: Path, tables: Sequence[Path]) -> list[Section]:
 
 def _title(folder: Path, path: Path, kind: str) -> str:
     name = path.relative_to(folder).as_posix()
+    if name in KNOWN:
+        return KNOWN[name]
     return kind if name == "." else f"{kind}: {name}"
 
 

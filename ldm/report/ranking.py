@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from ldm.images import save_figure
 from ldm.report.plots import COLOURS
@@ -17,6 +20,13 @@ from ldm.report.plots import COLOURS
 MOST_NAMES = 60
 # Values that span more than this factor are drawn on a logarithmic axis.
 LOG_FROM = 30
+# Of no more classes than this every one is named beside its point.
+ALL_NAMED = 20
+# Points of more classes are small and let those below shine through.
+MANY = 200
+# Mean width of a letter, and distance of lines, of names in points.
+LETTER = 4.6
+LINE = 9.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,8 @@ def ranked_plot(
     """
     if not classes:
         raise ValueError("a ranking needs at least one class")
-    ordered = sorted(classes, key=lambda one: -one.score)
+    ordered, half = sorted(classes, key=lambda one: -one.score), MOST_NAMES // 2
     if len(ordered) > MOST_NAMES:
-        half = MOST_NAMES // 2
         title = f"{title}\nthe {half} highest and the {half} lowest of {len(ordered)} classes".strip()
         ordered = [*ordered[:half], *ordered[-half:]]
     figure = Figure(figsize=(7.0, 1.2 + 0.21 * len(ordered)), layout="constrained")
@@ -71,6 +80,11 @@ def ranked_plot(
         if one.low is not None and one.high is not None:
             axes.plot([one.low, one.high], [place, place], color=COLOURS[0], lw=1.4, solid_capstyle="butt")
     axes.plot(scores, places, "o", color=COLOURS[0], ms=5)
+    if len(ordered) < len(classes):
+        axes.axhline(half - 0.5, color="#777777", lw=1, ls=":")
+        between = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center", "fontsize": 8}
+        words = f"{len(classes) - len(ordered)} classes between"
+        axes.text(0.5, half - 0.5, words, **between, backgroundcolor="white", color="#444444")
     axes.set_yticks(places, [one.label for one in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     if (scores > 0).all() and scores.max() > LOG_FROM * scores.min():
@@ -99,7 +113,8 @@ def images_plot(
         path: .png or .pdf.
         ylabel: the quantity and its unit.
         title: text above.
-        named: places of the classes that are marked and named; where none are, the three highest are named.
+        named: places of the classes that are marked, and named; of up to 20 classes all are named, else where none
+            is marked the three highest.
         expected: the score that the numbers of images explain, [N], drawn as a line.
         overwrite: replace an existing file.
 
@@ -115,24 +130,58 @@ def images_plot(
     images = np.array([classes[place].images for place in shown], dtype=float)
     scores = np.array([classes[place].score for place in shown])
     marked = [place in set(named) for place in shown]
-    axes.loglog(images, scores, "o", color=COLOURS[0], ms=5)
+    many = len(shown) > MANY
+    axes.loglog(images, scores, "o", color=COLOURS[0], ms=3 if many else 5, alpha=0.45 if many else 1, mew=0)
     if expected is not None:
         order = np.argsort(images)
-        axes.plot(images[order], np.asarray(expected)[shown][order], color="#555555", lw=1, ls="--")
-    told = [row for row, mark in enumerate(marked) if mark] or np.argsort(-scores)[:3].tolist()
-    for row in told:
-        if marked[row]:
-            axes.plot(images[row], scores[row], "o", color=COLOURS[1], ms=6)
-        text = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(classes[shown[row]].name, (images[row], scores[row]), **text)
+        axes.plot(images[order], np.asarray(expected)[shown][order], color="#222222", lw=1.2, ls="--", zorder=3)
+    stands_out = [row for row, mark in enumerate(marked) if mark]
+    told = _choose_named(scores, stands_out)
+    for row in stands_out:
+        axes.plot(images[row], scores[row], "o", color=COLOURS[1], ms=6)
+    _write_names(axes, [classes[shown[row]].name for row in told], images[told], scores[told])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=8)
     key = "dashed: what the number of images explains; " if expected is not None else ""
-    stands = "red: more than that" if any(marked) else "named: the three highest"
+    named_of = {len(shown): "every class is named", len(stands_out): "red and named: more than that"}
+    highest = f"named: the {len(told)} highest" + (", red: more than that" if stands_out else "")
+    stands = named_of.get(len(told), highest)
     axes.set_xlabel(f"training images of the class\n{key}{stands}", fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     save_figure(figure, path, overwrite)
+
+
+def _choose_named(scores: NDArray[np.float64], stands_out: Sequence[int]) -> list[int]:
+    """Return the places to name, the highest first: all of few classes, else those that stand out, else three."""
+    order = np.argsort(-scores).tolist()
+    if len(scores) <= ALL_NAMED:
+        return order
+    return [place for place in order if place in set(stands_out)][:ALL_NAMED] or order[:3]
+
+
+def _write_names(axes: Axes, names: Sequence[str], images: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
+    """Write the names of points on logarithmic axes, each below those that it would else cover.
+
+    Points in the right half have their names at the left, so that these end inside the axes.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    points = axes.transData.transform(np.column_stack([images, scores])) * 72 / figure.dpi  # [N, 2] in points
+    middle = (axes.bbox.x0 + axes.bbox.x1) / 2 * 72 / figure.dpi
+    taken: list[tuple[float, float, float]] = []
+    for name, (x, y), at in zip(names, points, zip(images, scores, strict=True), strict=True):
+        width = LETTER * len(name)
+        left = x + 6 if x < middle else x - 6 - width
+        height = y
+        while any(abs(height - other) < LINE and left < end and left + width > start for start, end, other in taken):
+            height -= LINE
+        taken.append((left, left + width, height))
+        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "va": "center", "ha": "left"}
+        if height != y:
+            text["arrowprops"] = {"arrowstyle": "-", "lw": 0.5, "color": "#777777", "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(name, at, (left - x, height - y), **text)

@@ -11,6 +11,7 @@ from ldm.commands.study import Study
 from ldm.data.bins import plan_natural
 from ldm.report.tables import read_csv
 from ldm.training.config import load_config
+from ldm.training.config_keys import load_checked_config
 from ldm.util import generator, instantiate_from_config
 
 COUNTS = {"ant": 20, "bee": 12, "cat": 5}
@@ -53,6 +54,16 @@ def test_every_key_of_the_config_has_its_value_once(folder):
         write_config(folder)
     with pytest.raises(ValueError, match="multiple of 4"):
         write_config(folder, size=10, overwrite=True)
+
+
+def test_a_folder_without_classes_has_a_config_that_passes_the_checks(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    New(Pictures(str(folder / "pictures" / "ant")), 8, "flat.yaml", "logs", width=32, measure=False).run()
+    config = load_checked_config(["flat.yaml"])
+    assert config.data.params.train.params.depth == 0 and config.data.params.train.params.split == "train"
+    capsys.readouterr()
+    Study("flat.yaml", dry_run=True).run()
+    assert "mistakes" not in capsys.readouterr().out, "one class can be taken for no other"
 
 
 def test_latents_come_with_the_config_of_their_first_stage(folder):

@@ -1,5 +1,7 @@
 """Pages: what was measured is in them, words of others do not act in them, and a browser has nothing to complain of."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -61,8 +63,36 @@ def test_the_page_of_an_ensemble_ranks_its_classes_and_stands_alone(results):
     order = [text.index(f"<td>{name}</td>") for name in ("bee &amp; &lt;b&gt;wasp&lt;/b&gt;", "cat", "ant")]
     assert order == sorted(order), "the most uncertain class comes first"
     assert not re.search(r'(src|href)="(?!data:|#)', text), "nothing is loaded from elsewhere"
-    assert text.count("<figure>") == 1 + 1 + 3, "the plot, a rollout, and a map of each class"
+    assert text.count("<figure") == 1 + 1 + 3, "the plot, a rollout, and a map of each class"
+    assert text.count('<figure class="wide"') == 1, "the rollout, which a narrow screen moves across"
     assert "decu uncertainty classes" in text and "in nats" in text and "abc" in text
+
+
+def test_cards_say_what_samples_are_taken_for(results):
+    rows = [
+        {"class": place, "name": name, "samples": 10, "recognised": right, "taken_for": "ant", "taken": 10 - right}
+        for place, (name, right) in enumerate(zip(NAMES, (10, 2, 7), strict=True))
+    ]
+    write_csv(results / "mistakes" / "mistakes.csv", [{**row, "real": 4, "real_recognised": 3} for row in rows])
+    Image.new("RGB", (30, 20)).save(results / "mistakes" / "nearest_2.png")
+    text = make_page(results).write(results / "page.html").read_text()
+    assert "takes 63% of 30 samples for their class (of 12 real pictures that it was not trained on: 75%)" in text
+    assert "the fewest of bee &amp; &lt;b&gt;wasp&lt;/b&gt;: 2 of 10 are recognised, 8 are taken for ant" in text
+    assert "Of its samples 7 of 10 are recognised, 3 are taken for ant; of its real pictures 3 of 4." in text
+    assert text.count("<figcaption>a sample of each member, and the training picture nearest to it") == 1
+    assert "Table: mistakes" not in text
+
+
+def test_large_pictures_are_small_in_a_page_and_look_alike(tmp_path):
+    across, down = np.meshgrid(np.linspace(0, 9, 700), np.linspace(0, 9, 500))
+    waves = np.stack([np.sin(across * down), np.cos(across), np.sin(down)], axis=2)
+    pixels = (127 * (1 + waves)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    kind, content = Picture(tmp_path / "large.png", "waves").source.split(";base64,")
+    content = base64.b64decode(content)
+    assert kind == "data:image/webp" and len(content) < 0.3 * (tmp_path / "large.png").stat().st_size
+    with Image.open(io.BytesIO(content)) as shown:
+        assert np.abs(np.asarray(shown.convert("RGB")).astype(int) - pixels).mean() < 4
 
 
 def test_any_results_have_a_page_and_none_have_not(tmp_path):

@@ -55,7 +55,7 @@ def test_two_processes_give_the_losses_of_one(config, tmp_path):
     words = [
         rf"run directory: {one}",
         r"device: CPU \(--gpus 0,: no CUDA device here\)  parameters: ([\d,]+), \1 of them trained  "
-        r"learning rate: 0.016, which is model.base_learning_rate 0.001 times 16 "
+        r"images a step: 16  learning rate: 0.016, which is model.base_learning_rate 0.001 times 16 "
         r"\(--scale_lr False takes it as it is\)",
         rf"done: {one}",
     ]

@@ -1,0 +1,43 @@
+"""Rankings by name: who is named, and that names do not cover each other."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ldm.report.ranking import ALL_NAMED, RankedClass, _choose_named, _write_names, images_plot, ranked_plot
+
+
+def test_few_classes_are_all_named_and_of_many_those_that_stand_out():
+    scores = np.arange(30.0)
+    assert _choose_named(scores[:ALL_NAMED], [3]) == list(range(ALL_NAMED))[::-1]
+    assert _choose_named(scores, [3, 9]) == [9, 3] and _choose_named(scores, []) == [29, 28, 27]
+
+
+def test_names_of_points_in_one_place_stand_below_each_other():
+    axes = Figure(figsize=(6, 4)).add_subplot()
+    axes.loglog([1, 1000], [1, 1000], "o")
+    at = np.full(4, 10.0)
+    _write_names(axes, ["ant", "bee", "cat", "dog"], at, at)
+    figure = axes.get_figure()
+    figure.draw_without_rendering()
+    boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
+    assert all(below.y1 <= above.y0 + 2 for below, above in pairwise(boxes))
+
+
+def test_names_at_the_right_end_inside_the_axes():
+    axes = Figure(figsize=(6, 4)).add_subplot()
+    axes.loglog([1, 1000], [1, 1000], "o")
+    _write_names(axes, ["a class with a rather long name"], np.array([900.0]), np.array([30.0]))
+    axes.get_figure().draw_without_rendering()
+    assert Text.get_window_extent(axes.texts[0]).x1 <= axes.bbox.x1
+
+
+@pytest.mark.parametrize("count", [1, 70, 300])
+def test_any_number_of_classes_is_drawn(count, tmp_path):
+    classes = [RankedClass(f"class {k}", k + 1, 1 / (k + 1), 0.9 / (k + 1), 1.1 / (k + 1)) for k in range(count)]
+    ranked_plot(classes, tmp_path / "ranked.png", "nats")
+    images_plot(classes, tmp_path / "images.png", "nats", named=[0])
+    assert (tmp_path / "ranked.png").stat().st_size > 0 and (tmp_path / "images.png").stat().st_size > 0
