@@ -52,6 +52,8 @@ def check_arguments(target: Callable[..., Any], params: Mapping[str, Any], place
         ValueError: naming the argument, what it takes and what came.
     """
     known, open_ended = find_arguments(target)
+    # What an argument of this name means in other packages is not known here.
+    ranges = PARAMETERS if target.__module__.split(".")[0] == "ldm" else {}
     for name, value in params.items():
         shown = f"{place}.{name}"
         if name not in known:
@@ -59,7 +61,7 @@ def check_arguments(target: Callable[..., Any], params: Mapping[str, Any], place
                 continue
             raise ValueError(f"{shown}: {_title(target)} takes no '{name}'; {suggest_key(str(name), known)}")
         check_value(value, known[name].annotation, shown)
-        check_range(str(name), value, PARAMETERS, shown)
+        check_range(str(name), value, ranges, shown)
     missing = [name for name, one in known.items() if one.default is inspect.Parameter.empty and name not in params]
     if missing and complete and not open_ended:
         raise ValueError(f"{place}: {_title(target)} needs {', '.join(missing)}")

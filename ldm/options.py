@@ -103,10 +103,16 @@ def check_options(value: Any) -> None:
 
 def option_name(value: Any, field: str) -> str:
     """Return the name of the option of a value's field."""
+    return option_spellings(value, field)[0]
+
+
+def option_spellings(value: Any, field: str) -> list[str]:
+    """Return the name of the option of a value's field, and its further spellings, without dashes."""
     hint = get_type_hints(type(value), include_extras=True)[field]
     notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     named = [note.name for note in notes if getattr(note, "name", None)]
-    return named[0] if named else field
+    further = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
+    return [*(named or [field]), *(alias.lstrip("-").replace("-", "_") for alias in further)]
 
 
 def option_values(value: Any) -> dict[str, Any]:
@@ -114,6 +120,8 @@ def option_values(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     hints = get_type_hints(type(value), include_extras=True)
     for one in fields(value):
+        if not one.compare:  # what is known about the options is none
+            continue
         given = getattr(value, one.name)
         if is_dataclass(given):
             found |= option_values(given)

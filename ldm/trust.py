@@ -83,11 +83,20 @@ def trusting(names: Iterable[str]) -> Iterator[None]:
 def is_admitted(target: str) -> bool:
     """Whether a file from elsewhere may name this class; nothing is imported to tell.
 
-    A target is written out: one that refers to other values could become any name.
+    A target is written out: one that refers to other values could become any name. In the rooms of this project it is
+    a module and one name in it that is written as classes are, so `ldm.data.pictures.os.system` is none.
     """
-    if ("." not in target and "$" not in target) or target in NAMED:  # a name without a module imports nothing
+    if target in NAMED or any(target == one or target.startswith(f"{one}.") for one in _TRUSTED.get()):
         return True
-    return any(target == one or target.startswith(f"{one}.") for one in (*ROOMS, *_TRUSTED.get()))
+    return any(target.startswith(f"{one}.") for one in ROOMS) and _is_written_as_class(target)
+
+
+def _is_written_as_class(target: str) -> bool:
+    """Whether a target could be a class of a module of this project, as far as names and files tell."""
+    *module, name = target.split(".")
+    folders = [Path(__file__).parent.joinpath(*module[1:end]) for end in range(2, len(module))]
+    in_file = any(folder.with_suffix(".py").is_file() for folder in folders)  # a name of a name in a file
+    return name[:1].isupper() and name.isidentifier() and not in_file
 
 
 def find_targets(config: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any
 
-from ldm.options import check_options, option_name
+from ldm.options import check_options, option_name, option_spellings
 
 
 def check_command(command: Any, words: Sequence[str] = ()) -> None:
     """Make sure that the options of a command are in their ranges, and that none of them is without effect.
 
     A command, or a value that it holds, may say in `acts_with` which of its fields act only beside another one:
-    {"frames": "interpolate", "every": "method=bayesdiff_skip|published_skip"}.
+    {"frames": "interpolate", "posterior.every": "method=bayesdiff_skip|published_skip"}, the latter a field of a value
+    that it holds.
 
     Args:
         command: made from `words`.
@@ -23,16 +24,38 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
         ValueError: naming the option, and what it needs.
     """
     check_options(command)
-    named = {word.partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    named = find_named(words)
     for value in list_values(command):
-        defaults = {one.name: _default(one) for one in fields(value)}
         names = {one.name: option_name(value, one.name) for one in fields(value)}
-        for name, rule in getattr(value, "acts_with", {}).items():
-            given = getattr(value, name) != defaults[name] or f"__{names[name]}" in named
+        for place, rule in getattr(value, "acts_with", {}).items():
+            holder, _, name = place.rpartition(".")
+            owner = getattr(value, holder) if holder else value
+            shown, *_ = spellings = option_spellings(owner, name)
+            changed = getattr(owner, name) != _default(type(owner).__dataclass_fields__[name])
+            given = changed or not named.isdisjoint(spellings)
             if given and not _holds(value, rule):
                 other, _, wanted = rule.partition("=")
                 beside = f"--{names.get(other, other)}" + (f" {wanted.replace('|', ' or ')}" if wanted else "")
-                raise ValueError(f"--{names[name]} acts only with {beside}: add it, or leave --{names[name]} out")
+                raise ValueError(f"--{shown} acts only with {beside}: add it, or leave --{shown} out")
+
+
+def find_named(words: Sequence[str]) -> set[str]:
+    """Return the options that words give, as they spell them but for the dashes."""
+    return {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("-")}
+
+
+def tell_named(command: Any, words: Sequence[str]) -> Any:
+    """Return a command in which each value that has a field `named` knows which of its own fields the words give."""
+    told: dict[str, Any] = {}
+    given = find_named(words)
+    for one in fields(command):
+        held = getattr(command, one.name)
+        if is_dataclass(held) and (knowing := tell_named(held, words)) is not held:
+            told[one.name] = knowing
+    if hasattr(command, "named"):
+        names = [one.name for one in fields(command)]
+        told["named"] = tuple(name for name in names if not given.isdisjoint(option_spellings(command, name)))
+    return replace(command, **told) if told else command
 
 
 def list_values(command: Any) -> Iterator[Any]:

@@ -66,6 +66,8 @@ class Export:
 
         out = check_suffix(self.out)
         run, checkpoint = find_run(self.source, self.epoch)
+        if run.has_config:
+            run.config()  # a run of which other commands refuse the config is not passed on
         content = load_checkpoint(checkpoint)
         if {"component", "components"} & set(content):
             raise ValueError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ldm.commands.conditions import PictureConditions
-from ldm.commands.shared import ModelSource, Placement, PosteriorSource, VarianceMethod
+from ldm.commands.shared import ACTS_UNDER_METHOD, ModelSource, Placement, PosteriorSource, VarianceMethod
 from ldm.options import option
 from ldm.settings import Sampling, Speed
 
@@ -46,6 +47,7 @@ class ResampleLaplace:
 
     default_steps: ClassVar[int] = 20
     default_scale: ClassVar[float] = 1.0
+    acts_with: ClassVar[Mapping[str, str]] = ACTS_UNDER_METHOD
 
     source: ModelSource
     posterior: PosteriorSource
@@ -75,7 +77,6 @@ class ResampleLaplace:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
-        self.posterior.check(self.method)
         held = self.method in ("persistent", "tangents")
         if "members" in self.kinds and (not held or self.posterior.draws < self.variants - 1):
             raise ValueError(

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ldm.commands.conditions import PictureConditions
-from ldm.commands.shared import ClassNames, ModelSource, Placement, PosteriorSource, VarianceMethod, read_params
+from ldm.commands.shared import (
+    ACTS_UNDER_METHOD,
+    ClassNames,
+    ModelSource,
+    Placement,
+    PosteriorSource,
+    VarianceMethod,
+    read_params,
+)
 from ldm.options import option
 from ldm.settings import Sampling, Speed
 
@@ -67,6 +75,7 @@ class SampleLaplace:
         "weights": "features",
         "features_params": "features",
         "seeds": "control_maps=seeds",
+        **ACTS_UNDER_METHOD,
     }
 
     source: ModelSource
@@ -111,7 +120,6 @@ class SampleLaplace:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
-        self.posterior.check(self.method)
         if self.n < 1 or self.batch_size < 1:
             raise ValueError(f"--n and --batch_size must be at least 1, got {self.n} and {self.batch_size}")
         if self.features is not None and self.method != "persistent":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ldm.commands.conditions import PictureConditions
-from ldm.commands.shared import ModelSource, Placement, PosteriorSource, VarianceMethod
+from ldm.commands.shared import ACTS_UNDER_METHOD, ModelSource, Placement, PosteriorSource, VarianceMethod
 from ldm.options import option
 from ldm.settings import Sampling, Speed
 
@@ -37,6 +38,7 @@ class SweepLaplace:
 
     default_steps: ClassVar[int] = 10
     default_scale: ClassVar[float] = 1.0
+    acts_with: ClassVar[Mapping[str, str]] = ACTS_UNDER_METHOD
 
     source: ModelSource
     posterior: PosteriorSource
@@ -62,7 +64,6 @@ class SweepLaplace:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
-        self.posterior.check(self.method)
         if self.n < 2 or not 0 <= self.image < self.n:
             raise ValueError(f"--n is at least 2 and --image below it, got {self.n} and {self.image}")
         if self.batch_size < 1:

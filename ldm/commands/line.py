@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 import tyro
 
-from ldm.commands.checks import check_command
+from ldm.commands.checks import check_command, tell_named
 from ldm.commands.failures import describe_failure, end_bars, refused_words, take_debug, until_reader_leaves
 from ldm.commands.words import collapse, normalise, take_trusted
 from ldm.options import SHOWN
@@ -199,7 +199,7 @@ def _checked(command: Command, words: Sequence[str]) -> Command:
     """Return a command all of whose options act, in their ranges."""
     with refused_words():
         check_command(command, words)
-    return command
+        return tell_named(command, words)
 
 
 @until_reader_leaves()

@@ -149,6 +149,14 @@ class EnsembleSource:
         return pipeline
 
 
+# Under which methods of a command the fields of its `posterior` act, for its `acts_with`.
+ACTS_UNDER_METHOD = {
+    "posterior.draws": "method=persistent|tangents|redrawn",
+    "posterior.particles": "method=bayesdiff|bayesdiff_skip|published|published_skip",
+    "posterior.every": "method=bayesdiff_skip|published_skip",
+}
+
+
 @dataclass(frozen=True)
 class PosteriorSource:
     """Which posterior, seen how, and how members and states are drawn from it."""
@@ -171,20 +179,6 @@ class PosteriorSource:
     """States that `bayesdiff` and `published` draw at a step, an even number; BayesDiff took 10."""
     every: int = 5
     """Steps between two draws of the _skip methods."""
-
-    def check(self, method: str) -> None:
-        """Make sure that what is given of the states drawn at a step acts under a method of propagation.
-
-        Raises:
-            ValueError: naming the option that does not.
-        """
-        used = {
-            "particles": "bayesdiff" in method or "published" in method,
-            "every": method.endswith("_skip"),
-        }
-        for name, acts in used.items():
-            if not acts and getattr(self, name) != PosteriorSource.__dataclass_fields__[name].default:
-                raise ValueError(f"--{name} {getattr(self, name)} says nothing of --method {method}: leave it out")
 
     def load(self, model: ModelPipeline) -> PosteriorPipeline:
         """Load the posterior of a loaded model."""

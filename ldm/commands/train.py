@@ -13,6 +13,11 @@ from ldm.commands.failures import end_bars
 from ldm.options import option
 from ldm.settings import Training
 
+LOST_PROCESS = (
+    "another process of this training ended before its time: it says why, or was killed where it does not, for want "
+    "of memory for example; --resume continues from the last checkpoint"
+)
+
 
 @dataclass(frozen=True)
 class Train:
@@ -58,7 +63,7 @@ class Train:
         from ldm.training.logs import start_logging
         from ldm.training.processes import is_first
         from ldm.training.session import train
-        from ldm.training.stopping import StoppedBySignal
+        from ldm.training.stopping import StoppedBySignal, has_lost_process
 
         start_logging(self.training.debug)
         try:
@@ -68,6 +73,10 @@ class Train:
         except FloatingPointError as error:
             end_bars()
             sys.exit(f"error: {error}" if is_first() else 0)
+        except RuntimeError as error:
+            if not has_lost_process(error):
+                raise
+            sys.exit(f"error: {LOST_PROCESS}" if is_first() else 1)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 

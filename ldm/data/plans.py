@@ -132,7 +132,8 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     members = content.pop("components")
     with reading(path, "a plan of subsets", "write it again with `decu data bins`"):
         bins = {label: class_size for class_size, classes in content.pop("bins").items() for label in classes}
-    if sorted(bins) != list(range(len(names))):
+        complete = sorted(bins) == list(range(len(names)))
+    if not complete:
         raise ValueError(f"{path}: the bins must name each of the classes 0..{len(names) - 1} once; write it again")
     return Subsets(
         dataset_name=content.pop("dataset_name"),

@@ -68,8 +68,10 @@ def read_reference_features(path: str | Path) -> dict[str, Any]:
         ValueError: if it names a network that is not known (`ldm.trust`).
     """
     settings = open_features(path).settings if is_feature_folder(path) else {}
-    made = dict(settings.get("features") or {})
-    accept({"features": {"target": made.get("extractor", ""), "params": made.get("params")}}, path)
+    made = dict(accept(settings, path).get("features") or {})
+    extractor = made.get("extractor", "")
+    if "." in str(extractor):
+        accept({"features": {"target": extractor}}, path)
     return made
 
 

@@ -171,7 +171,7 @@ def load_guiding_classifier(
     network = found.classifier if isinstance(found, NoisyClassifier) else found
     if isinstance(found, NoisyClassifier) and not found.knows(model.schedule):
         raise ValueError(f"{given.config} is a classifier for other noise levels than the model's")
-    load_classifier_weights(network, given.checkpoint)
+    load_classifier_weights(network, given.checkpoint, found if isinstance(found, NoisyClassifier) else model)
     module = network.to(device).eval().requires_grad_(False)
     shape = (1, *model.latent_shape)
     with torch.no_grad():

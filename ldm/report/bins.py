@@ -64,8 +64,7 @@ def describe_folder(folder: str | Path) -> list[str]:
         subsets = read_subsets(folder, name)
         if "dataset" not in subsets.record:
             raise ValueError(f"{subsets_file(folder, name)} does not name its data set, so its lists cannot be counted")
-        named = accept({"dataset": subsets.record["dataset"]}, subsets_file(folder, name))
-        dataset: Any = build_dataset(named["dataset"])
+        dataset: Any = build_dataset(accept(subsets.record, subsets_file(folder, name))["dataset"])
         members = [None, *range(subsets.members)]
         positions = {one: read_member_subset(folder, name, one, dataset)[1] for one in members}
         lines += describe_plan(folder, subsets, positions, dataset.labels)

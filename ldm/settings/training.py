@@ -70,6 +70,8 @@ class Training:
     """Options of Lightning's Trainer by name, {"max_steps": 100} for example."""
     changes: Annotated[tuple[str, ...], FIXED, SUPPRESSED] = ()
     """Words a.b=c over the config."""
+    named: Annotated[tuple[str, ...], FIXED, SUPPRESSED] = field(default=(), compare=False)
+    """The options that a command line gave, also those with their default values."""
 
     def __post_init__(self) -> None:
         if self.name and self.resume:
@@ -87,10 +89,16 @@ class Training:
         complete = self.start_from_pretrained and self.ensemble_name
         if self.component == "all" and not self.resume and not complete:
             raise ValueError("--component all needs --start_from_pretrained, and --ensemble_name for the members' runs")
-        if isinstance(self.component, int) and self.component > 0 and not self.resume and not complete:
+        single = isinstance(self.component, int) and (self.component > 0 or "component" in self.named)
+        if single and not self.resume and not complete:
             raise ValueError(
                 f"--component {self.component} trains a member, which needs --start_from_pretrained, and "
                 "--ensemble_name for `decu gather` to find it; without --component the whole model trains"
+            )
+        if self.ensemble_name and not self.start_from_pretrained and not self.resume:
+            raise ValueError(
+                f"--ensemble_name {self.ensemble_name} names a member's run, and without --start_from_pretrained the "
+                "whole model trains: add that, or name the run by --name"
             )
         if self.members is not None and self.component != "all":
             raise ValueError("--members goes with --component all")
@@ -124,14 +132,15 @@ class Training:
         Raises:
             ValueError: if an option says something else than the run.
         """
-        for name, value in kept.items() if self.resume else ():
-            given = getattr(self, name) if name in KEPT_FIELDS else value
-            if given not in (value, Training.__dataclass_fields__[name].default if name in KEPT_FIELDS else value):
-                raise ValueError(
-                    f"--{name} {given}: the run was started with {value or 'none'}, and a resumed run keeps that: "
-                    "leave it out, or start a new run"
-                )
         values = {"first_stage": "mode", **kept}
+        for name in KEPT_FIELDS if self.resume else ():
+            given, default = getattr(self, name), Training.__dataclass_fields__[name].default
+            said = given != default or name in self.named
+            if said and name in values and given != values[name]:
+                raise ValueError(
+                    f"--{name} {given}: the run was started with {values[name] or 'none'}, and a resumed run keeps "
+                    "that: leave it out, or start a new run"
+                )
         own = [name for name in CHOSEN_FIELDS if getattr(self, name) is not None]
         taken = {*KEPT_FIELDS, *CHOSEN_FIELDS}.difference(own)
         return replace(self, **{name: value for name, value in values.items() if name in taken})

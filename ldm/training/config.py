@@ -190,9 +190,14 @@ def _as_components(section: Any) -> DictConfig:
 def point_data(config: DictConfig, component: int | None, root: str = "", synset_bins: bool = False) -> DictConfig:
     """A config whose training data are those of a component, or whose data lie below another root folder.
 
-    `component` goes where the training set's parameters name `component` or `comp_numb`.
+    `component` goes where the training set's parameters name `component` or `comp_numb`, and `synset_bins` where a data
+    set's do.
+
+    Raises:
+        ValueError: if `synset_bins` is given and no data set takes it.
     """
     config = config.copy()
+    takes = []
     for split in ("train", "validation"):
         params = OmegaConf.select(config, f"data.params.{split}.params")
         if params is None:
@@ -206,6 +211,12 @@ def point_data(config: DictConfig, component: int | None, root: str = "", synset
             params.update({key: component for key in ("component", "comp_numb") if key in params})
         if synset_bins and "synset_bins" in params:
             params.synset_bins = True
+            takes.append(split)
+    if synset_bins and not takes:
+        raise ValueError(
+            "--synset_bins acts on data sets whose params name synset_bins, and neither data.params.train nor "
+            "validation does: leave it out, or add synset_bins: false to data.params.train.params"
+        )
     return config
 
 

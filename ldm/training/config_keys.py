@@ -84,6 +84,9 @@ def load_checked_config(
     Raises:
         ValueError: see `check_config` and `load_config`.
     """
+    kept = [word for word in dotlist if word.startswith("run.")]
+    if kept:
+        raise ValueError(f"{kept[0]}: the section run is what a run wrote of its options: give the option itself")
     config = load_config(files, dotlist, component, start, needs)
     check_config(config, build)
     whole = config if component else load_config(files, start=start, component=True, needs=())

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -70,15 +71,18 @@ def find_start(process: int) -> str | None:
 
 @contextmanager
 def hold_run(run: RunDirectory) -> Iterator[None]:
-    """Be the one training in a run directory, and remove what killed ones left half written; later processes pass.
+    """Be the one training in a run directory, and remove what killed ones left half written.
+
+    Of several processes the first holds it. Those of a SLURM step are refused as it is, so that none waits for it.
 
     Raises:
         ValueError: naming the process that trains there.
     """
+    path, own = run.path / LOCK_FILE, Holder.own()
     if not is_first():
+        _refuse_other_job(path, own)
         yield
         return
-    path, own = run.path / LOCK_FILE, Holder.own()
     _take(path, own)
     remove_abandoned(run.checkpoints)
     ended = threading.Event()
@@ -101,14 +105,29 @@ def _take(path: Path, own: Holder) -> None:
                 silence = new.stat().st_mtime - path.stat().st_mtime  # by one clock, that of the file system
                 holder = _read(path)
                 if not (silence > SILENCE if holder is None else holder.has_ended(silence)):
-                    where = "another process" if holder is None else f"process {holder.process} on {holder.host}"
-                    raise ValueError(
-                        f"{where} is training in {path.parent} and gave its last sign of life {max(0, silence):.0f} s "
-                        f"ago: wait for its end, or stop it; if it is no more, remove {path}"
-                    )
+                    raise _describe(path, holder, silence)
                 _remove(path, holder, new)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _refuse_other_job(path: Path, own: Holder) -> None:
+    """Raise a ValueError if another job than this process's is training; within one, the first process knows."""
+    holder = _read(path)
+    if own.job and holder is not None and holder.job != own.job:
+        silence = 0.0
+        with suppress(OSError):
+            silence = time.time() - path.stat().st_mtime
+        if not holder.has_ended(silence):
+            raise _describe(path, holder, silence)
+
+
+def _describe(path: Path, holder: Holder | None, silence: float) -> ValueError:
+    where = "another process" if holder is None else f"process {holder.process} on {holder.host}"
+    return ValueError(
+        f"{where} is training in {path.parent} and gave its last sign of life {max(0, silence):.0f} s ago: wait for "
+        f"its end, or stop it; if it is no more, remove {path}"
+    )
 
 
 def _link(new: Path, path: Path) -> bool:

@@ -262,7 +262,7 @@ def set_up(training: Training, held: ExitStack) -> Session:
     nodes = int(chosen.get("num_nodes", 1))
     devices = choose_devices(gpus, training.cpus, nodes)
     environment = cluster_environment(devices.count, nodes)
-    pl.seed_everything(training.seed, verbose=False)
+    pl.seed_everything(training.seed % 2**32, verbose=False)
     keep_freed_memory()
 
     accumulate = int(chosen.get("accumulate_grad_batches", 1))

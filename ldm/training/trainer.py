@@ -163,6 +163,11 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
                 f"unknown trainer option '{name}': {suggest_key(str(name), known)} Lightning {pl.__version__} takes "
                 f"{sorted(TRAINER_KEYS)}"
             )
+        if name == "devices" and value not in (None, "auto"):
+            raise ValueError(
+                f"--devices {value}: say --gpus or --cpus, by which the images of a step and the learning rate are "
+                "counted as well"
+            )
         hint, allowed = TRAINER_VALUES.get(name, (Any, FINITE))
         check_value(value, hint, f"--{name} (lightning.trainer.{name})")
         if name in TRAINER_VALUES:

@@ -16,7 +16,7 @@ from ldm.diffusion.noise import TrainingDraws
 from ldm.diffusion.process import BetaSchedule, NoiseProcess
 from ldm.diffusion.schedule import Schedule, VPSchedule
 from ldm.models.diffusion.optimisation import evaluation_positions, log_step, make_optimiser, positions
-from ldm.models.diffusion.process import build_schedule, choose_config, register_tables, view_process
+from ldm.models.diffusion.process import build_schedule, check_tables, choose_config, register_tables, view_process
 from ldm.modules.conditioned import is_bare
 from ldm.util import instantiate_as
 
@@ -24,13 +24,19 @@ PREFIX = "classifier."
 TOP = (1, 5)
 
 
-def load_classifier_weights(network: nn.Module, file: str) -> None:
+def load_classifier_weights(network: nn.Module, file: str, holder: nn.Module) -> None:
     """Load a classifier strictly, from a run's checkpoint or from guided-diffusion's file of the network alone.
 
+    Args:
+        network: what is loaded.
+        file: the weights.
+        holder: a module whose noise levels must be those of the file, where that has any.
+
     Raises:
-        ValueError: if tensors are missing, unknown or of another shape.
+        ValueError: if tensors are missing, unknown or of another shape, or the noise levels are others.
     """
     state = load_state_dict(file)
+    check_tables(holder, state, file)
     if not is_bare(state):
         state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     load_into(network, state)
@@ -97,7 +103,7 @@ class NoisyClassifier(pl.LightningModule):
 
     def init_from_ckpt(self, path: str) -> None:
         """Load the network, see `load_classifier_weights`."""
-        load_classifier_weights(self.classifier, path)
+        load_classifier_weights(self.classifier, path, self)
 
     @property
     def process(self) -> NoiseProcess:
