@@ -128,10 +128,17 @@ def _refuse_diffusers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
         )
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = ()) -> None:
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = (), file: str | Path = "the state dict"
+) -> None:
     """Copy `state` into `module`; every key must match but those under a name or pattern in `ignore`.
 
     One prefix on all names, and what a parallel or compiled module puts before its own, is taken off (`fit_names`).
+
+    Args:
+        module, state: what is filled, and with what.
+        ignore: names and patterns that need not match.
+        file: where the state comes from, for messages.
 
     Raises:
         ValueError: counting the missing, unknown and differently shaped keys, with the first few of each.
@@ -159,14 +166,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[s
             if names
         ]
         raise ValueError(
-            f"state dict does not fit {type(module).__name__} "
-            f"({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of another shape)\n"
-            + "\n".join(lines)
-            + (
-                "\n(ignore_keys in the params of the config leaves unknown names out)"
-                if unknown and not missing
-                else ""
-            )
+            f"{file} does not fit {type(module).__name__} "
+            f"({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of another shape): "
+            + "; ".join(lines)
+            + ("; ignore_keys in the params of the config leaves unknown names out" if unknown and not missing else "")
         )
     fitting = {name: value for name, value in given.items() if own[name].shape == value.shape}
     module.load_state_dict(fitting, strict=False)

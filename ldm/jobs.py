@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -183,14 +184,19 @@ def pick_device(name: str = "auto") -> torch.device:
     """`auto` is CUDA where there is one (of several processes on a machine each takes its own), else the CPU.
 
     Raises:
-        ValueError: if CUDA is asked for and absent.
+        ValueError: if CUDA is asked for and absent, or the name is another.
     """
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
+        raise ValueError(f"--device takes auto, cpu, cuda or cuda:N, got '{name}'")
     if name == "auto":
         count = torch.cuda.device_count()
         return torch.device("cuda", local_rank() % count) if count else torch.device("cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: no CUDA device here; use --device cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise ValueError(f"--device {name}: the CUDA devices here are 0 to {torch.cuda.device_count() - 1}")
+    return device
 
 
 @contextmanager

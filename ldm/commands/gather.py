@@ -110,7 +110,7 @@ class Gather:
         folder = Path(str(self.out))
         base, members = read_published(str(self.published))
         model = build_model(config)
-        load_into(model, base)
+        load_into(model, base, file=str(self.published))
         if (folder / "ensemble.yaml").exists() and not self.overwrite:
             raise FileExistsError(f"{folder} holds an ensemble; use --overwrite to replace it")
         earlier = set(folder.glob(f"{BASE_NAME}*.safetensors"))

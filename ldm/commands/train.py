@@ -64,7 +64,9 @@ class Train:
         from ldm.training.processes import is_first
         from ldm.training.session import train
         from ldm.training.stopping import StoppedBySignal, has_lost_process
+        from ldm.training.wandb import check_project
 
+        check_project(self.training.project)
         start_logging(self.training.debug)
         try:
             return train(self.training, fit=self.train)

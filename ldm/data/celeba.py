@@ -54,8 +54,8 @@ class CelebA(FileImages):
         archive = folder / f"{CELEBA_FOLDER}.zip"
         if not (archive.is_file() or (folder / CELEBA_FOLDER).is_dir()):
             raise ValueError(
-                f"{root} holds no {archive.name} and no {CELEBA_FOLDER}; fetch CelebA with\n"
-                f"  decu data prepare --dataset celeba --root {folder.parent}"
+                f"{root} holds no {archive.name} and no {CELEBA_FOLDER}; fetch CelebA with: "
+                f"decu data prepare --dataset celeba --root {folder.parent}"
             )
         parts = read_columns(folder / "list_eval_partition.txt")
         names = [name for name, (part,) in parts.items() if split == "all" or part == PARTS[split]]

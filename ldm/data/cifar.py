@@ -83,8 +83,8 @@ def find_layout(root: Path, split: str, layout: str) -> tuple[str, Path]:
         return "folders", root
     raise ValueError(
         f"{root} has no CIFAR-10 in layout '{layout}': expected {BATCHES[split][0]}, {BATCHES[split][0]}.bin, "
-        f"{split}/<class>/ in it, or the path of a .zip of that; fetch it with\n"
-        f"  decu data prepare --dataset cifar10 --root {root.parent}"
+        f"{split}/<class>/ in it, or the path of a .zip of that; fetch it with: "
+        f"decu data prepare --dataset cifar10 --root {root.parent}"
     )
 
 

@@ -72,8 +72,8 @@ def find_batches(root: Path, split: str) -> tuple[str, Path]:
             if (folder / f"{split}{suffix}").is_file():
                 return layout, folder
     raise ValueError(
-        f"{root} has no CIFAR-100: expected {split} or {split}.bin in it; fetch it with\n"
-        f"  decu data prepare --dataset cifar100 --root {root.parent}"
+        f"{root} has no CIFAR-100: expected {split} or {split}.bin in it; fetch it with: "
+        f"decu data prepare --dataset cifar100 --root {root.parent}"
     )
 
 

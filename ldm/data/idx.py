@@ -69,8 +69,8 @@ def find_idx(root: Path, prefix: str, kind: str, data_name: str = "mnist") -> Pa
         if path.is_file():
             return path
     raise ValueError(
-        f"{root} has no {stems[0]} nor {stems[0]}.gz; fetch them into {root.parent / data_name} with\n"
-        f"  decu data prepare --dataset {data_name} --root {root.parent}"
+        f"{root} has no {stems[0]} nor {stems[0]}.gz; fetch them into {root.parent / data_name} with: "
+        f"decu data prepare --dataset {data_name} --root {root.parent}"
     )
 
 

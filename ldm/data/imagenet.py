@@ -135,7 +135,7 @@ class ImageNetTrain(ImageNetPart):
         path = list_file(self.root, dataset_name, comp_numb)
         if not path.exists():
             command = make_bins_command(self.root, dataset_name, comp_numb, config)
-            raise ValueError(f"{path} does not exist; make it with\n  {command}")
+            raise ValueError(f"{path} does not exist; make it with: {command}")
         self.subsets = read_folder_plan(self.root, dataset_name, comp_numb, self, config)
         self.bins = self.subsets.bins if self.subsets is not None else {}
         self.select(read_list(path, self))

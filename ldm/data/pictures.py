@@ -121,6 +121,10 @@ def hidden(name: str) -> bool:
     return _BY_PRODUCTS.search(name) is not None
 
 
+# How files of PNG, JPEG, GIF, BMP, TIFF, WebP and JPEG 2000 begin.
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ")
+
+
 def read_names(text: bytes) -> list[str]:
     """Return the lines of a list in UTF-8, names with spaces and all; empty ones are left out."""
     lines = (line.removesuffix("\r") for line in text.decode("utf-8-sig").split("\n"))
@@ -147,6 +151,8 @@ def read_named(files: Files, name: str, read: Callable[[bytes], _Read], remedy: 
         try:
             return read(content)
         except UnidentifiedImageError as error:  # whose text names an object in memory
+            if content.startswith(_SIGNATURES):
+                raise ValueError("the picture is damaged or cut off") from error
             start = f"it begins with {content[:12]!r}" if content else "it is empty"
             raise ValueError(f"no picture, {start}") from error
     except UNREADABLE as error:

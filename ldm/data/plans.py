@@ -117,7 +117,7 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     """
     path = subsets_file(folder, dataset_name)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; make it with\n  {make_bins_command(folder, dataset_name)}")
+        raise ValueError(f"{path} does not exist; make it with: {make_bins_command(folder, dataset_name)}")
     content = read_mapping(path, "a plan of subsets", "write it again with `decu data bins`")
     if content.get("format") != _FORMAT:
         found = content.get("format")
@@ -232,7 +232,7 @@ def read_member_subset(
     listed = list_file(folder, dataset_name, member)
     if not listed.exists():
         command = make_bins_command(folder, dataset_name, member, config)
-        raise ValueError(f"{listed} does not exist; make it with\n  {command} --seed {subsets.record.get('seed', 0)}")
+        raise ValueError(f"{listed} does not exist; make it with: {command} --seed {subsets.record.get('seed', 0)}")
     return subsets, read_list(listed, dataset)
 
 
@@ -249,7 +249,7 @@ def read_plan(
     """
     command = make_bins_command(folder, dataset_name, member, config)
     if not subsets_file(folder, dataset_name).exists():
-        raise ValueError(f"{subsets_file(folder, dataset_name)} does not exist; make it with\n  {command}")
+        raise ValueError(f"{subsets_file(folder, dataset_name)} does not exist; make it with: {command}")
     subsets = read_subsets(folder, dataset_name)
     if member is not None and not 0 <= member < subsets.members:
         more = shlex.join([*shlex.split(command), *plan_words(subsets), "--overwrite"])

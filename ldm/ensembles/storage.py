@@ -16,7 +16,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from ldm.arguments import check_value
 from ldm.checkpoint import free_name, load_state_dict, save_tensors, sha256, tensors_sha256
+from ldm.ensembles.classes import Classes, class_size_order
 from ldm.ensembles.members import Members
 from ldm.files import read_mapping, reading
 from ldm.settings.names import suggest
@@ -29,6 +31,19 @@ PUBLISHED_TABLE = re.compile(r"cond_stage_model_ensemble\.(\d+)\.embedding\.weig
 REQUIRED = ("format", "name", "trunk", "config", "heads", "patterns", "null_class", "members")
 # What a record may hold besides.
 FURTHER = ("initialisation", "row_rates", "dataset", "class_names", "bins", "split", "sees", "natural", "ema")
+# What is read of them; what is absent is None.
+RECORD_KINDS: dict[str, Any] = {
+    "name": str,
+    "heads": Sequence[str],
+    "patterns": Sequence[str],
+    "null_class": str | None,
+    "initialisation": Mapping[str, Any] | None,
+    "class_names": Sequence[str] | None,
+    "bins": Mapping[Any, Any] | None,
+    "sees": Mapping[Any, Any] | None,
+    "split": str | None,
+    "natural": bool | None,
+}
 GATHER_AGAIN = "gather the ensemble again (decu gather --overwrite)"
 
 
@@ -185,6 +200,15 @@ def _check_record(file: Path, spec: Mapping[str, Any]) -> None:
     listed = isinstance(members, list) and all(isinstance(one, dict) and "file" in one for one in members)
     if not listed or not members:
         raise ValueError(f"{file} must list its members, at least one, each with its file: {GATHER_AGAIN}")
+    for key, kind in RECORD_KINDS.items():
+        check_value(spec.get(key), kind, f"{file}: {key}")
+    for key in ("path", "sha256"):
+        check_value(trunk[key], str, f"{file}: trunk.{key}")
+    for number, member in enumerate(members):
+        check_value(member["file"], str, f"{file}: members.{number}.file")
+    with reading(file, "an ensemble's record", GATHER_AGAIN):
+        classes = Classes.from_record(spec, 0, len(members))
+        sorted(classes.sizes.values(), key=class_size_order)
     names = [one["file"] for one in members]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -195,5 +195,5 @@ def load_classifier(path: str | os.PathLike) -> SmallClassifier:
     if sha256(path) != described:
         raise ValueError(f"{path} is not the file that {record_path(path)} describes (sha256); keep the two together")
     model = SmallClassifier(architecture)
-    load_into(model, load_state_dict(path))
+    load_into(model, load_state_dict(path), file=path)
     return model.eval().requires_grad_(False)

@@ -100,7 +100,7 @@ def load_lpips(path: str | os.PathLike) -> LPIPS:
         ValueError: listing the keys, if the file is not a complete set of them.
     """
     network = LPIPS().eval()
-    load_into(network, load_state_dict(path))
+    load_into(network, load_state_dict(path), file=path)
     return network
 
 

@@ -125,7 +125,7 @@ class TargetFeatures(Extractor):
         except (TypeError, ValueError) as error:
             raise ValueError(f"features {target} cannot be made of {dict(params or {})}: {error}") from error
         if weights is not None:
-            load_into(self.network, load_state_dict(weights))
+            load_into(self.network, load_state_dict(weights), file=weights)
         self.network.eval().requires_grad_(False)
         self.source = {
             "extractor": target,

@@ -86,7 +86,7 @@ def load_folder_weights(model: LatentDiffusion, folder: ModelFolder) -> None:
     Raises:
         ValueError: if tensors are missing, unknown or of another shape.
     """
-    load_into(model, read_state(folder), ignore=_absent(model))
+    load_into(model, read_state(folder), _absent(model), folder.root)
 
 
 def read_state(folder: ModelFolder) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class FirstStage(pl.LightningModule):
         if lpips_path is not None and isinstance(getattr(self.loss, "perceptual_loss", None), LPIPS):
             state = load_state_dict(lpips_path)
             inside = {k.removeprefix(LPIPS_PREFIX): v for k, v in state.items() if k.startswith(LPIPS_PREFIX)}
-            load_into(self.loss.perceptual_loss, inside or state)
+            load_into(self.loss.perceptual_loss, inside or state, file=lpips_path)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -99,7 +99,7 @@ class FirstStage(pl.LightningModule):
             ignore.append("loss.")
         if not self.use_ema:
             ignore.append("model_ema.")
-        load_into(self, load_state_dict(path), ignore=ignore)
+        load_into(self, load_state_dict(path), ignore, path)
         self.has_weights = True
 
     def reconstruct(self, images: Tensor, split: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -26,8 +26,9 @@ def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
     Raises:
         ValueError: if the config's model is something else, a first stage for example.
     """
-    spec = OmegaConf.create(OmegaConf.to_container(_as_node(config)["model"], resolve=True))
-    if not isinstance(spec, DictConfig):
+    model = _as_node(config).get("model")
+    spec = OmegaConf.create(OmegaConf.to_container(model, resolve=True)) if isinstance(model, DictConfig) else model
+    if not isinstance(spec, DictConfig) or not {"target", "params"} <= set(spec):
         raise ValueError(f"a config's model is a mapping with target and params, got '{spec}'")
     target = get_obj_from_str(spec.target)
     if not (isinstance(target, type) and issubclass(target, LatentDiffusion)):

@@ -107,7 +107,7 @@ def _load_own(
 ) -> ModelPipeline:
     """Make a pipeline of a network in memory, with the weights of a file where one is named."""
     if ckpt is not None:
-        load_into(given.network, load_state_dict(ckpt))
+        load_into(given.network, load_state_dict(ckpt), file=ckpt)
     checkpoint = None if ckpt is None else Path(ckpt)
     kept = {"averaged": False, "defaults": defaults}
     return make_pipeline(ModelPipeline, given.build(), given.config(), checkpoint, sampling, speed, device, **kept)

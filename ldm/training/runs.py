@@ -95,7 +95,8 @@ class RunDirectory:
         for file in sorted(self.configs.glob("*.yaml")):  # of the others nothing is taken, but nothing runs either
             accept_config(load_config([str(file)], needs=()), file)
         files = self.config_files(kind)
-        return accept_config(load_config([str(file) for file in files], needs=()), files[-1])
+        needs = ("model",) if kind == "project" else ()
+        return accept_config(load_config([str(file) for file in files], needs=needs), files[-1])
 
     def config_files(self, kind: str = "project") -> list[Path]:
         """The files of a config, in the order in which they are merged.

@@ -44,6 +44,20 @@ def wanted(chosen: Mapping[str, str]) -> bool:
     return mode != "disabled" and (mode == "offline" or bool(chosen.get(KEY)))
 
 
+def check_project(project: str) -> None:
+    """Make sure that a project of Weights & Biases is named only where something is sent there.
+
+    Raises:
+        ValueError: if it is named, and neither a key is set nor WANDB_MODE.
+    """
+    chosen = settings(os.environ)
+    if project and not wanted(chosen) and MODE not in chosen:
+        raise ValueError(
+            f"--project {project} acts with Weights & Biases, which is off: set {KEY}, or {MODE}=offline, or leave "
+            "--project out"
+        )
+
+
 def wandb_logger(folder: Path, project: str, config: Mapping[str, Any], name: str) -> pl.loggers.Logger | None:
     """A logger of this run, None where it is not asked for. A resumed run, which has the same name, goes on as one.
 

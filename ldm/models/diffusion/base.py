@@ -245,10 +245,10 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
         check_preconditioner(found, self.target.name)
         weights = read_weights(self, found, str(path), ignore_keys, only_model, use_averaged)
         if weights.network_alone:
-            load_into(self.model, weights.of_network)
+            load_into(self.model, weights.of_network, file=path)
         else:
             optional = self._optional_keys(weights.state, weights.has_averages)
-            load_into(self, weights.state, (*ignore_keys, *optional))
+            load_into(self, weights.state, (*ignore_keys, *optional), path)
         if self.use_ema and (weights.network_alone or not weights.has_averages):
             self.model_ema.reset(self.model)
 

@@ -39,7 +39,7 @@ def load_classifier_weights(network: nn.Module, file: str, holder: nn.Module) ->
     check_tables(holder, state, file)
     if not is_bare(state):
         state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    load_into(network, state)
+    load_into(network, state, file=file)
 
 
 class NoisyClassifier(pl.LightningModule):
