@@ -73,7 +73,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     known: list[Any] = [(_CallbackKey, name) for name in CALLBACK_CLASSES]
     try:
         with torch.serialization.safe_globals(known), path.open("rb") as file:  # of a path torch believes the suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except BROKEN_PICKLE as error:
         found = error.__context__ or error  # PyTorch's own text advises to run the code
         reason = str(found).split("\n")[0].split(". ")[0].rstrip(".")[:300] or "it ends too early"
@@ -81,6 +81,12 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} was refused: expected tensors and plain containers only (code in a checkpoint is never run), or "
             f"the file is damaged: {reason}. Save its tensors alone (docs/files.md says how), or fetch it again"
         ) from None
+    if not isinstance(content, (Mapping, list)):
+        raise ValueError(f"{path} holds a {type(content).__name__}, and no tensors by name: give a checkpoint")
+    nameless = next((key for key in content if not isinstance(key, str)), None) if isinstance(content, dict) else None
+    if nameless is not None:
+        raise ValueError(f"{path} is no checkpoint: one of its entries has the name {nameless!r}, expected words")
+    return content
 
 
 def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -128,6 +134,12 @@ def _refuse_diffusers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
         )
 
 
+def _is_coded(value: Tensor, own: Tensor) -> bool:
+    """Whether the numbers of a tensor stand for others, so that to copy them into `own` would give wrong ones."""
+    bytes_alone = value.dtype in (torch.uint8, torch.int8) and own.is_floating_point() and value.numel() > 1
+    return value.layout != torch.strided or value.is_complex() or value.is_quantized or bytes_alone
+
+
 def load_into(
     module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = (), file: str | Path = "the state dict"
 ) -> None:
@@ -155,6 +167,12 @@ def load_into(
         for name, value in given.items()
         if name in own and own[name].shape != value.shape and not matches(name, ignore)
     ]
+    coded = [name for name, value in given.items() if name in own and _is_coded(value, own[name])]
+    if coded:
+        raise ValueError(
+            f"{file} holds sparse, complex or quantised tensors, and {type(module).__name__} takes plain numbers: "
+            f"{name_some(coded)}"
+        )
     if missing or unknown or shapes:
         lines = [
             f"{what}: {name_some(names)}"

@@ -62,6 +62,27 @@ def test_strict_loading_lists_every_difference():
     assert torch.equal(module.bias, before)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(3, 2).to_sparse(),
+        torch.ones(3, 2, dtype=torch.complex64),
+        torch.ones(3, 2, dtype=torch.int8),
+    ],
+    ids=["sparse", "complex", "bytes"],
+)
+def test_numbers_that_stand_for_others_are_refused(value):
+    with pytest.raises(ValueError, match=r"^x\.ckpt holds sparse, complex or quantised tensors.*: weight$"):
+        load_into(nn.Linear(2, 3), {"weight": value, "bias": torch.zeros(3)}, file="x.ckpt")
+
+
+@pytest.mark.parametrize("content", [None, "text", 5, torch.zeros(2), {1: torch.zeros(2)}])
+def test_what_has_no_names_is_no_checkpoint(content, tmp_path):
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt (holds a|is no checkpoint)"):
+        load_state_dict(tmp_path / "x.ckpt")
+
+
 def test_averaged_puts_the_ema_copies_in_place():
     model = nn.Module()
     model.model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))

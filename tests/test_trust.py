@@ -173,7 +173,7 @@ def test_a_config_that_the_user_names_is_the_users_own(mark):
         *("os.system", "ldm.util.get_obj_from_str", "ldm.util.os.system", "ldmx.Net", "main.something", "${a}"),
         *("torch.nn.os.system", "torch.load", "torch.nn.Module", "pytorch_lightning.Trainer", "builtins.exec"),
         *("ldm.commands.train.Train", "ldm.jobs.WorkList", "numpy.load", "transformers.AutoModel", "tests.cli.call"),
-        "taming.modules.vqvae.Quantizer",
+        *("taming.modules.vqvae.Quantizer", "ldm.data.pictures.os.system", "ldm.data.pictures.read_names", "os", ""),
     ),
 )
 def test_names_that_are_not_admitted(target):

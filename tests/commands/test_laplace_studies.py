@@ -125,7 +125,8 @@ def test_variants_of_a_cut(place, tmp_path):
 
 def test_the_studies_take_words(place, tmp_path):
     """One of each, and an option that none of them has."""
-    call("laplace sweep", [*place.words, "--sigmas", "0.1", "--precisions", "1", "--n", "2", "--out", tmp_path / "a"])
+    sweep = [*place.words, "--method", "persistent"]
+    call("laplace sweep", [*sweep, "--sigmas", "0.1", "--precisions", "1", "--n", "2", "--out", tmp_path / "a"])
     call("laplace resample", [*place.words, "--cut", "1", "--n", "1", "--kinds", "uniform", "--out", tmp_path / "b"])
     assert (tmp_path / "a" / "sweep.csv").exists() and (tmp_path / "b" / "numbers.csv").exists()
     with pytest.raises(SystemExit):

@@ -6,10 +6,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from ldm.commands.line import parse
+from ldm.commands.train import Train
 from ldm.ranges import OPTIONS, PARAMETERS
 from ldm.settings import Training
 from ldm.training.agreement import check_agreement
-from ldm.training.config import packaged_configs
+from ldm.training.config import packaged_configs, point_data
 from ldm.training.resumed import check_resumed, describe_steps
 from ldm.training.runs import RunDirectory
 from ldm.training.session import prepare_data, prepare_model
@@ -149,6 +151,38 @@ def test_an_option_that_the_run_contradicts_is_refused():
     assert Training(resume="x", seed=5).resuming(kept).seed == 5
     with pytest.raises(ValueError, match="--seed 7: the run was started with 5"):
         Training(resume="x", seed=7).resuming(kept)
+    with pytest.raises(ValueError, match="--first_stage sample: the run was started with mode"):
+        Training(resume="x", first_stage="sample").resuming(kept)  # a run of the first version took the mean
+
+
+@pytest.mark.parametrize("words", [["--seed", "23"], ["-s", "23"], ["--seed=23"], ["--component", "0"]])
+def test_a_word_counts_as_said_where_it_says_the_default(words):
+    training = parse(Train, ["--resume", "x", *words], "train").training
+    with pytest.raises(ValueError, match=r"the run was started with [53]"):
+        training.resuming({"seed": 5, "component": 3})
+    assert parse(Train, ["--resume", "x"], "train").training.resuming({"seed": 5}).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--component", "0"], "--component 0 trains a member"),
+        (["--ensemble_name", "b"], "--ensemble_name b names a member's run"),
+    ],
+)
+def test_a_members_words_need_a_member(words, match, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(Train, ["--base", "x.yaml", *words], "train")
+    assert end.value.code == 2 and match in capsys.readouterr().err
+
+
+def test_bins_that_no_data_set_takes_are_refused():
+    config = OmegaConf.create({"data": {"params": {"train": {"params": {"synset_bins": False}}}}})
+    assert point_data(config, None, synset_bins=True).data.params.train.params.synset_bins
+    del config.data.params.train.params.synset_bins
+    assert point_data(config, None) == config
+    with pytest.raises(ValueError, match="--synset_bins acts on data sets whose params name synset_bins"):
+        point_data(config, None, synset_bins=True)
 
 
 def test_a_name_has_one_range():

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
+from pytorch_lightning.utilities import rank_zero
 
 from ldm.partials import remove_abandoned
 from ldm.training.lock import LOCK_FILE, SILENCE, Holder, hold_run
@@ -72,6 +73,18 @@ def test_a_requeued_job_takes_its_lock_over(run, monkeypatch):
     write_lock(run, replace(Holder.own(), host="elsewhere", job="12"))
     with pytest.raises(ValueError, match="elsewhere"), hold_run(run):
         pass
+
+
+def test_later_processes_of_a_refused_job_do_not_wait_for_its_first(run, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setattr(rank_zero.rank_zero_only, "rank", 1, raising=False)
+    write_lock(run, replace(Holder.own(), job="12"))
+    with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is training"), hold_run(run):
+        pass
+    for holder in (Holder.own(), replace(Holder.own(), job="12", started="1")):  # of its own job, or ended
+        write_lock(run, holder)
+        with hold_run(run):
+            assert (run.path / LOCK_FILE).exists()
 
 
 def test_partial_files_of_the_living_and_of_other_hosts_stay_for_a_day(tmp_path):
