@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -90,7 +91,7 @@ def read_mapping(
     return content
 
 
-def _name_file(error: OSError | RuntimeError, partial: Path, path: Path) -> None:
+def _name_file(error: Exception, partial: Path, path: Path) -> None:
     """Let an error of writing `partial` name `path`, as which a user knows the file.
 
     Raises:
@@ -104,7 +105,9 @@ def _name_file(error: OSError | RuntimeError, partial: Path, path: Path) -> None
         return
     if "PytorchStreamWriter" in str(error) or "inline_container" in str(error) or "I/O error" in str(error):
         cause = error.__cause__ or error.__context__
+        stated = re.search(r"os error (\d+)", str(error))  # of safetensors
         number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.ENOSPC
+        number = int(stated[1]) if stated else number
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
@@ -135,7 +138,7 @@ def atomic_write(path: str | os.PathLike, overwrite: bool = False, durable: bool
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         _name_file(error, partial, path)
         raise
     finally:

@@ -97,7 +97,7 @@ def run_trials(writer: Writer, trials: int, folder: Path) -> list[dict[str, Any]
         writer.prepare(place)
 
         def act_and_die(place: Path = place, at: tuple[int, bool] = (number, done)) -> None:
-            count_calls(lambda number, done: os.kill(os.getpid(), signal.SIGKILL) if (number, done) == at else None)
+            count_calls(lambda *reached: os.kill(os.getpid(), signal.SIGKILL) if reached == at else None)
             writer.act(place)
 
         killed = fork(act_and_die) == signal.SIGKILL

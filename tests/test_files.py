@@ -62,7 +62,14 @@ def test_arrays_that_are_damaged_are_named(tmp_path):
         np.load(file)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("PytorchStreamWriter failed writing")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        RuntimeError("PytorchStreamWriter failed writing"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_write_that_fails_names_the_file_that_was_asked_for(error, tmp_path):
     file = tmp_path / "last.ckpt"
     with pytest.raises(OSError) as caught, atomic_write(file) as partial:
