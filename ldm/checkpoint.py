@@ -86,7 +86,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     nameless = next((key for key in content if not isinstance(key, str)), None) if isinstance(content, dict) else None
     if nameless is not None:
         raise ValueError(f"{path} is no checkpoint: one of its entries has the name {nameless!r}, expected words")
-    return content
+    return content  # type: ignore[return-value]
 
 
 def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
