@@ -1,12 +1,18 @@
-"""`decu export`: the weights of a model as a base checkpoint, or as a folder that diffusers reads."""
+"""`decu export`: the weights of a model as a base checkpoint, as a folder to share, or as one that diffusers reads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ldm.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.training.runs import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -25,19 +31,29 @@ class Export:
           --to diffusers --out results/cin256-diffusers
       decu export --run results/cin256-diffusers --out logs/pretrained/cin256/base.ckpt
 
+    With --to folder a model or an ensemble becomes a folder that others open without running code: safetensors, its
+    config, a record, and a README.md with what is known of its data and its uncertainty. --push_to_hub sends it.
+
+      decu export --run logs/2026-01-01T00-00-00_digits --to folder --out results/digits-model
+      decu export --run logs/bootstrapped_digits_5 --to folder --out results/digits-5 --push_to_hub me/digits-5
+
     The file holds nothing but weights; a record of their origin goes beside it.
     """
 
     source: Annotated[str, option(name="run", metavar="DIR")]
-    """The run directory of a training, or a checkpoint in one; or a folder of diffusers."""
+    """The run directory of a training, or a checkpoint in one; a folder of diffusers; with --to folder an ensemble."""
     out: str
-    """The file to write, .ckpt (.pt, .pth) or .safetensors; with --to diffusers the folder."""
+    """The file to write, .ckpt (.pt, .pth) or .safetensors; with --to folder or diffusers the folder."""
     epoch: Annotated[int | None, option(metavar="N", default="the last checkpoint")] = None
     """The checkpoint that --run kept of this epoch."""
     overwrite: bool = False
     """Replace the file if it exists."""
-    to: Literal["checkpoint", "diffusers"] = "checkpoint"
+    to: Literal["checkpoint", "folder", "diffusers"] = "checkpoint"
     """What is written."""
+    push_to_hub: Annotated[str | None, option(metavar="OWNER/NAME", default="it stays here")] = None
+    """With --to folder, send the folder to the hub under this name (the extra `hub`)."""
+    private: bool = False
+    """With --push_to_hub, make the repository a private one."""
     ema: Annotated[float | None, option(metavar="WIDTH", default="the averages that the run kept")] = None
     """Take the average of this width, 0.05 for example, combined of the snapshots that the callback posthoc_ema
     wrote."""
@@ -48,10 +64,16 @@ class Export:
         """Write the file or the folder, and return its path."""
         from ldm.interop.folder import is_model_folder
 
+        if self.push_to_hub is not None and self.to != "folder":
+            raise ValueError("--push_to_hub sends what --to folder writes: add --to folder")
+        if self.private and self.push_to_hub is None:
+            raise ValueError("--private is the repository's that --push_to_hub makes: give its OWNER/NAME")
         if self.ema is not None and (self.to == "diffusers" or is_model_folder(self.source)):
             raise ValueError(
                 "--ema combines the snapshots of a run into a checkpoint: write that first, and export it with --base"
             )
+        if self.to == "folder":
+            return self._share()
         if self.to == "diffusers":
             return self._write_folder()
         if self.base is not None:
@@ -59,12 +81,22 @@ class Export:
         return self._import_folder() if is_model_folder(self.source) else self._write_checkpoint()
 
     def _write_checkpoint(self) -> Path:
-        from ldm.checkpoint import averaged, check_suffix, load_checkpoint, save_state_dict, unwrap_state_dict
+        from ldm.checkpoint import check_suffix, save_state_dict
         from ldm.records import write_record
+
+        out = check_suffix(self.out)
+        run, checkpoint, state = self._read_weights()
+        save_state_dict(state, out, self.overwrite)
+        write_record(out.with_suffix(".json"), self, overwrite=True, run=run.path.name, checkpoint=checkpoint.name)
+        print(out)
+        return out
+
+    def _read_weights(self) -> tuple[RunDirectory, Path, dict[str, Tensor]]:
+        """Return the run, its checkpoint and the weights: averaged where the run kept averages, or those of --ema."""
+        from ldm.checkpoint import averaged, load_checkpoint, unwrap_state_dict
         from ldm.training.posthoc import put_averages, read_averages
         from ldm.training.runs import find_run
 
-        out = check_suffix(self.out)
         run, checkpoint = find_run(self.source, self.epoch)
         if run.has_config:
             run.config()  # a run of which other commands refuse the config is not passed on
@@ -76,14 +108,48 @@ class Export:
             )
         state = unwrap_state_dict(content, checkpoint)
         if self.ema is None:
-            state = averaged(state)
+            return run, checkpoint, averaged(state)
+        # A checkpoint in the middle of a run has the average of what was before it.
+        middle = checkpoint.name != "last.ckpt"
+        found = read_averages(run, self.ema, content["global_step"] if middle else None)
+        return run, checkpoint, put_averages(state, found)
+
+    def _share(self) -> Path:
+        """Write the folder of a model or an ensemble with its card, and send it where that is asked for."""
+        from ldm.ensembles.storage import read_ensemble
+        from ldm.interop.cards import Card, read_uncertainty
+        from ldm.interop.sharing import HUB, check_hub_name, push_folder, write_shared_ensemble, write_shared_model
+        from ldm.records import record, write_record
+        from ldm.training.gathering import describe_training_data
+
+        out = Path(self.out)
+        name = None if self.push_to_hub is None else check_hub_name(self.push_to_hub)
+        described: Mapping[str, Any] = {}
+        config: Mapping[str, Any]
+        table: Sequence[Mapping[str, str]] = ()
+        members = 0
+        if (Path(self.source) / "ensemble.yaml").is_file():
+            if self.ema is not None or self.epoch is not None:
+                raise ValueError("--ema and --epoch choose weights of a run, and --run is an ensemble: leave them out")
+            spec = read_ensemble(write_shared_ensemble(self.source, out, self.overwrite)).spec
+            config, described, members = spec["config"], spec, len(spec["members"])
+            table = read_uncertainty(self.source)
         else:
-            # A checkpoint in the middle of a run has the average of what was before it.
-            middle = checkpoint.name != "last.ckpt"
-            state = put_averages(state, read_averages(run, self.ema, content["global_step"] if middle else None))
-        save_state_dict(state, out, self.overwrite)
-        write_record(out.with_suffix(".json"), self, overwrite=True, run=run.path.name, checkpoint=checkpoint.name)
-        print(out)
+            run, _, state = self._read_weights()
+            whole = run.config()
+            write_shared_model(out, state, whole, self.overwrite)
+            config = whole
+            try:
+                described = describe_training_data(whole)
+            except (ValueError, FileNotFoundError, AttributeError) as error:
+                reason = str(error).splitlines()[0]
+                print(f"the card names no classes, since the training data cannot be read: {reason}")
+        place = str(out) if name is None else f"{HUB}{name}"
+        title = (name or out.name).rpartition("/")[2]
+        card = Card(title, place, config, described, members, table, record(self))
+        (out / "README.md").write_text(card.render(), encoding="utf-8")
+        write_record(out / "record.json", self, overwrite=True)
+        print(out if name is None else push_folder(out, name, self.private))
         return out
 
     def _write_folder(self) -> Path:

@@ -14,6 +14,7 @@ from ldm.checkpoint import load_into, load_state_dict
 from ldm.ensembles.storage import Ensemble, read_ensemble
 from ldm.interop.folder import is_model_folder, read_folder
 from ldm.interop.loading import load_folder_weights, make_config
+from ldm.interop.sharing import WEIGHTS_FILE, find_shared, is_shared_model, read_shared_config
 from ldm.jobs import pick_device
 from ldm.laplace import load_laplace
 from ldm.memory import Chunker, rows_that_fit
@@ -55,7 +56,8 @@ def load_model(
     """Load a diffusion model, ready to sample.
 
     Args:
-        run: a run directory of a training, or a checkpoint in one; a folder of diffusers is taken as `diffusers`.
+        run: a run directory of a training, or a checkpoint in one; a folder that `decu export --to folder` wrote, or
+            its name on the hub, hf://OWNER/NAME; a folder of diffusers is taken as `diffusers`.
         sampling: how it is sampled.
         base, ckpt: in place of `run` a config and a checkpoint, a released one for example.
         network: in place of both a torch module; `own` then says what it was trained for, with the fields of
@@ -83,12 +85,10 @@ def load_model(
         run, diffusers = None, run
     if diffusers is not None and (run, base, ckpt) == (None, None, None):
         return _load_folder(diffusers, sampling, speed, device, defaults or Defaults())
-    if (run is None) == (base is None) or (base is None) != (ckpt is None):
-        raise ValueError(
-            "a model comes from --run DIRECTORY (of a training, or of diffusers), from --base CONFIG with --ckpt FILE, "
-            f"or from network=MODULE; got run={run}, base={base}, ckpt={ckpt}, diffusers={diffusers}, "
-            f"network={type(network).__name__}"
-        )
+    run = None if run is None else find_shared(run)
+    if run is not None and (base, ckpt) == (None, None) and is_shared_model(run):
+        return _load_shared(run, sampling, speed, device, defaults or Defaults(), trust)
+    _check_sources(run, base, ckpt, diffusers, network)
     with trusting(trust):
         directory, checkpoint = find_run(str(run), epoch) if run is not None else (None, Path(str(ckpt)))
         config = read_model_config(directory, base)
@@ -111,6 +111,33 @@ def _load_own(
     checkpoint = None if ckpt is None else Path(ckpt)
     kept = {"averaged": False, "defaults": defaults}
     return make_pipeline(ModelPipeline, given.build(), given.config(), checkpoint, sampling, speed, device, **kept)
+
+
+def _check_sources(run: object, base: object, ckpt: object, diffusers: object, network: object) -> None:
+    """Make sure that a model comes from one place."""
+    if (run is None) == (base is None) or (base is None) != (ckpt is None):
+        raise ValueError(
+            "a model comes from --run DIRECTORY (of a training, or of diffusers), from --base CONFIG with --ckpt FILE, "
+            f"or from network=MODULE; got run={run}, base={base}, ckpt={ckpt}, diffusers={diffusers}, "
+            f"network={type(network).__name__}"
+        )
+
+
+def _load_shared(
+    folder: str | Path,
+    sampling: Sampling | None,
+    speed: Speed | None,
+    device: str,
+    defaults: Defaults,
+    trust: Sequence[str],
+) -> ModelPipeline:
+    """Load a folder that `decu export --to folder` wrote."""
+    with trusting(trust):
+        config = read_shared_config(Path(folder))
+    checkpoint = Path(folder) / WEIGHTS_FILE
+    load_weights(model := build_model(config), checkpoint, config=config)
+    kept: dict[str, Any] = {"averaged": True, "defaults": defaults}
+    return make_pipeline(ModelPipeline, model, config, checkpoint, sampling, speed, device, **kept)
 
 
 def _load_folder(
@@ -160,7 +187,7 @@ def load_ensemble(
             raise ValueError("an ensemble comes from its folder, or from model= and members=; got neither")
         return _make_ensemble(model, gather_ensemble(model.model, members), sampling, branching or Branching())
     with trusting(trust):
-        ensemble = read_ensemble(path)
+        ensemble = read_ensemble(find_shared(path))
     split = ensemble.spec.get("split")
     if dataset not in (None, split):
         found = f"the members were trained on {split}" if split else "the ensemble records no split; leave it out"

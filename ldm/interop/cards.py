@@ -1,0 +1,134 @@
+"""The page beside a shared model: how to open it, what it was trained on, and what is known of its uncertainty."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+UNCERTAINTY_TABLE = "uncertainty.csv"
+_FRONT = """---
+library_name: decu-uncertainty
+tags: [diffusion, uncertainty{tag}]
+---
+
+# {title}
+
+Written by `decu export --to folder`. It holds tensors, YAML and text; opening it executes nothing.
+
+```python
+from ldm import {loader}
+
+{name} = {loader}("{place}")
+images = {name}.sample(n=4)
+```
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page says; what is empty is said to be missing.
+
+    Args:
+        title: of the page.
+        place: the folder or name that the lines of Python open.
+        config: of the model.
+        data: what the training data tell: dataset, class_names, bins (images of each class), split.
+        members: number of members of an ensemble; 0 for a model.
+        table: rows of the mutual information of each class, as `decu uncertainty classes` wrote them.
+        record: of the export.
+    """
+
+    title: str
+    place: str
+    config: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    members: int = 0
+    table: Sequence[Mapping[str, str]] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(self) -> str:
+        """Return the page as Markdown."""
+        loader = "load_ensemble" if self.members else "load_model"
+        name = "ensemble" if self.members else "model"
+        front = _FRONT.format(
+            tag=", ensemble" if self.members else "", title=self.title, loader=loader, name=name, place=self.place
+        )
+        return "\n".join([front, *self._model(), *self._uncertainty(), *self._origin()]).rstrip() + "\n"
+
+    def _model(self) -> list[str]:
+        params = (self.config.get("model") or {}).get("params") or {}
+        network = params.get("unet_config") or {}
+        rows = [
+            ("network", network.get("target", "")),
+            ("image size, channels", f"{params.get('image_size', '')}, {params.get('channels', '')}"),
+            ("regresses", params.get("parameterization", "eps")),
+            ("loss weight", params.get("loss_weight") or "none"),
+            ("guidance scale", params.get("guidance_scale", 1.0)),
+            ("data set", self.data.get("dataset", "not recorded")),
+        ]
+        if self.members:
+            rows.append(("members", self.members))
+        return ["## Model", "", "| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows), ""]
+
+    def _uncertainty(self) -> list[str]:
+        lines = ["## Uncertainty card", ""]
+        lines += self._budgets()
+        if self.table:
+            lines += [
+                "Mutual information of a sample and the member, in nats, with 95 % intervals over noises; at most the",
+                f"logarithm of the number of members. Measured by `decu uncertainty classes` ({UNCERTAINTY_TABLE}):",
+                "",
+                "| class | images | mutual information | interval |",
+                "| --- | --- | --- | --- |",
+            ]
+            for row in self.table:
+                shown = row.get("name") or row.get("class") or row.get("label") or ""
+                low, high = (_short(row.get(key, "")) for key in ("mi_low", "mi_high"))
+                images = row.get("bin") or ""
+                lines.append(f"| {shown} | {images} | {_short(row.get('mi_mean', ''))} | {low} to {high} |")
+            lines.append("")
+        else:
+            lines += ["Mutual information per class was not measured before this was written.", ""]
+        return [*lines, "The calibration of these numbers was not measured before this was written.", ""]
+
+    def _budgets(self) -> list[str]:
+        bins = self.data.get("bins") or {}
+        if not bins:
+            return ["The number of training images of each class is not recorded.", ""]
+        names = list(self.data.get("class_names") or [])
+        sizes: dict[str, list[str]] = {}
+        for label, size in bins.items():
+            shown = names[int(label)] if str(label).isdigit() and int(label) < len(names) else str(label)
+            sizes.setdefault(str(size), []).append(shown)
+        rows = [f"| {size} | {len(classes)} | {_some(classes)} |" for size, classes in sizes.items()]
+        return ["| training images of a class | classes | which |", "| --- | --- | --- |", *rows, ""]
+
+    def _origin(self) -> list[str]:
+        known = {key: self.record[key] for key in ("command", "revision", "time") if self.record.get(key)}
+        if not known:
+            return []
+        return ["## Record", "", *(f"- {key}: `{value}`" for key, value in known.items()), "- all of it: `record.json`"]
+
+
+def _some(classes: Sequence[str], most: int = 10) -> str:
+    shown = ", ".join(classes[:most])
+    return shown if len(classes) <= most else f"{shown}, ..."
+
+
+def _short(value: str) -> str:
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
+
+
+def read_uncertainty(folder: str | Path) -> list[dict[str, str]]:
+    """Return the rows of the newest table of mutual information below an ensemble's folder, if there is one."""
+    found = sorted(Path(folder).rglob(UNCERTAINTY_TABLE), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return []
+    lines = [line for line in found[-1].read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines))
