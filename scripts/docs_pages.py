@@ -17,6 +17,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)\s#]+)")
+# What Material loads from elsewhere for the search of pages that are opened as files, and what does it here.
+ELSEWHERE = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 CODE = re.compile(r"(^```.*?^```|^(?: {4}|\t).*?$)", re.M | re.S)
 
 
@@ -42,6 +44,12 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         piece if index % 2 else LINK.sub(lambda link: relink(link[1], home, source), piece)
         for index, piece in enumerate(pieces)
     )
+
+
+def on_post_page(output: str, page: Page, **_: object) -> str:
+    """Put the project's own script in the place of the one that a page would fetch from elsewhere."""
+    script = posixpath.relpath("javascripts/search_from_file.js", posixpath.dirname(page.url) or ".")
+    return output.replace(ELSEWHERE, f'<script src="{script}"></script>')
 
 
 def relink(link: str, home: str, source: str) -> str:

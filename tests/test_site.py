@@ -40,6 +40,7 @@ def test_the_site_is_whole_and_needs_nothing_from_elsewhere(site):
     pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
     assert {"index.html", "reading.html", "changelog.html", "notebooks/texts.html"} < set(pages)
     assert not [name for name, text in pages.items() if LOADED.search(text)]
+    assert not [name for name, text in pages.items() if "search_from_file.js" not in text], "else there is no search"
     assert "From nothing to a page" in (site / "search/search_index.js").read_text(), "the search works from a file"
 
 
