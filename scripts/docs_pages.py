@@ -48,7 +48,17 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 def on_post_page(output: str, page: Page, **_: object) -> str:
     """Put the project's own script in the place of the one that a page would fetch from elsewhere."""
-    script = posixpath.relpath("javascripts/search_from_file.js", posixpath.dirname(page.url) or ".")
+    return replace_script(output, posixpath.dirname(page.url))
+
+
+def on_post_template(output_content: str, **_: object) -> str:
+    """Do the same in the page of addresses that do not exist."""
+    return replace_script(output_content, "")
+
+
+def replace_script(output: str, folder: str) -> str:
+    """Return a page of a folder of the site with the project's own script for its search."""
+    script = posixpath.relpath("javascripts/search_from_file.js", folder or ".")
     return output.replace(ELSEWHERE, f'<script src="{script}"></script>')
 
 

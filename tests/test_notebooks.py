@@ -11,7 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ldm import Branching
 from ldm.checkpoint import save_checkpoint, sha256
+from ldm.commands.shared import EnsembleSource
+from ldm.commands.uncertainty_classes import UncertaintyClasses
 from ldm.ensembles import storage
 from ldm.training.session import read_training_config
 from ldm.util import generator
@@ -128,19 +131,27 @@ def test_prompts_are_asked_for(tmp_path, monkeypatch, capsys):
     assert "a bold seven: " in capsys.readouterr().out
 
 
-def test_own_pictures_go_from_a_folder_to_the_page(tmp_path, monkeypatch, capsys):
-    smaller = {
-        '"red_disc": 240, "blue_ring": 240, "green_square": 240, "orange_bar": 240': '"red_disc": 9, "blue_ring": 8',
-        '"purple_cross": 16': '"purple_cross": 5',
-        "SIDE = 32": "SIDE = 8",
-        "CHANGES = ()": 'CHANGES = ("lightning.trainer.max_steps=1", "uncertainty.n=2", "uncertainty.steps=2")',
-        "size=SIDE,": "size=SIDE, measure=False,",
-        "members=5": "members=2",
-    }
+def test_own_pictures_are_drawn_planned_and_ranked(tmp_path, monkeypatch, capsys):
+    """The trainings are planned and not run: tests/commands/test_new.py runs a study whole."""
     monkeypatch.chdir(tmp_path)
+    names = ["blue_ring", "green_square", "orange_bar", "purple_cross", "red_disc", "yellow_triangle"]
+    ensemble = tmp_path / "logs/bootstrapped_shapes_5"
+    ensemble.mkdir(parents=True)
+    write_ensemble(ensemble, params=UNET, class_names=[*names, *(f"other{number}" for number in range(4))])
+    UncertaintyClasses(EnsembleSource(str(ensemble)), tuple(range(6)), n=2, branching=Branching(step=0)).run()
+    smaller = {
+        "COUNTS |=": "COUNTS = dict.fromkeys(COUNTS, 5); COUNTS |=",
+        "SIDE = 32": "SIDE = 8",
+        "size=SIDE,": "size=SIDE, measure=False,",
+        "changes=CHANGES": "changes=CHANGES, dry_run=True",
+    }
     found = run_notebook("own_pictures", smaller)
-    assert found["page"].exists() and len(found["rows"]) == 4
-    assert "yellow_triangle: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "yellow_triangle: " in said and "decu train --base shapes.yaml" in said
+    assert sorted(row["name"] for row in found["rows"]) == names
+    assert len(list((tmp_path / "pictures/purple_cross").iterdir())) == 16
+    picture = np.asarray(Image.open(tmp_path / "pictures/red_disc/000.png"))
+    assert picture.shape == (8, 8, 3) and picture[4, 4, 0] > 1.5 * picture[4, 4, 2], "red in the middle"
 
 
 @pytest.mark.slow
