@@ -11,6 +11,11 @@
 | --scale (5; with --config 7.5) | --scale |
 | --config, --ckpt (those of txt2img-1p4B) | --base, --ckpt |
 | --seed (0; with --config 42) | --seed |
+| --dpm_solver | --sampler DPM-Solver++ |
+| --skip_save | no --pngs |
+| --precision full, autocast | --precision float32, fp16 |
+| --laion400m | CONFIG and CHECKPOINT of latent-diffusion, into outputs/txt2img-samples-laion400m |
+| --C, --f | nothing: the config has them, and others are refused |
 """
 
 from __future__ import annotations
@@ -19,20 +24,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 CONFIG = "configs/latent-diffusion/txt2img-1p4B-eval.yaml"
 CHECKPOINT = "models/ldm/text2img-large/model.ckpt"
+OUTDIR, LAION = "outputs/txt2img-samples", "-laion400m"
 PROMPT = "a painting of a virus monster playing guitar"
 # Steps, guidance scale and seed of latent-diffusion's script, and those of Stable Diffusion's, which takes --config.
 WITHOUT_CONFIG = (200, 5.0, 0)
 WITH_CONFIG = (50, 7.5, 42)
+# Options of Stable Diffusion's script with nothing for them here, and why.
+WITHOUT_COUNTERPART = {
+    "skip_grid": "grid.png is always written",
+    "n_rows": "grid.png has a row a prompt",
+    "fixed_code": "image i has a noise of its own; in Python the latents of one are repeated",
+}
+PRECISIONS = {"full": "float32", "autocast": "fp16"}
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--prompt", action="append")
     parser.add_argument("--from-file", "--from_file", "--prompts", dest="prompts")
-    parser.add_argument("--outdir", default="outputs/txt2img-samples")
+    parser.add_argument("--outdir")
     parser.add_argument("--ddim_steps", type=int)
     parser.add_argument("--plms", action="store_true")
     parser.add_argument("--ddim_eta", type=float, default=0.0)
@@ -44,6 +58,14 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config")
     parser.add_argument("--ckpt", default=CHECKPOINT)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--dpm_solver", action="store_true")
+    parser.add_argument("--skip_save", action="store_true")
+    parser.add_argument("--laion400m", action="store_true")
+    parser.add_argument("--precision")
+    parser.add_argument("--C", type=int)
+    parser.add_argument("--f", type=int)
+    for name in WITHOUT_COUNTERPART:
+        parser.add_argument(f"--{name}", nargs="?", const=True)
     return parser
 
 
@@ -51,13 +73,17 @@ def translate_txt2img(words: Sequence[str]) -> list[str]:
     """Return the words of `decu sample model` for those of txt2img.py; words that it does not know are kept.
 
     Raises:
-        ValueError: for --plms with an eta.
+        ValueError: for --plms or --dpm_solver with an eta or with each other, for another shape of latents than the
+            config's, and for options of Stable Diffusion's script with nothing for them here.
     """
     given, rest = _make_parser().parse_known_args(list(words))
     steps, scale, seed = WITHOUT_CONFIG if given.config is None else WITH_CONFIG
-    if given.plms and given.ddim_eta:
-        raise ValueError(f"--plms samples without noise: leave out --ddim_eta {given.ddim_eta:g}")
     config = given.config or CONFIG
+    _check_given(given, config)
+    if given.dpm_solver or given.plms:
+        sampler = "PLMS" if given.plms else "DPM-Solver++"
+    else:
+        sampler = None
     prompts = given.prompt or ([] if given.prompts else [PROMPT])
     options: dict[str, object] = {
         "--base": config,
@@ -65,18 +91,56 @@ def translate_txt2img(words: Sequence[str]) -> list[str]:
         "--prompts": given.prompts,
         "--n_per_class": given.n_iter * given.n_samples,
         "--batch_size": given.n_samples,
-        "--sampler": "PLMS" if given.plms else None,
+        "--sampler": sampler,
         "--steps": given.ddim_steps or steps,
         "--spacing": "published",
-        "--eta": None if given.plms else given.ddim_eta,
+        "--eta": given.ddim_eta if sampler is None else None,
         "--scale": scale if given.scale is None else given.scale,
         "--seed": seed if given.seed is None else given.seed,
-        "--out": given.outdir,
+        "--precision": PRECISIONS.get(given.precision, given.precision),
+        "--out": given.outdir or (OUTDIR + LAION * given.laion400m),
     }
     found = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     size = _find_size(config, given.H, given.W)
     asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    return [*found, *size, *asked, "--pngs", *rest]
+    pngs = [] if given.skip_save else ["--pngs"]
+    return [*found, *size, *asked, *pngs, *rest]
+
+
+def _check_given(given: argparse.Namespace, config: str) -> None:
+    """Refuse what would not act.
+
+    Raises:
+        ValueError: see `translate_txt2img`.
+    """
+    for name, reason in WITHOUT_COUNTERPART.items():
+        if getattr(given, name) is not None:
+            raise ValueError(f"--{name} has no effect here, since {reason}: leave it out")
+    if given.laion400m and given.config is not None:
+        raise ValueError(f"--laion400m takes {CONFIG}: leave out --config {given.config}")
+    if given.plms and given.dpm_solver:
+        raise ValueError("--plms and --dpm_solver are two samplers: leave one out")
+    if given.ddim_eta and (given.plms or given.dpm_solver):
+        name = "plms" if given.plms else "dpm_solver"
+        raise ValueError(f"--{name} samples without noise: leave out --ddim_eta {given.ddim_eta:g}")
+    if given.C is None and given.f is None:
+        return
+    from ldm.training.config import load_config
+
+    params = load_config([config]).model.params
+    known = (params.channels, _find_factor(params))
+    asked = (given.C or known[0], given.f or known[1])
+    if asked != known:
+        raise ValueError(
+            f"--C and --f are the latents' channels and the first stage's factor, {known[0]} and {known[1]} in {config}: "
+            f"leave them out, got {asked[0]} and {asked[1]}"
+        )
+
+
+def _find_factor(params: Any) -> int:
+    """Return by how much the first stage of a model's parameters makes a side smaller."""
+    levels = params.first_stage_config.get("params", {}).get("ddconfig", {}).get("ch_mult", [1])
+    return 2 ** (len(levels) - 1)
 
 
 def _find_size(config: str, height: int | None, width: int | None) -> list[str]:
@@ -87,8 +151,7 @@ def _find_size(config: str, height: int | None, width: int | None) -> list[str]:
     if height is None and width is None:
         return []
     params = load_config([config]).model.params
-    levels = len(params.first_stage_config.get("params", {}).get("ddconfig", {}).get("ch_mult", [1]))
-    high, wide = (side * 2 ** (levels - 1) for side in read_image_size(params.image_size))
+    high, wide = (side * _find_factor(params) for side in read_image_size(params.image_size))
     size = (height or high, width or wide)
     return [] if size == (high, wide) else ["--size", *map(str, size)]
 

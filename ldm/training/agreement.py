@@ -12,7 +12,7 @@ from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.base import DiffusionModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import JOINING
-from ldm.training.labels import check_labels
+from ldm.training.labels import check_labels, knows_classes
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ def check_agreement(model: pl.LightningModule, data: pl.LightningDataModule) -> 
     check_labels(model, data)
     for member, module in zip(getattr(model, "members", (model,)), getattr(data, "modules", (data,)), strict=True):
         sets = {name: module.datasets[name] for name in SETS if name in getattr(module, "datasets", {})}
-        _check_class_names(sets)
+        if knows_classes(member):
+            _check_class_names(sets)
         if isinstance(member, DiffusionModel):
             _check_network(member)
             for name, one in sets.items():

@@ -6,6 +6,15 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.data.base import check_class_names
+from ldm.models.diffusion.base import DiffusionModel
+from ldm.models.first_stage import FirstStage
+
+
+def knows_classes(model: object) -> bool:
+    """Whether a class of the data is a number to the model: to one of texts, of pictures or of none it is a name."""
+    if isinstance(model, DiffusionModel):
+        return getattr(getattr(model, "cond_stage_model", None), "n_classes", None) is not None
+    return not isinstance(model, FirstStage)
 
 
 def check_labels(model: pl.LightningModule, data: pl.LightningDataModule) -> None:

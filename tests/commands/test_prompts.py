@@ -94,14 +94,22 @@ def test_laplace_is_sampled_per_prompt(folder, tmp_path):
 
 def test_txt2img_speaks_latent_diffusions_words(folder, tmp_path):
     known = ["--config", str(folder / "texts.yaml"), "--ckpt", "x.ckpt", "--prompt", "a three", "--H", "8", "--W", "8"]
-    words = translate_txt2img([*known, "--plms", "--n_iter", "2", "--n_samples", "3", "--outdir", "o", "--precision"])
+    words = translate_txt2img([*known, "--plms", "--n_iter", "2", "--n_samples", "3", "--outdir", "o", "--chunk"])
     pairs = dict(zip(words[::2], words[1::2], strict=False))
     assert pairs["--n_per_class"] == "6" and pairs["--batch_size"] == "3" and pairs["--sampler"] == "PLMS"
     assert pairs["--steps"] == "50" and pairs["--scale"] == "7.5" and pairs["--prompt"] == "a three"
-    assert words[-2:] == ["--pngs", "--precision"] and "--eta" not in words
+    assert words[-2:] == ["--pngs", "--chunk"] and "--eta" not in words
     assert "--size" not in words
     other = translate_txt2img([*known[:4], "--H", "16"])
     assert other[other.index("--size") + 1 :][:2] == ["16", "8"]
+    stable = translate_txt2img([*known, "--dpm_solver", "--skip_save", "--precision", "full", "--C", "1", "--f", "1"])
+    assert stable[stable.index("--sampler") + 1] == "DPM-Solver++" and "--pngs" not in stable
+    assert stable[stable.index("--precision") + 1] == "float32" and "--eta" not in stable
+    laion = translate_txt2img(["--laion400m"])
+    assert laion[laion.index("--out") + 1] == "outputs/txt2img-samples-laion400m"
+    for wrong in (["--fixed_code"], ["--n_rows", "2"], ["--plms", "--dpm_solver"], ["--f", "8"], ["--laion400m"]):
+        with pytest.raises(ValueError, match="leave (it|one|them) out|leave out --config"):
+            translate_txt2img([*known, *wrong])
     theirs = translate_txt2img([])
     assert theirs[theirs.index("--steps") + 1] == "200" and theirs[theirs.index("--scale") + 1] == "5.0"
 

@@ -3,11 +3,13 @@
 from typing import ClassVar
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
 from ldm.commands.line import parse
 from ldm.commands.train import Train
+from ldm.images import save_image
 from ldm.ranges import OPTIONS, PARAMETERS
 from ldm.settings import Training
 from ldm.training.agreement import check_agreement
@@ -106,6 +108,25 @@ def test_classes_of_two_data_sets_are_compared_by_name():
 
     with pytest.raises(ValueError, match="it lacks bee; give both sets the same class_names"):
         check_agreement(object(), Module())
+
+
+def write_captions(folder, captions):
+    for number, caption in enumerate(captions):
+        picture = torch.full((8, 8, 1), 60 * number, dtype=torch.uint8).numpy()
+        save_image(picture, folder / f"{number}.png", overwrite=False)
+        (folder / f"{number}.txt").write_text(caption)
+    return {"target": "ldm.data.captions.CaptionedFolder", "params": {"root": str(folder), "channels": 1, "image_size": 8}}
+
+
+def test_captions_of_two_folders_need_not_be_the_same(tmp_path):
+    """A model of texts reads the words of a caption: no number stands for it."""
+    words = {"target": "ldm.modules.encoders.modules.WordTokenizer", "params": {"words": ["cat"], "max_length": 2}}
+    text = {"n_embed": 16, "n_layer": 1, "vocab_size": 4, "max_seq_len": 2, "tokenizer": words}
+    embedder = {"target": "ldm.modules.encoders.modules.BERTEmbedder", "params": text}
+    changes = {"model.params.cond_stage_config": embedder, "model.params.cond_stage_key": "caption"}
+    for split, captions in (("train", ["a cat", "a dog"]), ("validation", ["a bird"])):
+        changes[f"data.params.{split}"] = write_captions(tmp_path / split, captions)
+    compare(changes)
 
 
 SAVED = {"model": {"base_learning_rate": 1e-3, "params": {"weight_decay": 0.0}}, "data": {"params": {"batch_size": 8}}}
