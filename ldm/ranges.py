@@ -75,9 +75,9 @@ PARAMETERS: dict[str, Range] = _name(
         "ddim_eta verbosity_interval",
         POSITIVE: "scale_factor cosine_s P_std sigma_data channel_mult mlp_ratio time_scale qk_scale attn_scale "
         "learning_rate base_learning_rate sigma_max",
-        OPEN_SHARE: "linear_start linear_end given_betas",
+        OPEN_SHARE: "linear_start linear_end",
         UP_TO_ONE: "dropout label_dropout class_dropout_prob ucg_rate embedding_dropout v_posterior test_fraction "
-        "probability smallest largest decay",
+        "probability smallest largest decay given_betas",
         SEED: "seed",
         ANY_SIZE: "S_max S_tmax sigma_upper",
     }

@@ -123,7 +123,12 @@ def make_target(schedule: Schedule, name: str, sigma_data: float = 0.5) -> Targe
     """What a network regresses on a schedule: "velocity" is the schedule's own, all else a function of the levels.
 
     On a table of betas, which has no rates between its entries, "velocity" is eps - x_0.
+
+    Raises:
+        ValueError: for the noise where a table ends in pure noise, which says nothing of the data there.
     """
+    if name in ("eps", "score") and isinstance(schedule, VPSchedule) and float(schedule.betas[-1]) == 1:
+        raise ValueError(f"a table of betas that ends in 1, pure noise, takes the targets v and x0; got '{name}'")
     if name == "velocity" and not isinstance(schedule, (FlowSchedule, VPSchedule)):
         return ScheduleVelocity(name, sigma_data, schedule)
     return Target(name, sigma_data)

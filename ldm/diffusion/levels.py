@@ -66,7 +66,7 @@ def spaced_levels(spacing: str, steps: int, low: float, high: float, rho: float 
 def level_range(schedule: Schedule, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
     """Return the lowest and the highest level of a sampler's times; what is None is the schedule's.
 
-    A table has the levels of its first and last entry, EDM's schedule names its own, a flow takes EDM's, and another
+    A table has the levels of its first and last entry that holds any data, EDM's schedule names its own, a flow takes EDM's, and another
     schedule has those at a thousandth of its time and at its end.
 
     Raises:
@@ -89,7 +89,8 @@ def level_range(schedule: Schedule, sigma_min: float | None, sigma_max: float | 
 
 def _own_range(schedule: Schedule) -> tuple[float, float]:
     if isinstance(schedule, VPSchedule):
-        return float(schedule.ratio(1)), float(schedule.ratio(schedule.end))
+        last = float(schedule.ratio(schedule.end))
+        return float(schedule.ratio(1)), last if math.isfinite(last) else float(schedule.ratio(schedule.end - 1))
     if isinstance(schedule, EDMSchedule):
         return schedule.sigma_min, schedule.sigma_max
     highest = float(schedule.ratio(schedule.end))

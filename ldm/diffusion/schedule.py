@@ -97,8 +97,11 @@ class VPSchedule(Schedule):
 
     def __init__(self, betas: Tensor, unit_time: bool = False, first_time: int = 0):
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
-        if betas.ndim != 1 or not bool(((betas >= 0) & (betas < 1)).all()):
-            raise ValueError(f"betas must be a vector of values in [0, 1), got shape {tuple(betas.shape)}")
+        if betas.ndim != 1 or not bool(((betas >= 0) & (betas <= 1)).all()) or bool((betas[:-1] == 1).any()):
+            raise ValueError(
+                "betas must be a vector of values in [0, 1), of which the last may be 1 (pure noise); got shape "
+                f"{tuple(betas.shape)}, largest {float(betas.max()):g}"
+            )
         self.betas = betas
         self.end = len(betas)
         if unit_time and first_time:

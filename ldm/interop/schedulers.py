@@ -4,6 +4,7 @@
 | --- | --- |
 | scaled_linear, linear, squaredcos_cap_v2, sigmoid, trained_betas | linear, sqrt_linear, cosine, given_betas |
 | prediction_type epsilon, sample, v_prediction | parameterization eps, x0, v |
+| rescale_betas_zero_snr | given_betas, the last of them 1 |
 | clip_sample (to 1) | clip_denoised |
 | variance_type learned_range | learned_variance |
 | timestep_spacing leading with steps_offset 1 and set_alpha_to_one false; trailing | spacing published; trailing |
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from ldm.diffusion.process import BetaSchedule
 from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
@@ -58,22 +61,22 @@ def read_scheduler(config: Mapping[str, Any], time_scale: float = 1000.0) -> Sch
         time_scale: what the network takes as the time of pure noise, of a flow.
 
     Raises:
-        ValueError: for a scheduler whose noise is neither a table of betas nor a flow, or a table that ends without
-            any signal.
+        ValueError: for a scheduler whose noise is neither a table of betas nor a flow, or a network that predicts
+            epsilon where the table ends without any signal.
     """
     name = str(config.get("_class_name"))
     if name in FLOWS or config.get("prediction_type") == "flow_prediction":
         return _read_flow(config, time_scale)
     if "beta_schedule" not in config and "trained_betas" not in config:
         raise ValueError(f"scheduler {name} is neither of a table of betas nor of a flow: give schedule= and target=")
-    if config.get("rescale_betas_zero_snr"):
-        raise ValueError(
-            "rescale_betas_zero_snr: the last state of this scheduler holds no signal, which no table of betas here "
-            "allows; set it to false in scheduler_config.json"
-        )
     target = config.get("prediction_type", "epsilon")
     if target not in PREDICTIONS:
         raise ValueError(f"prediction_type must be one of {sorted(PREDICTIONS)}, got '{target}'")
+    if config.get("rescale_betas_zero_snr") and target == "epsilon":
+        raise ValueError(
+            "rescale_betas_zero_snr goes with prediction_type v_prediction or sample: at the last state, pure noise, "
+            "epsilon says nothing of the picture; got 'epsilon'"
+        )
     if config.get("thresholding"):
         log.warning("thresholding of the scheduler is not taken over: predicted x0 is left as it is")
     clip = config.get("clip_sample", name in CLIPPING)
@@ -96,6 +99,28 @@ def _read_flow(config: Mapping[str, Any], time_scale: float) -> SchedulerFacts:
 
 
 def _read_betas(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = _read_table(config)
+    if not config.get("rescale_betas_zero_snr"):
+        return found
+    names = {"given_betas": "given", "beta_schedule": "name"}
+    schedule = BetaSchedule(**{names.get(name, name): value for name, value in found.items()})
+    betas = end_in_noise(schedule.build().betas)
+    return {"timesteps": len(betas), "given_betas": betas.tolist()}
+
+
+def end_in_noise(betas: Tensor) -> Tensor:
+    """Return betas whose last state is pure noise: sqrt(alpha-bar) shifted to end at 0 and scaled to begin as it did.
+
+    Args:
+        betas: [T] in float64 (Lin et al. 2024, algorithm 1).
+    """
+    alphas = torch.cumprod(1 - betas, 0).sqrt()
+    alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+    squares = torch.cat([alphas.new_ones(1), alphas]) ** 2
+    return 1 - squares[1:] / squares[:-1]
+
+
+def _read_table(config: Mapping[str, Any]) -> dict[str, Any]:
     steps = int(config.get("num_train_timesteps", 1000))
     given = config.get("trained_betas")
     if given is not None:

@@ -24,28 +24,15 @@ from ldm.util import ImageSize, read_image_size, shorten_size
 DIT_FREQUENCY_SHIFT = 1  # what diffusers computes; DiT itself was trained with 0
 
 
-def unfold_patches(tokens: Tensor, patch: int) -> Tensor:
-    """Return images `[B, C, H, W]`, as high as wide, of tokens `[B, N, patch * patch * C]` in row-major order."""
-    side = math.isqrt(tokens.shape[1])
-    cells = tokens.unflatten(1, (side, side)).unflatten(3, (patch, patch, -1))  # [B, h, w, p, p, C]
+def unfold_patches(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """Return images `[B, C, H, W]` of tokens `[B, N, patch * patch * C]` of a grid of patches, row by row."""
+    cells = tokens.unflatten(1, grid).unflatten(3, (patch, patch, -1))  # [B, h, w, p, p, C]
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def read_square(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the arguments of a class of diffusers whose table of positions is square, its `sample_size` as a number.
-
-    Raises:
-        ValueError: for states that are not as high as wide.
-    """
-    if "sample_size" not in config:
-        return dict(config)
-    size = shorten_size(read_image_size(config["sample_size"], "sample_size"))
-    if not isinstance(size, int):
-        raise ValueError(
-            f"{name} has a square table of positions, for states as high as wide; got sample_size {list(size)}: take "
-            "FluxTransformer2DModel, DiT, UViT or a UNet"
-        )
-    return {**config, "sample_size": size}
+def find_square(sample_size: ImageSize) -> int:
+    """Return the side of the square that holds states: the size that diffusers' classes with a square table take."""
+    return max(read_image_size(sample_size, "sample_size"))
 
 
 class _TransformerStages:
@@ -56,6 +43,14 @@ class _TransformerStages:
     # Arguments that diffusers' class does not have.
     further_config: Mapping[str, Any] = MappingProxyType({})
     last_layer_name = "proj_out"
+    patch: int
+
+    def keep_size(self, sample_size: ImageSize, **further: Any) -> None:
+        """Keep height and width of the states, whose proportions those of every size have, with further arguments."""
+        height, width = read_image_size(sample_size, "sample_size")
+        self.sample_size = shorten_size((height, width))
+        self.proportions = (height // math.gcd(height, width), width // math.gcd(height, width))
+        self.further_config = {**further, "sample_size": self.sample_size}
 
     @property
     def taps(self) -> dict[str, str]:
@@ -72,12 +67,21 @@ class _TransformerStages:
 
     def readout(self, h: Tensor) -> Tensor:
         """Output `[B, out_channels, H, W]` of tokens `[B, N, D]`."""
-        return unfold_patches(getattr(self, self.last_layer_name)(h), self.config.patch_size)
+        return unfold_patches(getattr(self, self.last_layer_name)(h), self.patch, self._grid(h.shape[1]))
 
-    def _check_square(self, x: Tensor) -> None:
-        if x.shape[1] != self.in_channels or x.shape[2] != x.shape[3] or x.shape[2] % self.config.patch_size:
+    def _grid(self, tokens: int) -> tuple[int, int]:
+        """Rows and columns of a number of patches."""
+        high, wide = self.proportions
+        scale = math.isqrt(tokens // (high * wide))
+        return scale * high, scale * wide
+
+    def _check_states(self, x: Tensor) -> None:
+        high, wide = self.proportions
+        whole = all(side % self.patch == 0 for side in x.shape[2:])
+        if x.shape[1] != self.in_channels or x.shape[2] * wide != x.shape[3] * high or not whole:
+            sides = "S, S" if high == wide else f"{high} S, {wide} S"
             raise ValueError(
-                f"x must be [B, {self.in_channels}, S, S] with S a multiple of {self.config.patch_size}, "
+                f"x must be [B, {self.in_channels}, {sides}] with sides that are multiples of {self.patch}, "
                 f"got {list(x.shape)}"
             )
 
@@ -99,17 +103,19 @@ class StagedDiT(_TransformerStages, DiTTransformer2DModel):
     Args:
         time_frequency_shift: the sinusoids of a time have frequencies 10000^(-i / (128 - shift)). diffusers takes 1;
             DiT (Peebles & Xie 2023) was trained with 0, which our export writes.
+        sample_size: height and width of the states, one number where they are equal. Places of others are those of the
+            first rows and columns of the square that holds them.
         config: arguments of diffusers' class.
     """
 
     last_layer_name = "proj_out_2"
 
-    def __init__(self, time_frequency_shift: int = DIT_FREQUENCY_SHIFT, **config: Any):
-        super().__init__(**read_square(config, "DiTTransformer2DModel"))
+    def __init__(self, time_frequency_shift: int = DIT_FREQUENCY_SHIFT, sample_size: ImageSize = 32, **config: Any):
+        super().__init__(sample_size=find_square(sample_size), **config)
         self.in_channels = self.config.in_channels
         self.num_classes = self.config.num_embeds_ada_norm
-        self.further_config = {"time_frequency_shift": time_frequency_shift}
-        self.sample_size = self.config.sample_size
+        self.patch = self.config.patch_size
+        self.keep_size(sample_size, time_frequency_shift=time_frequency_shift)
         for block in self.transformer_blocks:
             block.__class__ = _DiTBlock
             block.norm1.emb.time_proj.downscale_freq_shift = time_frequency_shift
@@ -142,13 +148,25 @@ class StagedDiT(_TransformerStages, DiTTransformer2DModel):
 
     def features(self, x: Tensor, emb: Tensor, context: None = None) -> Tensor:
         """The input `[B, N, D]` of the last layer, for embeddings `[B, blocks, D]`."""
-        self._check_square(x)
-        h = self.pos_embed(x)  # [B, N, D]
+        self._check_states(x)
+        h = self._embed_patches(x)  # [B, N, D]
         with exact_attention():
             for index, block in enumerate(self.transformer_blocks):
                 h = block(h, emb[:, index])
         shift, scale = self.proj_out_1(F.silu(emb[:, 0])).chunk(2, dim=1)
         return self.norm_out(h) * (1 + scale[:, None]) + shift[:, None]
+
+    def _embed_patches(self, x: Tensor) -> Tensor:
+        """Tokens `[B, N, D]` with their places; those of a grid that is not square lie in the square that holds it."""
+        if x.shape[2] == x.shape[3]:
+            return self.pos_embed(x)
+        rows, columns = (side // self.patch for side in x.shape[2:])
+        side = math.isqrt(self.pos_embed.pos_embed.shape[1])
+        if max(rows, columns) > side:
+            raise ValueError(f"x must have sides up to {self.patch * side}, got {list(x.shape)}")
+        places = self.pos_embed.pos_embed.unflatten(1, (side, side))[:, :rows, :columns].flatten(1, 2)
+        tokens = self.pos_embed.proj(x).flatten(2).transpose(1, 2)  # [B, N, D]
+        return (tokens + places).to(tokens.dtype)
 
 
 class _FlowStages(_TransformerStages):
@@ -183,9 +201,9 @@ class _FlowStages(_TransformerStages):
         """The input `[B, N, D]` of the last layer at times `[B]`, for a context of tokens and pooled vector.
 
         Raises:
-            ValueError: for an image that is not square, or without a context.
+            ValueError: for an image of other proportions, or without a context.
         """
-        self._check_square(x)
+        self._check_states(x)
         if context is None:
             raise ValueError("this transformer takes a context: embedded tokens, packed with their pooled vector")
         tokens, pooled = unpack_pooled(context, self.config.pooled_projection_dim)
@@ -194,15 +212,21 @@ class _FlowStages(_TransformerStages):
 
 
 class StagedSD3(_FlowStages, SD3Transformer2DModel):
-    """`diffusers.SD3Transformer2DModel`: the network of Stable Diffusion 3, whose time counts from 0 to 1000."""
+    """`diffusers.SD3Transformer2DModel`: the network of Stable Diffusion 3, whose time counts from 0 to 1000.
+
+    Args:
+        sample_size: height and width of the states, one number where they are equal.
+        config: arguments of diffusers' class; `pos_embed_max_size` is the most patches of a side.
+    """
 
     time_scale = 1000.0
 
-    def __init__(self, **config: Any):
-        super().__init__(**read_square(config, "SD3Transformer2DModel"))
+    def __init__(self, sample_size: ImageSize = 128, **config: Any):
+        super().__init__(sample_size=find_square(sample_size), **config)
         self.in_channels = self.config.in_channels
         self.context_dim = self.config.joint_attention_dim
-        self.sample_size = self.config.sample_size
+        self.patch = self.config.patch_size
+        self.keep_size(sample_size)
 
     def _tokens(self, x: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
         h = self.pos_embed(x).contiguous()
@@ -238,17 +262,7 @@ class StagedFlux(_FlowStages, FluxTransformer2DModel):
         self.in_channels = self.config.in_channels // self.patch**2
         self.context_dim = self.config.joint_attention_dim
         self.guidance = guidance
-        height, width = read_image_size(sample_size, "sample_size")
-        self.sample_size = shorten_size((height, width))
-        self.proportions = (height // math.gcd(height, width), width // math.gcd(height, width))
-        self.further_config = {"guidance": guidance, "sample_size": self.sample_size}
-
-    def _check_square(self, x: Tensor) -> None:
-        high, wide = self.proportions
-        even = all(side % self.patch == 0 for side in x.shape[2:])
-        if x.shape[1] != self.in_channels or x.shape[2] * wide != x.shape[3] * high or not even:
-            sides = "S, S" if high == wide else f"{high} S, {wide} S"
-            raise ValueError(f"x must be [B, {self.in_channels}, {sides}] with even sides, got {list(x.shape)}")
+        self.keep_size(sample_size, guidance=guidance)
 
     def _tokens(self, x: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
         grid = (x.shape[2] // self.patch, x.shape[3] // self.patch)
@@ -275,7 +289,5 @@ class StagedFlux(_FlowStages, FluxTransformer2DModel):
     def readout(self, h: Tensor) -> Tensor:
         """Output `[B, C, H, W]` of tokens `[B, N, D]`."""
         tokens = self.proj_out(h)  # [B, N, C p p]
-        high, wide = self.proportions
-        scale = math.isqrt(tokens.shape[1] // (high * wide))
-        cells = tokens.unflatten(1, (scale * high, scale * wide)).unflatten(3, (-1, self.patch, self.patch))
+        cells = tokens.unflatten(1, self._grid(tokens.shape[1])).unflatten(3, (-1, self.patch, self.patch))
         return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # of [B, h, w, C, p, p]

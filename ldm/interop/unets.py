@@ -178,9 +178,10 @@ class StagedUNet2DCondition(_UNetStages, UNet2DConditionModel):
         super().__init__(**config)
         refuse_variants(self.config)
         accept_any_layout(self)
-        width = self.config.encoder_hid_dim or self.config.cross_attention_dim
-        if not isinstance(width, int):
-            raise ValueError(f"cross_attention_dim must be one width for all levels, got {width}")
+        widths = self.config.encoder_hid_dim or self.config.cross_attention_dim
+        width, *others = {widths} if isinstance(widths, int) else set(widths)
+        if others:
+            raise ValueError(f"cross_attention_dim must be one width for all levels, got {widths}")
         self.in_channels = self.config.in_channels
         self.out_channels = self.config.out_channels
         self.context_dim = width

@@ -84,7 +84,7 @@ class UViT(nn.Module):
     released models have no MLP on the time and no last convolution, and the last row of their table is the null class.
 
     Raises:
-        ValueError: if the image does not divide into patches, or the depth is odd.
+        ValueError: if the image does not divide into patches, or the width is odd.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class UViT(nn.Module):
         patch_size: int = 16,
         in_chans: int = 3,  # Channels of x, and of the output.
         embed_dim: int = 768,  # Width D of tokens, even.
-        depth: int = 12,  # Blocks without the one in the middle, even.
+        depth: int = 12,  # Blocks without the one in the middle; of an odd number one less, as published.
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
@@ -106,8 +106,8 @@ class UViT(nn.Module):
         skip: bool = True,  # Whether blocks of the second half read those of the first.
     ):
         super().__init__()
-        if depth % 2 or embed_dim % 2:
-            raise ValueError(f"depth and embed_dim must be even, got {depth} and {embed_dim}")
+        if embed_dim % 2:
+            raise ValueError(f"embed_dim must be even, got {embed_dim}")
         self.in_channels, self.out_channels = in_chans, in_chans
         self.embed_dim, self.num_classes = embed_dim, num_classes
         self.patch_size = patch_size

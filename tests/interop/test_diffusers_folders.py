@@ -9,6 +9,8 @@ import torch
 from torch.func import functional_call, jvp, vmap
 
 from ldm import Sampling, load_model
+from ldm.diffusion.denoiser import make_target
+from ldm.diffusion.schedule import VPSchedule
 from ldm.interop.pooled import pack_pooled, unpack_pooled
 from ldm.modules.parts import find_parts
 from ldm.util import get_obj_from_str
@@ -81,6 +83,25 @@ def test_networks_in_stages_are_theirs_under_every_transform(kind):
     assert relative(members[1], expected) > 1e-3
 
 
+@torch.no_grad()
+def test_transformers_take_states_that_are_wider_than_high():
+    """SD3 is theirs; DiT, which is square there, has the places of the first rows of the square that holds it."""
+    given = {**THEIR_SD3, "pos_embed_max_size": 9}
+    wide = filled(get_obj_from_str("diffusers.SD3Transformer2DModel")(**{**given, "sample_size": [8, 16]})).double()
+    theirs = diffusers.SD3Transformer2DModel(**{**given, "sample_size": 16}).double().eval()
+    theirs.load_state_dict(wide.state_dict())
+    x = randn(2, 4, 8, 16)
+    assert relative(wide(x, TIMES, pack_pooled(TOKENS, POOLED)), theirs(x, TOKENS, POOLED, TIMES).sample) < 1e-12
+    with pytest.raises(ValueError, match=r"\[B, 4, 1 S, 2 S\] with sides that are multiples of 2"):
+        wide(x.movedim(3, 2), TIMES, pack_pooled(TOKENS, POOLED))
+    dit = filled(get_obj_from_str("diffusers.DiTTransformer2DModel")(**{**THEIR_DIT, "sample_size": [8, 16]})).double()
+    x = randn(2, 3, 8, 16)
+    square = dit.pos_embed(torch.nn.functional.pad(x, (0, 0, 0, 8)))
+    assert relative(dit._embed_patches(x), square[:, : 4 * 8]) < 1e-12
+    assert dit(x, TIMES, y=LABELS).shape == (2, 3, 8, 16)
+    assert dit.further_config["sample_size"] == (8, 16)
+
+
 def test_pooled_vectors_travel_with_their_tokens():
     tokens, pooled = unpack_pooled(pack_pooled(TOKENS, POOLED), 24)
     assert torch.equal(tokens, TOKENS)
@@ -146,6 +167,29 @@ def test_latent_pipeline_is_loaded_and_sampled_as_theirs(prediction, steps, tmp_
     with torch.no_grad():
         images = stage.decode(expected / 0.5).sample.clamp(-1, 1)
     torch.testing.assert_close(pipeline.decode(found), images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_table_that_ends_in_pure_noise_is_sampled_as_theirs(prediction, tmp_path):
+    unet = filled(diffusers.UNet2DModel(**THEIR_UNET))
+    given = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+    scheduler = diffusers.DDIMScheduler(prediction_type=prediction, **given)
+    pipeline = load_model(diffusers=saved(tmp_path, unet=unet, scheduler=scheduler)).with_(steps=4)
+    assert float(pipeline.model.alphas_cumprod[-1]) == 0
+    noise = randn(2, 3, 8, 8).float()
+    expected = their_samples(scheduler, lambda x, t: unet(x, t).sample, noise, 4)
+    assert relative(pipeline.sample_latents(None, range(2), noise), expected) < 1e-5
+    for sampler, spacing in (("LMS", "trailing"), ("Heun", "trailing"), ("DDIM", "karras")):
+        found = pipeline.with_(sampler=sampler, spacing=spacing).sample_latents(None, range(2), noise)
+        assert bool(found.isfinite().all())
+
+
+def test_noise_says_nothing_of_pure_noise(tmp_path):
+    scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="goes with prediction_type v_prediction or sample"):
+        load_model(diffusers=saved(tmp_path, unet=diffusers.UNet2DModel(**THEIR_UNET), scheduler=scheduler))
+    with pytest.raises(ValueError, match="takes the targets v and x0; got 'eps'"):
+        make_target(VPSchedule(torch.tensor([0.1, 0.5, 1.0])), "eps")
 
 
 def test_dit_pipeline_is_loaded_and_sampled_as_theirs(tmp_path):

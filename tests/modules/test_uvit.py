@@ -115,7 +115,7 @@ def test_a_scale_of_the_scores_and_recomputed_activations_change_what_they_say()
 
 def test_errors():
     with pytest.raises(ValueError, match="even"):
-        UViT(img_size=8, patch_size=2, embed_dim=8, depth=3, num_heads=2)
+        UViT(img_size=8, patch_size=2, embed_dim=9, depth=2, num_heads=3)
     with pytest.raises(ValueError, match="patches"):
         UViT(img_size=9, patch_size=2, embed_dim=8, depth=2, num_heads=2)
     net = UViT(img_size=8, patch_size=2, in_chans=1, embed_dim=8, depth=2, num_heads=2)
@@ -123,3 +123,10 @@ def test_errors():
         net(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.zeros(1, dtype=torch.long))
     with pytest.raises(ValueError, match="1, 8, 8"):
         net(torch.zeros(1, 1, 6, 8), torch.ones(1))
+
+
+def test_an_odd_depth_is_one_block_less():
+    """As published: half the depth, rounded down, before and after the block in the middle."""
+    given = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2}
+    keys = [list(UViT(**given, depth=depth).state_dict()) for depth in (5, 4)]
+    assert keys[0] == keys[1]

@@ -115,7 +115,10 @@ def write_captions(folder, captions):
         picture = torch.full((8, 8, 1), 60 * number, dtype=torch.uint8).numpy()
         save_image(picture, folder / f"{number}.png", overwrite=False)
         (folder / f"{number}.txt").write_text(caption)
-    return {"target": "ldm.data.captions.CaptionedFolder", "params": {"root": str(folder), "channels": 1, "image_size": 8}}
+    return {
+        "target": "ldm.data.captions.CaptionedFolder",
+        "params": {"root": str(folder), "channels": 1, "image_size": 8},
+    }
 
 
 def test_captions_of_two_folders_need_not_be_the_same(tmp_path):

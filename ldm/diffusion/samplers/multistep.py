@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -57,7 +58,8 @@ def lms(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, *, ord
         raise ValueError(f"order must be a whole number from 1 to 6, got {order!r}")
     history: list[tuple[Tensor, float]] = []
     for index, u, s in intervals(times, start):
-        history = [(field_at(denoiser, schedule, x, u), float(coordinates(schedule, u)[1])), *history][:order]
+        bounded = [past for past in history if math.isfinite(past[1])]  # pure noise lies at infinity
+        history = [(field_at(denoiser, schedule, x, u), float(coordinates(schedule, u)[1])), *bounded][:order]
         weights = _mean_weights([tau for _, tau in history], float(coordinates(schedule, s)[1]))
         combined = sum(weight * field for weight, (field, _) in zip(weights, history, strict=True))
         step = straight_step(schedule, index, x, cast(Tensor, combined), u, s)
