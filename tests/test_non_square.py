@@ -20,7 +20,7 @@ from ldm.modules.dit import grid_positions
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, build_model
 from ldm.pipelines.fitting import LaplacePlan
 from ldm.pipelines.loading import make_pipeline
-from ldm.util import generator, instantiate_from_config, read_image_size
+from ldm.util import generator, read_image_size
 from tests.test_cross_table import NETWORKS, fill, make_config
 
 SIZE = [8, 16]

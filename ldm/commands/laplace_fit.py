@@ -225,19 +225,16 @@ class FitLaplace:
         """
         from omegaconf import OmegaConf
 
-        from ldm.data.base import check_class_names
         from ldm.data.own import build_dataset
         from ldm.training.agreement import check_data
         from ldm.training.config_keys import read_data_config
-        from ldm.training.labels import knows_classes
+        from ldm.training.labels import check_shown_names
 
         if self.data is not None and split == self.split:
             config: Any = read_data_config(self.data)
             data = build_dataset(config)
             check_data(pipeline.model, data, "--data")
-            if knows_classes(pipeline.model):
-                shown = getattr(data, "human_names", None) or getattr(data, "class_names", None) or ()
-                check_class_names(list(pipeline.class_names), [str(name) for name in shown], ("train", "--data"))
+            check_shown_names(pipeline, data, "--data")
             return data, config
         else:
             given: Any = pipeline.config

@@ -39,7 +39,7 @@ WITHOUT_COUNTERPART = {
     "n_rows": "grid.png has a row a prompt",
     "fixed_code": "image i has a noise of its own; in Python the latents of one are repeated",
 }
-PRECISIONS = {"full": "float32", "autocast": "fp16"}
+THEIR_PRECISIONS = {"full": "float32", "autocast": "fp16"}
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -97,7 +97,7 @@ def translate_txt2img(words: Sequence[str]) -> list[str]:
         "--eta": given.ddim_eta if sampler is None else None,
         "--scale": scale if given.scale is None else given.scale,
         "--seed": seed if given.seed is None else given.seed,
-        "--precision": PRECISIONS.get(given.precision, given.precision),
+        "--precision": THEIR_PRECISIONS.get(given.precision, given.precision),
         "--out": given.outdir or (OUTDIR + LAION * given.laion400m),
     }
     found = [word for name, value in options.items() if value is not None for word in (name, str(value))]
@@ -132,8 +132,8 @@ def _check_given(given: argparse.Namespace, config: str) -> None:
     asked = (given.C or known[0], given.f or known[1])
     if asked != known:
         raise ValueError(
-            f"--C and --f are the latents' channels and the first stage's factor, {known[0]} and {known[1]} in {config}: "
-            f"leave them out, got {asked[0]} and {asked[1]}"
+            f"--C and --f are the latents' channels and the first stage's factor, {known[0]} and {known[1]} in "
+            f"{config}: leave them out, got {asked[0]} and {asked[1]}"
         )
 
 

@@ -66,8 +66,8 @@ def spaced_levels(spacing: str, steps: int, low: float, high: float, rho: float 
 def level_range(schedule: Schedule, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
     """Return the lowest and the highest level of a sampler's times; what is None is the schedule's.
 
-    A table has the levels of its first and last entry that holds any data, EDM's schedule names its own, a flow takes EDM's, and another
-    schedule has those at a thousandth of its time and at its end.
+    A table has the levels of its first entry and of the last that holds any data, EDM's schedule names its own, a flow
+    takes EDM's, and another schedule has those at a thousandth of its time and at its end.
 
     Raises:
         ValueError: for levels that a table does not have, or that do not ascend from above 0.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 
@@ -15,6 +17,21 @@ def knows_classes(model: object) -> bool:
     if isinstance(model, DiffusionModel):
         return getattr(getattr(model, "cond_stage_model", None), "n_classes", None) is not None
     return not isinstance(model, FirstStage)
+
+
+def check_shown_names(pipeline: Any, data: Any, place: str) -> None:
+    """Compare the names of a data set's classes, as people read them, with those that a loaded model was trained on.
+
+    Args:
+        pipeline: has `model` and `class_names`; a model to which a class is no number is not compared.
+        place: what names the data set, for the message.
+
+    Raises:
+        ValueError: for a label with two names.
+    """
+    if knows_classes(pipeline.model):
+        shown = getattr(data, "human_names", None) or getattr(data, "class_names", None) or ()
+        check_class_names(list(pipeline.class_names), [str(name) for name in shown], ("train", place))
 
 
 def check_labels(model: pl.LightningModule, data: pl.LightningDataModule) -> None:

@@ -108,7 +108,7 @@ def test_txt2img_speaks_latent_diffusions_words(folder, tmp_path):
     laion = translate_txt2img(["--laion400m"])
     assert laion[laion.index("--out") + 1] == "outputs/txt2img-samples-laion400m"
     for wrong in (["--fixed_code"], ["--n_rows", "2"], ["--plms", "--dpm_solver"], ["--f", "8"], ["--laion400m"]):
-        with pytest.raises(ValueError, match="leave (it|one|them) out|leave out --config"):
+        with pytest.raises(ValueError, match=r"leave (it|one|them) out|leave out --config"):
             translate_txt2img([*known, *wrong])
     theirs = translate_txt2img([])
     assert theirs[theirs.index("--steps") + 1] == "200" and theirs[theirs.index("--scale") + 1] == "5.0"
