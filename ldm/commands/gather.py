@@ -21,25 +21,28 @@ class Gather:
       python save_ensemble.py --published model.pth --out decu_5 \\
           --base configs/latent-diffusion/cin256-v2-published.yaml
 
+      decu gather --runs logs/*_digits_seed0 logs/*_digits_seed1 logs/*_digits_seed2 --out logs/whole_digits_3
+
     Writes {path}/{ensemble_name}_{dataset}_{comps}/ensemble.yaml and one small file a member. Of several runs of one
     component the newest counts. The second form converts an ensemble of DECU's published code: --out then also holds
-    the base checkpoint, once.
+    the base checkpoint, once. The third makes an ensemble of whole trainings, deep ensembles of small networks.
     """
 
     acts_with: ClassVar[Mapping[str, str]] = {
-        "ema": "path",
         "base": "published",
-        "out": "published",
     }
 
     path: Annotated[str | None, option(metavar="DIR", default="none; or give --published")] = None
     """The --logdir that the components were trained with."""
+    runs: Annotated[tuple[str, ...], option(metavar="DIR ...", default="none")] = ()
+    """Whole trainings as members, which share no base model: their run directories, or checkpoints in them; with
+    --out."""
     published: Annotated[str | None, option(metavar="FILE", default="none; or give --path")] = None
     """model.pth of DECU's published code; it needs --base and --out."""
     base: Annotated[str | None, option(metavar="YAML", default="none")] = None
     """The config of --published."""
     out: Annotated[str | None, option(metavar="DIR", default="none")] = None
-    """The folder for --published."""
+    """The folder for --published, or for --runs."""
     ensemble_name: str = "bootstrapped"
     """The --ensemble_name of the components."""
     ensemble_comps: int = 5
@@ -54,8 +57,17 @@ class Gather:
     """Replace an ensemble that exists."""
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.published is None):
-            raise ValueError("give --path, where the components were trained, or --published, DECU's model.pth")
+        if sum((self.path is not None, self.published is not None, bool(self.runs))) != 1:
+            raise ValueError(
+                "give one of --path, where the components were trained, --runs, whole trainings, or --published, "
+                "DECU's model.pth"
+            )
+        if self.runs and self.out is None:
+            raise ValueError("--runs needs --out, the folder of the ensemble")
+        if self.out is not None and self.path is not None:
+            raise ValueError("--out acts only with --published or --runs: leave it out, the ensemble goes to --path")
+        if self.ema is not None and self.published:
+            raise ValueError("--ema takes averages of trainings: leave it out with --published")
         if self.published and not (self.base and self.out):
             raise ValueError("--published needs --base CONFIG, the model it was made with, and --out FOLDER")
 
@@ -63,7 +75,10 @@ class Gather:
         """Write the ensemble, and return its folder."""
         from ldm.ensembles.storage import read_ensemble
 
-        folder = self._convert() if self.published else self._gather()
+        if self.runs:
+            folder = self._gather_runs()
+        else:
+            folder = self._convert() if self.published else self._gather()
         spec = read_ensemble(folder).spec
         steps = {member["component"]: member["step"] for member in spec["members"]}
         if len(set(steps.values())) > 1:
@@ -91,6 +106,14 @@ class Gather:
             ema=self.ema,
             overwrite=self.overwrite,
             prepare=self._record,
+        )
+
+    def _gather_runs(self) -> Path:
+        from ldm.training.whole_members import gather_runs
+
+        name = "whole" if self.ensemble_name == "bootstrapped" else self.ensemble_name
+        return gather_runs(
+            self.runs, str(self.out), name=name, ema=self.ema, overwrite=self.overwrite, prepare=self._record
         )
 
     def _convert(self) -> Path:

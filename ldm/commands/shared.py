@@ -120,6 +120,13 @@ class EnsembleSource:
     """Take what DECU's scripts take, unless given: 200 steps on CompVis' times, guidance 5, eta 0, their branch."""
     texts: Prompts = Prompts()
 
+    def __post_init__(self) -> None:
+        if self.path.startswith("hf://"):
+            raise ValueError(
+                f"commands write beside an ensemble: fetch it (hf download {self.path[5:]} --local-dir DIR) and give "
+                "--path DIR; in Python load_ensemble takes the name"
+            )
+
     def load(
         self,
         sampling: Sampling,
