@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "export": Entry("export", "Export", "Write a model as a base checkpoint, or for diffusers."),
     "sample model": Entry("sample_model", "SampleModel", "Draw samples of a diffusion model, a released one included."),
     "sample inpaint": Entry("sample_inpaint", "SampleInpaint", "Fill in the holes of pictures."),
+    "sample restore": Entry("sample_restore", "SampleRestore", "Restore noisy pictures, with intervals.", page=True),
     "sample members": Entry("sample_members", "SampleMembers", "Draw a grid of samples: members by classes."),
     "rollout": Entry("rollout", "Rollout", "Draw the states before and after the branch, one figure a class."),
     "uncertainty study": Entry("study", "Study", "From a config to the page: all that is missing, step by step."),
