@@ -17,6 +17,9 @@ from ldm.evaluation.recognition import PixelClassifier, nearest_images
 from ldm.pipelines import EnsemblePipeline
 from ldm.pipelines.images import real_images
 
+# Principal components of the pixels that the classifier looks at, of larger pictures than 8x8.
+LOOKED_AT = 100
+
 
 @dataclass(frozen=True)
 class RealPictures:
@@ -87,7 +90,7 @@ def read_real_pictures(data: Mapping[str, Any], most: int, seed: int, prompts: S
     images, labels = _read(find_full_data(data["train"]), most, seed, prompts)
     if len(np.unique(labels)) < 2:
         raise ValueError("the training pictures are of one class: there is nothing that a sample could be taken for")
-    classifier = PixelClassifier(images, labels, balanced=True)
+    classifier = PixelClassifier(images, labels, balanced=True, components=LOOKED_AT)
     known: dict[int, tuple[int, int]] = {}
     if "validation" in data:
         others, other_labels = _read(data["validation"], most, seed, prompts)

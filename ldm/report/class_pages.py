@@ -238,7 +238,7 @@ def draw_map(image: np.ndarray, values: np.ndarray, limit: float) -> Image.Image
 
     pixels = np.clip((np.moveaxis(image, 0, -1) + 1) * 127.5, 0, 255).astype(np.uint8)
     pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
-    heat = (colormaps["viridis"](np.clip(values / limit, 0, 1))[..., :3] * 255).astype(np.uint8)
+    heat = (colormaps["cividis"](np.clip(values / limit, 0, 1))[..., :3] * 255).astype(np.uint8)
     both = Image.fromarray(np.concatenate([pixels, np.full_like(pixels[:, :1], 255), heat], axis=1))
     factor = max(1, math.ceil(128 / pixels.shape[0]))
     return both.resize((both.width * factor, both.height * factor), Image.Resampling.NEAREST)

@@ -126,7 +126,7 @@ def write_control_report(out: Path, tables: Tables, studies: Mapping[str, Sequen
         for name, column, sign in (("Spearman, sign turned", "spearman", -1), ("AUROC", "auroc", 1)):
             middle = np.array([sign * row[column] for row in rows])
             spread = np.array([row[f"{column}_sd"] for row in rows])
-            curves[name] = Curve(counts, middle, middle - spread, middle + spread)
+            curves[name] = Curve(counts, middle, middle - spread, np.minimum(middle + spread, 1.0))
         curve_plot(curves, out / "members.png", "members M", "score (band: s.d. over groups)", overwrite=True)
         parts += ["# The number of members", markdown_table(rows)]
     if studies.get("cost"):

@@ -111,14 +111,15 @@ def sample_size_plot(
         axes.errorbar(sizes, [summary.mean for summary in chosen], errors, capsize=2, **style)
         if metric == "fid" and unbiased_fid is not None:
             axes.axhline(unbiased_fid, color="#222222", lw=1, ls="--")
-            axes.annotate("extrapolated", (sizes[0], unbiased_fid), fontsize=7, ha="left", va="top")
+            above = {"xytext": (0, 2), "textcoords": "offset points", "fontsize": 7, "ha": "left", "va": "bottom"}
+            axes.annotate("extrapolated", (sizes[0], unbiased_fid), **above)
         axes.axhline(0, color="#999999", lw=0.8)
         axes.set_ylabel(label(metric), fontsize=9)
         relative.plot(sizes, [summary.percent for summary in chosen], label=label(metric), **style)
     drawn = sorted({summary.size for summary in summaries})
     relative.set_ylabel("percent of the largest set's", fontsize=9)
     relative.axhline(100, color="#999999", lw=0.8)
-    relative.legend(fontsize=7, frameon=False)
+    relative.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for axes in grid:
         axes.set_xscale("log")
         axes.set_xticks(drawn, [f"{size:,}" for size in drawn], minor=False)
@@ -150,18 +151,19 @@ def distortion_plot(
             axes.fill_between(strength, low, high, color=colour, alpha=0.18, lw=0)
         axes.set_xlabel("strength of the distortion", fontsize=9)
         axes.set_ylabel(label(metric), fontsize=9)
-    grid[0].legend(fontsize=7, frameon=False)
+    grid[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path, overwrite)
 
 
 def _grid(panels: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of its own with so many plain axes, at most four in a row."""
+    """A figure of its own with so many plain axes, at most four in a row; the last takes what is left of its row."""
     rows = -(-panels // 4)
     columns = -(-panels // rows)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.3 * bool(title)), layout="constrained")
-    drawn = []
+    drawn, places = [], figure.add_gridspec(rows, columns)
     for number in range(panels):
-        axes = figure.add_subplot(rows, columns, number + 1)
+        row, column = divmod(number, columns)
+        axes = figure.add_subplot(places[row, column:] if number == panels - 1 else places[row, column])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#E4E4E4", lw=0.6)
         axes.set_axisbelow(True)

@@ -20,7 +20,8 @@ MISTAKES_FOLDER = "mistakes"
 TABLE = "mistakes.csv"
 MISTAKES_EXPLAINED = (
     "recognised: samples that a support vector machine on the pixels of the training pictures takes for their class "
-    "(every class with the same weight); low, high: Wilson's 95 % interval of the share",
+    "(every class with the same weight; of 100 principal components where there are more pixels); "
+    "low, high: Wilson's 95 % interval of the share",
     "taken_for: the class that most of the others are taken for, and how many of them",
     "real, real_recognised: validation pictures of the class, and those of them that are recognised; the control",
     "distance: from the nearest training picture of any class, root mean square in units of -1 .. 1, median of the "

@@ -170,8 +170,9 @@ def curve_plot(
             raise ValueError(f"curve '{name}' needs x and y [N] with a finite value, got {x.shape} and {y.shape}")
         if log:
             y = np.where(y > 0, y, np.nan)
-        marker = MARKERS[number % len(MARKERS)] if len(x) <= 25 else None
-        line = LINES[number // len(COLOURS) % len(LINES)]
+        again = number // len(COLOURS)  # curves of one colour differ in marker and line
+        marker = MARKERS[(number + 3 * again) % len(MARKERS)] if len(x) <= 25 else None
+        line = LINES[again % len(LINES)]
         axes.plot(x, y, color=colour, ls=line, lw=1.6, marker=marker, ms=4, label=name)
         if curve.low is not None and curve.high is not None:
             low = np.maximum(curve.low, np.nanmin(y)) if log else curve.low

@@ -17,6 +17,7 @@ from ldm.evaluation.taps import Reading
 from ldm.images import save_figure
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.features import log_snr
+from ldm.report.plots import COLOURS, MARKERS
 from ldm.report.tables import write_csv
 
 # Columns of alignment, and what they are called.
@@ -233,7 +234,8 @@ def scatter(
     groups = [""] * len(names) if groups is None else list(groups)
     for number, group in enumerate(dict.fromkeys(groups)):
         own = [index for index, other in enumerate(groups) if other == group]
-        axes.plot([x[i] for i in own], [y[i] for i in own], "o", color=f"C{number}", label=group or None)
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot([x[i] for i in own], [y[i] for i in own], ls="none", **style, label=group or None)
     for x_, y_, name in zip(x, y, names, strict=True):
         axes.annotate(name, (x_, y_), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel(xlabel)

@@ -8,7 +8,7 @@ from sklearn.svm import SVC
 from ldm.commands.shared import EnsembleSource, Placement
 from ldm.commands.uncertainty_mistakes import UncertaintyMistakes
 from ldm.data.digits import Digits
-from ldm.evaluation.recognition import nearest_images
+from ldm.evaluation.recognition import PixelClassifier, nearest_images
 from ldm.experiments.mistakes import find_mistakes, read_real_pictures
 from ldm.pipelines import load_ensemble
 from ldm.report.mistakes import describe_mistakes, read_mistakes, summarise_mistakes
@@ -85,3 +85,15 @@ def test_words_on_mistakes():
     assert describe_mistakes(row) == "3 of 80 are recognised, 60 are taken for truck"
     said = summarise_mistakes([row, {**row, "name": "cat", "recognised": 77}])
     assert "50% of 160 samples" in said and "80%" in said and "the fewest of ship" in said
+
+
+def test_principal_components_know_as_much_as_all_pixels():
+    data = Digits()
+    images = torch.stack([data[place]["image"] for place in range(600)]).numpy()
+    labels = data.labels[:600].numpy()
+    whole = PixelClassifier(images[:400], labels[:400]).recognised(images[400:], labels[400:]).mean()
+    few = PixelClassifier(images[:400], labels[:400], components=40)
+    assert few.model[0].n_components_ == 40
+    assert few.recognised(images[400:], labels[400:]).mean() > whole - 0.02
+    with_all = PixelClassifier(images[:400], labels[:400], components=64)
+    assert len(with_all.model) == 1, "no more pixels than components"
