@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ldm.file_kinds import SAFETENSORS, find_kind
@@ -263,8 +263,10 @@ def save_tensors(
         place = value.untyped_storage().data_ptr()
         plain[name] = value.clone() if place in places else value  # the format holds each tensor by itself
         places.add(place)
+    content = save(plain, metadata=dict(metadata or {}))
     with atomic_write(path, overwrite) as partial:
-        save_file(plain, partial, metadata=dict(metadata or {}))
+        # safetensors itself would write to a file of its own name, which a kill leaves behind, and for its owner alone.
+        partial.write_bytes(content)
 
 
 def free_name(folder: str | os.PathLike, stem: str, suffix: str) -> str:

@@ -52,7 +52,9 @@ def reading(path: str | os.PathLike, what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except _DAMAGE as error:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not the reader's
+            raise
         words = _explain(error)
         raise ValueError(f"{path} is damaged, or is not {what} ({words}): {remedy}") from error
 

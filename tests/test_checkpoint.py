@@ -1,6 +1,7 @@
 """Checkpoints: what loads, what is refused, and that nothing half-written is left behind."""
 
 import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -106,6 +107,17 @@ def test_writes_are_whole_and_not_silent(tmp_path):
         save_checkpoint({"w": lambda: None}, path, overwrite=True)
     assert sha256(path) == first
     assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_tensors_are_written_under_one_name_and_for_all_who_may_read(tmp_path, monkeypatch):
+    """A library's own temporary file would outlive a kill: nothing but the partial file may ever be there."""
+    seen = []
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.extend(os.listdir(tmp_path)), flush(file)))
+    save_tensors({"w": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert len(seen) == 1 and ".partial" in seen[0] and os.listdir(tmp_path) == ["x.safetensors"]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_the_hash_of_a_file_follows_its_content(tmp_path):

@@ -25,6 +25,18 @@ OWN_OPTIONS = frozenset({"every_n_epochs", "every_n_steps", "monitor", "mode", "
 IGNORED_OPTIONS = frozenset({"verbose", "save_last", "filename", "auto_insert_metric_name", "save_on_train_epoch_end"})
 
 
+# What a checkpoint holds of a training that can go on.
+WHOLE = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "global_step",
+    "epoch",
+    "pytorch-lightning_version",
+)
+
+
 class PlainCheckpointIO(TorchCheckpointIO):
     """Lightning's reading and writing through `ldm.checkpoint`: atomic, and no code in a file is ever run."""
 
@@ -32,7 +44,15 @@ class PlainCheckpointIO(TorchCheckpointIO):
         save_checkpoint(checkpoint, path, overwrite=True)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        return load_checkpoint(path)
+        content = load_checkpoint(path)
+        recent = str(content.get("pytorch-lightning_version", "")) >= "2"  # Lightning adds the loops to earlier ones
+        absent = [name for name in (*WHOLE, *(["loops"] if recent else [])) if name not in content]
+        if absent:
+            raise ValueError(
+                f"{path} holds no whole training (it lacks {', '.join(absent)}), and none can go on from it: give "
+                f"another checkpoint of the run, or begin a new run with its weights (model.params.ckpt_path={path})"
+            )
+        return content
 
 
 def link(source: Path, name: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,8 +32,31 @@ RESTORED = {
     "model.params.pretrained_path": "the member's base checkpoint",
 }
 NEW_RUN = "leave it out, or start a new run from the checkpoint (model.params.ckpt_path={checkpoint})"
+# Lightning's module that fills a training from a checkpoint.
+RESTORER = "checkpoint_connector.py"
 # How much two rates may differ that were reckoned in another order.
 ROUNDING = 1e-9
+
+
+@contextmanager
+def restoring(checkpoint: Path | None) -> Iterator[None]:
+    """Name the checkpoint in what is raised where its content does not fit the training that goes on from it.
+
+    Raises:
+        ValueError: with the file, the words of the library that met it, and the remedy.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        met = any(Path(frame.filename).name == RESTORER for frame in frames)
+        if checkpoint is None or not met or "site-packages" not in frames[-1].filename:
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{checkpoint} does not fit the training that should go on from it ({words}): give another checkpoint of "
+            f"the run by --resume FILE, or the config that it was trained with"
+        ) from error
 
 
 def describe_steps(images: int, rate: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ldm.training.logs import announce
 from ldm.training.members import build_joint_data, build_members, write_member_runs
 from ldm.training.processes import find_known_run, is_first, make_run, share_run
 from ldm.training.progress import TrainingProgress
-from ldm.training.resumed import check_resumed, describe_steps
+from ldm.training.resumed import check_resumed, describe_steps, restoring
 from ldm.training.runs import RunDirectory, write_run_record
 from ldm.training.slurm import Job
 from ldm.training.stopping import SaveWhenStopped, StopAtNaN, StoppedBySignal
@@ -103,7 +103,7 @@ class Session:
         # Lightning does this after it has restored the weights, which would round those of float64.
         self.trainer.precision_plugin.convert_module(self.model)
         try:
-            with share_run(self.run):
+            with share_run(self.run), restoring(self.checkpoint):
                 self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
         except BaseException:
             if not self.resumed and self.trainer.global_step == 0 and is_first() and not self.training.debug:

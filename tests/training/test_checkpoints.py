@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.checkpoint import load_checkpoint, load_state_dict
+from ldm.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
 from ldm.commands.export import Export
 from ldm.settings import Training
 from ldm.training.checkpoints import KeepCheckpoints, link
@@ -146,3 +146,37 @@ def test_clipping_changes_the_step(config, tmp_path):
         load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"][name].abs().max() for run in (free, clipped)
     ]
     assert moved[1] < 0.2 * moved[0], "out.2 starts at zero"
+
+
+def _spoil(content, kind):
+    """Take something out of a checkpoint, or put something else into it."""
+    name = next(reversed(content["state_dict"]))
+    if kind in content:
+        del content[kind]
+    elif kind == "missing":
+        del content["state_dict"][name]
+    elif kind == "unknown":
+        content["state_dict"]["extra"] = torch.zeros(2)
+    elif kind == "shape":
+        content["state_dict"][name] = torch.zeros(3, 3, 3)
+    elif kind == "moments":
+        content["optimizer_states"][0]["param_groups"][0]["params"] = [0]
+    elif kind == "junk":
+        content["loops"] = {"fit_loop": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["optimizer_states", "loops", "global_step", "missing", "unknown", "shape", "moments", "junk"]
+)
+def test_a_checkpoint_that_no_training_can_go_on_from_is_named(kind, whole, tmp_path):
+    run = tmp_path / whole.name
+    shutil.copytree(whole, run)
+    last = run / "checkpoints" / "last.ckpt"
+    content = load_checkpoint(last)
+    _spoil(content, kind)
+    last.unlink()
+    save_checkpoint(content, last)
+    with pytest.raises(ValueError, match=r"last\.ckpt (does not fit|holds no whole) (the )?training") as told:
+        resume(run, max_steps=9)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 800
