@@ -19,6 +19,8 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)\s#]+)")
 # What Material loads from elsewhere for the search of pages that are opened as files, and what does it here.
 ELSEWHERE = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
+# How much more than others a page counts in the search.
+WEIGHTS = {"reading.md": 4, "ensembles.md": 3, "files.md": 3, "own_pictures.md": 3, "clusters.md": 3, "start.md": 2}
 CODE = re.compile(r"(^```.*?^```|^(?: {4}|\t).*?$)", re.M | re.S)
 
 
@@ -35,8 +37,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Point links to what lies elsewhere on the site than in the repository; code stays as it is."""
+    """Point links to what lies elsewhere on the site than in the repository; code stays as it is.
+
+    The search finds pages that answer questions before those that list names.
+    """
     source = page.file.src_uri
+    listing = source.startswith("reference/") or source == "api.md"
+    page.meta.setdefault("search", {"boost": 0.2 if listing else WEIGHTS.get(source, 1)})
     root_pages = {place: name for name, place in PAGES.items()}
     home = root_pages.get(source, f"docs/{source}")
     pieces = CODE.split(markdown)
