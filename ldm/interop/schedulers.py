@@ -140,7 +140,11 @@ def _read_spacing(config: Mapping[str, Any]) -> FolderSpacing:
     if spacing == "trailing":
         return "trailing"
     offset = int(config.get("steps_offset", 0))
-    return "published" if spacing == "leading" and offset == 1 and not config.get("set_alpha_to_one", False) else "auto"
+    if spacing == "leading" and offset == 1 and not config.get("set_alpha_to_one", False):
+        return "published"
+    if spacing == "linspace":
+        log.warning("the scheduler's timestep_spacing linspace is not taken over: samples are taken at other times")
+    return "auto"
 
 
 def make_scheduler(model: LatentDiffusion) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ldm import Sampling, load_model
 from ldm.diffusion.denoiser import make_target
 from ldm.diffusion.schedule import VPSchedule
 from ldm.interop.pooled import pack_pooled, unpack_pooled
+from ldm.interop.schedulers import read_scheduler
 from ldm.modules.parts import find_parts
 from ldm.util import get_obj_from_str
 from tests.interop.models import (
@@ -182,6 +183,11 @@ def test_table_that_ends_in_pure_noise_is_sampled_as_theirs(prediction, tmp_path
     for sampler, spacing in (("LMS", "trailing"), ("Heun", "trailing"), ("DDIM", "karras")):
         found = pipeline.with_(sampler=sampler, spacing=spacing).sample_latents(None, range(2), noise)
         assert bool(found.isfinite().all())
+
+
+def test_times_that_are_not_taken_over_are_named(caplog):
+    read_scheduler({"_class_name": "DDIMScheduler", "beta_schedule": "linear", "timestep_spacing": "linspace"})
+    assert "timestep_spacing linspace is not taken over" in caplog.text
 
 
 def test_noise_says_nothing_of_pure_noise(tmp_path):
