@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 NAME = "decu-uncertainty"
 # Where the module has not the name of its distribution.
 DISTRIBUTIONS = {
+    "curvlinops": "curvlinops-for-pytorch",
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "pytorch_lightning": "pytorch-lightning",
@@ -50,7 +51,7 @@ def third_party(file):
 def test_dependencies_are_what_the_library_imports():
     imported = {name for file in (ROOT / "ldm").rglob("*.py") for name in third_party(file)}
     always = declared("dependencies")
-    extras = declared("(?:metrics|lsun|clip|wandb|diffusers)")
+    extras = declared("(?:metrics|lsun|clip|wandb|diffusers|laplace)")
     assert len(imported) > 10
     assert imported <= always | extras, imported - always - extras
     # Lightning writes TensorBoard's files with it.

@@ -79,6 +79,9 @@ COMMANDS: dict[str, Entry] = {
     ),
     "attribute": Entry("attribute", "Attribute", "Say which training pictures carry a sample.", page=True),
     "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
+    "benchmark": Entry(
+        "benchmark", "BenchmarkMethods", "Compare every method with an oracle: one table, one page.", page=True
+    ),
     "evaluate reference": Entry(
         "evaluate_reference", "EvaluateReference", "Extract the features of a reference set once."
     ),

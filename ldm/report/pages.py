@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm.report.benchmark_page import benchmark_sections
 from ldm.report.class_pages import class_sections, summarise_table
 from ldm.report.mistakes import MISTAKES_FOLDER, TABLE
 from ldm.report.page import PAGE, Code, PageTable, Picture, ResultPage, Section, Text
@@ -52,7 +53,8 @@ def make_page(folder: str | Path) -> ResultPage:
     if not tables and not pictures:
         raise ValueError(f"{folder} holds no results: no table (.csv) and no picture (.png)")
     reports = [path for path in tables if path.name == "uncertainty.csv"]
-    sections, used, summary = [], set(), []
+    summary, sections, used = benchmark_sections(folder)
+    tables = [path for path in tables if path not in used]
     for path in reports:
         summary += summarise_table(path, folder)
         found, own = class_sections(path, folder, len(reports) == 1)

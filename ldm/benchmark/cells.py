@@ -1,0 +1,159 @@
+"""What was measured of one method, or sampled of one oracle, in one world: a file each, so that a run continues."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ldm.benchmark.method import METHOD_KINDS, Counted, MethodCost, Scored, UncertaintyMethod, score_with_cost
+from ldm.benchmark.problem import Problem
+from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.files import read_json
+
+# The oracles: networks whose pictures' variance is what methods are held to.
+RETRAINED, REFITTED = "retrained from scratch", "last layer refitted"
+ORACLES = (RETRAINED, REFITTED)
+
+
+@dataclass(frozen=True)
+class ScoreCell:
+    """A method's scores of one world's pictures.
+
+    Attributes:
+        name, kind, unit: of the method.
+        values: of every picture [B]; map: of its pixels [B, D], None where there is none.
+        few, many: values [b] of some pictures with the two other numbers of steps, None where they were not asked for.
+        record: command, seed, cost.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    values: Tensor
+    map: Tensor | None
+    few: Tensor | None
+    many: Tensor | None
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OracleCell:
+    """Pictures of an oracle's networks [M, B, D], and those with the two other numbers of steps [M, b, D]."""
+
+    name: str
+    pictures: Tensor
+    few: Tensor
+    many: Tensor
+    base: Tensor
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """The unbiased variance over the networks [B, D]."""
+        return self.pictures.double().var(0)
+
+
+def make_file_name(name: str) -> str:
+    """Return a method's name as that of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def measure_method(
+    method: UncertaintyMethod, problem: Problem, file: Path, about: Mapping[str, Any], counts: dict[str, Counted]
+) -> None:
+    """Score a world's pictures by a method, and write its cell.
+
+    Args:
+        about: by which command and seed.
+        counts: see `score_with_cost`.
+    """
+    scored, cost = score_with_cost(method, problem, counts)
+    settings = problem.settings
+    found = {"values": scored.values}
+    if scored.map is not None:
+        found["map"] = scored.map.flatten(1).float()
+    for name, steps in zip(("few", "many"), settings.other_steps, strict=True):
+        found[name] = method.score(problem.with_size(steps, settings.check_noises)).values
+    write_cell(file, method, scored, found, cost, about)
+
+
+def write_cell(
+    file: Path,
+    method: UncertaintyMethod,
+    scored: Scored,
+    found: Mapping[str, Tensor],
+    cost: MethodCost,
+    about: Mapping[str, Any],
+) -> None:
+    """Write the tensors of a method with what they are."""
+    record = {**about, "cost": asdict(cost)}
+    words = {"name": method.name, "kind": method.kind, "unit": scored.unit, "record": json.dumps(record, default=str)}
+    save_tensors(dict(found), file, words, overwrite=True)
+
+
+def read_cell(file: Path) -> ScoreCell:
+    """Read a method's cell."""
+    with safe_open(file, "pt") as opened:
+        words = opened.metadata()
+    tensors = load_state_dict(file)
+    return ScoreCell(
+        name=words["name"],
+        kind=words["kind"],
+        unit=words["unit"],
+        values=tensors["values"],
+        map=tensors.get("map"),
+        few=tensors.get("few"),
+        many=tensors.get("many"),
+        record=json.loads(words["record"]),
+    )
+
+
+def read_row(file: str | Path, world: str, pictures: int) -> ScoreCell:
+    """Read scores that were made elsewhere: a JSON file {name, kind, unit, worlds: {world: {values, map}}}.
+
+    Args:
+        file: see docs/benchmark.md, "A row as a file".
+        world: few_0, all_0, few_1 and so on.
+        pictures: how many scores it must hold.
+
+    Raises:
+        ValueError: saying what is missing or wrong.
+    """
+    content = read_json(Path(file), "scores of a benchmark's pictures", "see docs/benchmark.md for its form")
+    if content.get("kind") not in METHOD_KINDS or not content.get("name"):
+        raise ValueError(
+            f"{file}: expected a name, and a kind among {', '.join(METHOD_KINDS)}; got {content.get('kind')!r}"
+        )
+    own = content.get("worlds", {}).get(world)
+    if own is None or len(own.get("values", ())) != pictures:
+        got = "nothing" if own is None else f"{len(own.get('values', ()))} values"
+        raise ValueError(f"{file}: expected {pictures} values of {world}, in the order of its pictures; got {got}")
+    values = torch.tensor(own["values"], dtype=torch.float64)
+    maps = None if own.get("map") is None else torch.tensor(own["map"], dtype=torch.float32).reshape(pictures, -1)
+    return ScoreCell(content["name"], content["kind"], content.get("unit", ""), values, maps, None, None, {})
+
+
+def sample_oracle(name: str, problem: Problem, file: Path) -> None:
+    """Sample the pictures of an oracle's networks and write them."""
+    settings = problem.settings
+    members = problem.trained.retrained if name == RETRAINED else problem.trained.refits()
+    found = {"pictures": problem.sample(members).flatten(2), "base": problem.pictures.flatten(1)}
+    for words, steps in zip(("few", "many"), settings.other_steps, strict=True):
+        found[words] = problem.with_size(steps, settings.check_noises).sample(members).flatten(2)
+    save_tensors(found, file, {"name": name}, overwrite=True)
+
+
+def read_oracle(file: Path) -> OracleCell:
+    """Read an oracle's cell."""
+    with safe_open(file, "pt") as opened:
+        name = opened.metadata()["name"]
+    tensors = load_state_dict(file)
+    return OracleCell(name, *(tensors[key] for key in ("pictures", "few", "many", "base")))

@@ -1,0 +1,180 @@
+"""What a benchmark found, as values: results, tables, and the sentences that they bear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ldm.benchmark.cells import ORACLES, RETRAINED
+from ldm.benchmark.measures import HALF, SeedScores, make_benchmarks
+from ldm.benchmark.plan import BenchmarkPlan
+from ldm.benchmark.plane import measure_plane
+from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES, World
+from ldm.benchmark.table import NEIGHBOUR_NAME, MethodResult, compare_methods, make_overview, show
+from ldm.records import Row
+
+PIXEL_RANKS = f"pixel ranks: {RETRAINED}, few images"
+PICTURE_RANKS = f"picture ranks: {RETRAINED}, few images"
+RATIO = f"ratio: {RETRAINED}, few images"
+DETECTION = "few-image AUROC minus control"
+# Below this share of recognised pictures the page warns.
+LEAST_RECOGNISED = 0.5
+OVERVIEW = (PIXEL_RANKS, PICTURE_RANKS, RATIO, "few-image AUROC", "few-image AUROC, control", DETECTION, "AUSE",
+            "recognised, a fifth dropped", "growth with steps over the oracle's")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark found.
+
+    Attributes:
+        results: every method under every benchmark.
+        overview: a row a method.
+        costs: a row a method: evaluations, seconds, bytes.
+        plane: the rows of oracle 0.
+        sentences: what may be said.
+        meanings: {benchmark: what its number is}.
+    """
+
+    results: Sequence[MethodResult]
+    overview: Sequence[Row]
+    costs: Sequence[Row]
+    plane: Sequence[Row]
+    sentences: Sequence[str]
+    meanings: Mapping[str, str]
+
+
+def make_outcome(plan: BenchmarkPlan) -> Outcome:
+    """Return what the seeds whose cells are all there say.
+
+    Raises:
+        ValueError: if no seed is whole.
+    """
+    read = [plan.read_seed(seed) for seed in range(plan.settings.seeds)]
+    seeds = [one for one in read if one is not None]
+    if not seeds:
+        raise ValueError(f"no seed of {plan.out} has all of its cells: start the command without --only")
+    benchmarks = make_benchmarks(ORACLES)
+    labels = plan.problem(World(FEW_IMAGES, 0)).labels
+    results = compare_methods(benchmarks, seeds, labels)
+    plane = measure_plane()
+    sentences = [describe_pictures(seeds), *describe_results(results, len(seeds), plan)]
+    sentences += describe_kinds(results, plane)
+    meanings = {one.name: " ".join(one.meaning.split()) for one in benchmarks}
+    return Outcome(results, make_overview(results, OVERVIEW), list_costs(seeds), plane, sentences, meanings)
+
+
+def list_costs(seeds: Sequence[SeedScores]) -> list[Row]:
+    """Return a row a method of what it costs: means over the worlds, beside the base network."""
+    rows = []
+    for name, cell in seeds[0].cells[FEW_IMAGES].items():
+        own: list[Mapping[str, Any]] = [
+            seed.cells[data][name].record.get("cost", {}) for seed in seeds for data in (FEW_IMAGES, EVERY_IMAGE)
+        ]
+        if not own[0]:
+            continue
+        mean = {key: float(np.mean([one[key] for one in own])) for key in own[0]}
+        rows.append(
+            {
+                "method": name,
+                "kind": cell.kind,
+                "evaluations a picture": mean["evaluations"],
+                "seconds of all pictures": mean["seconds"],
+                "seconds of training beside the base": mean["train_seconds"],
+                "KiB kept beside the base": mean["disk_bytes"] / 2**10,
+                "MiB of tensors at once": mean["memory_bytes"] / 2**20,
+                "command": seeds[0].cells[FEW_IMAGES][name].record.get("command", ""),
+            }
+        )
+    return rows
+
+
+def describe_results(results: Sequence[MethodResult], seeds: int, plan: BenchmarkPlan) -> list[str]:
+    """Say who wins what, where the intervals bear it, and where none does."""
+    settings = plan.settings
+    said = [
+        f"{settings.retrainings} networks were trained from scratch on bootstrapped images at each of "
+        f"{count_seeds(seeds)}; {10 * settings.noises} pictures of each are compared. "
+        "An interval is Student's 95 % over seeds, written ± half its width."
+    ]
+    if seeds < 3:
+        said.append(f"With {count_seeds(seeds)} nothing is said to be best: intervals over trainings need at least 3.")
+    for name in (PICTURE_RANKS, PIXEL_RANKS, DETECTION, "AUSE", "recognised, a fifth dropped"):
+        said.append(_say_leader(name, [one for one in results if one.benchmark == name]))
+    beating = [one for one in results if one.benchmark == DETECTION and one.beats_neighbour]
+    neighbour = next((one for one in results if (one.benchmark, one.method) == (DETECTION, NEIGHBOUR_NAME)), None)
+    if neighbour is not None:
+        said.append(_say_neighbour(beating, neighbour))
+    return said
+
+
+def describe_pictures(seeds: Sequence[SeedScores]) -> str:
+    """Say whether the pictures are digits at all: what is uncertain about noise is no finding."""
+    shares = [float(np.mean([seed.recognised[data].mean() for seed in seeds])) for data in (FEW_IMAGES, EVERY_IMAGE)]
+    words = f"Of the base networks' pictures {shares[0]:.0%} are recognised with few images, {shares[1]:.0%} with all."
+    if min(shares) < LEAST_RECOGNISED:
+        words += " That is too few for what follows to say anything of digits: train longer (benchmark.steps)."
+    return words
+
+
+def count_seeds(seeds: int) -> str:
+    """Return a number of seeds in words."""
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _say_neighbour(beating: Sequence[MethodResult], neighbour: MethodResult) -> str:
+    """Say which methods find classes with few images better than the nearest neighbour."""
+    if not beating:
+        return (
+            f"No method finds classes with few images better than the nearest neighbour ({show(neighbour.value)} over "
+            "its control) beyond the interval over seeds, after Holm's correction."
+        )
+    names = ", ".join(f"{one.method} ({show(one.value)})" for one in beating)
+    return (
+        f"Better than the nearest neighbour ({show(neighbour.value)}) at classes with few images, beyond the interval "
+        f"over seeds and after Holm's correction: {names}."
+    )
+
+
+def _say_leader(name: str, own: Sequence[MethodResult]) -> str:
+    """Say who leads a benchmark, and whether it is best."""
+    ranked = sorted(
+        (one for one in own if one.kind != "oracle"),
+        key=lambda one: one.value.estimate if name != "AUSE" else -one.value.estimate,
+        reverse=True,
+    )
+    if not ranked:
+        return f"{name}: no method has this number."
+    first, second = ranked[0], ranked[min(1, len(ranked) - 1)]
+    by = {one.method: show(one.value) for one in own}
+    half = f"; half of the oracle against the other half {by[HALF]}" if HALF in by else ""
+    random = f"; random {by['random']}" if "random" in by else ""
+    words = f"{first.method} {show(first.value)}, then {second.method} {show(second.value)}{random}{half}"
+    if first.best:
+        return f"{name}: best is {words}."
+    return f"{name}: no method is best beyond the intervals over seeds; in front are {words}."
+
+
+def describe_kinds(results: Sequence[MethodResult], plane: Sequence[Row]) -> list[str]:
+    """Say whether the two kinds are told apart: what each knows of the number of images, in digits and in the plane."""
+    said = []
+    for kind in ("epistemic", "aleatoric"):
+        few, control = (
+            [one.value.estimate for one in results if one.benchmark == name and one.kind == kind]
+            for name in ("few-image AUROC", "few-image AUROC, control")
+        )
+        own = [row for row in plane if row["kind"] == kind]
+        if not few or not own:
+            continue
+        areas = [row["few-point AUROC"] for row in own]
+        ranks = [row["ranks, Cov(x0 | x)"] for row in own]
+        said.append(
+            f"{kind.capitalize()} methods, {len(few)} on digits: AUROC of classes with few images {min(few):.2f} to "
+            f"{max(few):.2f}, in the control {min(control):.2f} to {max(control):.2f}; {len(own)} in the plane: "
+            f"{min(areas):.2f} to {max(areas):.2f}, and rank correlation with Cov(x0 | x) {min(ranks):.2f} to "
+            f"{max(ranks):.2f}."
+        )
+    return said
