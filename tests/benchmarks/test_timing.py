@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import laplace, probe, sampling
+from benchmarks import laplace, probe
 from benchmarks.growth import Growth
 from benchmarks.members import MemberTimes
 from benchmarks.tangents import TangentTimes
@@ -55,15 +55,6 @@ def test_operations_grow_as_members_do_and_passes_bound_memory():
     usual, more = four
     assert more["operations"] == pytest.approx(2 * usual["operations"], rel=0.2)
     assert more["bytes"] < 1.3 * usual["bytes"] and all_at_once[1]["bytes"] > 1.6 * all_at_once[0]["bytes"]
-
-
-def test_samplers_are_ranked_against_the_reference(tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling, "REFERENCE", ("DDIM", 8))
-    path = str(write_ensemble(tmp_path))
-    study = sampling.SamplerStudy(path, samplers=("Heun",), step_counts=(4,), n=1, place=CPU)
-    heun, reference = study.run()
-    assert reference["spearman"] == pytest.approx(1) and -1 <= heun["spearman"] <= 1
-    assert (reference["evaluations"], heun["evaluations"]) == (5, 6), "half of the steps and the branched one"
 
 
 def test_tangents_are_timed_against_the_same_work(tmp_path):

@@ -1,0 +1,286 @@
+"""What an answer costs: evaluations and seconds until classes are ranked as by 200 steps and many noises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ldm.commands.line import run_file
+from ldm.commands.shared import Placement
+from ldm.diffusion.samplers import run
+from ldm.ensembles.members import SingleMember
+from ldm.experiments.timing import write_numbers
+from ldm.options import option
+from ldm.pipelines import EnsemblePipeline, load_ensemble
+from ldm.pipelines.information import measure_classes
+from ldm.report.tables import markdown_table
+from ldm.settings import Branching, Precision, SamplerName, Sampling, Speed
+from ldm.stats import mean_interval, rank_correlation
+from ldm.uncertainty.branch import branch
+from ldm.util import derive_seed
+
+REFERENCE = ("DDIM", 200)
+PUBLISHED_NOISES = 10
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask: a sampler, its steps, where members branch, and the precision of the network."""
+
+    sampler: SamplerName
+    steps: int
+    at: float
+    precision: Precision = "float32"
+
+    def of(self, pipeline: EnsemblePipeline, seed: int) -> EnsemblePipeline:
+        """Return the ensemble asked in this way, on the noises of a seed."""
+        speed = replace(pipeline.speed, precision=self.precision)
+        sampling = Sampling(self.sampler, self.steps, seed=seed)
+        return pipeline.with_(sampling=sampling, branching=Branching(at=self.at), speed=speed)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Mutual information of every class and noise, and what one noise of one class costs.
+
+    Attributes:
+        mi: [classes, noises], nats.
+        evaluations: passes of the network for one image: those before the branch, and one a member there.
+        seconds: of one noise of one class.
+    """
+
+    mi: Values
+    evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The fewest noises with which a way ranks the classes as the reference does, and what they take together."""
+
+    noises: float
+    evaluations: float
+    seconds: float
+    correlation: float
+    low: float
+    high: float
+
+
+class CountedDenoiser:
+    """A denoiser that counts its calls."""
+
+    def __init__(self, denoiser: Any):
+        self.denoiser = denoiser
+        self.calls = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.denoiser(*args)
+
+
+def count_evaluations(pipeline: EnsemblePipeline) -> int:
+    """Count passes of the network for one image up to the branched step: one a member there, one before."""
+    chains = pipeline._chains([0], [0], pipeline.bases(0))
+    counted = {name: CountedDenoiser(chains.pop(name)) for name in ("base", "members")}
+    branch(**counted, **chains, only_first=True)
+    return counted["base"].calls + pipeline.members * counted["members"].calls
+
+
+def measure_answer(pipeline: EnsemblePipeline, n: int) -> Answer:
+    """Measure every class on n noises."""
+    labels = range(pipeline.n_classes)
+    pipeline.bases(0)
+    began = time.process_time()
+    found = {one.label: one.mi.numpy() for one in measure_classes(pipeline, labels, pipeline.make_plan(n))}
+    taken = time.process_time() - began
+    mi = np.stack([found[label] for label in labels]).astype(np.float64)
+    return Answer(mi, count_evaluations(pipeline), taken / mi.size)
+
+
+@torch.no_grad()
+def time_published(pipeline: EnsemblePipeline, n: int) -> float:
+    """Return seconds of one noise of one class as published: member after member, a call each, class by class."""
+    labels, images = [0] * n, list(range(n))
+    chains = pipeline._chains(labels, images, pipeline.bases(0))
+    alone = [SingleMember(pipeline.base_network, pipeline.network.members, one) for one in range(pipeline.members)]
+    cond, at = pipeline.labels(labels), chains["at"]
+    began = time.process_time()
+    sampler, rest = chains["sampler"], (chains["schedule"], chains["x"], chains["times"])
+    state = run(_first(sampler(chains["base"], *rest, noise=chains["noise"]), at)) if at else chains["x"]
+    for one in alone:
+        steps = sampler(pipeline.denoiser(cond, one), rest[0], state, rest[2], noise=chains["noise"], start=at)
+        run(_first(steps, 1))
+    return (time.process_time() - began) / n
+
+
+def _first(steps: Iterator[Any], count: int) -> Iterator[Any]:
+    for _, step in zip(range(count), steps, strict=False):
+        yield step
+
+
+def draw_equal(values: Values, n: int, source: np.random.Generator) -> Values:
+    """Return means [classes] of n noises, drawn without return, the same noises for every class."""
+    return values[:, source.choice(values.shape[1], n, replace=False)].mean(1)
+
+
+def draw_adaptive(values: Values, n: int, source: np.random.Generator) -> Values:
+    """Return means [classes] of n noises a class on average, of which classes near a neighbour in rank get more.
+
+    Every class begins with half of them (at least two). Each further one goes to the two neighbours in rank whose means
+    are the fewest standard errors apart, to the one of the two whose mean is less certain.
+    """
+    classes, most = values.shape
+    order = source.permutation(most)
+    used = np.full(classes, max(2, n // 2))
+    for _ in range(n * classes - int(used.sum())):
+        means = np.array([values[k, order[:u]].mean() for k, u in enumerate(used)])
+        errors = np.array([values[k, order[:u]].var(ddof=1) / u for k, u in enumerate(used)])
+        errors[used >= most] = 0
+        ranked = means.argsort()
+        gaps = np.diff(means[ranked]) / np.sqrt(errors[ranked[1:]] + errors[ranked[:-1]] + 1e-300)
+        pair = ranked[gaps.argmin() : gaps.argmin() + 2]
+        used[pair[errors[pair].argmax()]] += 1
+    return np.array([values[k, order[:u]].mean() for k, u in enumerate(used.clip(max=most))])
+
+
+DRAWS = {"equal": draw_equal, "adaptive": draw_adaptive}
+
+
+def compare_draws(
+    answer: Answer, reference: Values, n: int, how: str, resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Return the mean rank correlation with the reference of n noises a class, and its 2.5 and 97.5 percentiles."""
+    source = np.random.default_rng(derive_seed("answer", seed, how, n))
+    means = np.stack([DRAWS[how](answer.mi, n, source) for _ in range(resamples)])
+    found = rank_correlation(means, np.broadcast_to(reference.mean(1), means.shape))
+    return float(found.mean()), float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+
+
+def count_noises_of_interval(answer: Answer, share: float) -> float:
+    """Return noises a class, the mean over classes, until Student's 95 % interval is `share` of the mean wide."""
+    return float(np.mean([_noises_of_interval(row, share) for row in answer.mi]))
+
+
+def _noises_of_interval(row: Values, share: float) -> float:
+    found = mean_interval(row)
+    return max(2.0, found.n * (found.width / (share * found.estimate)) ** 2)
+
+
+@dataclass(frozen=True)
+class AnswerStudy:
+    """Ask what it costs to rank classes by mutual information as the slow reference does.
+
+    The reference is DDIM at 200 steps on noises of its own. Of every way to ask (sampler, steps, branch point,
+    precision) all classes are measured on `n` noises; then the rank correlation with the reference is found for fewer
+    noises, by drawing them many times: equally for all classes, or more for classes whose ranks are close. The cost of
+    a way is that of the fewest noises whose 2.5 percentile reaches `target`. Beside it stands what was published: 200
+    steps, ten noises, a call a member, class by class. Seconds are of the CPU's time, so that other work beside does
+    not count.
+
+    Examples:
+      python benchmarks/answer.py --path logs/bootstrapped_digits_5 --json results/answer.json
+      python benchmarks/answer.py --path logs/bootstrapped_digits_5 --samplers DDIM --step_counts 5 --branch_ats 0 0.5
+    """
+
+    path: str
+    """The folder that save_ensemble.py (decu gather) wrote."""
+    samplers: tuple[SamplerName, ...] = ("DDIM", "DPM-Solver++", "Heun")
+    """The samplers that are compared."""
+    step_counts: tuple[int, ...] = (2, 5, 10, 20)
+    """Their numbers of steps."""
+    branch_ats: tuple[float, ...] = (0.5,)
+    """Where members branch, as fractions of the steps; the reference branches at the first."""
+    precisions: tuple[Precision, ...] = ("float32",)
+    """The precisions of the network."""
+    n: int = 48
+    """Noises of a class, from which fewer are drawn."""
+    counts: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers of noises that are tried."""
+    target: float = 0.98
+    """The rank correlation that the 2.5 percentile must reach; one exchange of neighbours among ten is 0.988."""
+    resamples: int = 400
+    """Draws of each number of noises."""
+    seed: int = 42
+    """The seed of the noises; the reference takes those of the next."""
+    json: Annotated[str | None, option(metavar="FILE", default="the numbers are printed only")] = None
+    """Write the numbers to this file, too."""
+    place: Placement = Placement()
+
+    def run(self) -> list[dict[str, Any]]:
+        """Print a table of a line a way, and return its numbers.
+
+        Raises:
+            ValueError: if a number of noises is larger than `n`.
+        """
+        if max(self.counts) > self.n:
+            raise ValueError(f"--counts are drawn from --n {self.n} noises, got {max(self.counts)}")
+        pipeline = load_ensemble(self.path, device=self.place.device, speed=Speed())
+        slow = Way(*REFERENCE, self.branch_ats[0])
+        reference = measure_answer(slow.of(pipeline, self.seed + 1), self.n)
+        again = measure_answer(slow.of(pipeline, self.seed), self.n)
+        published = replace(again, seconds=time_published(slow.of(pipeline, self.seed), PUBLISHED_NOISES))
+        quality = compare_draws(published, reference.mi, min(PUBLISHED_NOISES, self.n), "equal", self.resamples, 0)
+        total = pipeline.n_classes * PUBLISHED_NOISES
+        base = Cost(PUBLISHED_NOISES, total * again.evaluations, total * published.seconds, *quality)
+        rows = [_row("as published: DDIM, 200, a call a member", slow, base, base, None)]
+        numbers: list[dict[str, Any]] = [{"way": asdict(slow), "how": "published", **asdict(base)}]
+        answers = {slow: again, **{way: measure_answer(way.of(pipeline, self.seed), self.n) for way in self.ways()}}
+        for way, answer in answers.items():
+            wide = count_noises_of_interval(answer, 0.2)
+            for how in DRAWS:
+                tried = {n: compare_draws(answer, reference.mi, n, how, self.resamples, n) for n in self.usable(how)}
+                enough = next((n for n, found in tried.items() if found[1] >= self.target), None)
+                kept = {"way": asdict(way), "how": how, "tried": tried, "noises_of_interval": wide}
+                chosen = enough or max(tried)
+                images = chosen * pipeline.n_classes
+                cost = Cost(chosen, images * answer.evaluations, images * answer.seconds, *tried[chosen])
+                numbers.append({**kept, "reached": enough is not None, **asdict(cost)})
+                rows.append(_row(how, way, cost, base, wide, enough is not None))
+        print(f"{self.path}: {pipeline.n_classes} classes, {pipeline.members} members, target {self.target:g}")
+        print(markdown_table(rows))
+        write_numbers(self.json, self, rows, {"ways": numbers}, pipeline.device)
+        return numbers
+
+    def ways(self) -> Sequence[Way]:
+        """Return every way to ask but the reference's."""
+        return [
+            Way(sampler, steps, at, precision)
+            for sampler in self.samplers
+            for steps in self.step_counts
+            for at in self.branch_ats
+            for precision in self.precisions
+        ]
+
+    def usable(self, how: str) -> list[int]:
+        """Return the numbers of noises that can be drawn: with one or two nothing is left to allocate."""
+        return [n for n in sorted(self.counts) if how == "equal" or n > 2]
+
+
+def _row(
+    how: str, way: Way, cost: Cost, base: Cost, wide: float | None, reached: bool = True
+) -> dict[str, str | int | float | None]:
+    return {
+        "noises": how,
+        "sampler": way.sampler,
+        "steps": way.steps,
+        "branch": way.at,
+        "precision": way.precision,
+        "noises a class": f"{cost.noises:g}" if reached else f"more than {cost.noises:g}",
+        "rank correlation": f"{cost.correlation:.3f} [{cost.low:.3f}, {cost.high:.3f}]",
+        "evaluations": f"{cost.evaluations:g}",
+        "fewer": f"{base.evaluations / cost.evaluations:.3g}",
+        "CPU seconds": f"{cost.seconds:.3g}",
+        "less": f"{base.seconds / cost.seconds:.3g}",
+        "noises to +-10 %": None if wide is None else f"{wide:.3g}",
+    }
+
+
+if __name__ == "__main__":
+    run_file(AnswerStudy)
