@@ -23,7 +23,7 @@ from ldm.report.tables import markdown_table
 from ldm.settings import Branching, Precision, SamplerName, Sampling, Speed
 from ldm.stats import mean_interval, rank_correlation
 from ldm.uncertainty.branch import branch
-from ldm.util import derive_seed
+from ldm.util import generator
 
 REFERENCE = ("DDIM", 200)
 PUBLISHED_NOISES = 10
@@ -125,19 +125,19 @@ def _first(steps: Iterator[Any], count: int) -> Iterator[Any]:
         yield step
 
 
-def draw_equal(values: Values, n: int, source: np.random.Generator) -> Values:
+def draw_equal(values: Values, n: int, source: torch.Generator) -> Values:
     """Return means [classes] of n noises, drawn without return, the same noises for every class."""
-    return values[:, source.choice(values.shape[1], n, replace=False)].mean(1)
+    return values[:, torch.randperm(values.shape[1], generator=source)[:n].numpy()].mean(1)
 
 
-def draw_adaptive(values: Values, n: int, source: np.random.Generator) -> Values:
+def draw_adaptive(values: Values, n: int, source: torch.Generator) -> Values:
     """Return means [classes] of n noises a class on average, of which classes near a neighbour in rank get more.
 
     Every class begins with half of them (at least two). Each further one goes to the two neighbours in rank whose means
     are the fewest standard errors apart, to the one of the two whose mean is less certain.
     """
     classes, most = values.shape
-    order = source.permutation(most)
+    order = torch.randperm(most, generator=source).numpy()
     used = np.full(classes, max(2, n // 2))
     for _ in range(n * classes - int(used.sum())):
         means = np.array([values[k, order[:u]].mean() for k, u in enumerate(used)])
@@ -157,7 +157,7 @@ def compare_draws(
     answer: Answer, reference: Values, n: int, how: str, resamples: int, seed: int
 ) -> tuple[float, float, float]:
     """Return the mean rank correlation with the reference of n noises a class, and its 2.5 and 97.5 percentiles."""
-    source = np.random.default_rng(derive_seed("answer", seed, how, n))
+    source = generator("answer", seed, how, n)
     means = np.stack([DRAWS[how](answer.mi, n, source) for _ in range(resamples)])
     found = rank_correlation(means, np.broadcast_to(reference.mean(1), means.shape))
     return float(found.mean()), float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))

@@ -6,17 +6,17 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.members import Sides, find_precision, make_variant, measure_first_step
-from benchmarks.training import TrainingTimes
 from ldm.commands.line import run_file
 from ldm.commands.shared import Placement
 from ldm.diffusion.noise import ImageNoise
 from ldm.experiments import timing
+from ldm.experiments.member_timing import MemberSides, find_precision, make_variant, measure_first_step
+from ldm.experiments.training_timing import TrainingSides, start_timed_members
 from ldm.memory import is_out_of_memory
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.speed import PRECISIONS
@@ -82,7 +82,9 @@ class DeviceTable:
         training: list[Row] = []
         for size in self.sizes:
             sampling += self.sample(size, device, end)
-            training += [self.bounded(end, {"network": size, "members": m}, self.train(size, m)) for m in self.members]
+            for count in self.members:
+                named = {"network": size, "members": count}
+                training.append(self.bounded(end, named, self.train(size, count, device)))
         print(f"{timing.describe_device(device)}: {self.n} images, {self.steps} DDIM steps, guidance {self.scale:g}")
         print(markdown_table(sampling))
         print(f"training, batches of {self.batch_size}")
@@ -121,7 +123,7 @@ class DeviceTable:
         members = timing.draw_members(model, ("class_embedding",), cell.members, self.seed)
         labels = torch.arange(self.n, device=device) % model.n_classes
         x = ImageNoise(self.seed, tuple(range(self.n)), device).initial((self.n, *model.latent_shape))
-        sides = Sides(members, labels, self.scale, x * model.schedule.prior_std, self.steps)
+        sides = MemberSides(members, labels, self.scale, x * model.schedule.prior_std, self.steps)
         exact = measure_first_step(sides.together(copy.copy(model))[1]) if cell.members > 1 else None
         own = make_variant(model, cell.variant, device)
         started = time.monotonic()
@@ -145,32 +147,29 @@ class DeviceTable:
             "MI from float32 (nats)": "" if mi is None else f"{mi:.1e} of {float(exact.mean()):.1e}",
         }
 
-    def train(self, size: timing.SizeName, members: int) -> Callable[[], Row]:
-        """Return the measurement of a step of all members together."""
-        device = self.place.device
-        precision = "bf16" if "bf16" in " ".join(self.variants) else "float32"
-        plan = replace(self.plan, json=None)
-        times = TrainingTimes(
-            size, members, batch_size=self.batch_size, precision=precision, plan=plan, place=Placement(device)
-        )
+    def train(self, size: timing.SizeName, members: int, device: torch.device) -> Callable[[], Row]:
+        """Return the measurement of a step of all members together, in bf16 where any variant is."""
+        variant = next((one for one in self.variants if "bf16" in one), "float32")
+        precision = find_precision(variant, device)
 
         def measure() -> Row:
-            found = times.run()
-            rows = times.make_rows(found["operations"], _timings(found), found["rate"])
-            together = rows[-1]
+            model = timing.draw_model(timing.load_size_config(size), device, self.seed)
+            started = start_timed_members(model, ("class_embedding",), members, self.seed)
+            sides = TrainingSides(started, self.batch_size, PRECISIONS[precision])
+            product, made = timing.make_matrix_product(device, PRECISIONS[precision])
+            timed = timing.time_in_turn({"product": product, "ours": sides.all}, device, self.plan.repeats)
+            seconds = timed["ours"].median
+            rate = timing.count_operations(sides.all) / seconds
             return {
                 "precision": precision,
-                "images/s": f"{found['trained']:.3g}",
-                "time": together["time"],
-                "of the product's rate": together["of the product's rate"],
-                "times faster than separate runs": together["times faster"],
+                "time": str(timed["ours"]),
+                "images/s": f"{members * self.batch_size / seconds:.3g}",
+                "TFLOP/s": f"{rate / 1e12:.3g}",
+                "of the product's rate": f"{rate / (made / timed['product'].median):.0%}",
+                "memory": f"{timing.measure_memory(torch.enable_grad()(sides.all), device) / 2**30:.2f} GiB",
             }
 
         return measure
-
-
-def _timings(found: dict[str, Any]) -> dict[str, timing.Timing]:
-    return {name: timing.Timing(tuple(values)) for name, values in found["seconds"].items()}
 
 
 if __name__ == "__main__":

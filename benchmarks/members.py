@@ -2,83 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.commands.line import run_file
 from ldm.commands.shared import Placement
 from ldm.diffusion.noise import ImageNoise
-from ldm.diffusion.samplers import Step, ddim, run
-from ldm.ensembles.members import MemberNetwork, Members, SingleMember
+from ldm.ensembles.members import Members
 from ldm.experiments import timing
+from ldm.experiments.member_timing import MemberSides, find_precision, make_variant, measure_first_step
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.options import option
 from ldm.pipelines import load_ensemble
-from ldm.pipelines.speed import PRECISIONS, supported, with_speed
+from ldm.pipelines.speed import PRECISIONS
 from ldm.report.tables import markdown_table
-from ldm.settings import Precision, Speed
-from ldm.uncertainty.quantities import Estimator, compute_quantities
-
-FURTHER = ("channels_last", "compile")
-
-
-def read_precision(variant: str) -> Precision:
-    """Return the precision among the words of a variant."""
-    return next((word for word in get_args(Precision) if word in variant.split("+")), "float32")
-
-
-def find_precision(variant: str, device: torch.device) -> Precision:
-    """Return the precision in which a variant runs: float32 where the device lacks the one that was asked for."""
-    precision = read_precision(variant)
-    return precision if supported(precision, device) is not None else "float32"
-
-
-def make_variant(model: LatentDiffusion, name: str, device: torch.device) -> LatentDiffusion:
-    """Copy a model so that it runs as the words of a variant say.
-
-    Raises:
-        ValueError: for an unknown word.
-    """
-    words = name.split("+")
-    unknown = set(words) - {*PRECISIONS, *FURTHER}
-    if unknown:
-        raise ValueError(f"--variants: unknown {sorted(unknown)}; join {[*PRECISIONS, *FURTHER]} by +")
-    speed = Speed(1, read_precision(name), "channels_last" in words, "compile" in words)
-    return with_speed(copy.deepcopy(model), speed, device)[0]
-
-
-def measure_first_step(step: Step) -> Tensor:
-    """Return the mutual information of a step, in nats; the distance is averaged over dimensions."""
-    return compute_quantities(step.distribution, Estimator(scale="mean")).mi
-
-
-@dataclass(frozen=True)
-class Sides:
-    """The published loop and ours, on the same noise; each gives final latents [M, n, c, h, w]."""
-
-    members: Members
-    labels: Tensor
-    scale: float
-    x: Tensor
-    steps: int
-
-    def loop(self, model: LatentDiffusion) -> Tensor:
-        """Sample each member by itself."""
-        times = model.sampling_times(self.steps)
-        alone = [SingleMember(model.network, self.members, member) for member in range(len(self.members))]
-        denoisers = [model.denoiser(self.labels, self.scale, one) for one in alone]
-        return torch.stack([run(ddim(denoiser, model.schedule, self.x, times)) for denoiser in denoisers])
-
-    def together(self, model: LatentDiffusion) -> tuple[Tensor, Step]:
-        """Sample all members at once; the first step comes, too."""
-        denoiser = model.denoiser(self.labels, self.scale, MemberNetwork(model.network, self.members))
-        steps = list(ddim(denoiser, model.schedule, self.x, model.sampling_times(self.steps)))
-        return steps[-1].x_next, steps[0]
+from ldm.settings import Speed
 
 
 @dataclass(frozen=True)
@@ -132,7 +74,7 @@ class MemberTimes:
         model, members = self.load(device)
         labels = torch.arange(self.n, device=device) % model.n_classes
         x = ImageNoise(self.seed, tuple(range(self.n)), device).initial((self.n, *model.latent_shape))
-        sides = Sides(members, labels, self.scale, x * model.schedule.prior_std, self.steps)
+        sides = MemberSides(members, labels, self.scale, x * model.schedule.prior_std, self.steps)
         models = {name: make_variant(model, name, device) for name in self.variants}
         calls: dict[str, Callable[[], Any]] = {"loop": lambda: sides.loop(model)}
         calls |= {name: lambda own=own: sides.together(own) for name, own in models.items()}

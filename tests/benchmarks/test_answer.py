@@ -6,6 +6,7 @@ import pytest
 from benchmarks import answer
 from benchmarks.answer import Answer, AnswerStudy, compare_draws, count_noises_of_interval, draw_adaptive, draw_equal
 from ldm.commands.shared import Placement
+from ldm.util import generator
 from tests.ensembles import write_ensemble
 
 
@@ -31,7 +32,7 @@ def test_a_study_counts_what_it_asks(tmp_path, monkeypatch):
 @pytest.mark.parametrize("draw", [draw_equal, draw_adaptive])
 def test_values_without_noise_keep_their_means(draw):
     values = make_values(5, 8, 0.0)
-    assert draw(values, 4, np.random.default_rng(0)) == pytest.approx(np.arange(5.0))
+    assert draw(values, 4, generator("draws", 0)) == pytest.approx(np.arange(5.0))
 
 
 def test_close_classes_get_the_noises():
@@ -39,7 +40,7 @@ def test_close_classes_get_the_noises():
     values = make_values(6, 400, 1.0) * 10
     values[1] = values[0] + np.random.default_rng(5).standard_normal(400)
     truth = values.mean(1)
-    source = np.random.default_rng(1)
+    source = generator("draws", 1)
     errors = {
         draw: np.mean([(draw(values, 8, source)[:2] - truth[:2]) ** 2 for _ in range(300)])
         for draw in (draw_equal, draw_adaptive)
