@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ldm.file_kinds import SAFETENSORS, find_kind
 from ldm.pickles import BROKEN_PICKLE, read_pickled_module
-from ldm.state_dicts import choose_weights, fit_names, name_some
+from ldm.state_dicts import choose_weights, fit_names, is_coded, name_some, refuse_diffusers
 from ldm.util import atomic_write
 
 
@@ -50,8 +50,25 @@ def _read_storage(content: bytes) -> Any:
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Return everything in a checkpoint file, on the CPU, without running any code stored in it.
 
-    Nearly all files hold a dictionary; DDIM's training writes a list. What a file is follows from its content, not from
-    its name, but for NVIDIA's pickles.
+    Nearly all files hold a dictionary; DDIM's training writes a list. See `load_content`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else, or nothing by name.
+    """
+    content = load_content(path)
+    if not isinstance(content, (Mapping, list)):
+        raise ValueError(f"{path} is not a state dict: it holds a {type(content).__name__}; give a checkpoint")
+    nameless = next((key for key in content if not isinstance(key, str)), None) if isinstance(content, dict) else None
+    if nameless is not None:
+        raise ValueError(f"{path} is no checkpoint: one of its entries has the name {nameless!r}, expected words")
+    return content  # type: ignore[return-value]
+
+
+def load_content(path: str | os.PathLike) -> Any:
+    """Return what a file of tensors holds, a single tensor included, without running any code stored in it.
+
+    What a file is follows from its content, not from its name, but for NVIDIA's pickles.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -81,12 +98,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} was refused: expected tensors and plain containers only (code in a checkpoint is never run), or "
             f"the file is damaged: {reason}. Save its tensors alone (docs/files.md says how), or fetch it again"
         ) from None
-    if not isinstance(content, (Mapping, list)):
-        raise ValueError(f"{path} holds a {type(content).__name__}, and no tensors by name: give a checkpoint")
-    nameless = next((key for key in content if not isinstance(key, str)), None) if isinstance(content, dict) else None
-    if nameless is not None:
-        raise ValueError(f"{path} is no checkpoint: one of its entries has the name {nameless!r}, expected words")
-    return content  # type: ignore[return-value]
+    return content
 
 
 def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -116,30 +128,6 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(name.startswith(pattern) or fnmatchcase(name, pattern) for pattern in patterns)
 
 
-# Beginnings of the names that blocks have in networks of diffusers.
-DIFFUSERS_KEYS = ("down_blocks.", "encoder.down_blocks.", "transformer_blocks.")
-
-
-def _refuse_diffusers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Check that a file is not in the names of diffusers while the network is not.
-
-    Raises:
-        ValueError: saying what takes such a file.
-    """
-    found = next((name for name in state if name.startswith(DIFFUSERS_KEYS)), None)
-    if found is not None and not any(name.endswith(found) for name in own):
-        raise ValueError(
-            f"the file holds a network of diffusers ('{found}'), whose config lies beside it: load its folder, on the "
-            "command line by --run FOLDER, in Python by load_model(diffusers=FOLDER)"
-        )
-
-
-def _is_coded(value: Tensor, own: Tensor) -> bool:
-    """Whether the numbers of a tensor stand for others, so that to copy them into `own` would give wrong ones."""
-    bytes_alone = value.dtype in (torch.uint8, torch.int8) and own.is_floating_point() and value.numel() > 1
-    return value.layout != torch.strided or value.is_complex() or value.is_quantized or bytes_alone
-
-
 def load_into(
     module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = (), file: str | Path = "the state dict"
 ) -> None:
@@ -157,7 +145,7 @@ def load_into(
     """
     ignore = tuple(ignore)
     own = module.state_dict()
-    _refuse_diffusers(state, own)
+    refuse_diffusers(state, own)
     state = fit_names(state, own)
     given = {name: value for name, value in state.items() if not (matches(name, ignore) and name not in own)}
     missing = sorted(name for name in own.keys() - given.keys() if not matches(name, ignore))
@@ -167,7 +155,7 @@ def load_into(
         for name, value in given.items()
         if name in own and own[name].shape != value.shape and not matches(name, ignore)
     ]
-    coded = [name for name, value in given.items() if name in own and _is_coded(value, own[name])]
+    coded = [name for name, value in given.items() if name in own and is_coded(value, own[name])]
     if coded:
         raise ValueError(
             f"{file} holds sparse, complex or quantised tensors, and {type(module).__name__} takes plain numbers: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # What a parallel, compiled or averaged module puts before the names of the module in it.
@@ -13,6 +14,8 @@ WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module."
 WEIGHT_ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights")
 AVERAGE_ENTRIES = ("ema", "ema_state_dict", "model_ema", "params_ema", "ema_model")
 SHOWN_NAMES = 5
+# Beginnings of the names that blocks have in networks of diffusers.
+DIFFUSERS_KEYS = ("down_blocks.", "encoder.down_blocks.", "transformer_blocks.")
 
 
 def name_some(names: Iterable[Any], shown: int = SHOWN_NAMES) -> str:
@@ -91,3 +94,23 @@ def find_prefixes(state: Mapping[str, Tensor]) -> list[str]:
     parts: Sequence[str] = names[0].split(".")[:-1] if names else []
     prefixes = [".".join(parts[: count + 1]) + "." for count in range(len(parts))]
     return [prefix for prefix in prefixes if all(map(_begins(prefix), names))]
+
+
+def refuse_diffusers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Check that a file is not in the names of diffusers while the network is not.
+
+    Raises:
+        ValueError: saying what takes such a file.
+    """
+    found = next((name for name in state if name.startswith(DIFFUSERS_KEYS)), None)
+    if found is not None and not any(name.endswith(found) for name in own):
+        raise ValueError(
+            f"the file holds a network of diffusers ('{found}'), whose config lies beside it: load its folder, on the "
+            "command line by --run FOLDER, in Python by load_model(diffusers=FOLDER)"
+        )
+
+
+def is_coded(value: Tensor, own: Tensor) -> bool:
+    """Whether the numbers of a tensor stand for others, so that to copy them into `own` would give wrong ones."""
+    bytes_alone = value.dtype in (torch.uint8, torch.int8) and own.is_floating_point() and value.numel() > 1
+    return value.layout != torch.strided or value.is_complex() or value.is_quantized or bytes_alone

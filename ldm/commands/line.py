@@ -117,9 +117,7 @@ COMMANDS: dict[str, Entry] = {
     "features classifier": Entry(
         "features_classifier", "FeaturesClassifier", "Train a head on features of noisy images, test it by noise level."
     ),
-    "features network": Entry(
-        "features_classifier", "FeaturesNetwork", "The same of a wide residual network from scratch."
-    ),
+    "features network": Entry("features_classifier", "FeaturesNetwork", "The same of a network trained from scratch."),
     "features guide": Entry(
         "features_classifier", "FeaturesGuide", "Test a classifier that guides a diffusion model by noise level."
     ),

@@ -134,7 +134,7 @@ class UncertaintyClasses:
         pipeline = self.ensemble.load(self.sampling, self.branching, self.speed, self.place.device)
         pipeline = self.conditions.give(pipeline)
         plan = self._plan(pipeline)
-        labels = pipeline.choose_classes(self.classes, 8 if self.quickrun else None)
+        labels = pipeline.classes.spread(8) if self.quickrun else pipeline.choose_classes(self.classes, None)
         several = len(pipeline.branches) > 1
         tables = {one.branch: self._report(one, labels, plan, several) for one in pipeline.at_branches()}
         folder = Path(self.out or self.ensemble.path)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from ldm.commands.shared import ClassNames, EnsembleSource, Placement
 from ldm.options import option
-from ldm.records import Row
 from ldm.settings import Branching, Sampling, Speed
 
 
@@ -58,7 +57,7 @@ class UncertaintyMistakes:
 
         return Path(self.out or Path(self.ensemble.path) / MISTAKES_FOLDER)
 
-    def run(self) -> list[Row]:
+    def run(self) -> list[dict[str, Any]]:
         """Sample, recognise, write and print; return the rows of the table."""
         from tqdm import tqdm
 

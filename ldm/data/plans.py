@@ -255,7 +255,7 @@ def read_plan(
         more = shlex.join([*shlex.split(command), *plan_words(subsets), "--overwrite"])
         raise ValueError(
             f"component must lie in 0..{subsets.members - 1}, the members of {folder}, got {member}; draw more "
-            f"lists, which leaves those that there are as they are, with\n  {more}"
+            f"lists, which leaves those that there are as they are, with: {more}"
         )
     if (subsets.images, subsets.class_names) != (len(dataset), list(dataset.class_names)):
         raise ValueError(

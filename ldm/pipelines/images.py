@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint import load_content
 from ldm.data.base import LabelledImages, check_choice
 from ldm.data.npz import Rows
 from ldm.data.own import build_dataset
@@ -151,7 +151,7 @@ class TensorImages:
         Raises:
             ValueError: if the file has no such tensor.
         """
-        content = load_checkpoint(path)
+        content = load_content(path)
         if isinstance(content, Tensor):
             return cls(content, str(path))
         names = [name for name in IMAGE_NAMES if name in content] or list(content) * (len(content) == 1)

@@ -52,7 +52,7 @@ def test_padding_puts_background_around_and_resizing_is_pillows(tmp_path):
 def test_wrong_files_are_named_with_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"decu data prepare --dataset mnist"):
         MNIST(str(tmp_path))
-    with pytest.raises(ValueError, match=rf"into {tmp_path.parent}/kmnist with\n.*--dataset kmnist --root"):
+    with pytest.raises(ValueError, match=rf"into {tmp_path.parent}/kmnist with: .*--dataset kmnist --root"):
         KMNIST(str(tmp_path))
     write(tmp_path)
     images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"

@@ -77,7 +77,7 @@ def test_vp_interpolates_log_alpha_bar_between_entries():
     with pytest.raises(ValueError, match=r"\[0, 1000\]"):
         schedule.alpha(1000.5)
     with pytest.raises(ValueError, match="betas must be a vector"):
-        VPSchedule(torch.tensor([0.5, 1.0]))
+        VPSchedule(torch.tensor([1.0, 0.5]))
     with pytest.raises(ValueError, match="cosine"):
         make_betas("quadratic", 10)
 

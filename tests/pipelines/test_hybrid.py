@@ -189,9 +189,9 @@ def test_a_posterior_is_fitted_to_pairs_and_its_variances_are_seen_by_all_comman
     save_laplace(LaplacePlan(draws=1).fit(pipeline, data, range(6)), tmp_path / "posterior")
     source = ("--base", folder / "classes" / "model.yaml", "--ckpt", folder / "classes" / "model.ckpt")
     given = (*source, "--posterior", tmp_path / "posterior", "--device", "cpu", "--pictures", folder / "seen")
-    given = (*given, "--picture_classes", 3, 8, "--draws", 2, "--n", 2)
+    given = (*given, "--picture_classes", 3, 8, "--n", 2)
     for name, words in (
-        ("resample", ("--cut", 1, "--variants", 2, "--kinds", "variance", "--steps", 2)),
+        ("resample", ("--cut", 1, "--variants", 2, "--kinds", "variance", "--steps", 2, "--draws", 2)),
         ("sweep", ("--sigmas", 0.1, "--precisions", 1, "--steps", 1)),
     ):
         run_command(f"laplace {name}", [str(word) for word in (*given, *words, "--out", tmp_path / name)])

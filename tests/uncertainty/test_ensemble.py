@@ -13,7 +13,7 @@ def make(tmp_path, **changes):
     spec = {
         "name": "test",
         "trunk": {"path": str(tmp_path / "trunk.ckpt"), "sha256": sha256(tmp_path / "trunk.ckpt")},
-        "config": {"model": {"target": "x"}},
+        "config": {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion"}},
         "heads": ["head"],
         "patterns": ["head.*"],
         "null_class": "shared",
