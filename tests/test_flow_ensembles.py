@@ -30,6 +30,7 @@ def table(ensemble, out, classes=(0, 1, 2), **options):
     return {row["class"]: row for row in read_csv(folder / "uncertainty.csv")}
 
 
+@pytest.mark.slow
 def test_predicted_x0_do_not_depend_on_the_length_of_the_step(ensemble, tmp_path):
     """From pure noise x_0_hat = x - v: the same for 2 and for 8 steps; states lie apart by the length of the step."""
     found = {}

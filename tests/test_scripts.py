@@ -128,6 +128,7 @@ def test_rollouts_show_what_is_shared_and_what_is_not(ensemble):
     assert json.loads((out / "record.json").read_text())["settings"]["branch_step"] == 2
 
 
+@pytest.mark.slow
 def test_class_table_resumes_and_merges(ensemble, monkeypatch, capsys):
     table = UncertaintyClasses(EnsembleSource(str(ensemble)), out=str(ensemble / "table"), place=CPU)
     monkeypatch.setenv("RANK", "0")

@@ -94,6 +94,7 @@ def test_branch_points_are_joined_by_bin(walked):
     assert (walked / "by_branch_mi.png").exists() and (walked / "by_branch_ssim.png").exists()
 
 
+@pytest.mark.slow
 def test_pictures_and_tensors_are_kept_when_asked(walked, ensemble, tmp_path):
     kept = walked / "samps_uncs_branch0" / "kept"
     assert {file.name for file in kept.iterdir()} == {
@@ -106,6 +107,7 @@ def test_pictures_and_tensors_are_kept_when_asked(walked, ensemble, tmp_path):
         assert (measure(ensemble, tmp_path, 0, keep_images=(kind,)) / "kept" / file).exists()
 
 
+@pytest.mark.slow
 def test_two_shards_are_one_run(ensemble, tmp_path, monkeypatch, capsys):
     whole = measure(ensemble, tmp_path / "whole", *range(5), classes_at_once=1)
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
@@ -117,6 +119,7 @@ def test_two_shards_are_one_run(ensemble, tmp_path, monkeypatch, capsys):
     assert "the one that finishes last" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues(ensemble, tmp_path):
     rounds = {"classes_at_once": 1, "ci_width": 1e-9, "max_n": 5}
     table = (measure(ensemble, tmp_path, 0, 1, 2, **rounds) / "uncertainty.csv").read_bytes()
@@ -128,6 +131,7 @@ def test_a_stopped_run_continues(ensemble, tmp_path):
     assert {row["n"] for row in read_csv(tmp_path / "uncertainty.csv")} == {5}
 
 
+@pytest.mark.slow
 def test_members_that_were_replaced_are_measured_anew(tmp_path):
     """What was measured of the members before them, in the same folder, is not taken for theirs."""
     found = []
@@ -149,6 +153,7 @@ def test_quickrun_spreads_over_the_bins_and_published_scores_five(ensemble, tmp_
     assert (settings["scale"], settings["spacing"], settings["branch_step"]) == (5.0, "published", 3)
 
 
+@pytest.mark.slow
 def test_scales_and_distances_act(ensemble, tmp_path):
     noisy = {"sampling": Sampling(eta=1.0)}
     scales = {"mean": {"distance_scale": "mean"}, "part": {"distance_scale": 1 / 64}}
@@ -194,6 +199,7 @@ def test_certain_and_uncertain_rollouts_in_one_figure(ensemble, tmp_path):
         replace(again, pair=(3,)).run()
 
 
+@pytest.mark.slow
 def test_pixel_maps_of_as_many_noises_as_members(ensemble, tmp_path):
     maps = UncertaintyPixels(ensemble, classes=(0, 2), n=3, sampling=Sampling(steps=2), place=CPU)
     both = replace(maps, space=("image", "latent"), out=str(tmp_path / "a")).run()

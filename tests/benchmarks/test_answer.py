@@ -15,6 +15,7 @@ def make_values(classes: int, noises: int, spread: float) -> np.ndarray:
     return np.arange(classes)[:, None] + spread * source.standard_normal((classes, noises))
 
 
+@pytest.mark.slow
 def test_a_study_counts_what_it_asks(tmp_path, monkeypatch):
     monkeypatch.setattr(answer, "REFERENCE", ("DDIM", 8))
     path = str(write_ensemble(tmp_path))

@@ -15,6 +15,7 @@ def place(tmp_path_factory):
     return write_posterior(tmp_path_factory.mktemp("laplace"))
 
 
+@pytest.mark.slow
 def test_the_tables(place, tmp_path):
     shared = {**place.shared, "published": str(place.folder / "published"), "out": str(tmp_path)}
     few = {"n": 3, "grids": (3,), "truth": (4,), "methods": ("tangents", "bayesdiff")}

@@ -22,6 +22,7 @@ def source(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("flow"), **FLOW, unet_config=smallest_unet())
 
 
+@pytest.mark.slow
 def test_one_command_from_a_flow_to_the_table(source, tmp_path):
     parts = ("consistency", "calibration", "alignment", "scaling", "cost")
     small = {"n": 1, "truth": 4, "images": 30, "draws": 2, "bootstraps": 5, "tests": 6, "probes": 2, "grids": (1, 2)}

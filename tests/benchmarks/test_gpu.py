@@ -10,6 +10,7 @@ SMALL = {"sizes": ("tiny",), "n": 1, "steps": 2, "batch_size": 2}
 SMALL |= {"plan": TimingPlan(repeats=1), "place": Placement("cpu")}
 
 
+@pytest.mark.slow
 def test_every_cell_is_measured():
     found = DeviceTable(**SMALL, members=(1, 2), variants=("float32",)).run()
     assert [row["result"] for row in found["sampling"] + found["training"]] == ["ok"] * 4

@@ -124,6 +124,7 @@ def test_the_published_fit_and_merging(place, tmp_path):
         FitLaplace(place.model, "unused", published=True, draws=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["persistent", "tangents", "published"])
 def test_samples_are_the_plain_samplers_with_maps(place, tmp_path, method):
     more = {"features": "classifier", "weights": place.classifier} if method == "persistent" else {}
@@ -195,6 +196,7 @@ def test_bayesdiffs_template_of_the_second_order_solver(place, tmp_path):
     assert (found["map"] > 0).all() and found["step_sums"].shape == (4, 3)
 
 
+@pytest.mark.slow
 def test_flows_and_other_samplers(tmp_path):
     """A continuous path, without guidance: fit, bins by time, and BayesDiff's recursion along Heun."""
     flow = {"path_config": {"target": "ldm.diffusion.schedule.FlowSchedule"}, "parameterization": "velocity"}
@@ -211,6 +213,7 @@ def test_flows_and_other_samplers(tmp_path):
         SampleLaplace(model, posterior, str(tmp_path / "no"), "published", n=4, sampling=sampling, place=CPU).run()
 
 
+@pytest.mark.slow
 def test_a_latent_model_gets_maps_of_pixels(tmp_path):
     """A quantised first stage of factor 2: members are decoded, tangents pushed, draws of a recursion decoded."""
     ddconfig = {

@@ -25,6 +25,7 @@ def place(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_intervals_hold_on_other_pictures(place):
     rows = place.run()
     assert [row["map"] for row in rows] == ["unscaled", "data", "weights", "both"]

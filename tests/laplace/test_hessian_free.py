@@ -43,6 +43,7 @@ def test_a_sum_gives_covariances_with_it():
     torch.testing.assert_close(found[0].flatten(1), expected, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_published_algorithm_arrives_there():
     """Gradient ascent of log posterior + strength f(x) from the trained weights, autograd's gradients (McInerney)."""
     network, batch, new, laplace, data, features = setting("strided")

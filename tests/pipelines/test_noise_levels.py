@@ -70,6 +70,7 @@ def test_nothing_changes_where_no_noise_is_asked_for(ensemble):
     assert "deviation 0.7071 in each" in plan.meaning(ensemble)
 
 
+@pytest.mark.slow
 def test_reports_say_what_the_nats_are(folder, tmp_path):
     plain, noisy = measure(folder, tmp_path / "plain"), measure(folder, tmp_path / "noisy", noise=0.1, data_sd=0.5)
     assert "deviation 0.7071 in each" in (plain / "summary.md").read_text()
@@ -135,6 +136,7 @@ def test_what_a_plan_refuses(ensemble, plan, message):
         ensemble.make_plan(**plan)
 
 
+@pytest.mark.slow
 def test_one_member_and_members_that_agree_rank_nothing(tmp_path, capsys):
     alone = measure(write_ensemble(made(tmp_path, "one"), members=1), tmp_path / "alone")
     same = measure(write_ensemble(made(tmp_path, "two"), spread=torch.zeros(11)), tmp_path / "same", noise=0.1)

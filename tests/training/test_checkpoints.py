@@ -19,6 +19,7 @@ def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_epochs_are_kept_by_name_and_chosen_again(config, tmp_path):
     run = run_training(config, tmp_path, "model.params.monitor=null", name="run", every_n_epochs=1, max_steps=18)
     assert names(run) == ["epoch=000000.ckpt", "epoch=000001.ckpt", "epoch=000002.ckpt", "last.ckpt"]

@@ -53,6 +53,7 @@ def assert_same_losses(first, second):
     assert list(losses(first).values()) == pytest.approx(list(losses(second).values()), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_losses_of_a_trunk_are_those_of_encoding_on_the_fly(config, tmp_path):
     plain = run_training(config, tmp_path / "plain")
     run = run_training(config, tmp_path / "cached", cached(tmp_path))

@@ -168,6 +168,7 @@ def test_a_broken_picture_in_a_worker_ends_all_processes(config, tmp_path, split
     assert len(told) == 1, printed
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line(config, tmp_path):
     words = ["--start_from_pretrained", "model.params.pretrained_path=nowhere/trunk.ckpt"]
     run, code, printed = call(config, tmp_path, "none", *words)

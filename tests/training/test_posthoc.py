@@ -43,6 +43,7 @@ def test_a_snapshot_weighs_the_weights_of_all_steps(trained):
     assert [snapshot.step for snapshot in find_snapshots(trained)] == [4, 4, 8, 8]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_writes_the_same_snapshots(trained, tmp_path):
     stopped = run_training(write_config(tmp_path), tmp_path, *EVERY_FOUR, max_steps=3)
     resume(stopped, max_steps=8)

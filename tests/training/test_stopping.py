@@ -140,6 +140,7 @@ def slurm(tmp_path, monkeypatch):
     signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.slow
 def test_a_requeued_job_returns_to_its_run_directory(config, tmp_path, slurm):
     """SIGUSR1 saves and requeues in mid-training; the next start of the same command goes on from there."""
     changes = disturbance("SendSignal", name="SIGUSR1", step=2)
@@ -184,6 +185,7 @@ def test_runs_of_a_job_are_told_apart(tmp_path):
     assert RunDirectory(folders[0]) in runs.values()
 
 
+@pytest.mark.slow
 def test_resuming_in_float64_is_exact(config, tmp_path):
     """Weights that were restored before the model is made float64 would lose what float32 does not hold."""
     whole = run_training(config, tmp_path / "whole", name="whole", precision="64-true")

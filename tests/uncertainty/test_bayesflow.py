@@ -48,6 +48,7 @@ def expected(x, rate_of_step, rate_of_covariance, moved):
     return var
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_recursion_is_the_published_one(frozen):
     """Exact but for the covariance, whose estimate from S states has relative error sqrt(2 / S)."""
