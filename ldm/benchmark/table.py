@@ -20,6 +20,7 @@ from scipy.stats import t as student
 from ldm.benchmark.cells import RETRAINED, ScoreCell
 from ldm.benchmark.measures import HALF, Benchmark, SeedScores, draw_pictures
 from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES
+from ldm.experiments.controls import over_runs
 from ldm.records import Row
 from ldm.stats import Interval, holm, mean_interval
 from ldm.util import generator
@@ -169,7 +170,7 @@ def _compare(benchmark: Benchmark, values: Mapping[str, _Values], kinds: Mapping
     scored = {name: good(own.seeds) for name, own in values.items()}
     results = []
     for name, own in values.items():
-        value = mean_interval(own.seeds)
+        value = over_runs(own.seeds)
         pictures = _over_pictures(value.estimate, own.drawn)
         results.append(MethodResult(benchmark.name, name, kinds[name], value, pictures, tuple(map(float, own.seeds))))
     rivals = [name for name in values if kinds[name] != "oracle"]

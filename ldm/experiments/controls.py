@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ldm.data.bins import class_size_order
@@ -174,7 +175,7 @@ def pooled_scores(
     return found
 
 
-def over_runs(values: Sequence[float]) -> Interval:
+def over_runs(values: ArrayLike) -> Interval:
     """Mean of a value that every run has, with Student's interval over runs.
 
     One run has no interval, nor have runs that are all equal: their spread is not known.
