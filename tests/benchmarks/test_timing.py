@@ -22,6 +22,7 @@ CPU = Placement("cpu")
 ONCE = TimingPlan(repeats=1)
 
 
+@pytest.mark.slow
 def test_the_member_loop_and_ours_agree(tmp_path):
     file = tmp_path / "numbers.json"
     variants = ("float32", "channels_last", "bf16")
@@ -43,12 +44,14 @@ def test_members_of_an_ensemble_are_timed(tmp_path):
     assert found["differences"]["float32"] < 1e-4
 
 
+@pytest.mark.slow
 def test_training_together_equals_runs_that_encode():
     found = TrainingTimes("tiny", members=2, batch_size=2, plan=ONCE, place=CPU).run()
     assert found["difference"] < 1e-5
     assert 1 < found["ratio"] < 2.2, "a step is forward and the gradients of activations, of the conditioned part alone"
 
 
+@pytest.mark.slow
 def test_operations_grow_as_members_do_and_passes_bound_memory():
     few = {"members": (2, 4), "n": (1,), "steps": (3,), "latents": (1,), "plan": ONCE, "place": CPU}
     four, all_at_once = (Growth("tiny", **few, speed=Speed(chunk)).run() for chunk in (4, 100))
@@ -57,6 +60,7 @@ def test_operations_grow_as_members_do_and_passes_bound_memory():
     assert more["bytes"] < 1.3 * usual["bytes"] and all_at_once[1]["bytes"] > 1.6 * all_at_once[0]["bytes"]
 
 
+@pytest.mark.slow
 def test_tangents_are_timed_against_the_same_work(tmp_path):
     source = write_model(tmp_path)
     out = str(tmp_path / "t.csv")

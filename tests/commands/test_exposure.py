@@ -133,6 +133,7 @@ def test_the_estimate_finds_how_much_too_long_the_noise_is(tmp_path):
         chosen(source, tmp_path / "wrong", replace(sampling, scaling=Scaling(1.1)))
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_b_that_undoes_the_excess(tmp_path):
     """By the Frechet distance of pixels, whose reference is the data itself."""
     source = write_model(tmp_path, "TooLong", clip_denoised=False)

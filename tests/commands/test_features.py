@@ -81,6 +81,7 @@ def as_rank(monkeypatch, rank):
     monkeypatch.setenv("WORLD_SIZE", "2")
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_probe_and_find_what_one_does(source, tmp_path, monkeypatch, capsys):
     reading = FeatureReading(t=(50.0,), layers=("mid",))
     common = {"grid": True, "n_train": 510, "epochs": 1, "seeds": 1, "untrained": True, "reading": reading}
@@ -120,6 +121,7 @@ def test_processes_that_would_train_the_same_network_all_refuse(tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_head_on_noisy_images_and_find_what_one_does(source, tmp_path, monkeypatch, capsys):
     few = {"n_train": 70, "batch_size": 2, "epochs": 1, "place": CPU}
     one = RecognitionOutput(str(tmp_path / "one"), n_test=10)

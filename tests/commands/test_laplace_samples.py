@@ -184,6 +184,7 @@ def test_what_could_only_fail_late_is_refused_before_any_work(place, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_bayesdiffs_template_of_the_second_order_solver(place, tmp_path):
     """Its dpm.sh: variances along DPM-Solver-2 on times even in log SNR, every step begun again from the states."""
     sampling = Sampling("DPM-Solver-2", 3, spacing="logsnr")

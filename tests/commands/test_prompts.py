@@ -66,6 +66,7 @@ def test_prompts_are_sampled_as_their_tokens_are(folder, tmp_path):
         call("sample model", [*model_words(folder), "--n", 1, "--out", tmp_path / "none"])
 
 
+@pytest.mark.slow
 def test_members_of_token_rows_disagree_on_prompts_of_the_words_that_differ(folder, tmp_path):
     words = ["--path", folder / "ensemble", "--device", "cpu", "--steps", 3, "--out", tmp_path / "out"]
     call("uncertainty classes", [*words, *TWO, "--prompt", "a faint seven"])
@@ -80,6 +81,7 @@ def test_members_of_token_rows_disagree_on_prompts_of_the_words_that_differ(fold
     assert context is None and pipeline.model.choices.tokens.shape == (5, 5), "each member embeds its own"
 
 
+@pytest.mark.slow
 def test_laplace_is_sampled_per_prompt(folder, tmp_path):
     (tmp_path / "images").mkdir()
     data = ["target=tests.models.test_text_model.Pairs"]

@@ -171,6 +171,7 @@ def test_number_of_evaluations(name):
         assert [step.index for step in steps] == list(range(10))
 
 
+@pytest.mark.slow
 def test_any_number_of_steps_reaches_data():
     for name, count in [*itertools.product(ORDERS, (1, 2, 3, 7)), ("DPM-Solver++", 999), ("PLMS", 1000)]:
         times = make_times(VP, count, "trailing")

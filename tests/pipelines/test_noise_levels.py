@@ -86,6 +86,7 @@ def test_reports_say_what_the_nats_are(folder, tmp_path):
         assert 0 < low["mi_mean"] < high["mi_mean"]
 
 
+@pytest.mark.slow
 def test_maps_of_pixels_through_noise(ensemble, folder, tmp_path):
     latents = ensemble.member_latents([1], [0])
     deviation = 0.3 * measure_data_deviation(ensemble, True)

@@ -63,6 +63,7 @@ def test_anchors_and_rules_resume_exactly(folder, kind):
     assert_same_end(part, whole)
 
 
+@pytest.mark.slow
 def test_a_low_rank_ensemble_from_training_to_the_table(folder):
     runs = [train_member(folder, "lora", member) for member in range(2)]
     path = gather_members(f"{folder}/logs", "lora", 2)
