@@ -96,7 +96,6 @@ def count_evaluations(pipeline: EnsemblePipeline) -> int:
 def measure_answer(pipeline: EnsemblePipeline, n: int) -> Answer:
     """Measure every class on n noises."""
     labels = range(pipeline.n_classes)
-    pipeline.bases(0)
     began = time.process_time()
     found = {one.label: one.mi.numpy() for one in measure_classes(pipeline, labels, pipeline.make_plan(n))}
     taken = time.process_time() - began

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.commands.line import run_file
-from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_rows, read_digits
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_noised, read_digits
 from ldm.laplace import LastLayerLaplace, Observation
 from ldm.laplace.attribution import Refit, image_rows, remove_rows
 from ldm.records import Row, write_record
@@ -127,7 +127,7 @@ class AttributionStudy:
         """Return the rows of the queries, QUERY_DRAWS to each test image."""
         images, labels = read_digits("test")
         chosen = (torch.arange(self.queries) * len(images) // self.queries).repeat_interleave(QUERY_DRAWS)
-        return draw_rows(images[chosen], labels[chosen], generator("queries", self.seed))
+        return draw_noised(images[chosen], labels[chosen], generator("queries", self.seed))
 
     @torch.no_grad()
     def query_losses(self, network: SmallNetwork) -> Tensor:
@@ -142,7 +142,7 @@ class AttributionStudy:
         source = generator("fit", self.seed, number)
         for part in torch.arange(len(images)).split(128):
             each = part.repeat_interleave(DRAWS)
-            yield draw_rows(images[each], labels[each], source)
+            yield draw_noised(images[each], labels[each], source)
 
     def attribute(self, network: SmallNetwork, number: int) -> dict[str, NDArray]:
         """Return, by each way, how much a query's loss rises without a training image [N, Q], larger: rises more."""

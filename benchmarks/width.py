@@ -12,7 +12,7 @@ from torch.func import stack_module_state
 
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.commands.line import run_file
-from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_rows, read_digits
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_noised, read_digits
 from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits
 from ldm.records import Row, write_record
 from ldm.report.tables import markdown_table, write_csv
@@ -71,7 +71,7 @@ class WidthStudy:
         networks = self.load_networks()
         images, labels = read_digits("test")
         chosen = torch.arange(self.held_out) * len(images) // self.held_out
-        rows = draw_rows(images[chosen], labels[chosen], generator("held out", self.seed))
+        rows = draw_noised(images[chosen], labels[chosen], generator("held out", self.seed))
         visits = SmallTraining(self.steps).visits(len(read_digits("train")[0]))
         note = f"{visits:.1f} visits; {describe_errors(networks.base)}"
         tables = {
@@ -120,7 +120,7 @@ class WidthStudy:
         source = generator("fit", self.seed, draws)
         for part in torch.arange(len(images)).split(128):
             each = part.repeat_interleave(draws)
-            yield draw_rows(images[each], labels[each], source)
+            yield draw_noised(images[each], labels[each], source)
 
     def compare_draws(self, network: SmallNetwork, rows: Observation) -> list[Row]:
         """Return table 1: mean variances over those of the last number of draws."""
@@ -192,7 +192,7 @@ def describe_errors(network: SmallNetwork) -> str:
     said = []
     for split in ("train", "test"):
         images, labels = read_digits(split)
-        rows = draw_rows(images.repeat(8, 1), labels.repeat(8), generator("errors"))
+        rows = draw_noised(images.repeat(8, 1), labels.repeat(8), generator("errors"))
         said.append(f"{split} {float((network(rows.x, rows.t, rows.cond) - rows.target).square().mean()):.3f}")
     return f"squared error {', '.join(said)}"
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ldm.benchmark.epistemic import RENOISED_SHARES
 from ldm.benchmark.method import MethodKind, Scored
-from ldm.benchmark.network import MaskedNetwork
 from ldm.benchmark.problem import Problem
 from ldm.diffusion.samplers import Step
 from ldm.diffusion.transition import ddim
+from ldm.experiments.small_networks import SmallNetwork
 from ldm.uncertainty.aleatoric import data_posterior
 from ldm.uncertainty.control_maps import edge_strength, seed_variance
 from ldm.uncertainty.control_maps import feature_energy as energy_map
@@ -47,7 +47,7 @@ class Divergence:
 class VarianceHead(nn.Module):
     """The base network's residuals: a second head on its features gives the logarithm of their variance."""
 
-    def __init__(self, base: MaskedNetwork):
+    def __init__(self, base: SmallNetwork):
         super().__init__()
         self.base = base
         outputs, features = base.get_parameter("out.1.weight").shape

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ldm.benchmark.method import MethodKind, Scored
-from ldm.benchmark.network import draw_masks
 from ldm.benchmark.problem import Problem
 from ldm.diffusion.transition import ddim
 from ldm.ensembles.members import MemberNetwork, Members
+from ldm.experiments.small_networks import draw_masks
 from ldm.modules.distributions.gaussian import Gaussian
 from ldm.uncertainty.information import mutual_information
 from ldm.uncertainty.propagation import bayesdiff, trajectory_integral

@@ -22,11 +22,10 @@ from ldm.benchmark.cells import (
 )
 from ldm.benchmark.measures import SeedScores
 from ldm.benchmark.method import Counted, UncertaintyMethod
-from ldm.benchmark.network import MaskedNetwork, SmallRecipe
 from ldm.benchmark.problem import Problem
 from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES, BenchmarkSettings, World
 from ldm.evaluation.recognition import PixelClassifier
-from ldm.experiments.small_networks import read_digits
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining, read_digits
 from ldm.jobs import WorkList
 
 # Evaluations a picture that a method is taken to need in the estimate of time, all numbers of steps together.
@@ -174,10 +173,10 @@ def probe_speed(settings: BenchmarkSettings, steps: int = 5) -> tuple[float, flo
     count = settings.members + settings.retrainings
     chosen = torch.arange(len(images)).repeat(count, 1)
     began = time.perf_counter()
-    networks = SmallRecipe(steps, settings.batch, settings.rate).train(images, labels, chosen, 0)
+    networks = SmallTraining(steps, settings.batch, settings.rate).train(images, labels, chosen, 0)
     step = (time.perf_counter() - began) / steps / count
     rows = images[:1000], torch.full((1000,), 0.5), labels[:1000]
-    network: MaskedNetwork = networks[0]
+    network: SmallNetwork = networks[0]
     began = time.perf_counter()
     for _ in range(5):
         network(*rows)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.benchmark.network import FIRST_TIME, LAST_TIME, MaskedNetwork
 from ldm.benchmark.settings import BenchmarkSettings, World
 from ldm.benchmark.trained import REGRESSED, TrainedWorld
 from ldm.diffusion.affine import CosineSchedule
@@ -18,6 +17,7 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step
 from ldm.diffusion.transition import ddim
 from ldm.ensembles.members import Members
+from ldm.experiments.small_networks import FIRST_TIME, LAST_TIME, SmallNetwork
 from ldm.uncertainty.propagation import PredictiveDenoiser, sampled
 
 # Images in one pass of members.
@@ -60,7 +60,7 @@ class Problem:
         return self.trained.world
 
     @property
-    def base(self) -> MaskedNetwork:
+    def base(self) -> SmallNetwork:
         """The network that is asked what it does not know."""
         return self.trained.base
 

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 from ldm.benchmark.artefacts import Artefacts, Tensors
-from ldm.benchmark.network import MaskedNetwork, SmallRecipe, draw_noised, unstack_networks
 from ldm.benchmark.settings import EVERY_IMAGE, BenchmarkSettings, World
 from ldm.ensembles.heads import initialise, row_deviations
 from ldm.ensembles.members import Members
-from ldm.experiments.small_networks import read_digits
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_noised, read_digits, unstack_networks
 from ldm.experiments.variance_benchmarks import published_posterior
 from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits
 from ldm.modules.low_rank import add_factors, draw_factors, find_layers
@@ -76,12 +75,12 @@ class TrainedWorld:
         return self.data[1].bincount(minlength=10)
 
     @property
-    def recipe(self) -> SmallRecipe:
+    def recipe(self) -> SmallTraining:
         """How a network is trained from scratch."""
-        return SmallRecipe(self.settings.steps, self.settings.batch, self.settings.rate, target=REGRESSED)
+        return SmallTraining(self.settings.steps, self.settings.batch, self.settings.rate, target=REGRESSED)
 
     @property
-    def head_recipe(self) -> SmallRecipe:
+    def head_recipe(self) -> SmallTraining:
         """How heads are trained."""
         return replace(self.recipe, steps=self.settings.head_steps)
 
@@ -116,7 +115,7 @@ class TrainedWorld:
         return self.artefacts.used["scratch"].seconds * count / total
 
     @cached_property
-    def base(self) -> MaskedNetwork:
+    def base(self) -> SmallNetwork:
         """The network that is asked what it does not know, trained on all images of the world."""
         return unstack_networks({name: value[:1] for name, value in self.scratch.items()})[0]
 
@@ -136,7 +135,7 @@ class TrainedWorld:
         name: str,
         network: nn.Module,
         start: Mapping[str, Tensor],
-        recipe: SmallRecipe,
+        recipe: SmallTraining,
         bootstrap: bool = True,
     ) -> Tensors:
         """Return parameters [M, ...] trained from a start, of the file of this name or now, each on a bootstrap.
@@ -168,7 +167,7 @@ class TrainedWorld:
         return Members(self.fit(f"{head}_{start}", self.base, stacked, self.head_recipe))
 
     @cached_property
-    def low_rank_network(self) -> MaskedNetwork:
+    def low_rank_network(self) -> SmallNetwork:
         """The base network with factors of a low rank beside the weights inside of it, all zero."""
         network = copy.deepcopy(self.base)
         add_factors(network, find_layers(network, ["first", "blocks.*", "conditions.*"]), FACTOR_RANK)
@@ -191,12 +190,12 @@ class TrainedWorld:
         return Members(self.fit("low_rank", network, stacked, self.head_recipe))
 
     @cached_property
-    def dropout_network(self) -> MaskedNetwork:
+    def dropout_network(self) -> SmallNetwork:
         """A network that was trained with units dropped, on the images themselves."""
         source = generator("dropout", self.world.seed)
-        start = stack_module_state([MaskedNetwork().initialise(source)])[0]
+        start = stack_module_state([SmallNetwork().initialise(source)])[0]
         recipe = replace(self.recipe, dropout=self.settings.dropout)
-        return unstack_networks(self.fit("dropout", MaskedNetwork(), start, recipe, bootstrap=False))[0]
+        return unstack_networks(self.fit("dropout", SmallNetwork(), start, recipe, bootstrap=False))[0]
 
     def observe(self, draws: int) -> Iterator[Observation]:
         """Yield rows of the training images as pictures [B, 1, 8, 8], `draws` to an image."""

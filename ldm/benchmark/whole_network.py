@@ -19,10 +19,10 @@ from torch.func import functional_call, grad, vmap
 
 from ldm.benchmark.epistemic import spread
 from ldm.benchmark.method import MethodKind, Scored
-from ldm.benchmark.network import MaskedNetwork
 from ldm.benchmark.problem import Problem
 from ldm.benchmark.trained import TrainedWorld
 from ldm.ensembles.members import Members
+from ldm.experiments.small_networks import SmallNetwork
 from ldm.laplace import Observation
 from ldm.util import generator
 
@@ -125,7 +125,7 @@ def subset_fisher(
 class _AsRegression(nn.Module):
     """The small network as a function of one mapping, with outputs [B, D], as curvlinops takes it."""
 
-    def __init__(self, network: MaskedNetwork):
+    def __init__(self, network: SmallNetwork):
         super().__init__()
         self.network = network
 
@@ -166,7 +166,7 @@ class KroneckerFactors:
 
 
 @torch.enable_grad()
-def find_kronecker_factors(network: MaskedNetwork, rows: Iterator[Observation], seed: int = 0) -> KroneckerFactors:
+def find_kronecker_factors(network: SmallNetwork, rows: Iterator[Observation], seed: int = 0) -> KroneckerFactors:
     """Return EKFAC's factors of the linear layers.
 
     Raises:

@@ -1,8 +1,14 @@
-"""Small networks for digits, many of which are trained from scratch at once: what studies of retraining stand on."""
+"""A network small enough to be trained a hundred times on a laptop, and its training, many networks in one pass.
+
+The states are digits x [B, 1, 8, 8] or [B, 64]; the network regresses the noise in them, or v, on the schedule
+
+    x = cos(pi u / 2) x_0 + sin(pi u / 2) eps,    u in [0.02, 0.98]
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +21,18 @@ from ldm.data.digits import Digits
 from ldm.laplace import Observation
 from ldm.util import generator
 
+# The earliest and the latest time that the network is trained at.
+FIRST_TIME, LAST_TIME = 0.02, 0.98
+
 
 class SmallNetwork(nn.Module):
-    """Predict the noise in a digit x [B, 64] at time t [B] in (0, 1), of class label [B]; about 26,000 parameters."""
+    """Predict the noise in a digit, or v, at time t [B] in (0, 1), of class label [B]; about 26,000 parameters.
+
+    States are [B, 64] or [B, 1, 8, 8]. `masks` [blocks, width] multiply the activations inside of the blocks: they are
+    1, and a member that overrides them is the network with units dropped.
+    """
+
+    masks: Tensor
 
     def __init__(self, width: int = 64, blocks: int = 2):
         super().__init__()
@@ -27,6 +42,7 @@ class SmallNetwork(nn.Module):
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.conditions = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.out = nn.Sequential(nn.SiLU(), nn.Linear(width, 64))
+        self.register_buffer("masks", torch.ones(blocks, width))
 
     @torch.no_grad()
     def initialise(self, source: torch.Generator) -> SmallNetwork:
@@ -43,21 +59,28 @@ class SmallNetwork(nn.Module):
         """Return what the last layers take, [B, width]."""
         angles = t[:, None] * torch.exp(torch.linspace(0, math.log(100), 16, device=x.device))
         condition = F.silu(self.times(torch.cat([angles.sin(), angles.cos()], 1)) + self.labels(label))
-        h = self.first(x)
-        for own, block in zip(self.conditions, self.blocks, strict=True):
-            h = h + block(F.silu(h + own(condition)))
+        h = self.first(x.flatten(1))
+        for number, block in enumerate(self.blocks):
+            inside = F.silu(h + self.conditions[number](condition))
+            h = h + block(inside * self.masks[..., number, :])
         return h
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return self.out(self.backbone(x, t, label))
+        return self.out(self.backbone(x, t, label)).reshape(x.shape)
 
 
-def draw_rows(images: Tensor, labels: Tensor, source: torch.Generator) -> Observation:
-    """Noise images [..., 64] as training does: x = cos(pi t / 2) x_0 + sin(pi t / 2) eps, t uniform."""
-    t = 0.02 + 0.96 * torch.rand(images.shape[:-1], generator=source)
+def draw_noised(images: Tensor, labels: Tensor, source: torch.Generator, target: str = "eps") -> Observation:
+    """Noise images [..., 64] as training does, at times drawn evenly; see the module's first lines.
+
+    Args:
+        target: what is regressed, eps or v = alpha eps - sigma x_0. From eps a picture at much noise is found by a
+            division by alpha, which multiplies the errors of a small network; from v it is not.
+    """
+    t = FIRST_TIME + (LAST_TIME - FIRST_TIME) * torch.rand(images.shape[:-1], generator=source)
     noise = torch.randn(images.shape, generator=source)
     angle = (math.pi / 2 * t)[..., None]
-    return Observation(angle.cos() * images + angle.sin() * noise, t, labels, noise)
+    wanted = noise if target == "eps" else angle.cos() * noise - angle.sin() * images
+    return Observation(angle.cos() * images + angle.sin() * noise, t, labels, wanted)
 
 
 def read_digits(split: str) -> tuple[Tensor, Tensor]:
@@ -68,42 +91,99 @@ def read_digits(split: str) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class SmallTraining:
-    """How networks are trained from scratch, many at once: one pass for all, weights and draws of noise of their own.
+    """How networks are trained, many at once: one pass for all, weights and draws of noise of their own.
 
     Attributes:
         steps: of AdamW, whose rate falls from `rate` to 0 along half a cosine.
         batch: images of a step.
         rate: the first learning rate.
+        dropout: the share of units inside of the blocks that every row of a batch drops.
+        target: what is regressed, see `draw_noised`.
     """
 
     steps: int = 1000
     batch: int = 64
     rate: float = 3e-3
+    dropout: float = 0.0
+    target: str = "eps"
 
     def visits(self, images: int) -> float:
         """How often a training sees each of so many images."""
         return self.steps * self.batch / images
 
     def train(self, images: Tensor, labels: Tensor, chosen: Tensor, seed: int) -> list[SmallNetwork]:
-        """Train a network on each row of `chosen` [M, N], positions of its images."""
+        """Train a network from scratch on each row of `chosen` [M, N], positions of its images."""
         source = generator("retraining", seed)
         networks = [SmallNetwork().initialise(source) for _ in chosen]
-        parameters = {name: value.detach().requires_grad_() for name, value in stack_module_state(networks)[0].items()}
-        run = torch.vmap(lambda own, *rows: functional_call(networks[0], own, rows))
+        fitted = self.fit(networks[0], stack_module_state(networks)[0], images, labels, chosen, source)
+        return unstack_networks(fitted)
+
+    @torch.enable_grad()
+    def fit(
+        self,
+        network: nn.Module,
+        start: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        chosen: Tensor,
+        source: torch.Generator,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Train the parameters `start` {name: [M, ...]} of M networks; all others stay as they are in `network`.
+
+        Args:
+            network: gives the forward pass and what is not trained.
+            start: where each network begins.
+            images, labels: [N, 64] and [N].
+            chosen: [M, n], positions of the images of each network; all have equally many.
+            source: of the order, the times and the noises.
+            loss: (outputs, noises) [M, B, D] -> [M]; the mean squared error where None.
+
+        Returns:
+            {name: [M, ...]}.
+        """
+        parameters = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
+        measure = loss or _squared_error
+        run = torch.vmap(lambda own, *rows: functional_call(network, own, rows))
         optimizer = torch.optim.AdamW(parameters.values(), self.rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         order = chosen[:, :0]
-        for _ in tqdm(range(self.steps), desc=f"{len(chosen)} networks"):
-            if order.shape[1] < self.batch:
+        for _ in tqdm(range(self.steps), desc=f"{len(chosen)} networks", mininterval=5):
+            while order.shape[1] < self.batch:
                 shuffled = torch.rand(chosen.shape, generator=source).argsort(1)
                 order = torch.cat([order, chosen.gather(1, shuffled)], 1)
             now, order = order[:, : self.batch], order[:, self.batch :]
-            rows = draw_rows(images[now], labels[now], source)
+            rows = draw_noised(images[now], labels[now], source, self.target)
             optimizer.zero_grad()
-            (run(parameters, *rows[:3]) - rows.target).square().mean((1, 2)).sum().backward()
+            given = parameters | self._drop(network, now.shape, source)
+            measure(run(given, *rows[:3]), rows.target).sum().backward()
             optimizer.step()
             schedule.step()
-        for number, network in enumerate(networks):
-            network.load_state_dict({name: value[number].detach() for name, value in parameters.items()})
-            network.eval().requires_grad_(False)
-        return networks
+        return {name: value.detach() for name, value in parameters.items()}
+
+    def _drop(self, network: nn.Module, rows: Sequence[int], source: torch.Generator) -> dict[str, Tensor]:
+        """Return masks [M, B, blocks, width] of every row, or nothing where no unit is dropped."""
+        if not self.dropout:
+            return {}
+        return {"masks": draw_masks((*rows, *network.get_buffer("masks").shape), self.dropout, source)}
+
+
+def draw_masks(shape: Sequence[int], share: float, source: torch.Generator) -> Tensor:
+    """Draw factors that drop a share of units and keep the mean: 0, or 1 / (1 - share)."""
+    kept = torch.rand(tuple(shape), generator=source) >= share
+    return kept / (1 - share)
+
+
+def _squared_error(outputs: Tensor, noises: Tensor) -> Tensor:
+    return (outputs - noises).square().mean((1, 2))
+
+
+def unstack_networks(parameters: Mapping[str, Tensor]) -> list[SmallNetwork]:
+    """Return networks [M] of parameters {name: [M, ...]}, ready to be asked."""
+    networks = []
+    for number in range(len(next(iter(parameters.values())))):
+        network = SmallNetwork()
+        state = {name: value[number] for name, value in parameters.items()}
+        network.load_state_dict({**network.state_dict(), **state})
+        networks.append(network.eval().requires_grad_(False))
+    return networks

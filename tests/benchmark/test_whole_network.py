@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import functional_call, jacrev
 
-from ldm.benchmark.network import MaskedNetwork
 from ldm.benchmark.whole_network import find_evidence_precision, find_kronecker_factors, subset_fisher
+from ldm.experiments.small_networks import SmallNetwork
 from ldm.laplace import Observation
 from ldm.util import generator
 
@@ -17,7 +17,7 @@ def make_rows(count, source):
 
 
 def test_fisher_of_some_parameters_is_that_of_the_jacobian():
-    network = MaskedNetwork(width=4).initialise(generator("one")).requires_grad_(False)
+    network = SmallNetwork(width=4).initialise(generator("one")).requires_grad_(False)
     parameters = dict(network.named_parameters())
     chosen = torch.arange(0, 400, 40)
     row = make_rows(3, generator("rows"))
@@ -42,7 +42,7 @@ def test_precision_is_where_the_evidence_is_highest():
 
 def test_kronecker_factors_have_the_trace_of_the_jacobian():
     pytest.importorskip("curvlinops", reason="the extra laplace is not installed")
-    network = MaskedNetwork(width=4).initialise(generator("one")).requires_grad_(False)
+    network = SmallNetwork(width=4).initialise(generator("one")).requires_grad_(False)
     row = make_rows(3, generator("rows"))
     many = [Observation(*(part.repeat_interleave(500, 0) for part in row))]
     factors = find_kronecker_factors(network, iter(many))

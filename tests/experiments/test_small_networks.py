@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch.func import functional_call, stack_module_state
 
-from ldm.benchmark.network import MaskedNetwork, SmallRecipe, draw_masks, draw_noised, unstack_networks
-from ldm.experiments.small_networks import read_digits
+from ldm.experiments.small_networks import (
+    SmallNetwork,
+    SmallTraining,
+    draw_masks,
+    draw_noised,
+    read_digits,
+    unstack_networks,
+)
 from ldm.util import generator
 
 
@@ -15,7 +21,7 @@ def digits():
 
 
 def test_flat_and_square_states_are_one(digits):
-    network = MaskedNetwork().initialise(generator("one"))
+    network = SmallNetwork().initialise(generator("one"))
     images, labels = digits
     rows = draw_noised(images[:3], labels[:3], generator("rows"))
     flat = network(rows.x, rows.t, rows.cond)
@@ -25,7 +31,7 @@ def test_flat_and_square_states_are_one(digits):
 
 
 def test_mask_of_zeros_leaves_the_blocks_with_their_biases(digits):
-    network = MaskedNetwork().initialise(generator("one"))
+    network = SmallNetwork().initialise(generator("one"))
     images, labels = digits
     rows = draw_noised(images[:2], labels[:2], generator("rows"))
     dropped = functional_call(network, {"masks": torch.zeros(2, 64)}, (rows.x, rows.t, rows.cond))
@@ -41,11 +47,11 @@ def test_masks_keep_the_mean():
 
 def test_a_fit_changes_what_it_is_given_and_lowers_the_loss(digits):
     images, labels = digits
-    network = MaskedNetwork().initialise(generator("one")).requires_grad_(False)
+    network = SmallNetwork().initialise(generator("one")).requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     start = {name: torch.stack([before[name]] * 2) for name in ("out.1.weight", "out.1.bias")}
     chosen = torch.arange(len(images)).repeat(2, 1)
-    fitted = SmallRecipe(steps=60, rate=1e-2).fit(network, start, images, labels, chosen, generator("fit"))
+    fitted = SmallTraining(steps=60, rate=1e-2).fit(network, start, images, labels, chosen, generator("fit"))
     assert set(fitted) == set(start)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     rows = draw_noised(images, labels, generator("test"))
@@ -60,8 +66,8 @@ def test_a_fit_changes_what_it_is_given_and_lowers_the_loss(digits):
 def test_networks_trained_together_come_apart_as_they_were(digits):
     images, labels = digits
     chosen = torch.stack([torch.arange(40), torch.arange(40, 80)])
-    networks = SmallRecipe(steps=2, batch=8).train(images, labels, chosen, 3)
-    again = SmallRecipe(steps=2, batch=8).train(images, labels, chosen, 3)
+    networks = SmallTraining(steps=2, batch=8).train(images, labels, chosen, 3)
+    again = SmallTraining(steps=2, batch=8).train(images, labels, chosen, 3)
     for one, other in zip(networks, again, strict=True):
         torch.testing.assert_close(one.state_dict(), other.state_dict())
     first, second = (network.state_dict()["out.1.weight"] for network in networks)
