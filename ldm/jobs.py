@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -183,19 +182,27 @@ class WorkList:
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is CUDA where there is one (of several processes on a machine each takes its own), else the CPU.
 
+    Any other kind of device that torch knows by name, with or without a number, is taken where it is there.
+
     Raises:
-        ValueError: if CUDA is asked for and absent, or the name is another.
+        ValueError: if torch knows no such device, or it is absent.
     """
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
-        raise ValueError(f"--device takes auto, cpu, cuda or cuda:N, got '{name}'")
     if name == "auto":
         count = torch.cuda.device_count()
         return torch.device("cuda", local_rank() % count) if count else torch.device("cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no CUDA device here; use --device cpu")
-    device = torch.device(name)
-    if (device.index or 0) >= max(1, torch.cuda.device_count()):
-        raise ValueError(f"--device {name}: the CUDA devices here are 0 to {torch.cuda.device_count() - 1}")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device takes auto, cpu, cuda or cuda:N, got '{name}'") from None
+    try:
+        devices = torch.get_device_module(device)
+        count = devices.device_count() if devices.is_available() else 0
+    except (RuntimeError, AttributeError):
+        count = 0
+    if not count:
+        raise ValueError(f"--device {name}: no {device.type.upper()} device here; use --device cpu")
+    if (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: the {device.type.upper()} devices here are 0 to {count - 1}")
     return device
 
 

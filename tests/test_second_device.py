@@ -112,8 +112,9 @@ def posteriors(folder):
     """A posterior of a model's last layer, and its maps by three methods."""
     model = model_words(write_model(folder))[:4]
     fit = ["decu", "laplace", "fit", *model, "--n", 40, "--draws", 2, "--prior_precision", 50, "--also", "sandwich"]
-    maps = ["decu", "laplace", "sample", *model, "--posterior", folder / "cpu0", "--n", 2, "--steps", 3, "--draws", 3]
-    return both([fit, *([*maps, "--method", method] for method in ("persistent", "tangents", "bayesdiff"))], folder)
+    maps = ["decu", "laplace", "sample", *model, "--posterior", folder / "cpu0", "--n", 2, "--steps", 3]
+    methods = (("persistent", "--draws"), ("tangents", "--draws"), ("bayesdiff", "--particles"))
+    return both([fit, *([*maps, "--method", method, many, 4] for method, many in methods)], folder)
 
 
 @pytest.mark.parametrize(("study", "count"), [("ensembles", 9), ("posteriors", 4)])

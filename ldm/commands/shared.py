@@ -187,6 +187,10 @@ class PosteriorSource:
     every: int = 5
     """Steps between two draws of the _skip methods."""
 
+    def __post_init__(self) -> None:
+        if self.particles % 2:
+            raise ValueError(f"--particles takes an even number, since states lie in pairs, got {self.particles}")
+
     def load(self, model: ModelPipeline) -> PosteriorPipeline:
         """Load the posterior of a loaded model."""
         from ldm.pipelines import load_posterior

@@ -17,7 +17,7 @@ from ldm.data.survey import Survey
 # From this side on the model generates latents of a first stage, whose sides are a quarter.
 LATENT_FROM = 64
 FACTOR = 4
-LATENT_CHANNELS = 3
+LATENT_CHANNELS = 4
 # What the config says of a data set's parameters.
 COMMENTS = {
     "target": "how the pictures are read; see docs/own_pictures.md",

@@ -71,7 +71,7 @@ def test_latents_come_with_the_config_of_their_first_stage(folder):
     config, first = load_config([str(path)]), load_config([str(folder / "my-first-stage.yaml")])
     config.model.params.first_stage_config.params.ckpt_path = None
     model, stage = instantiate_from_config(config.model), instantiate_from_config(first.model)
-    assert model.image_size == 4 and model.channels == 3
+    assert model.image_size == 4 and model.channels == 4
     own = {name: value.shape for name, value in stage.state_dict().items() if not name.startswith("loss.")}
     assert own == {name: value.shape for name, value in model.first_stage_model.state_dict().items()}
 

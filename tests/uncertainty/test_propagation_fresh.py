@@ -190,8 +190,9 @@ def test_path_integral_sums_the_variance_along_the_walk():
 
 def test_errors_say_what_is_wrong():
     denoiser = parts()[-1]
-    for options in ({"particles": 3}, {"form": "other"}, {"every": 0}):
-        with pytest.raises(ValueError, match="even number"):
+    wrong = (("even number", {"particles": 3}), ("a form", {"form": "other"}), ("every step", {"every": 0}))
+    for sentence, options in wrong:
+        with pytest.raises(ValueError, match=sentence):
             walk(iter([]), denoiser, **options)
 
 

@@ -142,10 +142,12 @@ def bayesdiff(
     Raises:
         ValueError: for an odd number of particles, an unknown form, or a step that is not first order without `begin`.
     """
-    if form not in FORMS or particles < 2 or particles % 2 or every < 1:
-        raise ValueError(
-            f"expected form in {FORMS}, an even number of particles and every >= 1, got {form}, {particles}"
-        )
+    if form not in FORMS:
+        raise ValueError(f"expected a form of the recursion among {', '.join(FORMS)}, got '{form}'")
+    if particles < 2 or particles % 2:
+        raise ValueError(f"expected an even number of particles from 2 up, since they lie in pairs, got {particles}")
+    if every < 1:
+        raise ValueError(f"expected states to be drawn every step or more rarely, from 1 up, got every {every}")
     if begin is not None and form == "published":
         raise ValueError("the published recursion knows first-order steps only: leave out `begin`")
     recursion = _Recursion(denoiser, particles, source, form, every, begin)
