@@ -39,6 +39,7 @@ DIFFUSERS_TARGETS = {
     "diffusers.AutoencoderKL": "ldm.interop.first_stages.StagedAutoencoderKL",
     "diffusers.DiTTransformer2DModel": "ldm.interop.transformers.StagedDiT",
     "diffusers.FluxTransformer2DModel": "ldm.interop.transformers.StagedFlux",
+    "diffusers.PixArtTransformer2DModel": "ldm.interop.pixart.StagedPixArt",
     "diffusers.SD3Transformer2DModel": "ldm.interop.transformers.StagedSD3",
     "diffusers.UNet2DConditionModel": "ldm.interop.unets.StagedUNet2DCondition",
     "diffusers.UNet2DModel": "ldm.interop.unets.StagedUNet2D",

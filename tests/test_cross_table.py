@@ -18,7 +18,7 @@ from ldm.data.digits import Digits
 from ldm.diffusion.epsilon_scaling import EpsilonScaling
 from ldm.evaluation.taps import Reading, resolve_taps
 from ldm.experiments.exposure import Chains
-from ldm.interop.pooled import pack_pooled
+from ldm.interop.pooled import pack_masked, pack_pooled
 from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.pipelines import ModelPipeline, PosteriorPipeline, build_model
 from ldm.pipelines.features import make_backbone
@@ -40,6 +40,7 @@ UNET = {
 CONTEXT = {"use_spatial_transformer": True, "context_dim": 8}
 EDM = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 10, "model_channels": 16}
 EDM |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+SKIPS = {"encoder_type": "residual", "decoder_type": "skip", "resample_filter": [1, 3, 3, 1]}
 WIDE = {"model_channels": 64, "channel_mult": [1], "attn_resolutions": [8]}  # a head of attention has 64 channels
 VIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 11}
 DIT = {"input_size": 8, "patch_size": 2, "in_channels": 1, "hidden_size": 16, "depth": 1, "num_heads": 2}
@@ -56,6 +57,8 @@ TRANSFORMER = {"sample_size": 8, "in_channels": 1, "out_channels": 2, "num_layer
 TRANSFORMER |= {"num_attention_heads": 2, "attention_head_dim": 8}
 SD3 = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2, "pos_embed_max_size": 4}
 SD3 |= {"attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
+PIXART = {"sample_size": 8, "in_channels": 1, "out_channels": 2, "num_layers": 1, "caption_channels": 8}
+PIXART |= {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16}
 FLUX = {"sample_size": 8, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "axes_dims_rope": [4, 6, 6]}
 FLUX |= {"attention_head_dim": 16, "num_attention_heads": 2}
 POOLED = {"joint_attention_dim": 8, "pooled_projection_dim": 8}
@@ -87,6 +90,7 @@ NETWORKS = {
     ),
     "DDPM": (f"{OURS}diffusionmodules.ddpm_unet.Model", DDPM | {"resolution": 8}, None, {}),
     "SongUNet": (f"{OURS}edm.SongUNet", EDM, "adm", SIGMAS),
+    "SongUNet with skips": (f"{OURS}edm.SongUNet", EDM | SKIPS, "adm", SIGMAS),
     "DhariwalUNet": (f"{OURS}edm.DhariwalUNet", EDM | WIDE, "adm", SIGMAS),
     "flow": (f"{OURS}diffusionmodules.openaimodel.UNetModel", UNET | CONTEXT, "crossattn", FLOW),
     "DiT": (f"{OURS}dit.DiT", DIT | {"num_classes": 10}, "adm", LEARNED),
@@ -97,10 +101,12 @@ NETWORKS = {
     "DiTTransformer2DModel": ("diffusers.DiTTransformer2DModel", TRANSFORMER, "adm", LEARNED),
     "SD3Transformer2DModel": ("diffusers.SD3Transformer2DModel", SD3 | POOLED, "pooled", FLOW),
     "FluxTransformer2DModel": ("diffusers.FluxTransformer2DModel", FLUX | POOLED, "pooled", FLOW),
+    "PixArtTransformer2DModel": ("diffusers.PixArtTransformer2DModel", PIXART, "masked", LEARNED),
     "a module of one's own": (None, {}, None, {}),
 }
 # Last layers that make tokens, whose arrangement is found by a probe.
-TOKENS = ("DiT", "U-ViT", "DiTTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
+TOKENS = ("DiT", "U-ViT", "DiTTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel",
+          "PixArtTransformer2DModel")  # fmt: skip
 
 
 class Own(nn.Module):
@@ -126,13 +132,22 @@ class TokenAndPooled(ClassEmbedder):
         return pack_pooled(rows[:, :1], rows[:, 1])
 
 
+class TokenAndMask(ClassEmbedder):
+    """A row of one token a class, which counts."""
+
+    def embed(self, labels):
+        row = super().embed(labels)
+        return pack_masked(row, torch.ones_like(row[..., 0]))
+
+
 def make_config(kind):
     target, arguments, key, options = NETWORKS[kind]
-    width = {"crossattn": 8, "pooled": 16}.get(key, 0)
+    width = {"crossattn": 8, "masked": 8, "pooled": 16}.get(key, 0)
     classes = {"n_classes": 11, "embed_dim": width, "key": "class_label", "ucg_rate": 0.1}
     embedder = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": classes}
-    if key == "pooled":
-        embedder["target"] = "tests.test_cross_table.TokenAndPooled"
+    if key in ("pooled", "masked"):
+        name = "TokenAndPooled" if key == "pooled" else "TokenAndMask"
+        embedder["target"] = f"tests.test_cross_table.{name}"
         key = "crossattn"
     params = {
         "unet_config": {"target": target, "params": arguments},
@@ -215,14 +230,14 @@ def test_heads_to_information(kind, tmp_path):
     members = train_members(kind, tmp_path, heads)
     base = replace(pipeline, model=copy.deepcopy(pipeline.model))  # members' factors are added to it
     ensemble = load_ensemble(model=base, members=members)
-    if not pipeline.n_classes:
-        x = torch.randn(2, 1, 8, 8, generator=generator("x"))
-        spread = ensemble.network(x, torch.tensor([0.1, 0.7]), None).var(0)
-        assert bool(spread.isfinite().all()) and float(spread.sum()) > 0
-        return
-    found = ensemble.information([3, 5], n=1, branching=Branching(at=0.0))
+    chosen = [3, 5] if pipeline.n_classes else None
+    found = ensemble.information(chosen, n=2, branching=Branching(at=0.0))
+    assert found.mi.shape == ((2, 2) if chosen else (1, 2))
     assert bool(found.mi.isfinite().all()) and float(found.mi.min()) > 0
     assert float(found.mi.max()) <= math.log(2) + 1e-6
+    assert chosen or ensemble.classes.names == ("all images",)
+    maps = ensemble.pixel_information(chosen).maps["image"]
+    assert maps.shape[-2:] == (8, 8) and float(maps.max()) > 0
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -207,7 +207,7 @@ class FeaturesNetwork:
         from ldm.jobs import pick_device, refuse_several_processes
         from ldm.training.config_keys import load_checked_config
 
-        refuse_several_processes("training a network from scratch, whose batch norms see whole batches,")
+        refuse_several_processes("training a network from scratch, step after step,")
         self.output.check(self)
         config = load_checked_config([self.base], self.changes, needs=("model", "data"), build=())
         with seeded_initialisation(self.output.seed):

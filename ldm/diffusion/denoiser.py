@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -286,6 +286,10 @@ class MappedDenoiser:
         return Prediction(x0, eps, prediction.var_fraction)
 
 
-def clipped(denoiser: Denoiser, schedule: Schedule, bound: float = 1.0) -> Denoiser:
-    """Clamp x_0 to [-bound, bound], as pixel models do (`clip_denoised`)."""
-    return MappedDenoiser(denoiser, schedule, lambda x0: x0.clamp(-bound, bound))
+# Whether x_0 is clamped to [-1, 1]; x0_only: steps of DDIM keep the eps that was predicted.
+Clipping = bool | Literal["x0_only"]
+
+
+def clipped(denoiser: Denoiser, schedule: Schedule, bound: float = 1.0, rederive: bool = True) -> Denoiser:
+    """Clamp x_0 to [-bound, bound], as pixel models do (`clip_denoised`); see `MappedDenoiser` for `rederive`."""
+    return MappedDenoiser(denoiser, schedule, lambda x0: x0.clamp(-bound, bound), rederive)

@@ -11,7 +11,8 @@ from ldm.diffusion.levels import LEVEL_SPACINGS, level_range, spaced_levels, vp_
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
 from ldm.diffusion.shifted import shifted_times
 
-SPACINGS = ("auto", "trailing", "published", "quad", "respace", "time_uniform", "time_quadratic", *LEVEL_SPACINGS)
+TABLE_SPACINGS = ("trailing", "published", "leading", "leading_offset", "quad", "respace")
+SPACINGS = ("auto", *TABLE_SPACINGS, "time_uniform", "time_quadratic", *LEVEL_SPACINGS)
 
 
 def _check_steps(steps: int, largest: int) -> None:
@@ -30,6 +31,8 @@ def vp_times(schedule: VPSchedule, steps: int | str, spacing: str = "auto") -> T
     trailing: T = u_0 > .. > u_S = 0, evenly spaced and rounded (Lin et al. 2024): exactly S steps for any S.
     published: latent-diffusion's range(0, T, T // S) + 1 as network times; ends at u = 1 (alpha-bar_0) and may have
         more steps than asked for (S = 30 gives 31).
+    leading: diffusers' default, range(0, T, T // S) as network times, the first S of them; ends at clean data.
+    leading_offset: the same one entry later (`steps_offset` 1), which ends at u = 1: published where S divides T.
     quad: latent-diffusion's quadratic times, (linspace(0, sqrt(0.8 T), S))^2 + 1 as network times, ends at u = 1; times
         that it repeats from about S = 29 on are steps that go nowhere, and are left out.
     respace: ADM's timestep_respacing "S", both ends of the table included.
@@ -50,6 +53,10 @@ def vp_times(schedule: VPSchedule, steps: int | str, spacing: str = "auto") -> T
         return even_times(schedule, steps, 1 if spacing == "time_uniform" else 2)
     if spacing == "trailing":
         return (schedule.end * (steps - torch.arange(steps + 1, dtype=torch.float64)) / steps).round()
+    if spacing.startswith("leading"):
+        offset = int(spacing == "leading_offset")
+        kept = (torch.arange(steps, dtype=torch.float64) * (schedule.end // steps) + offset).clamp(max=schedule.end - 1)
+        return torch.cat([torch.tensor([float(offset)], dtype=torch.float64), kept + 1]).unique().flip(0)
     if spacing == "published":
         times = torch.arange(0, schedule.end, schedule.end // steps, dtype=torch.float64) + 1
     elif spacing == "quad":

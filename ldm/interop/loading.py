@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_into, load_state_dict
 from ldm.files import read_mapping
 from ldm.interop.folder import WEIGHTS, ModelFolder
-from ldm.interop.schedulers import SchedulerFacts, read_scheduler
+from ldm.interop.schedulers import read_scheduler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import UNET
 from ldm.util import read_image_size, shorten_size
+
+log = logging.getLogger(__name__)
 
 CLASS_TABLE = "class_embedding"
 # Guidance that the pipelines take where nothing is said.
@@ -23,9 +26,13 @@ GUIDANCE = {
     "DiTPipeline": 4.0,
     "StableDiffusion3Pipeline": 7.0,
     "FluxPipeline": 1.0,
+    "PixArtAlphaPipeline": 4.5,
+    "PixArtSigmaPipeline": 4.5,
 }
 FLOW_TIME = {"FluxTransformer2DModel": 1.0}
+READ_CONTEXTS = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel")
 TEXT_LENGTH = 77
+PIXART_LENGTH = 120
 
 
 class EmbeddedContext(nn.Module):
@@ -50,8 +57,8 @@ class EmbeddedContext(nn.Module):
         return context
 
 
-def make_config(folder: ModelFolder) -> tuple[dict[str, Any], SchedulerFacts]:
-    """Make the config of a folder's model, and return what its scheduler says beside it.
+def make_config(folder: ModelFolder) -> dict[str, Any]:
+    """Make the config of a folder's model; its section `diffusers` holds what the scheduler says of sampling.
 
     Raises:
         ValueError: for a network whose conditions or noise are not taken here, saying which.
@@ -74,10 +81,11 @@ def make_config(folder: ModelFolder) -> tuple[dict[str, Any], SchedulerFacts]:
     out = int(config.get("out_channels") or config["in_channels"])
     if out == 2 * channels:
         params["learned_variance"] = "hybrid"
-    if folder.first_stage is not None:
+    if folder.first_stage is not None and params.get("clip_denoised"):
+        log.warning("clip_sample of the scheduler is not taken over: this model diffuses latents, which have no bounds")
         params["clip_denoised"] = False
     model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
-    return {"model": model, "diffusers": {"scheduler": dict(folder.scheduler)}}, facts
+    return {"model": model, "diffusers": {"scheduler": dict(folder.scheduler), **facts.sampling}}
 
 
 def load_folder_weights(model: LatentDiffusion, folder: ModelFolder) -> None:
@@ -134,6 +142,9 @@ def _first_stage(folder: ModelFolder) -> dict[str, Any]:
     stage = folder.first_stage
     if stage is None:
         return {"first_stage_config": {"target": "ldm.models.autoencoder.IdentityFirstStage"}}
+    moved = [name for name in ("latents_mean", "latents_std") if stage.config.get(name) is not None]
+    if moved:
+        raise ValueError(f"{stage.folder}: latents are scaled by one factor here, and this first stage has {moved}")
     # diffusers' own default of the argument.
     return {"first_stage_config": stage.target, "scale_factor": float(stage.config.get("scaling_factor", 0.18215))}
 
@@ -143,7 +154,7 @@ def _condition(folder: ModelFolder) -> dict[str, Any]:
     network = folder.network
     said = folder.conditioning
     rows = _class_rows(folder)
-    if network.class_name in ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"):
+    if network.class_name in READ_CONTEXTS:
         if rows is not None and not said.get("class_embedding"):
             raise ValueError("a UNet with a table of classes and a context takes two conditions; give one of the two")
         if said.get("class_embedding"):
@@ -189,8 +200,11 @@ def _classes(rows: int, null: int | None, key: str, width: int) -> dict[str, Any
 
 
 def _context_length(folder: ModelFolder) -> int:
-    """Tokens of a context; with the rows of a pooled vector where the network takes one."""
+    """Rows of a context: of its tokens, and of a pooled vector or a mask where the network takes one."""
     config = folder.network.config
+    if folder.network.class_name == "PixArtTransformer2DModel":
+        width = config.get("caption_channels") or config["cross_attention_dim"]
+        return PIXART_LENGTH + math.ceil(PIXART_LENGTH / width)
     pooled = config.get("pooled_projection_dim")
     rows = math.ceil(pooled / config["joint_attention_dim"]) if pooled else 0
     return TEXT_LENGTH + rows

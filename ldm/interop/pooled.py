@@ -1,4 +1,4 @@
-"""A text's tokens and its pooled vector in one tensor, as one context of a network."""
+"""A text's tokens and its pooled vector, or a mask of them, in one tensor, as one context of a network."""
 
 from __future__ import annotations
 
@@ -38,3 +38,23 @@ def unpack_pooled(context: Tensor, width: int) -> tuple[Tensor, Tensor]:
             f"ldm.interop.pooled.pack_pooled); got {list(context.shape)}"
         )
     return context[:, :-rows], context[:, -rows:].flatten(1)[:, :width]
+
+
+def pack_masked(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return a context [B, L + R, D]: tokens [B, L, D], then in R = ceil(L / D) rows their mask [B, L], 1 where a token
+    counts and 0 where it only fills.
+
+    Raises:
+        ValueError: if the shapes are others.
+    """
+    if tokens.ndim != 3 or mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"expected tokens [B, L, D] and a mask [B, L], got {list(tokens.shape)} and {list(mask.shape)}"
+        )
+    return pack_pooled(tokens, mask)
+
+
+def unpack_masked(context: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens [B, L, D] and the mask [B, L] of a context that `pack_masked` made."""
+    rows, width = context.shape[1:]
+    return unpack_pooled(context, rows - math.ceil(rows / (width + 1)))

@@ -5,6 +5,7 @@
 | UNet2DConditionModel (Stable Diffusion 1, 2) | CLIP's last hidden states [L, D] |
 | SD3Transformer2DModel | two CLIPs' last but one states side by side, then T5's; both pooled vectors |
 | FluxTransformer2DModel | T5's last hidden states; CLIP's pooled vector |
+| PixArtTransformer2DModel | T5's last hidden states, with their mask |
 
 A negative prompt, empty by default, is the null condition of guidance. Where a folder has no encoders, the caller
 makes the same tensors: `Choices(names, context=pack_pooled(tokens, pooled), null=True)`.
@@ -24,7 +25,8 @@ from torch.nn import functional as F
 from ldm.files import read_mapping
 from ldm.interop.folder import read_folder
 from ldm.interop.library import require_diffusers
-from ldm.interop.pooled import pack_pooled
+from ldm.interop.loading import PIXART_LENGTH
+from ldm.interop.pooled import pack_masked, pack_pooled
 from ldm.modules.choices import Choices
 
 # Classes of transformers that a folder may name. Nothing else of it is imported, and no code of it is run.
@@ -42,7 +44,7 @@ def encode_prompts(
         path: the folder, or a name on the hub.
         prompts: texts; label k of the model then stands for the k-th.
         negative: the null condition of guidance.
-        t5_length: tokens of T5, 256 for SD3 and 512 for Flux where None.
+        t5_length: tokens of T5, 256 for SD3, 512 for Flux and 120 for PixArt (300 of Sigma) where None.
 
     Raises:
         ValueError: if there are no prompts, or the folder has no text encoder.
@@ -57,6 +59,10 @@ def encode_prompts(
     elif kind == "FluxTransformer2DModel":
         tokens = _states(folder.root, "2", texts, t5_length or 512).last_hidden_state
         context = pack_pooled(tokens, _states(folder.root, "", texts).pooler_output)
+    elif kind == "PixArtTransformer2DModel":
+        length = t5_length or PIXART_LENGTH
+        tokens = _states(folder.root, "", texts, length, masked=True).last_hidden_state
+        context = pack_masked(tokens, _read_tokens(folder.root, "", texts, length).attention_mask)
     else:
         context = _states(folder.root, "", texts).last_hidden_state
     return Choices(tuple(prompts), context=context.float(), null=True)
@@ -75,22 +81,47 @@ def _encode_sd3(root: Path, texts: Sequence[str], width: int, t5_length: int) ->
     return pack_pooled(torch.cat([tokens, after.to(tokens)], dim=1), pooled)
 
 
-def _states(root: Path, suffix: str, texts: Sequence[str], length: int | None = None, states: bool = False) -> Any:
-    """What a text encoder of the folder gives for texts; `suffix` is that of its name, "", "2" or "3"."""
-    end = f"_{suffix}" if suffix else ""
-    encoder, tokenizer = root / f"text_encoder{end}", root / f"tokenizer{end}"
+def _states(
+    root: Path,
+    suffix: str,
+    texts: Sequence[str],
+    length: int | None = None,
+    states: bool = False,
+    masked: bool = False,
+) -> Any:
+    """What a text encoder of the folder gives for texts; `suffix` is that of its name, "", "2" or "3".
+
+    Args:
+        length: ids of a text; as many as the tokenizer gives where None.
+        states: give those of every layer.
+        masked: attend to no filling ids.
+    """
+    encoder, tokenizer = _find_folders(root, suffix)
     if not (encoder.is_dir() and tokenizer.is_dir()):
         raise ValueError(
             f"{root} has no {encoder.name} with {tokenizer.name}: embed the prompts yourself, "
             "pipeline.with_choices(Choices(prompts, context=..., null=True))"
         )
     model = _find(_named(encoder / "config.json", "architectures"), ENCODERS)
+    read = _read_tokens(root, suffix, texts, length)
+    network = model.from_pretrained(encoder, use_safetensors=True).float().eval()
+    mask = {"attention_mask": read.attention_mask} if masked else {}
+    return network(read.input_ids, output_hidden_states=states, **mask)
+
+
+def _find_folders(root: Path, suffix: str) -> tuple[Path, Path]:
+    """The folders of a text encoder and of its tokenizer."""
+    end = f"_{suffix}" if suffix else ""
+    return root / f"text_encoder{end}", root / f"tokenizer{end}"
+
+
+def _read_tokens(root: Path, suffix: str, texts: Sequence[str], length: int | None) -> Any:
+    """Ids [P, L] of texts and their mask, 0 where an id only fills, by a tokenizer of the folder."""
+    _, tokenizer = _find_folders(root, suffix)
     reader = _find(_named(tokenizer / "tokenizer_config.json", "tokenizer_class"), TOKENIZERS)
     tokens = reader.from_pretrained(tokenizer)
     length = length or tokens.model_max_length
-    ids = tokens(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-    network = model.from_pretrained(encoder, use_safetensors=True).float().eval()
-    return network(ids, output_hidden_states=states)
+    return tokens(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
 def _named(config: Path, key: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.interop.converted import Converted
+from ldm.interop.schedulers import DERIVED_AGAIN
 
 _HEAD = """# A model for diffusers
 
@@ -19,6 +20,9 @@ from diffusers import {name}
 
 pipeline = {name}.from_pretrained("{folder}")
 ```
+"""
+_DERIVED = """
+Its predicted x0 is clamped to [-1, 1], and eps follows from that: call `pipeline({word}=True)`.
 """
 _CLASSES = """
 ## Classes
@@ -108,6 +112,7 @@ def make_readme(
     text = _HEAD.format(parts="\n".join(lines))
     if index:
         text += _PIPELINE.format(name=index["_class_name"], folder=folder)
+        text += _DERIVED.format(word=DERIVED_AGAIN) if scheduler.get(DERIVED_AGAIN) else ""
     if conditioning:
         text += _classes(parts, scheduler, conditioning, folder)
     if any(part.class_name == "DiTTransformer2DModel" for part in parts.values()):

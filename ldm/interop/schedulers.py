@@ -5,11 +5,13 @@
 | scaled_linear, linear, squaredcos_cap_v2, sigmoid, trained_betas | linear, sqrt_linear, cosine, given_betas |
 | prediction_type epsilon, sample, v_prediction | parameterization eps, x0, v |
 | rescale_betas_zero_snr | given_betas, the last of them 1 |
-| clip_sample (to 1) | clip_denoised |
-| variance_type learned_range | learned_variance |
-| timestep_spacing leading with steps_offset 1 and set_alpha_to_one false; trailing | spacing published; trailing |
-| leading with steps_offset 0 | `steps="ddim20"` |
+| clip_sample (to 1) | clip_denoised; DDIM's steps keep the predicted eps: x0_only |
+| variance_type learned_range; fixed_large | learned_variance; variance |
+| timestep_spacing leading, trailing | spacing leading, or with steps_offset 1 leading_offset; trailing |
+| use_karras_sigmas, use_exponential_sigmas | spacing karras, exponential |
 | FlowMatchEulerDiscreteScheduler, shift | `FlowSchedule`, target velocity, shift of its times |
+
+What else a scheduler says of its times or levels is refused, or named in a warning.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ldm.diffusion.denoiser import Clipping
 from ldm.diffusion.process import BetaSchedule
 from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
-FolderSpacing = Literal["auto", "trailing", "published"]
+FolderSpacing = Literal["auto", "trailing", "leading", "leading_offset", "karras", "exponential"]
 log = logging.getLogger(__name__)
 
 BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
@@ -34,6 +37,35 @@ PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 # Those whose clip_sample is true where their config does not say.
 CLIPPING = ("DDIMScheduler", "DDPMScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler")
+# An argument of DDIM's steps there, which our export keeps beside those of the scheduler.
+DERIVED_AGAIN = "use_clipped_model_output"
+DDIMS = ("DDIMScheduler", "DDIMParallelScheduler")
+# Whether the last step ends at clean data where the config does not say; False: at the first entry of the table.
+ENDS_CLEAN = {"PNDMScheduler": False, **dict.fromkeys(DDIMS, True)}
+# Spacings by the offset of their entries, and by whether the last step ends at clean data.
+LEADING: dict[tuple[int, bool], FolderSpacing] = {(0, True): "leading", (1, False): "leading_offset"}
+# Schedulers whose `leading` has other times, for they count one step more.
+OTHER_LEADING = ("DPMSolver", "DEIS", "UniPC", "SASolver")
+FIXED_VARIANCES = {"fixed_large": "fixed_large", "fixed_large_log": "fixed_large"}
+# Arguments that make the process another one, by the values under which they do not.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "timestep_type": ("discrete",),
+    "snr_shift_scale": (1, 1.0),
+    "invert_sigmas": (False,),
+}
+# Arguments that move times, levels or states of sampling alone, by the values under which they do not.
+LEFT_OUT: dict[str, tuple[Any, ...]] = {
+    "thresholding": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "final_sigmas_type": ("zero",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "use_dynamic_shifting": (False,),
+    "shift_terminal": (None,),
+}
+# Schedulers of distilled networks, whose own steps are part of what the network was trained for.
+DISTILLED = ("LCMScheduler", "TCDScheduler")
 
 
 @dataclass(frozen=True)
@@ -44,13 +76,19 @@ class SchedulerFacts:
         params: arguments of `LatentDiffusion`.
         spacing: of the sampler's times, as `Sampling` names it; "auto" where none of ours is theirs.
         shift: of a flow's times towards the noise, 1 where there is none.
-        learned_range: whether the network also predicts the variance of ancestral steps.
+        variance: of DDPM's steps, as `Sampling` names it; None: the default.
     """
 
     params: Mapping[str, Any]
     spacing: FolderSpacing = "auto"
     shift: float = 1.0
-    learned_range: bool = False
+    variance: str | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What sampling takes of it where nothing is said, for the section `diffusers` of a config."""
+        found = {"spacing": self.spacing, "variance": self.variance}
+        return {name: value for name, value in found.items() if value not in ("auto", None)}
 
 
 def read_scheduler(config: Mapping[str, Any], time_scale: float = 1000.0) -> SchedulerFacts:
@@ -65,10 +103,12 @@ def read_scheduler(config: Mapping[str, Any], time_scale: float = 1000.0) -> Sch
             epsilon where the table ends without any signal.
     """
     name = str(config.get("_class_name"))
-    if name in FLOWS or config.get("prediction_type") == "flow_prediction":
-        return _read_flow(config, time_scale)
-    if "beta_schedule" not in config and "trained_betas" not in config:
+    flows = name in FLOWS or config.get("prediction_type") == "flow_prediction"
+    if not flows and config.get("beta_schedule") is None and config.get("trained_betas") is None:
         raise ValueError(f"scheduler {name} is neither of a table of betas nor of a flow: give schedule= and target=")
+    _name_the_rest(name, config)
+    if flows:
+        return _read_flow(config, time_scale)
     target = config.get("prediction_type", "epsilon")
     if target not in PREDICTIONS:
         raise ValueError(f"prediction_type must be one of {sorted(PREDICTIONS)}, got '{target}'")
@@ -77,19 +117,49 @@ def read_scheduler(config: Mapping[str, Any], time_scale: float = 1000.0) -> Sch
             "rescale_betas_zero_snr goes with prediction_type v_prediction or sample: at the last state, pure noise, "
             "epsilon says nothing of the picture; got 'epsilon'"
         )
-    if config.get("thresholding"):
-        log.warning("thresholding of the scheduler is not taken over: predicted x0 is left as it is")
-    clip = config.get("clip_sample", name in CLIPPING)
-    if clip and float(config.get("clip_sample_range", 1.0)) != 1:
+    variance = str(config.get("variance_type"))
+    if variance == "learned":
+        raise ValueError("variance_type must be learned_range where the network predicts the variance, got 'learned'")
+    params = {
+        **_read_betas(config),
+        "parameterization": PREDICTIONS[target],
+        "clip_denoised": _read_clipping(name, config),
+    }
+    return SchedulerFacts(params, _read_spacing(name, config), variance=FIXED_VARIANCES.get(variance))
+
+
+def _name_the_rest(name: str, config: Mapping[str, Any]) -> None:
+    """Warn of what a scheduler says of sampling and none of ours does.
+
+    Raises:
+        ValueError: for what makes the times that the network takes, or the noise that it knows, another.
+    """
+    for key, allowed in REFUSED.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"{key} of {name} must be {allowed[0]} here, got {config[key]!r}")
+    said = {key: config[key] for key, plain in LEFT_OUT.items() if config.get(key, plain[0]) not in plain}
+    if said:
+        words = ", ".join(f"{key} {value!r}" for key, value in said.items())
+        log.warning("of %s this is not taken over: %s; samples differ from its pipeline's", name, words)
+    if name in DISTILLED:
+        log.warning("%s has steps of its own, which the network was distilled for and which are not here", name)
+
+
+def _read_clipping(name: str, config: Mapping[str, Any]) -> Clipping:
+    """Return `clip_denoised`: whether x0 is clamped to [-1, 1], and of DDIM's whether eps is left as it was predicted.
+
+    Raises:
+        ValueError: for another range.
+    """
+    if not config.get("clip_sample", name in CLIPPING):
+        return False
+    if float(config.get("clip_sample_range", 1.0)) != 1:
         raise ValueError(f"clip_sample_range must be 1, got {config['clip_sample_range']}")
-    params = {**_read_betas(config), "parameterization": PREDICTIONS[target], "clip_denoised": bool(clip)}
-    learned = str(config.get("variance_type", "")).startswith("learned")
-    return SchedulerFacts(params, _read_spacing(config), learned_range=learned)
+    # Their step's argument, which their pipelines leave at False; our export says that it was True.
+    return "x0_only" if name in DDIMS and not config.get(DERIVED_AGAIN) else True
 
 
 def _read_flow(config: Mapping[str, Any], time_scale: float) -> SchedulerFacts:
-    if config.get("use_dynamic_shifting"):
-        log.warning("the scheduler shifts its times by the size of the image; here `shift` alone acts")
     shift = float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
     schedule = {
         "target": "ldm.diffusion.schedule.FlowSchedule",
@@ -135,15 +205,23 @@ def _read_table(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"timesteps": steps, "beta_schedule": BETAS[name], "linear_start": start, "linear_end": end}
 
 
-def _read_spacing(config: Mapping[str, Any]) -> FolderSpacing:
+def _read_spacing(name: str, config: Mapping[str, Any]) -> FolderSpacing:
+    if config.get("use_karras_sigmas"):
+        return "karras"
+    if config.get("use_exponential_sigmas"):
+        return "exponential"
     spacing = config.get("timestep_spacing", "leading")
     if spacing == "trailing":
         return "trailing"
     offset = int(config.get("steps_offset", 0))
-    if spacing == "leading" and offset == 1 and not config.get("set_alpha_to_one", False):
-        return "published"
-    if spacing == "linspace":
-        log.warning("the scheduler's timestep_spacing linspace is not taken over: samples are taken at other times")
+    clean = bool(config.get("set_alpha_to_one", ENDS_CLEAN[name])) if name in ENDS_CLEAN else True
+    if spacing == "leading" and not name.startswith(OTHER_LEADING) and (offset, clean) in LEADING:
+        return LEADING[offset, clean]
+    log.warning(
+        "timestep_spacing %s (steps_offset %s, last step to clean data: %s) of %s is not taken over: samples are taken "
+        "at other times",
+        *(spacing, offset, clean, name),
+    )
     return "auto"
 
 
@@ -181,7 +259,8 @@ def make_scheduler(model: LatentDiffusion) -> dict[str, Any]:
     }
     if model.learned_variance is not None:
         return {"_class_name": "DDPMScheduler", **config, "variance_type": "learned_range"}
-    return {"_class_name": "DDIMScheduler", **config, "set_alpha_to_one": False}
+    again = {DERIVED_AGAIN: True} if model.clip_denoised is True else {}
+    return {"_class_name": "DDIMScheduler", **config, "set_alpha_to_one": False, **again}
 
 
 def _write_betas(schedule: VPSchedule) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def find_square(sample_size: ImageSize) -> int:
     return max(read_image_size(sample_size, "sample_size"))
 
 
-class _TransformerStages:
+class TransformerStages:
     """What the transformers of diffusers share, as stages; mixed in before diffusers' class."""
 
     context_dim: int | None = None
@@ -97,7 +97,7 @@ class _DiTBlock(BasicTransformerBlock):
         return h + gate_m * self.ff(self.norm3(h) * (1 + scale_m) + shift_m)
 
 
-class StagedDiT(_TransformerStages, DiTTransformer2DModel):
+class StagedDiT(TransformerStages, DiTTransformer2DModel):
     """`diffusers.DiTTransformer2DModel`, whose blocks each keep a table of classes and an embedding of time.
 
     Args:
@@ -169,7 +169,7 @@ class StagedDiT(_TransformerStages, DiTTransformer2DModel):
         return (tokens + places).to(tokens.dtype)
 
 
-class _FlowStages(_TransformerStages):
+class _FlowStages(TransformerStages):
     """Stages of a transformer whose condition is a text: embedded tokens, and one pooled vector of the whole.
 
     Both come as one context, see `ldm.interop.pooled`. The embedding of time needs the pooled vector, so the stage

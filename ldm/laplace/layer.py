@@ -22,7 +22,8 @@ from ldm.modules.low_rank import LowRankWeight
 class LastLayer:
     """The geometry of a Conv2d (zero padding, one group) or a Linear layer.
 
-    Its features are [B, F, H, W], or [B, ..., F] of a linear layer. In the shapes below C =
+    Its features are [B, F, H, W], or [B, ..., F] of a linear layer. A convolution may be followed by
+    further channels [B, C, H, W] that it adds to what it makes, which no parameter multiplies. In the shapes below C =
     `outputs`, P is the number of output positions, and K is `width`. Outputs are the network's:
     [B, C, H, W] of a convolution, [B, ..., C] of tokens, or what these are laid out as.
 
@@ -128,6 +129,7 @@ class LastLayer:
         """The patches [B, P, K]: what each output position multiplies with the parameters."""
         layer = self.layer
         if isinstance(layer, nn.Conv2d):
+            features = features[:, : layer.in_channels]
             columns = F.unfold(features, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)
             columns = columns.transpose(1, 2)
         else:
@@ -164,7 +166,11 @@ class LastLayer:
 
     def output(self, features: Tensor) -> Tensor:
         """The network's output of the regressed rows for `features`."""
-        return self.arranged(self._rows_of(self.layer(features), self.channel_axis % features.ndim))
+        layer = self.layer
+        if not isinstance(layer, nn.Conv2d) or features.shape[1] == layer.in_channels:
+            return self.arranged(self._rows_of(layer(features), self.channel_axis % features.ndim))
+        given, added = features.split((layer.in_channels, features.shape[1] - layer.in_channels), dim=1)
+        return self._rows_of(layer(given), axis=1) + self._rows_of(added, axis=1)
 
     def arranged(self, made: Tensor) -> Tensor:
         """The network's output, of what the regressed rows of the layer make (or one value for all)."""
@@ -187,7 +193,7 @@ class LastLayer:
         if isinstance(layer, nn.Linear):
             return F.linear(features, flat, offset)
         weight = flat.reshape(len(flat), *layer.weight.shape[1:])
-        return F.conv2d(features, weight, offset, layer.stride, layer.padding, layer.dilation)
+        return F.conv2d(features[:, : layer.in_channels], weight, offset, layer.stride, layer.padding, layer.dilation)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:

@@ -19,7 +19,8 @@ class SplitNetwork(NamedTuple):
     """A network in two pieces: `network(x, t, cond) == layer(features(x, t, cond))`, but for an arrangement of entries.
 
     Attributes:
-        features: takes the network's arguments and returns the input of its last layer.
+        features: takes the network's arguments and returns the input of its last layer; behind it along channels
+            what the network adds to what the layer makes, where it adds something.
         layer: the last layer.
         name: the layer's name, as in `network.named_modules()`.
         arrangement: how the network lays out what the layer makes; None: it returns that.
@@ -50,18 +51,21 @@ def split_network(
     Raises:
         ValueError: if `name` is not the last layer, or there is no convolution or linear layer.
     """
-    last = find_parts(network).last_layer
+    parts = find_parts(network)
+    last = parts.last_layer
     named = isinstance(getattr(network, "parts", None), Parts)
     if last is None and named:
         raise ValueError(
-            "the network's output is not what one convolution or linear layer makes (that of EDM's skip decoder is a "
-            "sum over levels), and a posterior of the last layer needs one: take members of LoRA or of class rows"
+            "the network's output is not what one convolution or linear layer makes, and a posterior of the last layer "
+            "needs one: take members of LoRA or of class rows"
         )
     if last is None and name is None:
         raise ValueError(f"{type(network).__name__} holds no convolution or linear layer: name its last layer")
     if named:
         if name not in (None, last):
             raise ValueError(f"the last layer of {type(network).__name__} is '{last}', got '{name}'")
+        if parts.adds_to_last:
+            return _split_sum(network, cast(str, last))
         return _split_before(network, cast(str, last), example)
     name = cast(str, last if name is None else name)
     if example is not None:
@@ -101,6 +105,30 @@ def _split_before(network: nn.Module, name: str, example: Example | Arrangement 
         raise ValueError(f"{type(network).__name__} ran without its last layer '{name}'")
 
     return SplitNetwork(run_to_layer, layer, name, arrangement)
+
+
+def _split_sum(network: nn.Module, name: str) -> SplitNetwork:
+    """Split a network that adds something to what its last layer makes; that goes behind the layer's input.
+
+    It is what the network gives where the layer makes zeros.
+    """
+    layer = network.get_submodule(name)
+
+    def run_without(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        caught: list[Tensor] = []
+
+        def silence(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            caught.append(inputs[0])
+            return torch.zeros_like(output)
+
+        handle = layer.register_forward_hook(silence)
+        try:
+            added = network(x, t, cond)
+        finally:
+            handle.remove()
+        return torch.cat([caught[0], added], dim=1)  # [B, F + C, H, W]
+
+    return SplitNetwork(run_without, layer, name)
 
 
 def _split_by_hook(network: nn.Module, name: str) -> SplitNetwork:

@@ -25,6 +25,7 @@ class Parts:
             `condition`. Empty: the network has no such stage.
         output: patterns of the parameters of its stage `readout`, which come last.
         last_layer: the convolution or linear layer that the output is affine in; None: there is none.
+        adds_to_last: whether the output is what the last layer, a convolution, makes and something else added to it.
         taps: {short name: submodule} of the blocks whose output can be read as features.
         token_tables: parameters that hold a row for each token of a text.
     """
@@ -34,6 +35,7 @@ class Parts:
     condition: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
     last_layer: str | None = None
+    adds_to_last: bool = False
     taps: Mapping[str, str] = field(default_factory=dict)
     token_tables: tuple[str, ...] = ()
 

@@ -37,6 +37,17 @@ class Defaults:
     scale: float = 1.0
 
 
+def read_scheduled(config: Mapping[str, Any], name: str) -> Any:
+    """Return what the scheduler of a folder of diffusers, which a model came from, says of sampling; None: nothing."""
+    return (config.get("diffusers") or {}).get(name)
+
+
+def find_spacing(sampling: Sampling, config: Mapping[str, Any]) -> str:
+    """Return how steps are spaced: as `sampling` says, else as the scheduler of a folder of diffusers did."""
+    said = isinstance(sampling.steps, str) or sampling.spacing != "auto"
+    return sampling.spacing if said else read_scheduled(config, "spacing") or "auto"
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A model with its weights, and the values that say how it is sampled.
@@ -172,7 +183,7 @@ class Pipeline:
         if isinstance(given, str) and self.sampling.spacing != "auto":
             raise ValueError(f"--steps {given} is a respacing already; leave out --spacing {self.sampling.spacing}")
         steps = self.setting("steps", self.defaults.steps) if given is None else given
-        return self.model.sampling_times(steps, self.sampling.spacing, **self.sampling.levels)
+        return self.model.sampling_times(steps, find_spacing(self.sampling, self.config), **self.sampling.levels)
 
     @cached_property
     def initial_std(self) -> float:
@@ -270,8 +281,9 @@ class Pipeline:
         name = self.sampling.sampler
         variance = self.sampling.variance
         known = sampler_defaults(name)
-        if variance is None and "variance" in known and self.model.learned_variance is not None:
-            variance = "learned_range"
+        if variance is None and "variance" in known:
+            learns = self.model.learned_variance is not None
+            variance = "learned_range" if learns else read_scheduled(self.config, "variance")
         shift = None if labels is None else self.wrappers.mean_shift(name, labels)
         eta = self.sampling.eta if "eta" in known else self.sampling.eta or None
         return make_sampler(name, eta=eta, variance=variance, mean_shift=shift, **self.sampler_options)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+# The name of the one class of an unconditional model.
+UNCONDITIONAL_CLASS = "all images"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BranchingPipeline(ModelPipeline):
     """An ensemble on its base model; `checkpoint` is the base checkpoint.
@@ -77,9 +81,14 @@ class BranchingPipeline(ModelPipeline):
 
     @cached_property
     def classes(self) -> Classes:
-        """The real classes as the ensemble's record describes them, or the prompts or pictures that were given."""
+        """The real classes as the ensemble's record describes them, or the prompts or pictures that were given.
+
+        An unconditional model has one, which stands for all images.
+        """
         if self.model.choices is not None:
             return Classes.of_choices(self.model.choices.names, self.ensemble.spec, self.members)
+        if not self.n_classes:
+            return Classes(1, (UNCONDITIONAL_CLASS,), members=self.members)
         return Classes.from_record(self.ensemble.spec, self.n_classes, self.members)
 
     # Where the members branch
@@ -155,7 +164,7 @@ class BranchingPipeline(ModelPipeline):
     def _chains(self, labels: Sequence[int], images: Sequence[int], bases: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of `branch`: image b of the k-th base lies at b K + k, and has the noise of image b."""
         count = len(bases)
-        cond = self.labels([label for label in labels for _ in range(count)])
+        cond = self.labels([label for label in labels for _ in range(count)]) if self.n_classes else None
         noise = self.noise([image for image in images for _ in range(count)])
         given, of_bases, of_members = self.sampling.guidance.member_scales, None, None
         if given is not None:

@@ -143,12 +143,11 @@ def _load_shared(
 def _load_folder(
     path: str | Path, sampling: Sampling | None, speed: Speed | None, device: str, defaults: Defaults
 ) -> ModelPipeline:
-    """Load a folder of diffusers; where nothing is said, its scheduler's spacing is taken."""
+    """Load a folder of diffusers; where nothing is said, its scheduler's spacing and variance are taken."""
     folder = read_folder(path)
-    config, facts = make_config(folder)
+    config = make_config(folder)
     model = build_model(config)
     load_folder_weights(model, folder)
-    sampling = Sampling(spacing=facts.spacing) if sampling is None else sampling
     weights = folder.network.weight_files[0]
     return make_pipeline(ModelPipeline, model, config, weights, sampling, speed, device, defaults=defaults)
 

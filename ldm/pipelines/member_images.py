@@ -25,10 +25,10 @@ class MemberImages:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Images start .. stop - 1, sampled now."""
-        members, classes = self.pipeline.members, self.pipeline.n_classes
+        members = self.pipeline.members
         first, last = start // members, -(-stop // members)
         numbers = list(range(first, last))
-        labels = [number % classes for number in numbers]
+        labels = [number % self.pipeline.classes.count for number in numbers]
         latents = self.pipeline.member_latents(labels, numbers)[:, :, 0].transpose(0, 1)  # [B, M, c, h, w]
         images = as_bytes(self.pipeline.decode(latents.flatten(0, 1)), "samples")
         return images[start - first * members : stop - first * members]

@@ -17,7 +17,7 @@ from ldm.diffusion.samplers import run
 from ldm.diffusion.samplers.registry import Sampler
 from ldm.ensembles.classes import Classes
 from ldm.memory import ChunkedNetwork
-from ldm.pipelines.base import Pipeline
+from ldm.pipelines.base import Pipeline, find_spacing
 from ldm.pipelines.guides import Guide, check_guidance, load_guide, make_guided
 from ldm.settings import Guidance
 from ldm.util import instantiate_from_config
@@ -213,7 +213,7 @@ class ModelPipeline(Pipeline):
             "steps": len(self.times) - 1,
             "eta": self.eta,
             "scale": self.scale,
-            "spacing": sampling.steps if isinstance(sampling.steps, str) else sampling.spacing,
+            "spacing": sampling.steps if isinstance(sampling.steps, str) else find_spacing(sampling, self.config),
             "seed": sampling.seed,
             "variance": sampling.variance,
             **{name: value for name, value in sampling.levels.items() if value is not None},

@@ -34,8 +34,10 @@ def measure_data_deviation(pipeline: BranchingPipeline, image: bool) -> float:
 def draw_data_samples(pipeline: BranchingPipeline) -> Tensor:
     """Draw `DATA_SAMPLES` latents [B, c, h, w] of the base model, over all classes."""
     count = pipeline.n_classes
-    labels = [index * count // DATA_SAMPLES if count > DATA_SAMPLES else index % count for index in range(DATA_SAMPLES)]
-    return pipeline.sample_latents(labels, range(DATA_SAMPLES))
+    images = range(DATA_SAMPLES)
+    if count <= DATA_SAMPLES:
+        return pipeline.sample_latents(pipeline.cycle_classes(images), images)
+    return pipeline.sample_latents([index * count // DATA_SAMPLES for index in images], images)
 
 
 def find_deviation(samples: Tensor) -> float:

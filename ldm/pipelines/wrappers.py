@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import sha256
 from ldm.diffusion.classifier_guidance import ClassifierScore, classifier_guided
-from ldm.diffusion.denoiser import Denoiser, clipped
+from ldm.diffusion.denoiser import Clipping, Denoiser, clipped
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, load_scaling, published_scaling, scaled
-from ldm.diffusion.samplers import SAMPLERS, ancestral
+from ldm.diffusion.samplers import SAMPLERS, ancestral, ddim
 from ldm.diffusion.samplers.ancestral import MeanShift
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.classifier import NoisyClassifier, load_classifier_weights
@@ -57,7 +57,7 @@ class Wrappers:
 
     model: LatentDiffusion
     scaling: EpsilonScaling
-    clip: bool
+    clip: Clipping
     classifier: GuidingClassifier | None
 
     @cached_property
@@ -69,7 +69,9 @@ class Wrappers:
         """`denoiser` as `sampler` shall see it; ancestral sampling takes the classifier by `mean_shift` instead."""
         path = self.model.schedule
         denoiser = scaled(denoiser, path, self.scaling, times)
-        denoiser = clipped(denoiser, path) if self.clip else denoiser
+        if self.clip:
+            keeps_eps = self.clip == "x0_only" and SAMPLERS[sampler] is ddim
+            denoiser = clipped(denoiser, path, rederive=not keeps_eps)
         if self.classifier is None or SAMPLERS[sampler] is ancestral:
             return denoiser
         return classifier_guided(denoiser, self.classifier.score(self.model, labels))
@@ -102,7 +104,7 @@ def make_wrappers(
         raise ValueError("--clip_denoised is for models of pixels in [-1, 1]; this one diffuses latents")
     scaling = make_scaling(sampling.scaling, config, sampling.steps, sampling.sampler)
     scaling.check_sampler(sampling.sampler)
-    if clip and scaling.direction == "x0_only" and not scaling.off:
+    if clip is True and scaling.direction == "x0_only" and not scaling.off:
         raise ValueError(
             "--eps_direction x0_only is full on clipped models, whose eps is derived again from the clipped x_0: "
             "leave it out, or turn clipping off"

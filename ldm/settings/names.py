@@ -63,6 +63,8 @@ Spacing = Literal[
     "auto",
     "trailing",
     "published",
+    "leading",
+    "leading_offset",
     "quad",
     "respace",
     "karras",

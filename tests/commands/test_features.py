@@ -116,7 +116,7 @@ def test_two_processes_share_the_checkpoints_of_contrastive(source, tmp_path, mo
 def test_processes_that_would_train_the_same_network_all_refuse(tmp_path, monkeypatch):
     for rank in (0, 1):
         as_rank(monkeypatch, rank)
-        with pytest.raises(ValueError, match=r"batch norms.* not shared between processes, and 2 were started"):
+        with pytest.raises(ValueError, match=r"step after step, is not shared between processes, and 2 were started"):
             FeaturesNetwork("none", RecognitionOutput(str(tmp_path / "out"))).run()
     assert not (tmp_path / "out").exists()
 

@@ -76,6 +76,17 @@ THEIR_FLUX = {
     "axes_dims_rope": (4, 6, 6),
 }
 
+THEIR_PIXART = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "num_attention_heads": 3,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 48,
+    "caption_channels": 16,
+}
+
 
 def filled(module: nn.Module, seed: int = 0) -> nn.Module:
     """The module in evaluation mode, its parameters drawn again so that no layer gives zeros; positions stay."""

@@ -9,9 +9,11 @@ import torch
 from torch.func import functional_call, jvp, vmap
 
 from ldm import Sampling, load_model
+from ldm.commands.export import Export
 from ldm.diffusion.denoiser import make_target
+from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.schedule import VPSchedule
-from ldm.interop.pooled import pack_pooled, unpack_pooled
+from ldm.interop.pooled import pack_masked, pack_pooled, unpack_masked, unpack_pooled
 from ldm.interop.schedulers import read_scheduler
 from ldm.modules.parts import find_parts
 from ldm.util import get_obj_from_str
@@ -19,6 +21,7 @@ from tests.interop.models import (
     THEIR_CROSS_UNET,
     THEIR_DIT,
     THEIR_FLUX,
+    THEIR_PIXART,
     THEIR_SD3,
     THEIR_UNET,
     filled,
@@ -38,7 +41,9 @@ NETWORKS = {
     "DiTTransformer2DModel": THEIR_DIT,
     "SD3Transformer2DModel": THEIR_SD3,
     "FluxTransformer2DModel": {**THEIR_FLUX, "guidance_embeds": True},
+    "PixArtTransformer2DModel": {**THEIR_PIXART, "use_additional_conditions": True},
 }
+MASK = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
 
 
 def their_output(network, kind, x):
@@ -51,12 +56,17 @@ def their_output(network, kind, x):
         return network(x, TIMES, class_labels=LABELS).sample
     if kind == "SD3Transformer2DModel":
         return network(x, TOKENS, POOLED, TIMES).sample
+    if kind == "PixArtTransformer2DModel":
+        size = {"resolution": torch.full((2, 2), 64.0), "aspect_ratio": torch.ones(2, 1)}
+        return network(x, TOKENS, TIMES, size, encoder_attention_mask=MASK).sample
     return flux_output(network, x, TOKENS, POOLED, TIMES / 1000, guidance=torch.full((2,), 3.5))
 
 
 def our_arguments(kind):
     if "Flux" in kind or "SD3" in kind:
         return (TIMES / 1000 if "Flux" in kind else TIMES, pack_pooled(TOKENS, POOLED))
+    if kind == "PixArtTransformer2DModel":
+        return (TIMES, pack_masked(TOKENS, MASK))
     return (TIMES, TOKENS) if kind == "UNet2DConditionModel" else (TIMES, None, LABELS)
 
 
@@ -111,6 +121,15 @@ def test_pooled_vectors_travel_with_their_tokens():
         unpack_pooled(TOKENS[:, :2], 24)
 
 
+@pytest.mark.parametrize("length", [1, 5, 16, 17, 34])
+def test_masks_travel_with_their_tokens(length):
+    tokens, mask = randn(2, length, 16), (randn(2, length, seed=2) > 0).double()
+    found = unpack_masked(pack_masked(tokens, mask))
+    assert torch.equal(found[0], tokens) and torch.equal(found[1], mask)
+    with pytest.raises(ValueError, match="a mask"):
+        pack_masked(tokens, mask[:1])
+
+
 def saved(folder, **parts):
     """A folder of parts, as a pipeline of theirs writes them."""
     for name, part in parts.items():
@@ -129,21 +148,51 @@ def their_samples(scheduler, predict, noise, steps):
     return x
 
 
-def test_pixel_pipeline_is_loaded_and_sampled_as_theirs(tmp_path):
-    """DDPM's published layout: everything at the top of the folder, clipping, times without an offset."""
+@pytest.mark.parametrize("steps", [20, 7])
+def test_pixel_pipeline_is_loaded_and_sampled_as_theirs(steps, tmp_path):
+    """DDPM's published layout: everything at the top of the folder; DDIM as it is where nothing is said of it."""
     unet = filled(diffusers.UNet2DModel(**{**THEIR_UNET, "freq_shift": 1, "flip_sin_to_cos": False}))
     scheduler = diffusers.DDIMScheduler()
     unet.save_pretrained(tmp_path)
     scheduler.save_pretrained(tmp_path)
-    pipeline = load_model(str(tmp_path), Sampling(steps="ddim20"))
-    assert pipeline.model.clip_denoised
-    noise = randn(2, 3, 8, 8).float()
-    found = pipeline.with_(clip=False).sample_latents(None, range(2), noise)
+    pipeline = load_model(str(tmp_path), Sampling(steps=steps))
+    assert (pipeline.model.clip_denoised, pipeline.describe_sampling()["spacing"]) == ("x0_only", "leading")
+    drawn = pipeline.model.sample(None, ImageNoise(42, (0, 1)), pipeline.times)
+    assert torch.equal(drawn, pipeline.sample_latents(None, range(2)))
+    model, noise = pipeline.model.double(), randn(2, 3, 8, 8)  # a random network under clipping is chaotic
+    unet.double()
+    scheduler.alphas_cumprod = torch.cumprod(1 - model.schedule.betas, 0)
+
+    def predict(x, t):
+        return unet(x, t).sample
+
+    expected = their_samples(scheduler, predict, noise, steps)
+    assert relative(pipeline.sample_latents(None, range(2), noise), expected) < 1e-7
+    assert relative(pipeline.with_(clip=True).sample_latents(None, range(2), noise), expected) > 1e-3
     scheduler.register_to_config(clip_sample=False)
-    assert relative(found, their_samples(scheduler, lambda x, t: unet(x, t).sample, noise, 20)) < 1e-5
+    unclipped = pipeline.with_(clip=False).sample_latents(None, range(2), noise)
+    assert relative(unclipped, their_samples(scheduler, predict, noise, steps)) < 1e-7
 
 
-@pytest.mark.parametrize(("prediction", "steps"), [("epsilon", 20), ("v_prediction", 4), ("sample", 4)])
+@pytest.mark.parametrize(("spacing", "sampler"), [("leading", "DDIM"), ("trailing", "DDPM"), ("leading", "DDPM")])
+def test_where_nothing_is_said_a_scheduler_decides(spacing, sampler, tmp_path):
+    """The times and the variance are the folder's, whatever else is said of sampling, and stay in its config."""
+    unet = filled(diffusers.UNet2DModel(**THEIR_UNET))
+    scheduler = diffusers.DDPMScheduler(variance_type="fixed_large", timestep_spacing=spacing)
+    folder = saved(tmp_path / "folder", unet=unet, scheduler=scheduler)
+    found = load_model(folder, Sampling(steps=5, sampler=sampler))
+    scheduler.set_timesteps(5)
+    assert (found.times[:-1] - 1).tolist() == scheduler.timesteps.tolist()
+    given = {"steps": 5, "sampler": sampler, "spacing": spacing}
+    said = Sampling(**given, variance="fixed_large" if sampler == "DDPM" else None)
+    assert torch.equal(found.sample_latents(None, [3]), found.with_(sampling=said).sample_latents(None, [3]))
+    base = Export(str(folder), str(tmp_path / "base.ckpt")).run()
+    again = load_model(base=base.with_suffix(".yaml"), ckpt=base, sampling=Sampling(steps=5, sampler=sampler))
+    assert torch.equal(found.sample_latents(None, [3]), again.sample_latents(None, [3]))
+    assert again.describe_sampling()["spacing"] == spacing
+
+
+@pytest.mark.parametrize(("prediction", "steps"), [("epsilon", 20), ("epsilon", 7), ("v_prediction", 4), ("sample", 4)])
 def test_latent_pipeline_is_loaded_and_sampled_as_theirs(prediction, steps, tmp_path):
     unet = filled(diffusers.UNet2DModel(**THEIR_UNET))
     stage = filled(diffusers.VQModel(block_out_channels=(32, 32), num_vq_embeddings=16, scaling_factor=0.5,
@@ -160,7 +209,7 @@ def test_latent_pipeline_is_loaded_and_sampled_as_theirs(prediction, steps, tmp_
     )
     pipeline = load_model(diffusers=saved(tmp_path, unet=unet, vqvae=stage, scheduler=scheduler))
     pipeline = pipeline.with_(steps=steps)
-    assert pipeline.sampling.spacing == "published"
+    assert pipeline.describe_sampling()["spacing"] == "leading_offset"
     noise = randn(2, 3, 8, 8).float()
     expected = their_samples(scheduler, lambda x, t: unet(x, t).sample, noise, steps)
     found = pipeline.sample_latents(None, range(2), noise)
@@ -185,9 +234,57 @@ def test_table_that_ends_in_pure_noise_is_sampled_as_theirs(prediction, tmp_path
         assert bool(found.isfinite().all())
 
 
-def test_times_that_are_not_taken_over_are_named(caplog):
-    read_scheduler({"_class_name": "DDIMScheduler", "beta_schedule": "linear", "timestep_spacing": "linspace"})
-    assert "timestep_spacing linspace is not taken over" in caplog.text
+TAKEN = {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
+LEFT_OUT = [
+    ("DDIMScheduler", {"timestep_spacing": "linspace"}, "timestep_spacing linspace"),
+    ("DDIMScheduler", {"steps_offset": 0}, "steps_offset 0, last step to clean data: False"),
+    ("PNDMScheduler", {"steps_offset": 0}, "timestep_spacing leading"),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, "clean data: True"),
+    ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 0}, "of DPMSolverMultistep"),
+    ("DDPMScheduler", {"thresholding": True, "steps_offset": 0}, "not taken over: thresholding True"),
+    ("EulerDiscreteScheduler", {"use_beta_sigmas": True, "timestep_spacing": "trailing"}, "use_beta_sigmas True"),
+    ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type 'sigma_min'"),
+    ("LCMScheduler", {}, "LCMScheduler has steps of its own"),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "use_dynamic_shifting True"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "words"), LEFT_OUT)
+def test_what_is_not_taken_over_is_named(name, changes, words, caplog):
+    read_scheduler({"_class_name": name, "beta_schedule": "linear", **TAKEN, **changes})
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "spacing"),
+    [
+        ("DDIMScheduler", {}, "leading_offset"),
+        ("PNDMScheduler", {"skip_prk_steps": True}, "leading_offset"),
+        ("EulerDiscreteScheduler", {"steps_offset": 0, "interpolation_type": "linear"}, "leading"),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "linspace"}, "karras"),
+        ("HeunDiscreteScheduler", {"use_exponential_sigmas": True}, "exponential"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "auto"),
+    ],
+)
+def test_what_is_taken_over_needs_no_words(name, changes, spacing, caplog):
+    assert read_scheduler({"_class_name": name, "beta_schedule": "linear", **TAKEN, **changes}).spacing == spacing
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type .* must be discrete here"),
+        ("CogVideoXDDIMScheduler", {"snr_shift_scale": 3.0}, "snr_shift_scale"),
+        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas"),
+        ("DDPMScheduler", {"variance_type": "learned"}, "must be learned_range"),
+        ("DDIMScheduler", {"clip_sample": True, "clip_sample_range": 2.0}, "clip_sample_range must be 1"),
+        ("IPNDMScheduler", {"beta_schedule": None, "trained_betas": None}, "neither of a table of betas nor of a flow"),
+    ],
+)
+def test_another_process_is_refused(name, changes, words):
+    with pytest.raises(ValueError, match=words):
+        read_scheduler({"_class_name": name, "beta_schedule": "linear", **TAKEN, **changes})
 
 
 def test_noise_says_nothing_of_pure_noise(tmp_path):

@@ -11,7 +11,16 @@ from ldm import Sampling, load_model
 from ldm.interop.pooled import pack_pooled
 from ldm.modules.choices import Choices
 from tests.comparisons import package
-from tests.interop.models import THEIR_CROSS_UNET, THEIR_FLUX, THEIR_SD3, filled, flux_output, randn, relative
+from tests.interop.models import (
+    THEIR_CROSS_UNET,
+    THEIR_FLUX,
+    THEIR_PIXART,
+    THEIR_SD3,
+    filled,
+    flux_output,
+    randn,
+    relative,
+)
 from tests.interop.test_diffusers_folders import saved, their_samples
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusers` is not installed")
@@ -130,3 +139,41 @@ def test_flows_are_loaded_and_sampled_as_theirs(kind, tmp_path):
     with torch.no_grad():
         images = stage.decode(expected / 1.5 + 0.1).sample.clamp(-1, 1)
     torch.testing.assert_close(pipeline.decode(found), images, rtol=0, atol=2e-3)
+
+
+def save_t5(transformers, folder):
+    """A T5 of one layer and a tokenizer that knows letters, as PixArt's folders hold them."""
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    tokenizer = transformers.T5Tokenizer(vocab=words, extra_ids=0, model_max_length=12)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": len(words)}
+    encoder = filled(transformers.T5EncoderModel(transformers.T5Config(**sizes)))
+    encoder.save_pretrained(folder / "text_encoder")
+    return encoder, tokenizer
+
+
+def test_pixart_attends_to_the_tokens_that_count(tmp_path):
+    """The folder's T5 embeds prompts of different lengths; guidance 4.5, 20 steps, the learned variance left alone."""
+    from ldm.interop.prompts import encode_prompts
+
+    network = filled(diffusers.PixArtTransformer2DModel(**THEIR_PIXART))
+    stage = filled(diffusers.AutoencoderKL(block_out_channels=(32,), latent_channels=4))
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    with package("transformers") as transformers:
+        encoder, tokenizer = save_t5(transformers, tmp_path)
+        read = tokenizer(["a bold three", "an eight", ""], padding="max_length", max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            tokens = encoder(read.input_ids, attention_mask=read.attention_mask).last_hidden_state
+        folder = saved(tmp_path, transformer=network, vae=stage, scheduler=scheduler)
+        choices = encode_prompts(folder, ["a bold three", "an eight"], t5_length=16)
+    assert read.attention_mask.sum(1).unique().numel() > 1
+    pipeline = load_model(diffusers=folder, sampling=Sampling(steps=20, scale=4.5)).with_choices(choices)
+
+    def predict(x, t):
+        of = [network(x, tokens[rows], t.expand(2), encoder_attention_mask=read.attention_mask[rows]).sample[:, :4]
+              for rows in ([0, 1], [2, 2])]  # fmt: skip
+        return torch.lerp(of[1], of[0], 4.5)
+
+    noise = randn(2, 4, 8, 8).float()
+    expected = their_samples(scheduler, predict, noise, 20)
+    assert relative(pipeline.sample_latents([0, 1], range(2), noise), expected) < 1e-4

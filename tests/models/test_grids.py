@@ -36,6 +36,17 @@ def test_published_times(steps):
         assert torch.equal(ours, quadratic.unique())
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 50, 999, 1000])
+def test_leading_times_are_those_of_diffusers(steps):
+    """np.arange(0, S) * (T // S), and with an offset one entry more, never beyond the table."""
+    kept = [place * (1000 // steps) for place in range(steps)]
+    times = vp_times(VP, steps, "leading")
+    assert VP.time_to_net(times[:-1]).flip(0).tolist() == kept and times[-1] == 0
+    times = vp_times(VP, steps, "leading_offset")
+    assert VP.time_to_net(times[:-1]).flip(0).tolist() == sorted({min(one + 1, 999) for one in kept})
+    assert times[-1] == 1
+
+
 def test_published_times_never_leave_the_table():
     """The published times reads entry 1000 of a table of 1000 for 599 numbers of steps."""
     for steps in range(1, 1001):
@@ -96,4 +107,4 @@ def test_bad_numbers_of_steps_are_refused(steps):
     with pytest.raises(ValueError, match="whole number from 1 to 1000"):
         make_times(VP, steps)
     with pytest.raises(ValueError, match="spacing must be one of"):
-        make_times(VP, 5, "leading")
+        make_times(VP, 5, "linspace")

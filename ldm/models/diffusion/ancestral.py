@@ -238,7 +238,7 @@ def _descend(
             state = mask * model.q_sample(x0, times, known_noise(index, x0.shape)) + (1 - mask) * state
         options = {"quantize_denoised": quantize_denoised, "temperature": heats[t], "return_x0": True}
         drawn = noise(index, state.shape)
-        state, prediction = p_sample(model, state, cond, times, model.clip_denoised, noise=drawn, **options)
+        state, prediction = p_sample(model, state, cond, times, bool(model.clip_denoised), noise=drawn, **options)
         if index == 0 or t % (log_every or LOG_EVERY) == 0:
             states.append(state)
             predictions.append(prediction)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_checkpoint, load_into
-from ldm.diffusion.denoiser import Target, make_target
+from ldm.diffusion.denoiser import Clipping, Target, make_target
 from ldm.diffusion.learned_variance import LearnedVariance, check_out_channels, make_learned_variance
 from ldm.diffusion.losses import elbo_weights
 from ldm.diffusion.noise import CountedNoise
@@ -48,7 +48,7 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
         use_ema: whether averages of the weights are kept.
         ema: arguments of `LitEma`: decay, ramp.
         image_size, channels: of the states that are noised; image_size is a number or [height, width].
-        clip_denoised: clamp x_0 to [-1, 1] in sampling (models of pixels).
+        clip_denoised: clamp x_0 to [-1, 1] in sampling (models of pixels); with "x0_only" steps of DDIM keep eps.
         v_posterior: share of the forward variance in the buffer `posterior_variance`.
         conditioning_key: how the condition reaches the network, see `DiffusionWrapper`.
         parameterization: what the network regresses, see `Target`.
@@ -79,7 +79,7 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
         ema: Mapping[str, Any] | None = None,
         image_size: ImageSize = 256,
         channels: int = 3,
-        clip_denoised: bool = True,
+        clip_denoised: Clipping = True,
         linear_start: float = 1e-4,
         linear_end: float = 2e-2,
         cosine_s: float = 8e-3,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.denoiser import Denoiser, Network, clipped, make_denoiser
+from ldm.diffusion.denoiser import Clipping, Denoiser, Network, clipped, make_denoiser
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, ddim, run
 from ldm.ensembles.heads import ClassTables
@@ -92,7 +92,7 @@ class LatentDiffusion(DDPM):
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         guidance_scale: float = 1.0,
-        clip_denoised: bool = False,
+        clip_denoised: Clipping = False,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         load_only_unet: bool = False,
@@ -271,7 +271,9 @@ class LatentDiffusion(DDPM):
         """
         x = noise.initial((len(noise.images), *self.latent_shape)) * self.schedule.prior_std
         denoiser = self.denoiser(cond, scale)
-        denoiser = clipped(denoiser, self.schedule) if self.clip_denoised else denoiser
+        if self.clip_denoised:
+            rederive = self.clip_denoised is True or sampler is not ddim
+            denoiser = clipped(denoiser, self.schedule, rederive=rederive)
         return run(sampler(denoiser, self.schedule, x, times, noise=noise, **options))
 
     @torch.no_grad()

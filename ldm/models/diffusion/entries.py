@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ldm.diffusion.denoiser import Clipping
 from ldm.diffusion.noise import CountedNoise
 from ldm.models.diffusion.shell import TableModel
 from ldm.modules.diffusionmodules.tables import extract_into_tensor
@@ -14,7 +15,7 @@ from ldm.modules.diffusionmodules.tables import extract_into_tensor
 class AncestralModel(TableModel, Protocol):
     """What ancestral sampling asks of a model, beside what CompVis' samplers ask."""
 
-    clip_denoised: bool
+    clip_denoised: Clipping
     sampling_draws: CountedNoise
 
     @property

@@ -65,7 +65,7 @@ class SongUNet(EDMNetwork):
                 raise ValueError(f"{name} must be one of {known}, got '{value}'")
         super().__init__(in_channels, label_dim, augment_dim, label_dropout, len(channel_mult))
         self.out_channels, self.encoder_type, self.decoder_type = out_channels, encoder_type, decoder_type
-        self.ends_in_a_layer = decoder_type != "skip"  # whose output is a sum over levels
+        self.adds_to_last = decoder_type == "skip"
         emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         fourier = embedding_type == "fourier"
         self.map_noise = (

@@ -30,8 +30,8 @@ class EDMNetwork(nn.Module):
     map_layer0: nn.Linear
     map_layer1: nn.Linear
     out_names: tuple[str, str]
-    # Whether the output is that of the last convolution alone.
-    ends_in_a_layer = True
+    # Whether the images of smaller levels are added to what the last convolution makes.
+    adds_to_last = False
 
     def __init__(self, in_channels: int, label_dim: int, augment_dim: int, label_dropout: float, levels: int):
         super().__init__()
@@ -59,7 +59,8 @@ class EDMNetwork(nn.Module):
             time_embedding=("map_layer0.*", "map_layer1.*"),
             condition=("map_*",),
             output=(f"{norm}.*", f"{last}.*"),
-            last_layer=last if self.ends_in_a_layer else None,
+            last_layer=last,
+            adds_to_last=self.adds_to_last,
             taps=self.taps,
         )
 
