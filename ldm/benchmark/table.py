@@ -157,10 +157,15 @@ def _measure(
 
 
 def _over_pictures(estimate: float, drawn: NDArray[np.float64] | None) -> Interval:
-    """The interval of a mean over seeds [S, R] from pictures drawn again, by percentiles."""
+    """The interval of a mean over seeds [S, R] from pictures drawn again, by percentiles.
+
+    There are no ends where all draws are alike, at an AUROC of 1 for example: other pictures need not be.
+    """
     if drawn is None:
         return Interval(estimate)
     low, high = np.nanquantile(drawn.mean(0), (LEVEL / 2, 1 - LEVEL / 2))
+    if low == high:
+        return Interval(estimate, resamples=drawn.shape[1])
     return Interval(estimate, float(low), float(high), resamples=drawn.shape[1])
 
 

@@ -107,6 +107,9 @@ def test_table_names_losers_and_who_beats_the_neighbour():
     assert own["knows"].beats_neighbour
     assert not own["looks"].beats_neighbour
     assert own["knows"].pictures.low <= own["knows"].value.estimate <= own["knows"].pictures.high
+    without = [one for one in results if one.method == "looks" and one.benchmark == "few-image AUROC"]
+    assert [one.value.estimate for one in without] == [1], "the same for all seeds and all pictures drawn again"
+    assert not without[0].value.known and not without[0].pictures.known
     ranks = {one.method: one for one in results if one.benchmark == f"picture ranks: {RETRAINED}, few images"}
     assert ranks["knows"].value.estimate == pytest.approx(1)
     assert 0.5 < ranks[HALF].value.estimate < 1

@@ -5,8 +5,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from ldm.laplace import LastLayerLaplace, Observation, mean_variance
-from ldm.uncertainty.propagation import all_directions
+from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits, mean_variance
+from ldm.uncertainty.propagation import all_directions, decoded_members, decoded_tangents
 from tests.laplace.laplace_cases import by_channel, fitted, make_batch, make_network
 
 SIGMA, PRIOR, IMAGES = 0.6, 1e-3, 150
@@ -158,18 +158,27 @@ def joint_covariance(laplace):
     return away.T @ away / len(away)
 
 
+# What the residuals' channels are mixed with, and what a decoder mixes the states' channels with.
+RESIDUALS = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.4, 0.0], [-0.5, 0.2, 0.6]]).double()
+COLOURS = torch.tensor([[1.0, -0.9, 0.3], [0.6, 0.7, 0.1], [-0.7, -0.3, 1.1]]).double()
+
+
+def with_correlated_channels(network, images):
+    """Two rows of each image whose residuals correlate across channels, and nothing else."""
+    batch = repeated(network, images, 2, shared=0.0, own=0.0)
+    source = torch.Generator().manual_seed(5)
+    noise = torch.randn(batch.target.shape, generator=source, dtype=torch.float64)
+    return batch._replace(target=batch.target + torch.einsum("cd,bdhw->bchw", RESIDUALS, noise))
+
+
 def test_draws_of_the_sandwich_correlate_channels_as_the_residuals_do():
     """A decoder that adds channels, or takes their difference, sees the spread of refits on other data."""
     network = make_network("strided")
-    batch = repeated(network, 800, 2, shared=0.0, own=0.0)
-    source = torch.Generator().manual_seed(5)
-    mix = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.4, 0.0], [-0.5, 0.2, 0.6]]).double()
-    noise = torch.einsum("cd,bdhw->bchw", mix, torch.randn(batch.target.shape, generator=source, dtype=torch.float64))
-    batch = batch._replace(target=batch.target + noise)
+    batch = with_correlated_channels(network, 800)
     laplace = fitted(network, batch, "sandwich", draws=2, visits=2, **WEAK)
     found = joint_covariance(laplace).unflatten(0, (3, -1)).unflatten(2, (3, -1))
     bread = fitted(network, batch, "full", draws=2, visits=2, prior_precision=PRIOR).covariance().root[0]
-    exact = torch.einsum("cd,kl->ckdl", mix @ mix.T, bread @ bread.T)
+    exact = torch.einsum("cd,kl->ckdl", RESIDUALS @ RESIDUALS.T, bread @ bread.T)
     for weights in ([1, 1, 1], [1, -1, 0], [0, 1, 1], [1, 0, 0]):
         w = torch.tensor(weights).double()
         ratio = torch.einsum("c,ckdk,d->", w, found, w) / torch.einsum("c,ckdk,d->", w, exact, w)
@@ -177,3 +186,33 @@ def test_draws_of_the_sandwich_correlate_channels_as_the_residuals_do():
     alone = [found[c, :, c] for c in range(3)]
     root = laplace.covariance().root
     torch.testing.assert_close(torch.stack(alone), root @ root.mT)
+
+
+def test_decoded_colours_vary_as_those_of_refits():
+    """A first stage that mixes channels: the sandwich's colours have the variance of refits and of the closed form."""
+    network = make_network("strided")
+    batch = with_correlated_channels(network, 400)
+    laplace = fitted(network, batch, "sandwich", draws=2, visits=2, **WEAK)
+    features = laplace.features(*make_batch(network, 3, seed=7)[:3]).detach()
+    middle = laplace.layer.apply(laplace.mean, features)
+
+    def decode(states):
+        return torch.einsum("dc,bchw->bdhw", COLOURS, states)
+
+    def outputs(matrices):
+        return torch.stack([laplace.layer.apply(matrix, features) for matrix in matrices])
+
+    units = laplace.mean.numel() ** 0.5 * torch.eye(laplace.mean.numel()).double().unflatten(1, laplace.mean.shape)
+    directions = laplace.mean + laplace.covariance().correlate(units)
+    found = decoded_tangents(decode, middle, outputs(directions) - middle)
+    source = torch.Generator().manual_seed(0)
+    refits = bootstrap_refits(laplace, [batch], images=400, draws=2, count=300, source=source)
+    bread = fitted(network, batch, "full", draws=2, visits=2, prior_precision=PRIOR).covariance().root[0]
+    patches = (laplace.layer.patches(features).double() @ bread).square().sum(-1)  # [3, P]
+    exact = torch.einsum("dc,ce,fe,df->d", COLOURS, RESIDUALS, RESIDUALS, COLOURS)[:, None, None] * patches
+    alone = torch.einsum("dc,bchw->bdhw", COLOURS.square(), laplace.predict(features).variance)
+    for colour in range(3):
+        mean = float(found[:, colour].mean())
+        assert 0.85 < mean / float(decoded_members(decode, outputs(refits.matrices))[:, colour].mean()) < 1.15
+        assert 0.85 < mean / float(exact[colour].mean()) < 1.15
+        assert not 0.75 < mean / float(alone[:, colour].mean()) < 1.3, "of channels for themselves"
