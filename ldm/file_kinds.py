@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 HEAD = 512  # bytes that are looked at
 SAFETENSORS = "safetensors"
 PICKLE = "pickle"
+BLOCK = 2**20  # bytes that are read at once
 # How files of other programs begin, and what they are.
 BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself: run `git lfs pull` where it came from",
@@ -69,16 +71,35 @@ def _read_archive(path: Path, size: int) -> str | None:
     """Say what a zip archive is that torch did not save."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+            members = archive.infolist()
+            names = [one.filename for one in members]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return f"cut off or damaged: {size} bytes of what torch saves as a zip archive, without its end; fetch it again"
     if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         return "a TorchScript archive, which holds code: save the state dict of its module"
     if any(name.endswith("data.pkl") for name in names):
-        return None
+        return _find_damage(path, members)
     if any(name.endswith(".npy") for name in names):
         return "an archive of NumPy's arrays: save them as a state dict of torch"
     return f"a zip archive of {len(names)} files ({', '.join(names[:3])}): unpack it"
+
+
+def _find_damage(path: Path, members: list[zipfile.ZipInfo]) -> str | None:
+    """Say which member of an archive is not what was written, by its checksum; None where all are.
+
+    torch itself does not compare them. A member without one (`torch.serialization.set_crc32_options(False)`) has 0.
+    """
+    name = ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in (one for one in members if one.CRC != 0):
+                name = member.filename
+                with archive.open(member) as file:
+                    while file.read(BLOCK):
+                        pass
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error):
+        return f"damaged: its part {name} is not what was written (its checksum differs); fetch it, or write it, again"
+    return None
 
 
 def _read_text(head: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -13,12 +14,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from ldm.partials import name_partial, remove_abandoned_once
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What readers raise for a file that is cut off, empty, or something else than its name says.
 _DAMAGE = (
@@ -29,12 +33,15 @@ _DAMAGE = (
     AttributeError,
     EOFError,
     RuntimeError,
+    SyntaxError,  # of pictures
+    OverflowError,
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
     pickle.UnpicklingError,
     SafetensorError,
     yaml.YAMLError,
+    csv.Error,
 )
 
 
@@ -54,6 +61,8 @@ def reading(path: str | os.PathLike, what: str, remedy: str) -> Iterator[None]:
         yield
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not the reader's
+            raise
+        if str(error).startswith(f"{path} "):  # a reading within this one has named it
             raise
         words = _explain(error)
         raise ValueError(f"{path} is damaged, or is not {what} ({words}): {remedy}") from error
@@ -91,6 +100,64 @@ def read_mapping(
     if missing:
         raise ValueError(f"{path} is not {what}: it lacks {', '.join(missing)}: {remedy}")
     return content
+
+
+def read_arrays(
+    path: str | os.PathLike, names: Sequence[str] | None, what: str, remedy: str = "make it again"
+) -> dict[str, np.ndarray]:
+    """Read arrays of an .npz file, those of `names`, all where None; see `reading` for the arguments and errors."""
+    import numpy as np
+
+    with reading(path, what, remedy):
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            raise ValueError("it holds one array, without names")
+        with content:
+            missing = [name for name in names or () if name not in content]
+            if missing:
+                raise ValueError(f"it has no {', '.join(missing)}, but {', '.join(content.files) or 'nothing'}")
+            return {name: content[name] for name in (content.files if names is None else names)}
+
+
+def open_array(
+    path: str | os.PathLike, what: str, remedy: str = "make it again", shape: Sequence[int | None] | None = None
+) -> np.ndarray:
+    """Open the array of an .npy file without reading it; see `reading` for the arguments and errors.
+
+    Args:
+        shape: that it must have, None for an axis of any length.
+    """
+    import numpy as np
+
+    with reading(path, what, remedy):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"it holds {array.dtype}, no numbers")
+        fits = shape is None or len(shape) == array.ndim
+        if not fits or any(one not in (None, side) for one, side in zip(shape or (), array.shape, strict=False)):
+            raise ValueError(f"it has the shape {array.shape}, expected {tuple(shape or ())}")
+        return array
+
+
+def read_metadata(path: str | os.PathLike, *required: str) -> dict[str, str]:
+    """Return the words that a .safetensors file keeps beside its tensors.
+
+    Args:
+        path: the file.
+        required: names among them.
+
+    Raises:
+        ValueError: if it is no such file, is damaged, or lacks one of the names.
+    """
+    again = "remove it, and make it again by the command that wrote it"
+    with reading(path, "a file of tensors (safetensors)", again), safe_open(path, framework="pt") as file:
+        found = dict(file.metadata() or {})
+        missing = [name for name in required if name not in found]
+        if missing:
+            raise ValueError(f"it does not say its {', '.join(missing)}")
+        return found
 
 
 def _name_file(error: Exception, partial: Path, path: Path) -> None:

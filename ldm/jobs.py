@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.files import read_json
+from ldm.files import read_json, reading
 from ldm.util import atomic_write
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,8 @@ class WorkList:
         settings = json.loads(json.dumps(dict(settings), default=str))
         file = self.folder / "settings.json"
         if file.exists():
-            before = dict(read_json(file, "the settings of a work list", "delete its folder"))
+            with reading(file, "the settings of a work list", "delete its folder"):
+                before = dict(json.loads(file.read_text()))
             changed = [key for key in {*before, *settings} if before.get(key) != settings.get(key)]
             if changed:
                 differences = ", ".join(f"{key}: {before.get(key)} -> {settings.get(key)}" for key in sorted(changed))
@@ -172,7 +173,14 @@ class WorkList:
     def load(self, key: str) -> dict[str, Any]:
         """An item's result."""
         file = self._file(key)
-        return read_json(file, "the result of a part", f"delete {file}, and start the command again")
+        found = read_json(file, "the result of a part", self.again(key))
+        if not isinstance(found, dict):
+            raise ValueError(f"{file} is not the result of a part, but a {type(found).__name__}: {self.again(key)}")
+        return found
+
+    def again(self, key: str) -> str:
+        """What makes an item's result again where it cannot be read, as an order."""
+        return f"delete {self._file(key).with_suffix('')}.*, and start the command again"
 
     def complete(self, keys: Iterable[str]) -> bool:
         """True if every item has its result, whoever worked on it."""

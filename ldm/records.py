@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ldm.files import read_json
+from ldm.files import read_mapping
 from ldm.options import option_values
 from ldm.util import atomic_write
 
@@ -74,7 +74,7 @@ def made_alike(path: str | Path, options: Mapping[str, Any] | Any) -> bool:
     """Whether a record says that the same options made what lies beside it: another process of the same job, then."""
     if not Path(path).is_file():
         return False
-    kept = read_json(path, "a command's record", "delete it").get("options")
+    kept = read_mapping(path, "a command's record", "delete it").get("options")
     return kept == json.loads(json.dumps(_plain_options(options), default=str))
 
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from ldm.arguments import check_arguments, check_value, suggest_key
 from ldm.files import atomic_write as atomic_write
+from ldm.files import read_mapping as read_mapping
 
 # Rates that a model's section holds beside its target, for the training.
 RATES = ("base_learning_rate", "learning_rate")

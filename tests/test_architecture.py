@@ -29,11 +29,17 @@ EXEMPT: dict[tuple[str, str], str] = {
     ("no_global_randomness", "ldm/training/callbacks.py"): "dropout draws from torch's own generator; seeded a step",
     ("no_global_randomness", "ldm/training/session.py"): "torch initialises parameters from its generator, by --seed",
     ("no_global_randomness", "ldm/experiments/noisy_classifiers.py"): "the same, for a network trained from scratch",
+    ("damage_is_named", "ldm/data/decoding.py"): "of bytes alone; `read_named` names the picture",
+    ("damage_is_named", "ldm/data/lists.py"): "of a text alone; `read_rows` names the list",
+    ("damage_is_named", "ldm/report/page.py"): "a picture that was just encoded",
     (
         "no_global_randomness",
         "ldm/pipelines/features.py",
     ): "the same, for an untrained network; the state is put back after",
 }
+
+# What reads a file, and knows nothing of it where it is damaged.
+READERS = {"np.load", "json.load", "json.loads", "yaml.safe_load", "OmegaConf.load", "safe_open", "Image.open"}
 
 # Public names that several modules of `ldm` may define.
 SHARED_NAMES = {"log"}
@@ -270,6 +276,21 @@ def rule_one_torch_load(file):
     yield from (f"{node.lineno}: {name}, use ldm.checkpoint" for node, name in calls(file) if name in names)
 
 
+def rule_damage_is_named(file):
+    guarded = set()
+    for node in walk(file, ast.With, ast.Try):
+        named = isinstance(node, ast.Try) or any(
+            isinstance(item.context_expr, ast.Call) and name_of(item.context_expr.func) == "reading"
+            for item in node.items
+        )
+        parts = [*node.body, *getattr(node, "items", [])] if named else []
+        guarded |= {child for part in parts for child in ast.walk(part)}
+    for node, name in calls(file) if file.path.startswith("ldm/") else ():
+        copied = name == "json.loads" and ast.unparse(node).startswith("json.loads(json.dumps(")
+        if name in READERS and node not in guarded and not copied:
+            yield f"{node.lineno}: {name} names no file where it is damaged, use ldm.files"
+
+
 def rule_no_global_randomness(file):
     for node, name in calls(file):
         given = any(keyword.arg == "generator" for keyword in node.keywords)
@@ -410,6 +431,9 @@ OFFENCES = [
     ("no_forbidden_text", MODULE, "np.random.default_rng(1)"),
     ("no_bare_except", MODULE, "try:\n    f()\nexcept:\n    pass"),
     ("one_torch_load", MODULE, "torch.load('a.ckpt')"),
+    ("damage_is_named", BRANCH, "x = np.load(file)"),
+    ("damage_is_named", BRANCH, "with open(file) as f:\n    x = json.load(f)"),
+    ("damage_is_named", BRANCH, "try:\n    pass\nexcept ValueError:\n    x = json.loads(text)"),
     ("no_global_randomness", MODULE, "torch.manual_seed(1)"),
     ("no_global_randomness", "main.py", "pl.seed_everything(1)"),
     ("no_global_randomness", MODULE, "random.shuffle(x)"),
@@ -437,6 +461,9 @@ INNOCENT = [
     ("sizes", MODULE, "def f():\n" + "    x = 1\n" * 59),
     ("no_commented_out_code", MODULE, "# Euler step.\nx = 1  # [B, C, H, W]\n# Note: x0\n# a sum, not a mean"),
     ("one_torch_load", "ldm/checkpoint.py", "torch.load('a.ckpt', weights_only=True)"),
+    ("damage_is_named", BRANCH, "with reading(file, 'a list', 'mend it'), open(file) as f:\n    x = json.load(f)"),
+    ("damage_is_named", BRANCH, "try:\n    x = np.load(file)\nexcept ValueError:\n    pass"),
+    ("damage_is_named", BRANCH, "x = json.loads(json.dumps(y))"),
     (
         "no_global_randomness",
         MODULE,

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,32 @@ def test_truncated_file_is_an_error(tmp_path):
     (tmp_path / "y.ckpt").write_bytes((tmp_path / "x.ckpt").read_bytes()[:200])
     with pytest.raises(ValueError, match="damaged"):
         load_state_dict(tmp_path / "y.ckpt")
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0", "data/1", "version"])
+def test_a_flipped_byte_is_found_by_the_checksum_of_its_part(part, tmp_path):
+    """torch compares no checksums: a weight of another value would be taken."""
+    file = tmp_path / "x.ckpt"
+    save_checkpoint({"state_dict": {"a": torch.randn(300), "b": torch.randn(300)}}, file)
+    with zipfile.ZipFile(file) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(f"/{part}"))
+        content = archive.read(name)
+    whole = file.read_bytes()
+    place = whole.index(content) + len(content) // 2
+    file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match=rf"x\.ckpt is no checkpoint: it is damaged: its part {name} is not what was"):
+        load_state_dict(file)
+
+
+def test_a_file_without_checksums_is_taken(tmp_path):
+    """torch leaves them out where it is asked to."""
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        save_checkpoint({"a": torch.arange(3.0)}, tmp_path / "x.ckpt")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    assert torch.equal(load_state_dict(tmp_path / "x.ckpt")["a"], torch.arange(3.0))
 
 
 def test_strict_loading_lists_every_difference():

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors import SafetensorError, safe_open
 
-from ldm.checkpoint import load_state_dict
-from ldm.files import read_json, read_mapping, reading
+from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.files import open_array, read_arrays, read_json, read_mapping, read_metadata, reading
 from ldm.util import atomic_write
 
 BROKEN = ["", "[1, 2", "- a\n- b\n", "a: [", "\x00\x01", "just words", "!!python/object/apply:os.getcwd []"]
@@ -60,6 +61,52 @@ def test_arrays_that_are_damaged_are_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"array\.npy is damaged"), reading(file, "an array", "make it again"):
         np.load(file)
+
+
+def save_npz(file, **arrays):
+    with open(file, "wb") as opened:
+        np.savez(opened, **arrays)
+
+
+def test_arrays_are_read_by_name_and_opened_by_shape(tmp_path):
+    save_npz(tmp_path / "a.npz", x=np.arange(3), y=np.ones(2))
+    assert list(read_arrays(tmp_path / "a.npz", ["y"], "arrays")) == ["y"]
+    assert list(read_arrays(tmp_path / "a.npz", None, "arrays")) == ["x", "y"]
+    np.save(tmp_path / "a.npy", np.ones((4, 2)))
+    assert open_array(tmp_path / "a.npy", "an array", shape=(None, 2)).shape == (4, 2)
+
+
+def test_arrays_that_are_others_are_named(tmp_path):
+    file = tmp_path / "a.npz"
+    with pytest.raises(ValueError, match=r"a\.npz is damaged, or is not arrays \(it has no z, but x\): make it again"):
+        save_npz(file, x=np.arange(3))
+        read_arrays(file, ["z"], "arrays")
+    array = tmp_path / "a.npy"
+    for content in (np.ones(3), np.ones((3, 5)), np.array([["a", "b"]]), np.ones((3, 2), dtype=complex)):
+        np.save(array, content)
+        with pytest.raises(ValueError, match=r"a\.npy is damaged, or is not an array \(it h.*: make it again"):
+            open_array(array, "an array", shape=(None, 2))
+    with pytest.raises(ValueError, match="it holds one array"):
+        read_arrays(array, None, "arrays")
+    with pytest.raises(ValueError, match="it holds several arrays"):
+        open_array(file, "an array")
+
+
+def test_words_beside_tensors_are_read(tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_tensors({"x": torch.zeros(2)}, file, {"name": "n"})
+    assert read_metadata(file, "name") == {"name": "n"}
+    with pytest.raises(ValueError, match="it does not say its kind"):
+        read_metadata(file, "name", "kind")
+
+
+def test_what_was_named_within_is_named_once(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text("{")
+    named = pytest.raises(ValueError, match=r"a\.json is damaged, or is not inner")
+    with named as caught, reading(file, "outer", "mend it"):
+        read_json(file, "inner")
+    assert "outer" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
 from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.files import read_metadata, reading
 
 Tensors = dict[str, Tensor]
 
@@ -56,6 +56,6 @@ class Artefacts:
             tensors = {key: value.detach() for key, value in make().items()}
             seconds = time.perf_counter() - began
             save_tensors(tensors, file, {"record": json.dumps({"seconds": seconds})}, overwrite=True)
-        with safe_open(file, "pt") as opened:
-            seconds = json.loads(opened.metadata()["record"])["seconds"]
+        with reading(file, "what a benchmark kept of its work", "remove it, and start the command again"):
+            seconds = json.loads(read_metadata(file, "record")["record"])["seconds"]
         return Artefact(load_state_dict(file), seconds)

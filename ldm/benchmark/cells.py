@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ldm.benchmark.method import METHOD_KINDS, Counted, MethodCost, Scored, UncertaintyMethod, score_with_cost
 from ldm.benchmark.problem import Problem
 from ldm.checkpoint import load_state_dict, save_tensors
-from ldm.files import read_json
+from ldm.files import read_json, read_metadata, reading
 
 # The oracles: networks whose pictures' variance is what methods are held to.
 RETRAINED, REFITTED = "retrained from scratch", "last layer refitted"
 ORACLES = (RETRAINED, REFITTED)
+# What mends a cell that cannot be read.
+MEASURE_AGAIN = "remove it, and start the command again"
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,19 @@ def write_cell(
 
 def read_cell(file: Path) -> ScoreCell:
     """Read a method's cell."""
-    with safe_open(file, "pt") as opened:
-        words = opened.metadata()
+    words = read_metadata(file, "name", "kind", "unit", "record")
     tensors = load_state_dict(file)
-    return ScoreCell(
-        name=words["name"],
-        kind=words["kind"],
-        unit=words["unit"],
-        values=tensors["values"],
-        map=tensors.get("map"),
-        few=tensors.get("few"),
-        many=tensors.get("many"),
-        record=json.loads(words["record"]),
-    )
+    with reading(file, "the scores of a method", MEASURE_AGAIN):
+        return ScoreCell(
+            name=words["name"],
+            kind=words["kind"],
+            unit=words["unit"],
+            values=tensors["values"],
+            map=tensors.get("map"),
+            few=tensors.get("few"),
+            many=tensors.get("many"),
+            record=json.loads(words["record"]),
+        )
 
 
 def read_row(file: str | Path, world: str, pictures: int) -> ScoreCell:
@@ -153,7 +154,7 @@ def sample_oracle(name: str, problem: Problem, file: Path) -> None:
 
 def read_oracle(file: Path) -> OracleCell:
     """Read an oracle's cell."""
-    with safe_open(file, "pt") as opened:
-        name = opened.metadata()["name"]
+    name = read_metadata(file, "name")["name"]
     tensors = load_state_dict(file)
-    return OracleCell(name, *(tensors[key] for key in ("pictures", "few", "many", "base")))
+    with reading(file, "the pictures of an oracle", MEASURE_AGAIN):
+        return OracleCell(name, *(tensors[key] for key in ("pictures", "few", "many", "base")))

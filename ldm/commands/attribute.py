@@ -127,12 +127,15 @@ class Attribute:
         """Return the first n pictures uint8 [n, H, W, C] and their classes, None of an unconditional model."""
         import numpy as np
 
+        from ldm.files import read_arrays
+
         file = Path(self.samples) / "samples.npz"
         if not file.is_file():
             raise ValueError(f"{self.samples} holds no samples.npz: name a folder of `decu laplace sample`")
-        with np.load(file) as content:
-            pictures = content["arr_0"][: self.n]
-            labels = content["arr_1"][: self.n].tolist() if "arr_1" in content else None
+        content = read_arrays(file, None, "a file of samples", "sample again")
+        pictures, labels = content.get("arr_0", np.zeros(0))[: self.n], None
+        if "arr_1" in content:
+            labels = content["arr_1"][: self.n].tolist()
         if len(pictures) < self.n:
             raise ValueError(f"--n {self.n}: {file} holds {len(pictures)} samples")
         return pictures, labels if posterior.pipeline.n_classes else None
@@ -165,9 +168,7 @@ class Attribute:
             for position, label in zip(fitted.positions, fitted.labels() or (), strict=False):
                 groups.setdefault(str(label), []).append(position)
             return dict(sorted(groups.items(), key=lambda item: int(item[0])))
-        rows = read_csv(self.groups)
-        if not rows or not {"image", "group"} <= set(rows[0]):
-            raise ValueError(f"{self.groups} must have the columns image (a position in the data set) and group")
+        rows = read_csv(self.groups, ("image", "group"), "give a row for each image: its position, and its group")
         seen = set(fitted.positions)
         for number, row in enumerate(rows, 1):
             if row["image"] not in seen:

@@ -91,7 +91,7 @@ class RecognitionOutput:
         from ldm.report.tables import markdown_table, read_csv
 
         out = Path(self.out)
-        beside = {Path(file).parent.name: read_csv(file) for file in self.beside}
+        beside = {Path(file).parent.name: read_csv(file, ("log_snr", "recognised")) for file in self.beside}
         if study.trained is not None:
             save_tensors(study.trained.state_dict(), out / "classifier.safetensors", overwrite=self.overwrite)
         write_recognition(out, rows, beside, self.overwrite)

@@ -39,11 +39,13 @@ class FeaturesUncertainty:
         from ldm.experiments.class_agreement import join_by_class
         from ldm.records import write_record
         from ldm.report.probes import scatter
-        from ldm.report.tables import markdown_table, read_csv, write_csv
+        from ldm.report.tables import check_numbers, markdown_table, read_csv, write_csv
 
         out = Path(self.out)
-        errors = read_csv(Path(self.probe) / "errors.csv")
-        uncertain = read_csv(Path(self.uncertainty) / "uncertainty.csv")
+        errors = read_csv(Path(self.probe) / "errors.csv", ("class", "features", "error"))
+        uncertain = read_csv(Path(self.uncertainty) / "uncertainty.csv", ("class", "name", "bin"))
+        check_numbers(Path(self.probe) / "errors.csv", errors, ("error",))
+        check_numbers(Path(self.uncertainty) / "uncertainty.csv", uncertain, {self.measure} & set(uncertain[0]))
         found = join_by_class(errors, uncertain, self.features, self.measure)
         rows = found.rows
         words = found.describe()

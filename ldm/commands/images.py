@@ -77,7 +77,7 @@ class ImageSource:
 
         source = self._load_all(channels, device)
         if self.keep is not None:
-            lines = read_names(Path(self.keep).read_bytes())
+            lines = read_names(Path(self.keep).read_bytes(), self.keep)
             source = Chosen(source, positions_of(source, lines), f"those of {self.keep}")
         if self.n is not None and self.n > len(source):
             raise ValueError(f"--n {self.n}: there are {len(source)} images")

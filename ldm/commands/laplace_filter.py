@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ldm.evaluation.extraction import FeatureSet
     from ldm.evaluation.filtering import Positions
 
-# Columns of scores.csv that are no scores.
-NAMES = ("image", "class")
 # What says how a share is kept and measured, and nothing of a promise.
 OF_SHARES = ("keep", "rule", "metrics", "random", "batch_size", "ref")
 
@@ -110,12 +108,13 @@ class FilterLaplace:
         from ldm.evaluation.metrics import Options, Reference, measure, obstacle
         from ldm.experiments.removal import make_removals
         from ldm.records import write_record
-        from ldm.report.tables import markdown_table, read_csv, write_csv
+        from ldm.report.tables import markdown_table, write_csv
+        from ldm.report.variance import read_scores
 
         out = Path(self.out)
         if (out / "table.csv").exists() and not self.overwrite:
             raise FileExistsError(f"{out} holds a table; choose another folder, or --overwrite")
-        rows = read_csv(Path(self.samples) / "scores.csv")
+        rows = read_scores(Path(self.samples))
         scores = self._scores(rows)
         groups = self._groups(rows)
         assert self.ref is not None  # checked above
@@ -154,13 +153,14 @@ class FilterLaplace:
         from ldm.evaluation.promises import SHARES
         from ldm.records import write_record
         from ldm.report.promises import draw_promises
-        from ldm.report.tables import markdown_table, read_csv, write_csv
+        from ldm.report.tables import markdown_table, write_csv
+        from ldm.report.variance import read_scores
 
         out = Path(self.out)
         if (out / "promise.csv").exists() and not self.overwrite:
             raise FileExistsError(f"{out} holds a promise; choose another folder, or --overwrite")
         samples = Path(self.samples)
-        rows = read_csv(samples / "scores.csv")
+        rows = read_scores(samples)
         scores = self._scores(rows)
         classes = [row["class"] for row in rows] if "class" in rows[0] else None
         own = self._groups(rows)
@@ -186,7 +186,8 @@ class FilterLaplace:
         """Accept samples by the thresholds of an earlier promise; return a row for each score and class."""
         from ldm.commands.promise import accept_rows, check_made_alike, read_promised
         from ldm.records import write_record
-        from ldm.report.tables import markdown_table, read_csv, write_csv
+        from ldm.report.tables import markdown_table, write_csv
+        from ldm.report.variance import read_scores
 
         out = Path(self.out)
         if (out / "accepted.csv").exists() and not self.overwrite:
@@ -194,7 +195,7 @@ class FilterLaplace:
         assert self.risk.promised is not None  # `run` says so
         promised = read_promised(Path(self.risk.promised), self.scores)
         check_made_alike(Path(self.risk.promised), Path(self.samples))
-        table, kept = accept_rows(promised, read_csv(Path(self.samples) / "scores.csv"))
+        table, kept = accept_rows(promised, read_scores(Path(self.samples)))
         for name, positions in kept.items():
             write_positions(out / "kept" / f"{name}.txt", positions)
         note = f"by the promise of {self.risk.promised}"
@@ -211,7 +212,9 @@ class FilterLaplace:
         """
         import numpy as np
 
-        known = [name for name in rows[0] if name not in NAMES]
+        from ldm.report.variance import name_scores
+
+        known = name_scores(rows[0])
         wanted = self.scores or known
         unknown = sorted(set(wanted) - set(known))
         if unknown:

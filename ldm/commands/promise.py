@@ -79,12 +79,11 @@ def read_verdicts(judge: str, samples: Path) -> Verdicts:
     import numpy as np
 
     from ldm.report.tables import read_csv
+    from ldm.report.variance import read_scores
 
-    rows = read_csv(judge)
-    if not rows or not {"image", "bad"} <= set(rows[0]):
-        raise ValueError(f"{judge} must have the columns image and bad, got {', '.join(rows[0]) if rows else 'no row'}")
+    rows = read_csv(judge, ("image", "bad"), "give a row for each judged image: its position, and 0 or 1")
     verdicts: dict[int, int] = {}
-    total = len(read_csv(samples / "scores.csv"))
+    total = len(read_scores(samples))
     for number, row in enumerate(rows, 1):
         image = row["image"]
         if row["bad"] not in (0, 1) or isinstance(image, bool) or not isinstance(image, int):
@@ -213,10 +212,11 @@ def make_promises(
 
 def sampling_settings(samples: Path) -> dict[str, Any]:
     """Return what the samples of a folder depend on, as their record says; empty without one."""
-    from ldm.files import read_json
+    from ldm.files import read_mapping
 
     file = samples / "record.json"
-    return dict(read_json(file, "a command's record", "sample again").get("settings") or {}) if file.is_file() else {}
+    found = read_mapping(file, "a command's record", "sample again").get("settings") if file.is_file() else None
+    return dict(found or {})
 
 
 def check_made_alike(promised: Path, samples: Path) -> None:
@@ -225,10 +225,10 @@ def check_made_alike(promised: Path, samples: Path) -> None:
     Raises:
         ValueError: naming the settings that differ.
     """
-    from ldm.files import read_json
+    from ldm.files import read_mapping
 
     file = promised / "record.json"
-    before = read_json(file, "a command's record", "promise again").get("samples") if file.is_file() else None
+    before = read_mapping(file, "a command's record", "promise again").get("samples") if file.is_file() else None
     now = sampling_settings(samples)
     before = dict(before or {})
     changed = sorted(key for key in {*before, *now} - set(FREE) if before.get(key) != now.get(key))
@@ -243,9 +243,12 @@ def read_promised(folder: Path, scores: Sequence[str] | None) -> list[dict[str, 
     Raises:
         ValueError: if there is none.
     """
-    from ldm.report.tables import read_csv
+    from ldm.report.tables import check_numbers, read_csv
 
-    rows = [row for row in read_csv(folder / "promise.csv") if row["promised"] and row["score"] != CHANCE]
+    file = folder / "promise.csv"
+    read = read_csv(file, ("promised", "score", "of", "threshold"))
+    rows = [row for row in read if row["promised"] and row["score"] != CHANCE]
+    check_numbers(file, rows, ("threshold",))
     found = [row for row in rows if scores is None or row["score"] in scores]
     if not found:
         raise ValueError(f"{folder} promises nothing of these scores: see its promise.csv")

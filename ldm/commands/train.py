@@ -13,11 +13,6 @@ from ldm.commands.failures import end_bars
 from ldm.options import option
 from ldm.settings import Training
 
-LOST_PROCESS = (
-    "another process of this training ended before its time: it says why, or was killed where it does not, for want "
-    "of memory for example; --resume continues from the last checkpoint"
-)
-
 
 @dataclass(frozen=True)
 class Train:
@@ -61,9 +56,11 @@ class Train:
     def run(self) -> Path:
         """Train, and return the run directory; a signal or a loss that is not finite ends the process."""
         from ldm.training.logs import start_logging
+        from ldm.training.peers import LostProcess
         from ldm.training.processes import is_first
         from ldm.training.session import train
-        from ldm.training.stopping import StoppedBySignal, has_lost_process
+        from ldm.training.slurm import end_step_at_exit
+        from ldm.training.stopping import StoppedBySignal
         from ldm.training.wandb import check_project
 
         check_project(self.training.project)
@@ -75,12 +72,14 @@ class Train:
         except FloatingPointError as error:
             end_bars()
             sys.exit(f"error: {error}" if is_first() else 0)
-        except RuntimeError as error:
-            if not has_lost_process(error):
-                raise
-            sys.exit(f"error: {LOST_PROCESS}" if is_first() else 1)
+        except LostProcess as error:
+            end_bars()
+            sys.exit(f"error: {error}" if error.told else 1)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
+        except Exception:
+            end_step_at_exit()
+            raise
 
 
 def add_training_words(training: Training, words: Sequence[str]) -> Training:

@@ -12,6 +12,7 @@ from typing import Any
 from ldm.data.base import Transform, check_choice
 from ldm.data.folder import FileImages
 from ldm.data.pictures import Files
+from ldm.files import reading
 from ldm.util import ImageSize
 
 CELEBA_FOLDER = "img_align_celeba"
@@ -57,9 +58,16 @@ class CelebA(FileImages):
                 f"{root} holds no {archive.name} and no {CELEBA_FOLDER}; fetch CelebA with: "
                 f"decu data prepare --dataset celeba --root {folder.parent}"
             )
-        parts = read_columns(folder / "list_eval_partition.txt")
-        names = [name for name, (part,) in parts.items() if split == "all" or part == PARTS[split]]
+        listed = folder / "list_eval_partition.txt"
+        parts = read_columns(listed)
+        with reading(listed, "CelebA's list of its parts", "fetch it again"):
+            names = [name for name, (part,) in parts.items() if split == "all" or part == PARTS[split]]
         class_names, labels = read_face_labels(folder, label)
+        unlabelled = [name for name in names if labels and name not in labels]
+        if unlabelled:
+            raise ValueError(
+                f"CelebA's list of {label} lacks {len(unlabelled)} pictures, {unlabelled[0]} for one: fetch it again"
+            )
         files = Files(archive if archive.is_file() else folder)
         first = f"{CELEBA_FOLDER}/{names[0]}" if names else ""
         if not files.has(first):
@@ -87,7 +95,8 @@ def read_columns(path: Path, skip: int = 0) -> dict[str, list[str]]:
     """
     if not path.is_file():
         raise ValueError(f"{path.parent} lacks {path.name}, one of CelebA's published lists; fetch it again")
-    rows = (line.split() for line in path.read_text().splitlines()[skip:] if line.strip())
+    with reading(path, "a published list of CelebA", "fetch it again"):
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()[skip:] if line.strip()]
     return {name: words for name, *words in rows}
 
 
@@ -100,13 +109,18 @@ def read_face_labels(folder: Path, label: str | None) -> tuple[list[str], dict[s
     if label is None:
         return ["face"], {}
     if label == "identity":
-        persons = {name: int(words[0]) for name, words in read_columns(folder / "identity_CelebA.txt").items()}
+        path = folder / "identity_CelebA.txt"
+        rows = read_columns(path)
+        with reading(path, "CelebA's list of persons", "fetch it again"):
+            persons = {name: int(words[0]) for name, words in rows.items()}
         numbers = {person: number for number, person in enumerate(sorted(set(persons.values())))}
         return [f"person {person}" for person in numbers], {name: numbers[one] for name, one in persons.items()}
     path = folder / "list_attr_celeba.txt"
     rows = read_columns(path, skip=2)
-    attributes = path.read_text().split("\n", 2)[1].split()
+    with reading(path, "CelebA's list of attributes", "fetch it again"):
+        attributes = path.read_text().split("\n", 2)[1].split()
     if label not in attributes:
         raise ValueError(f"label must be identity or an attribute of CelebA ({', '.join(attributes)}), got '{label}'")
     column = attributes.index(label)
-    return [f"not {label}", label], {name: int(words[column] == "1") for name, words in rows.items()}
+    with reading(path, "CelebA's list of attributes", "fetch it again"):
+        return [f"not {label}", label], {name: int(words[column] == "1") for name, words in rows.items()}

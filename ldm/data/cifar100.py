@@ -13,6 +13,7 @@ from ldm.data.base import LabelledImages, Transform, check_choice, to_signed
 from ldm.data.cifar import VALUES, batch
 from ldm.data.pictures import resize_pixels
 from ldm.data.safe_pickle import load_plain
+from ldm.files import reading
 from ldm.util import ImageSize, read_image_size
 
 _SIDE = 32  # pixels
@@ -53,7 +54,9 @@ class CIFAR100(LabelledImages):
             names = [as_text(name) for name in load_fields(folder / "meta")[f"{labels}_label_names"]]
         else:
             self.pixels, numbers = read_records(folder / f"{split}.bin", labels)
-            names = (folder / f"{labels}_label_names.txt").read_text().split()
+            listed = folder / f"{labels}_label_names.txt"
+            with reading(listed, "the names of CIFAR-100's classes", "fetch the data set again"):
+                names = listed.read_text(encoding="utf-8").split()
         super().__init__(numbers, names, (*read_image_size(image_size), 3), transform=transform, seed=seed)
 
     def read(self, index: int) -> Tensor:

@@ -70,7 +70,7 @@ class ImageNetPart(FileImages):
             )
         files = Files(self.root / "data")
         listed = self.root / "filelist.txt"
-        relpaths = read_names(listed.read_bytes()) if listed.exists() else files.images()
+        relpaths = read_names(listed.read_bytes(), listed) if listed.exists() else files.images()
         relpaths = [path for path in relpaths if not path.endswith(IGNORED_NAME)]
         check_layout(relpaths, self.root / "data", f"{listed}" if listed.exists() else "")
         owners = [path.partition("/")[0] for path in relpaths]

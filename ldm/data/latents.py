@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm.data.base import LabelledImages
 from ldm.data.loading import Loader
+from ldm.files import open_array
 from ldm.jobs import WorkList
 from ldm.util import atomic_write
 
@@ -143,7 +144,7 @@ class LatentStore:
         text = json.dumps(settings, sort_keys=True, default=str)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.images, self.views, self.block, self.sampled = images, views, _BLOCK, sampled
-        self.work = WorkList(self.folder, json.loads(text), shard)
+        self.work = WorkList(self.folder, settings, shard)
         self.keys = [str(block) for block in range(-(-images // self.block))]
         self._open: dict[str, np.ndarray] = {}
 
@@ -200,7 +201,8 @@ class LatentStore:
 
     def _block(self, name: str) -> np.ndarray:
         if name not in self._open:
-            self._open[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            again = f"delete {self.folder}, so that the images are encoded again"
+            self._open[name] = open_array(self.folder / f"{name}.npy", "a part of the latent cache", again)
         return self._open[name]
 
     def __getstate__(self) -> dict[str, Any]:

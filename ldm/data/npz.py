@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.files import reading
 from ldm.util import atomic_write
+
+LABELS = "a file of labels (whole numbers, arr_1 or arr_0 of an .npz)"
 
 
 class ChunkedArray(NamedTuple):
@@ -47,17 +50,20 @@ class Rows:
     on from the last piece, reading backwards begins again.
 
     Raises:
-        KeyError, zipfile.BadZipFile: if the file holds no such array.
-        ValueError: if it is stored in Fortran order.
+        ValueError: if the file is damaged, holds no such array, or stores it in Fortran order.
     """
 
     def __init__(self, path: Path, name: str):
         self.path, self.member = path, f"{name}.npy"
-        with zipfile.ZipFile(path) as archive, archive.open(self.member) as file:
+        opening = reading(path, f"an .npz file with {name}", "make it, or fetch it, again")
+        with opening, zipfile.ZipFile(path) as archive, archive.open(self.member) as file:
             version = np.lib.format.read_magic(file)
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             self.shape, fortran, self.dtype = read[version](file)
             self.header, info = file.tell(), archive.getinfo(self.member)
+            size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+            if info.file_size != self.header + size:
+                raise ValueError(f"{self.member} has {info.file_size - self.header} bytes, expected {size}")
         if fortran:
             raise ValueError(f"{path}: {name} is stored in Fortran order; save it in C order")
         self.bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize  # of a row
@@ -109,16 +115,14 @@ def read_labels(path: str | Path) -> list[int]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file of labels at {path}")
-    try:
+    with reading(path, LABELS, "give another file of labels"):
         if path.suffix == ".npz":
-            with np.load(path) as content:
+            with np.load(path, allow_pickle=False) as content:
                 values = content["arr_1" if "arr_1" in content else "arr_0"]
+        elif path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
         else:
-            values = np.load(path) if path.suffix == ".npy" else np.array([int(w) for w in path.read_text().split()])
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds no labels: expected whole numbers, arr_1 or arr_0 of an .npz ({error})"
-        ) from error
+            values = np.array([int(word) for word in path.read_text(encoding="utf-8").split()])
     if values.ndim != 1 or not len(values) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"{path}: expected a row of whole numbers, got {values.dtype} {values.shape}")
     return values.tolist()

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ldm.data.decoding import MODES, decode_pixels
+from ldm.files import reading
 
 _Read = TypeVar("_Read")
 
@@ -125,9 +126,19 @@ def hidden(name: str) -> bool:
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ")
 
 
-def read_names(text: bytes) -> list[str]:
-    """Return the lines of a list in UTF-8, names with spaces and all; empty ones are left out."""
-    lines = (line.removesuffix("\r") for line in text.decode("utf-8-sig").split("\n"))
+def read_names(content: bytes, file: str | Path) -> list[str]:
+    """Return the lines of a list in UTF-8, names with spaces and all; empty ones are left out.
+
+    Args:
+        content: what the file holds.
+        file: its path, for the message.
+
+    Raises:
+        ValueError: if it is no text.
+    """
+    with reading(file, "a list, one name a line in UTF-8", "write it again"):
+        text = content.decode("utf-8-sig")
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [line for line in lines if line.strip()]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,28 @@ import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.arguments import check_value
 from ldm.data.base import check_choice
 from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_order
 from ldm.data.pictures import read_names
 from ldm.files import read_mapping, reading
+from ldm.ranges import COUNT, check_range
 from ldm.util import atomic_write
 
 _FORMAT = 1
+# What a plan's keys hold; what is absent is None.
+_KINDS: dict[str, Any] = {
+    "dataset_name": str,
+    "dataset": Mapping[str, Any] | None,
+    "images": int,
+    "components": int,
+    "seed": int | None,
+    "rotation": int | None,
+    "bootstrap": bool | None,
+    "bins": Mapping[int | str, Sequence[int]],
+    "sees": Mapping[int, Sequence[int]] | None,
+    "class_names": Sequence[str],
+}
 
 
 def subsets_file(folder: str | Path, dataset_name: str) -> Path:
@@ -127,12 +142,24 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     absent = {"dataset_name", "images", "components", "bins", "class_names"} - set(content)
     if absent:
         raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; write it again with `decu data bins`")
+    for key, kind in _KINDS.items():
+        check_value(content.get(key), kind, f"{path}: {key}")
+    for key in ("images", "components"):
+        check_range(key, content[key], {key: COUNT}, f"{path}: {key}")
+    if content["dataset_name"] != dataset_name:
+        raise ValueError(f"{path} is a plan of {content['dataset_name']}; write it again with `decu data bins`")
     del content["format"]
     names = content.pop("class_names")
     members = content.pop("components")
     with reading(path, "a plan of subsets", "write it again with `decu data bins`"):
-        bins = {label: class_size for class_size, classes in content.pop("bins").items() for label in classes}
-        complete = sorted(bins) == list(range(len(names)))
+        listed = [(label, size) for size, classes in content.pop("bins").items() for label in classes]
+        bins = dict(listed)
+        complete = sorted(label for label, _ in listed) == list(range(len(names)))
+        sorted(bins.values(), key=class_size_order)
+        every = {one: list(range(len(names))) for one in range(members)}
+        sees = {
+            int(member): list(map(int, classes)) for member, classes in (content.pop("sees", None) or every).items()
+        }
     if not complete:
         raise ValueError(f"{path}: the bins must name each of the classes 0..{len(names) - 1} once; write it again")
     return Subsets(
@@ -141,7 +168,7 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
         images=content.pop("images"),
         members=members,
         bins=dict(sorted(bins.items())),
-        sees=content.pop("sees", {one: list(range(len(names))) for one in range(members)}),
+        sees=sees,
         record=content,
     )
 
@@ -198,7 +225,7 @@ def read_list(path: Path, dataset: Dataset) -> Tensor:
     """
     place = {key: index for index, key in enumerate(sample_keys(dataset))}
     ignored = getattr(dataset, "ignored_keys", ())
-    lines = [line for line in read_names(path.read_bytes()) if line not in ignored]
+    lines = [line for line in read_names(path.read_bytes(), path) if line not in ignored]
     unknown = [line for line in lines if line not in place]
     if unknown or not lines:
         found = f"{len(unknown)} unknown ones, the first '{unknown[0]}'" if unknown else "none"

@@ -79,4 +79,4 @@ class TinyImageNet(FileImages):
 
 def read_lines(files: Files, name: str) -> list[str]:
     """Return the lines of a text file that are not empty."""
-    return read_names(files.read(name))
+    return read_names(files.read(name), f"{files.roots[0]}/{name}")

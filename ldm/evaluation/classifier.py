@@ -17,13 +17,16 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from ldm.arguments import check_value
 from ldm.checkpoint import load_into, load_state_dict, save_tensors, sha256
 from ldm.evaluation.fitting import Batches, Progress, minimise
 from ldm.files import reading
+from ldm.ranges import COUNT, check_range
 from ldm.util import atomic_write, generator
 
 # The side in pixels that the last feature map has at most.
 MAP_SIDE = 8
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def save_classifier(
     if record_path(path).exists() and not overwrite:
         raise FileExistsError(f"{record_path(path)} exists; choose another path, or ask for it to be overwritten")
     save_tensors(model.state_dict(), path, overwrite=overwrite)
-    content = {"format": 1, "architecture": asdict(model.architecture), "weights_sha256": sha256(path), **facts}
+    content = {"format": _FORMAT, "architecture": asdict(model.architecture), "weights_sha256": sha256(path), **facts}
     with atomic_write(record_path(path), overwrite) as partial:
         OmegaConf.save(OmegaConf.create(content), partial)
 
@@ -191,9 +194,15 @@ def load_classifier(path: str | os.PathLike) -> SmallClassifier:
     with reading(record_path(path), "a classifier's record", again):
         spec = OmegaConf.to_container(OmegaConf.load(record_path(path)))
         described = spec["weights_sha256"]
+        if spec["format"] != _FORMAT:
+            raise ValueError(f"its format is {spec['format']}, expected {_FORMAT}")
         architecture = Architecture(**spec["architecture"])
+        for name, value in asdict(architecture).items():
+            check_value(value, int, name)
+            check_range(name, value, {name: COUNT}, name)
     if sha256(path) != described:
         raise ValueError(f"{path} is not the file that {record_path(path)} describes (sha256); keep the two together")
-    model = SmallClassifier(architecture)
+    with reading(record_path(path), "the record of these weights", again):
+        model = SmallClassifier(architecture)
     load_into(model, load_state_dict(path), file=path)
     return model.eval().requires_grad_(False)

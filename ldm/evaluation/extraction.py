@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ldm.arguments import check_value
 from ldm.evaluation.features import Activations, Extractor
 from ldm.evaluation.statistics import (
     PUBLISHED_NAMES,
@@ -25,7 +26,7 @@ from ldm.evaluation.statistics import (
     moments,
     save_statistics,
 )
-from ldm.files import read_json, reading
+from ldm.files import open_array, read_arrays, read_mapping, reading
 from ldm.jobs import WorkList
 from ldm.memory import keep_freed_memory
 from ldm.util import atomic_write
@@ -168,9 +169,10 @@ def join_parts(work: WorkList, keys: Sequence[str], count: int, folder: Path) ->
             array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(count, width))
             start = 0
             for key in keys:
-                with np.load(work.folder / f"{key}.npz") as content:
-                    rows = content[name]
-                array[start : start + len(rows)] = rows
+                part, again = work.folder / f"{key}.npz", work.again(key)
+                rows = read_arrays(part, [name], "a part of the features", again)[name]
+                with reading(part, "a part of these features", again):
+                    array[start : start + work.load(key)[name][0]] = rows
                 start += len(rows)
             array.flush()
             del array
@@ -182,7 +184,7 @@ def _join(work: WorkList, keys: list[str], count: int, folder: Path) -> None:
     statistics = {}
     for kind in join_parts(work, keys, count, folder):
         if kind in PUBLISHED_NAMES and count > 1:
-            statistics[kind] = moments(np.load(folder / f"{kind}.npy", mmap_mode="r")).statistics()
+            statistics[kind] = moments(open_array(folder / f"{kind}.npy", "an array of features")).statistics()
     save_statistics(statistics, folder / "statistics.npz", overwrite=True)
 
 
@@ -193,12 +195,20 @@ def save_part(work: WorkList, key: str, arrays: Mapping[str, NDArray[np.float32]
     work.save(key, {name: list(array.shape) for name, array in arrays.items()})
 
 
+FEATURES = "the settings of features"
+# What they say of the network that made them; what is absent is None.
+_MADE: dict[str, Any] = {
+    "extractor": str,
+    "weights": str | None,
+    "params": Mapping[str, Any] | None,
+    "channels": int | None,
+}
 EXTRACT_AGAIN = "extract the features again (decu evaluate reference) into another folder"
 
 
 def is_feature_folder(path: str | Path) -> bool:
-    """True for a folder that `extract` completed."""
-    return (Path(path) / "parts" / "settings.json").is_file() and (Path(path) / "statistics.npz").is_file()
+    """Whether a folder is one of `extract`, complete or not."""
+    return any((Path(path) / name).exists() for name in ("parts/settings.json", "statistics.npz"))
 
 
 def open_features(folder: str | Path) -> FeatureSet:
@@ -208,18 +218,25 @@ def open_features(folder: str | Path) -> FeatureSet:
         FileNotFoundError: if the extraction was not completed.
     """
     folder = Path(folder)
-    if not is_feature_folder(folder):
+    needed = (folder / "parts" / "settings.json", folder / "statistics.npz")
+    if not all(file.is_file() for file in needed):
         raise FileNotFoundError(f"{folder} holds no complete features; run `decu evaluate reference` (again)")
     paths = {kind: folder / f"{kind}.npy" for kind in FEATURE_KINDS}
     arrays = {}
     for kind, path in paths.items():
-        with reading(path, "an array of features", EXTRACT_AGAIN):
-            arrays.update({kind: np.load(path, mmap_mode="r")} if path.is_file() else {})
+        if path.exists():
+            arrays[kind] = open_array(path, "an array of features", EXTRACT_AGAIN, (None, None))
     lengths = {kind: len(array) for kind, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the features in {folder} are of different numbers of images, {lengths}: {EXTRACT_AGAIN}")
-    return FeatureSet(
-        **arrays,
-        given=load_statistics(folder / "statistics.npz"),
-        settings=read_json(folder / "parts" / "settings.json", "the settings of features", EXTRACT_AGAIN),
-    )
+    settings, statistics = read_mapping(needed[0], FEATURES, EXTRACT_AGAIN, ("features",)), load_statistics(needed[1])
+    for kind, one in statistics.items():
+        if kind in arrays and arrays[kind].shape[1] != len(one.mean):
+            widths = f"{len(one.mean)} features, and {paths[kind]} of {arrays[kind].shape[1]}"
+            raise ValueError(f"{needed[1]} is of {widths}: {EXTRACT_AGAIN}")
+    made = settings["features"]
+    for key, hint in _MADE.items():
+        given = made.get(key) if isinstance(made, dict) else None
+        with reading(needed[0], FEATURES, EXTRACT_AGAIN):
+            check_value(given, hint, f"features.{key}")
+    return FeatureSet(**arrays, given=statistics, settings=settings)

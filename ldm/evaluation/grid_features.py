@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm.evaluation.extraction import join_parts, save_part, split_images
 from ldm.evaluation.taps import Backbone, Place, Reading, place_name
+from ldm.files import open_array
 from ldm.jobs import WorkList
 from ldm.util import atomic_write
 
@@ -135,5 +136,8 @@ def load_or_make_features(
             np.save(partial, states.labels.numpy())
         for key in parts:
             (work.folder / f"{key}.npz").unlink(missing_ok=True)
-    arrays = {place: np.load(folder / f"{place_name(place)}.npy", mmap_mode="r") for place in reading.places}
-    return GridFeatures(arrays, np.load(folder / "labels.npy"))
+    paths = {place: folder / f"{place_name(place)}.npy" for place in reading.places}
+    again, count = f"delete {folder}, and start the command again", len(states)
+    arrays = {place: open_array(path, "an array of features", again, (count, None)) for place, path in paths.items()}
+    labels = open_array(folder / "labels.npy", "the labels of features", again, (count,))
+    return GridFeatures(arrays, np.array(labels))

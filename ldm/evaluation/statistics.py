@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.files import reading
+from ldm.files import read_arrays, reading
 from ldm.util import atomic_write
 
 FeatureArray = Tensor | NDArray[np.floating]
@@ -135,20 +135,24 @@ def load_statistics(path: str | os.PathLike) -> dict[str, FeatureStatistics]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no statistics at {path}")
     found = {}
-    with reading(path, "a file of statistics (.npz with mu and sigma)", "fetch it, or make it, again"):
-        stored = dict(np.load(path, allow_pickle=False))
+    stored = read_arrays(path, None, "a file of statistics (.npz with mu and sigma)", "fetch it, or make it, again")
     for kind, (mean_name, covariance_name) in PUBLISHED_NAMES.items():
         if mean_name not in stored or covariance_name not in stored:
             continue
-        mean = torch.from_numpy(np.asarray(stored[mean_name], dtype=np.float64))
-        covariance = torch.from_numpy(np.asarray(stored[covariance_name], dtype=np.float64))
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        if np.iscomplexobj(stored[mean_name]) or np.iscomplexobj(stored[covariance_name]):
+            raise ValueError(f"{path}: {mean_name} or {covariance_name} holds complex numbers; make it again")
+        with reading(path, "a file of statistics", "fetch it, or make it, again"):
+            mean = torch.from_numpy(np.asarray(stored[mean_name], dtype=np.float64))
+            covariance = torch.from_numpy(np.asarray(stored[covariance_name], dtype=np.float64))
+        if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
             raise ValueError(
                 f"{path}: expected {mean_name} [D] and {covariance_name} [D, D], got {tuple(mean.shape)} and "
                 f"{tuple(covariance.shape)}"
             )
         if not (mean.isfinite().all() and covariance.isfinite().all()):
             raise ValueError(f"{path}: {mean_name} or {covariance_name} holds NaN or infinity")
+        if (covariance - covariance.T).abs().max() > 1e-6 * covariance.abs().max():
+            raise ValueError(f"{path}: {covariance_name} is no covariance: it is not symmetric; make it again")
         if (covariance.diagonal() < 0).any():
             raise ValueError(f"{path}: {covariance_name} is no covariance: a variance in it is negative; make it again")
         found[kind] = FeatureStatistics(mean, covariance)

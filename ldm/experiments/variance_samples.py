@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, make_sampler
 from ldm.evaluation.features import Extractor
+from ldm.files import read_arrays
 from ldm.images import to_uint8
 from ldm.jobs import WorkList
 from ldm.pipelines import PosteriorPipeline
@@ -168,7 +169,7 @@ def join_samples(work: WorkList, parts: Mapping[str, range]) -> dict[str, NDArra
     """Return the arrays of all parts in their order; `step_maps` of the first images only."""
     arrays: dict[str, list[NDArray]] = {}
     for key in parts:
-        with np.load(work.folder / f"{key}.npz") as content:
-            for name in content:
-                arrays.setdefault(name, []).append(content[name])
+        found = read_arrays(work.folder / f"{key}.npz", None, "a part of the samples", work.again(key))
+        for name, values in found.items():
+            arrays.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in arrays.items()}

@@ -22,6 +22,7 @@ from torch import Tensor
 from ldm.checkpoint import averaged, load_state_dict, save_tensors, sha256
 from ldm.ensembles.storage import read_ensemble, write_ensemble
 from ldm.records import refuse_existing
+from ldm.training.config import load_config
 from ldm.training.config_keys import check_config
 from ldm.trust import accept_config
 from ldm.util import atomic_write
@@ -117,7 +118,7 @@ def read_shared_config(folder: Path) -> DictConfig:
         ValueError: naming a class that is not, or a key that nothing reads.
     """
     file = folder / CONFIG_FILE
-    config = accept_config(OmegaConf.create(OmegaConf.load(file)), file)
+    config = accept_config(load_config([str(file)]), file)
     check_config(config, ("model",), f"{file}: ")
     return config
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ldm.files import read_mapping
 from ldm.interop.converted import Converted, tensors_below
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import BERTEmbedder, FrozenCLIPEmbedder
@@ -120,7 +120,7 @@ def _find_tokenizer(embedder: TextEmbedder, name: str) -> tuple[Path, dict[str, 
             "model.params.cond_stage_config.params.tokenizer=FOLDER"
         )
     config = folder / "tokenizer_config.json"
-    known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    known = read_mapping(config, "a tokenizer's config", "fetch its folder again") if config.is_file() else {}
     return folder, {**known, "tokenizer_class": name, "model_max_length": embedder.max_length}
 
 

@@ -42,7 +42,11 @@ class VectorQuantizer2(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
         self.remap, self.re_embed, self.unknown_index = remap, n_e, unknown_index
         if remap is not None:
-            self.register_buffer("used", torch.from_numpy(np.load(remap, allow_pickle=False)))
+            try:
+                used = torch.from_numpy(np.load(remap, allow_pickle=False))
+            except (ValueError, TypeError, EOFError) as error:
+                raise ValueError(f"remap {remap} is no array of NumPy (.npy): {error}; fetch it again") from error
+            self.register_buffer("used", used)
             self.re_embed = len(self.used) + (unknown_index == "extra")
             if unknown_index == "extra":
                 self.unknown_index = len(self.used)

@@ -7,7 +7,6 @@ bytes, as they would be stored, so that a folder, an array and a run to sample f
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,10 +116,7 @@ class NpzImages:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try:
-            self.rows = Rows(self.path, "arr_0")
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.path} holds no images: expected an .npz file with arr_0") from error
+        self.rows = Rows(self.path, "arr_0")
         if len(self.rows.shape) != 4 or self.rows.dtype != np.uint8:
             raise ValueError(f"{path}: arr_0 must be uint8 [N, H, W, C], got {self.rows.dtype} {self.rows.shape}")
 

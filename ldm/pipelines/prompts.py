@@ -9,6 +9,7 @@ import torch
 
 from ldm.ensembles.classes import SHOW_ALL, Classes
 from ldm.ensembles.storage import read_ensemble
+from ldm.files import reading
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
 from ldm.modules.encoders.text import TextEmbedder
@@ -58,7 +59,8 @@ def read_prompts(path: str | Path) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds none.
     """
-    prompts = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    with reading(path, "a text of prompts in UTF-8", "write it again"):
+        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompts: expected one a line")
     return prompts

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.data.npz import ChunkedArray, read_labels
 from ldm.diffusion.noise import ImageNoise, slerp
+from ldm.files import read_arrays
 from ldm.images import to_uint8
 from ldm.jobs import WorkList
 from ldm.pipelines.model import ModelPipeline
@@ -156,8 +157,7 @@ def read_samples(work: WorkList, files: Mapping[str, range], name: str) -> Chunk
 
     def rows() -> Iterator[np.ndarray]:
         for key in files:
-            with np.load(work.folder / f"{key}.npz") as content:
-                yield content[name]
+            yield read_arrays(work.folder / f"{key}.npz", [name], "a part of the samples", work.again(key))[name]
 
     first = next(rows())
     count = sum(map(len, files.values()))

@@ -10,7 +10,7 @@ from typing import Any
 from ldm.benchmark.measures import HALF
 from ldm.benchmark.outcome import DETECTION, PICTURE_RANKS, PIXEL_RANKS, Outcome
 from ldm.benchmark.table import MethodResult
-from ldm.files import read_json
+from ldm.files import read_mapping
 from ldm.report.page import Code, PageTable, Picture, Section, Text
 from ldm.report.ranking import RankedClass, ranked_plot
 from ldm.report.tables import read_csv, write_csv
@@ -78,7 +78,7 @@ def benchmark_sections(folder: Path) -> tuple[list[str], list[Section], set[Path
     file = folder / BENCHMARK_JSON
     if not file.exists():
         return [], [], set()
-    content = read_json(file, "a benchmark's results", "start decu benchmark again")
+    content = read_mapping(file, "a benchmark's results", "start decu benchmark again", ("meanings", "sentences"))
     pictures = [folder / name for name, _ in PLOTS.values() if (folder / name).exists()]
     tables = [name for name in TABLES if (folder / name).exists()]
     sections = [Section("Who follows the oracle", _show_tables(folder, tables[:1]))]
@@ -98,6 +98,6 @@ def _caption_of(path: Path) -> str:
 def _show_tables(folder: Path, names: Sequence[str]) -> list[Any]:
     found = []
     for name in names:
-        rows = read_csv(folder / name)
+        rows = read_csv(folder / name, ())
         found.append(PageTable(list(rows[0]), rows, TABLES[name]))
     return found

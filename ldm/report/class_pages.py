@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldm.files import read_arrays, read_mapping
 from ldm.records import Row
 from ldm.report.mistakes import MISTAKES_FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
 from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
-from ldm.report.tables import read_comments, read_csv
+from ldm.report.tables import REMEDY, check_numbers, read_comments, read_csv
 from ldm.stats import spearman_interval
 
 # Cards are shown of so many classes: the most and the least uncertain ones.
@@ -45,6 +45,23 @@ def _interval(row: Row) -> str:
     return f"{row['mi_mean']:.3g}" + (f" [{low:.3g}, {high:.3g}]" if known else "")
 
 
+def read_classes(path: Path) -> list[Row]:
+    """Read a table of classes, the most uncertain first.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    rows = read_csv(path, ("class", "mi_mean"))
+    check_numbers(path, rows, ("mi_mean",))
+    return rank_rows(rows)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return the summary beside a table of classes, empty where there is none."""
+    summary = path.with_name("summary.json")
+    return read_mapping(summary, "a summary of classes", REMEDY) if summary.exists() else {}
+
+
 def rank_rows(rows: Sequence[Row]) -> list[Row]:
     """Return rows of a table of classes, the most uncertain first."""
     return sorted(rows, key=lambda row: -float(row["mi_mean"]))
@@ -57,10 +74,9 @@ def summarise_table(path: Path, folder: Path | None = None) -> list[str]:
         path: uncertainty.csv.
         folder: where it is looked for what the classes' samples are taken for, if at all.
     """
-    rows = rank_rows(read_csv(path))
+    rows = read_classes(path)
     first, last = rows[0], rows[-1]
-    summary = path.with_name("summary.json")
-    found = json.loads(summary.read_text()) if summary.exists() else {}
+    found = read_summary(path)
     meaning = [_capitalise(found["meaning"])] if "meaning" in found else []
     if "silent" in found:
         return [_capitalise(found["silent"]), *meaning]
@@ -128,7 +144,7 @@ def class_sections(path: Path, folder: Path, alone: bool = True) -> tuple[list[S
         folder: the folder of the page; maps and rollouts are looked for in it.
         alone: whether the page has no other table of classes, from which titles would tell it.
     """
-    rows = _join_mistakes(rank_rows(read_csv(path)), folder)
+    rows = _join_mistakes(read_classes(path), folder)
     where = "" if alone else f" ({path.parent.name})"
     used: set[Path] = set()
     blocks: list[Any] = []
@@ -144,8 +160,7 @@ def class_sections(path: Path, folder: Path, alone: bool = True) -> tuple[list[S
     cards, shown = _cards(rows, folder)
     if cards:
         sections.append(Section(f"Class by class{where}", cards))
-    summary = path.with_name("summary.json")
-    bins = json.loads(summary.read_text()).get("bins", []) if summary.exists() else []
+    bins = read_summary(path).get("bins", [])
     natural = any(row.get("images") is not None for row in rows)
     if len(bins) > 1 and not natural:
         text = Text("Means over the classes with one number of training images, and their standard deviations (_sd).")
@@ -226,8 +241,8 @@ def _read_maps(folder: Path) -> dict[int, Image.Image]:
     files = sorted(folder.glob("pixel_unc/pixel_unc_branch*.npz"))
     if not files:
         return {}
-    with np.load(files[0]) as found:
-        images, maps, classes = found["images"][:, 0], found["mi"][:, 0], found["classes"].tolist()
+    found = read_arrays(files[0], ["images", "mi", "classes"], "maps of classes", REMEDY)
+    images, maps, classes = found["images"][:, 0], found["mi"][:, 0], found["classes"].tolist()
     limit = float(np.percentile(maps, 99.5)) or 1.0
     return {label: draw_map(images[place], maps[place], limit) for place, label in enumerate(classes)}
 

@@ -14,7 +14,7 @@ from ldm.experiments.mistakes import ClassMistakes, RealPictures
 from ldm.images import labelled_grid
 from ldm.pipelines import EnsemblePipeline
 from ldm.records import Row
-from ldm.report.tables import read_csv, write_csv
+from ldm.report.tables import check_numbers, read_csv, write_csv
 
 MISTAKES_FOLDER = "mistakes"
 TABLE = "mistakes.csv"
@@ -77,7 +77,11 @@ def _draw_nearest(path: Path, one: ClassMistakes, pipeline: EnsemblePipeline) ->
 def read_mistakes(folder: Path) -> dict[int, Row]:
     """Return {class: its row} of the table in {folder}/mistakes, nothing where there is none."""
     path = folder / MISTAKES_FOLDER / TABLE
-    return {int(row["class"]): row for row in read_csv(path)} if path.exists() else {}
+    if not path.exists():
+        return {}
+    rows = read_csv(path, ("class", "name", "recognised", "samples"))
+    check_numbers(path, rows, ("class", "recognised", "samples"))
+    return {int(row["class"]): row for row in rows}  # type: ignore[arg-type]  # numbers, as checked above
 
 
 def summarise_mistakes(rows: Sequence[Row]) -> str:

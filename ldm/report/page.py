@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image, features
 
+from ldm.files import reading
 from ldm.util import atomic_write
 
 PAGE = "page.html"
@@ -84,7 +85,7 @@ class Picture:
         if isinstance(self.path, Image.Image):
             size = self.path.size
         else:
-            with Image.open(self.path) as image:
+            with reading(self.path, "a picture", "make it again, or remove it"), Image.open(self.path) as image:
                 size = image.size
         return size[0] >= WIDE
 
@@ -94,7 +95,7 @@ class Picture:
         if isinstance(self.path, Image.Image):
             content = _encode(self.path, "PNG")
         else:
-            with Image.open(self.path) as image:
+            with reading(self.path, "a picture", "make it again, or remove it"), Image.open(self.path) as image:
                 small = image.width <= WIDEST_SHOWN and image.format == "PNG"
                 content = self.path.read_bytes() if small else _encode(image, "PNG")
         kind = "png"

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm.files import read_json
 from ldm.report.benchmark_page import benchmark_sections
 from ldm.report.class_pages import class_sections, summarise_table
 from ldm.report.mistakes import MISTAKES_FOLDER, TABLE
 from ldm.report.page import PAGE, Code, PageTable, Picture, ResultPage, Section, Text
 from ldm.report.reading import how_to_read
-from ldm.report.tables import read_comments, read_csv
+from ldm.report.tables import REMEDY, read_comments, read_csv
 
 # Longer tables are cut, with a word.
 MOST_ROWS = 1000
@@ -72,7 +73,7 @@ def find_records(folder: Path) -> dict[Path, dict[str, Any]]:
     """Return {path: content} of the records in a folder and below, the oldest first."""
     found = {}
     for path in _own_files(folder, "*.json"):
-        content = json.loads(path.read_text())
+        content = read_json(path, "a result of a command", REMEDY)
         if isinstance(content, dict) and "command" in content and "revision" in content:
             found[path] = content
     return dict(sorted(found.items(), key=lambda item: str(item[1].get("time", ""))))

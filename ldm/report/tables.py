@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import dropwhile, takewhile
 from numbers import Real
 
+from ldm.files import reading
 from ldm.util import atomic_write
 
+# What mends a table that cannot be read.
+REMEDY = "make it again by the command that wrote it, or fetch it again"
 Value = str | int | float | bool | None
 WORDS: dict[str, Value] = {"": None, "True": True, "False": False, "nan": float("nan"), "inf": float("inf")}
 INTEGER = re.compile(r"-?(0|[1-9]\d*)")
@@ -42,16 +46,57 @@ def write_csv(
         writer.writerows([row[column] for column in columns] for row in rows)
 
 
-def read_csv(path: str | os.PathLike) -> list[dict[str, Value]]:
-    """Read a table of `write_csv`: numbers, booleans and empty fields (None) come back as such, `007` stays text."""
-    with open(path, newline="", encoding="utf-8") as file:
+def read_csv(
+    path: str | os.PathLike, needs: Sequence[str] | None = None, remedy: str = REMEDY
+) -> list[dict[str, Value]]:
+    """Read a table of `write_csv`: numbers, booleans and empty fields (None) come back as such, `007` stays text.
+
+    Args:
+        path: the file.
+        needs: columns that it must have, above at least one row; None where it may be empty.
+        remedy: what to do where it is damaged, as an order.
+
+    Raises:
+        ValueError: if it is no table, its rows are of different lengths, or it lacks a row or a column of `needs`.
+    """
+    with reading(path, "a table (CSV)", remedy), open(path, newline="", encoding="utf-8") as file:
         lines = dropwhile(lambda line: line.startswith("#"), file)
-        return [{name: _parse(text) for name, text in row.items()} for row in csv.DictReader(lines)]
+        header, *rows = list(csv.reader(lines, strict=True)) or [[]]
+        rows = [row for row in rows if row]
+        ragged = next((number for number, row in enumerate(rows, 1) if len(row) != len(header)), None)
+        if ragged is not None:
+            raise ValueError(f"row {ragged} has {len(rows[ragged - 1])} fields under {len(header)} columns")
+        if len(set(header)) < len(header):
+            raise ValueError("two of its columns have one name")
+        missing = [name for name in needs or () if name not in header]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}, but {', '.join(header) or 'nothing'}")
+        if needs is not None and not rows:
+            raise ValueError("it has no row")
+        return [{name: _parse(text) for name, text in zip(header, row, strict=True)} for row in rows]
+
+
+def check_numbers(
+    path: str | os.PathLike, rows: Iterable[Mapping[str, Value]], columns: Iterable[str], remedy: str = REMEDY
+) -> None:
+    """Make sure that columns of a table that was read hold a number in every row.
+
+    Raises:
+        ValueError: naming the file, the row and the column.
+    """
+    columns = list(columns)
+    for number, row in enumerate(rows, 1):
+        for column in columns:
+            value = row[column]
+            huge = isinstance(value, int) and abs(value) > 2**63
+            if isinstance(value, bool) or not isinstance(value, Real) or huge or math.isnan(value):
+                words = "nothing" if value is None else repr(value)
+                raise ValueError(f"{path}, row {number}: {column} should be a number, and is {words}: {remedy}")
 
 
 def read_comments(path: str | os.PathLike) -> list[str]:
     """The comment lines above a table, without their `# `."""
-    with open(path, encoding="utf-8") as file:
+    with reading(path, "a table (CSV)", REMEDY), open(path, encoding="utf-8") as file:
         return [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), file)]
 
 

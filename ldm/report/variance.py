@@ -28,7 +28,8 @@ from ldm.images import (
     to_uint8,
     without_outliers,
 )
-from ldm.report.tables import write_csv
+from ldm.pipelines.images import load_images
+from ldm.report.tables import check_numbers, read_csv, write_csv
 from ldm.util import atomic_write
 
 
@@ -218,6 +219,26 @@ def write_variance_report(
         images[:first], found["step_maps"][:first], times, out / "steps.png", names=names[:first], overwrite=True
     )
     ranked_figure(images, scores[rank_by], out / "ranked.png", rank_by, overwrite=True)
+
+
+def name_scores(row: Mapping[str, Any]) -> list[str]:
+    """Return which columns of scores.csv are scores."""
+    return [name for name in row if name not in ("image", "class", "name")]
+
+
+def read_scores(samples: Path) -> list[dict[str, Any]]:
+    """Read the scores of a folder of samples: a row an image, with a number for each score.
+
+    Raises:
+        ValueError: if they cannot be read, or are not as many as the samples.
+    """
+    file, again = samples / "scores.csv", "sample again (decu laplace sample)"
+    rows = read_csv(file, ("image",), again)
+    check_numbers(file, rows, [*name_scores(rows[0]), *({"class"} & rows[0].keys())], again)
+    count = len(load_images(samples / "samples.npz"))
+    if len(rows) != count:
+        raise ValueError(f"{file} has {len(rows)} rows, and there are {count} images beside it: {again}")
+    return rows
 
 
 def write_variants(pictures: Tensor, out: Path, kind: str, shown: int) -> None:

@@ -14,9 +14,13 @@ from torch import Tensor
 from ldm.checkpoint import load_checkpoint, matches
 from ldm.ensembles.classes import MASKED
 from ldm.ensembles.storage import write_ensemble
+from ldm.files import reading
 from ldm.training.posthoc import put_averages, read_averages
 from ldm.training.runs import RunDirectory, runs_named
 from ldm.util import check_plain_name, get_obj_from_str, instantiate_from_config
+
+# What a member's checkpoint must say of it.
+RECORDED = ("index", "seed", "trunk_path", "trunk_sha256", "heads", "patterns", "null_class", "init", "noise")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,11 @@ def find_members(runs: Sequence[RunDirectory], checkpoint: str, count: int) -> l
         file = run.checkpoints / checkpoint
         content = load_checkpoint(file) if file.exists() else {}
         if "component" in content:
-            found[content["component"]["index"]] = TrainedMember(run, content)
+            with reading(file, "the checkpoint of a member", "train this component again"):
+                lacking = [key for key in RECORDED if key not in content["component"]]
+                if lacking or "global_step" not in content or not dict(content["state_dict"]):
+                    raise ValueError(f"it lacks {', '.join(lacking) or 'its weights or its step'}")
+                found[int(content["component"]["index"])] = TrainedMember(run, content)
     missing = [index for index in range(count) if index not in found]
     if missing:
         raise ValueError(

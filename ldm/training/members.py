@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ldm.checkpoint import save_checkpoint
 from ldm.data.joint import JointBatches, JointDataset
 from ldm.data.module import DataModuleFromConfig
-from ldm.files import read_json
+from ldm.files import read_mapping
 from ldm.records import write_record
 from ldm.settings import Training
 from ldm.training.config import point_data
@@ -94,7 +94,7 @@ def write_member_runs(
     """
     name = run.path.name.removeprefix(f"{run.stamp}_").removesuffix(ALL_MEMBERS)
     kept = run.path / MADE
-    made: dict[str, str] = read_json(kept, "the list of members' runs", f"delete {kept}") if kept.exists() else {}
+    made: dict[str, str] = read_mapping(kept, "the list of members' runs", f"delete {kept}") if kept.exists() else {}
     for number in range(len(model.members)):
         seed = training.seed + number
         own = RunDirectory(run.path.parent / made[str(number)]) if str(number) in made else None
@@ -123,7 +123,7 @@ def finished_step(run: RunDirectory) -> int | None:
     """The optimiser steps of a finished run; None where it is not finished."""
     if not run.finished.exists():
         return None
-    return read_json(run.finished, "the record of a training's end", f"delete {run.finished}").get("step")
+    return read_mapping(run.finished, "the record of a training's end", f"delete {run.finished}").get("step")
 
 
 def _write(path: Path, content: Mapping[str, str]) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from safetensors import safe_open
 from torch import Tensor
 
 from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.files import read_metadata
 from ldm.modules.power_averages import PowerAverages, Profile, combine_profiles, exponent_of
 from ldm.training.joint import JointMembers
 from ldm.training.runs import RunDirectory
@@ -111,8 +111,7 @@ def find_snapshots(run: RunDirectory, step: int | None = None) -> list[Snapshot]
         named = _NAME.fullmatch(path.name)
         if named is None or (step is not None and int(named[1]) > step):
             continue
-        with safe_open(path, "pt") as file:
-            time = float((file.metadata() or {})["time"])
+        time = float(read_metadata(path, "time")["time"])
         found.append(Snapshot(path, int(named[1]), Profile(time, exponent_of(float(named[2])))))
     if not found:
         until = "" if step is None else f" up to step {step}"
@@ -163,8 +162,7 @@ def put_averages(state: Mapping[str, Tensor], averages: Mapping[str, Tensor]) ->
 def split_snapshots(joint: RunDirectory, member: RunDirectory, number: int) -> None:
     """Give the run of one of the members that were trained together its part of the snapshots, where there are any."""
     for path in sorted((joint.path / SNAPSHOTS).glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+        metadata = read_metadata(path)
         begins = f"{number}."
         own = {name.removeprefix(begins): value for name, value in load_state_dict(path).items()
                if name.startswith(begins)}  # fmt: skip

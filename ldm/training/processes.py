@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero
 
 from ldm.jobs import step_from_environment
 from ldm.settings import Training
+from ldm.training.peers import watching
 from ldm.training.runs import RunDirectory, find_run, new_run
 from ldm.training.slurm import Job
 
@@ -24,12 +26,23 @@ def is_first() -> bool:
 
 
 @contextmanager
-def share_run(run: RunDirectory) -> Iterator[None]:
-    """Name the run directory to the processes that the first one starts, and to no later training of this process."""
+def share_run(run: RunDirectory, trainer: pl.Trainer) -> Iterator[None]:
+    """Name the run directory to the processes that the first one starts, and to no later training of this process.
+
+    Raises:
+        LostProcess: where one of them ends before its time.
+        OSError: with the run directory where the system does not say which file it is about.
+    """
+    launched = not is_first() and RUN_VARIABLE in os.environ
     if is_first():
         os.environ[RUN_VARIABLE] = str(run.path)
     try:
-        yield
+        with watching(trainer, is_first(), launched):
+            yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a logger, which does not say where
+            error.filename = str(run.path)
+        raise
     finally:
         if is_first():
             os.environ.pop(RUN_VARIABLE, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.files import read_mapping
 from ldm.records import write_record
 from ldm.settings import Training
 from ldm.training.config import load_config
@@ -178,6 +178,6 @@ def write_run_record(run: RunDirectory, training: Training) -> None:
     file = run.path / "record.json"
     earlier = []
     if file.exists():
-        before = json.loads(file.read_text())
+        before = read_mapping(file, "a command's record", f"delete {file}")
         earlier = [*before.pop("earlier", []), before]
     write_record(file, training.flat_options(), overwrite=True, earlier=earlier)

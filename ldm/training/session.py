@@ -103,7 +103,7 @@ class Session:
         # Lightning does this after it has restored the weights, which would round those of float64.
         self.trainer.precision_plugin.convert_module(self.model)
         try:
-            with share_run(self.run), restoring(self.checkpoint):
+            with share_run(self.run, self.trainer), restoring(self.checkpoint):
                 self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)
         except BaseException:
             if not self.resumed and self.trainer.global_step == 0 and is_first() and not self.training.debug:
@@ -119,7 +119,7 @@ class Session:
     def test(self) -> None:
         """Evaluate on the test set, where the config has one."""
         if self.training.test and "test" in getattr(self.data, "dataset_configs", ()):
-            with share_run(self.run):
+            with share_run(self.run, self.trainer):
                 self.trainer.test(self.model, self.data)
 
 

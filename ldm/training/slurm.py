@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ldm.files import read_json
+from ldm.files import reading
+from ldm.jobs import step_from_environment
 from ldm.training.runs import RunDirectory
 from ldm.util import atomic_write
 
 FILE = "slurm.json"
+
+
+# Seconds that the processes of a step have to end by themselves, each with its sentence, once one has failed.
+ENDING = 5.0
+
+
+def end_step_at_exit() -> None:
+    """Let the failure of this process end the others of its SLURM step, which would wait for it until a time-out.
+
+    That is done when it has said why it failed.
+    """
+    if step_from_environment()[1] > 1:
+        atexit.register(_end_step)
+
+
+def _end_step() -> None:
+    time.sleep(ENDING)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its code stays the one of its failure
+    step = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_STEP_ID', '0')}"
+    with suppress(OSError):
+        subprocess.run(["scancel", step], capture_output=True)
 
 
 @dataclass(frozen=True)
@@ -38,11 +64,16 @@ class Job:
         with atomic_write(run.path / FILE, overwrite=True) as partial:
             partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
+    @classmethod
+    def _read(cls, file: Path) -> Job:
+        with reading(file, "the record of a job", f"delete {file}"):
+            return cls(**json.loads(file.read_text()))
+
     def _runs(self, folders: Iterable[Path], same: Callable[[Job], bool]) -> list[RunDirectory]:
         found = []
         for folder in folders:
             file = folder / FILE
-            if file.is_file() and same(Job(**read_json(file, "the record of a job", f"delete {file}"))):
+            if file.is_file() and same(self._read(file)):
                 found.append(RunDirectory(folder))
         return found
 

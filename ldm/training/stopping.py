@@ -19,15 +19,6 @@ log = logging.getLogger(__name__)
 # Where several processes train, or the loss lies on another device, looking costs a synchronisation.
 LOOK_EVERY = 10
 NEVER = torch.iinfo(torch.int64).max
-# What torch's connections between processes say where one has ended.
-LOST = (
-    "gloo/transport",
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "NCCL",
-    "TCPStore",
-    "ncclRemoteError",
-)
 
 
 class StoppedBySignal(Exception):
@@ -42,11 +33,6 @@ class StoppedBySignal(Exception):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
         self.saved = saved
-
-
-def has_lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process of the training is gone, which had a reason of its own."""
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
 
 
 def largest(trainer: pl.Trainer, values: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from ldm.evaluation.classifier import (
     save_classifier,
 )
 from ldm.images import to_uint8
-from ldm.report.tables import write_csv
+from ldm.report.tables import read_csv, write_csv
 from tests.cli import call
 from tests.posteriors import CPU
 
@@ -82,6 +82,25 @@ def test_an_earlier_promise_is_applied_to_samples_made_alike(tmp_path):
         replace(accept, samples=other, out=str(tmp_path / "no")).run()
 
 
+def test_names_of_classes_are_no_score(tmp_path):
+    samples = write_samples(tmp_path / "samples")
+    rows = [{**row, "name": "a cat"} for row in read_csv(tmp_path / "samples" / "scores.csv")]
+    write_csv(tmp_path / "samples" / "scores.csv", rows, overwrite=True)
+    judge = write_verdicts(tmp_path / "judged.csv", dict.fromkeys(range(30), 0))
+    table = FilterLaplace(samples, str(tmp_path / "out"), risk=RiskOptions(risk=0.5, judge=judge), place=CPU).run()
+    assert {row["score"] for row in table} == {"sum", "patch_max", "random"}
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [{**rows[0], "sum": "x"}, *rows[1:]]])
+def test_scores_that_do_not_fit_the_samples_are_refused(change, tmp_path):
+    samples = write_samples(tmp_path / "samples")
+    file = tmp_path / "samples" / "scores.csv"
+    write_csv(file, change(read_csv(file)), overwrite=True)
+    judge = write_verdicts(tmp_path / "judged.csv", dict.fromkeys(range(20), 0))
+    with pytest.raises(ValueError, match=r"scores\.csv.*: sample again"):
+        FilterLaplace(samples, str(tmp_path / "out"), risk=RiskOptions(risk=0.5, judge=judge), place=CPU).run()
+
+
 def test_too_few_of_a_class_are_refused_with_the_number(tmp_path):
     samples = write_samples(tmp_path / "samples")
     judge = write_verdicts(tmp_path / "judged.csv", dict.fromkeys(range(30), 0))
@@ -137,7 +156,7 @@ def test_words_of_a_promise_that_do_not_fit_are_refused(words, message, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,wrong\n0,1\n", "must have the columns image and bad"),
+        ("image,wrong\n0,1\n", "it has no column bad, but image, wrong"),
         ("image,bad\n0,2\n", "expected a position and 0 or 1"),
         ("image,bad\n7,1\n", "there is no image 7"),
         ("image,bad\n0,1\n0,0\n", "judged twice"),

@@ -5,7 +5,6 @@ Each takes strings or token ids: with ids no tokenizer is asked for. The null co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ldm.checkpoint import load_state_dict
 from ldm.modules.encoders.tokenizers import BERTTokenizer, CLIPTextTokenizer
 from ldm.modules.encoders.transformer import START, ClipTextModel, TokenTransformer
 from ldm.modules.parts import Parts
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, read_mapping
 
 Texts = str | Sequence[str] | Tensor
 # Rows of BERT's table, and the ids of its empty text: [CLS] [SEP], then padding with 0.
@@ -295,6 +294,6 @@ def read_clip_config(folder: Path | None, params: Mapping[str, Any]) -> dict[str
     names = ClipTextModel.__init__.__code__.co_varnames[1 : ClipTextModel.__init__.__code__.co_argcount]
     content: dict[str, Any] = {}
     if folder is not None and (folder / "config.json").exists():
-        content = json.loads((folder / "config.json").read_text())
+        content = read_mapping(folder / "config.json", "the config of a text encoder", "fetch its folder again")
         content = content.get("text_config") or content
     return {**{name: content[name] for name in names if name in content}, **params}
