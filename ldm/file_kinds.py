@@ -9,7 +9,7 @@ from pathlib import Path
 HEAD = 512  # bytes that are looked at
 SAFETENSORS = "safetensors"
 PICKLE = "pickle"
-BLOCK = 2**20  # bytes that are read at once
+_BLOCK = 2**20  # bytes that are read at once
 # How files of other programs begin, and what they are.
 BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself: run `git lfs pull` where it came from",
@@ -95,7 +95,7 @@ def _find_damage(path: Path, members: list[zipfile.ZipInfo]) -> str | None:
             for member in (one for one in members if one.CRC != 0):
                 name = member.filename
                 with archive.open(member) as file:
-                    while file.read(BLOCK):
+                    while file.read(_BLOCK):
                         pass
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error):
         return f"damaged: its part {name} is not what was written (its checksum differs); fetch it, or write it, again"

@@ -13,7 +13,7 @@ import numpy as np
 from ldm.files import reading
 from ldm.util import atomic_write
 
-LABELS = "a file of labels (whole numbers, arr_1 or arr_0 of an .npz)"
+_LABELS = "a file of labels (whole numbers, arr_1 or arr_0 of an .npz)"
 
 
 class ChunkedArray(NamedTuple):
@@ -85,12 +85,14 @@ class Rows:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop - 1, those that exist."""
-        first, size = start * self.bytes, max(0, min(stop, len(self)) - start) * self.bytes
-        if self.stored is not None:
-            content = np.fromfile(self.path, np.uint8, size, offset=self.stored + first)
-        else:
-            content = np.frombuffer(self._unpacked(first, size), np.uint8)
-        return content.view(self.dtype).reshape(-1, *self.shape[1:])
+        rows = max(0, min(stop, len(self)) - start)
+        first, size = start * self.bytes, rows * self.bytes
+        with reading(self.path, f"an .npz file with {self.member}", "make it, or fetch it, again"):
+            if self.stored is not None:
+                content = np.fromfile(self.path, np.uint8, size, offset=self.stored + first)
+            else:
+                content = np.frombuffer(self._unpacked(first, size), np.uint8)
+            return content.view(self.dtype).reshape(rows, *self.shape[1:])
 
     def _unpacked(self, first: int, size: int) -> bytes:
         known = self._unpacking
@@ -115,7 +117,7 @@ def read_labels(path: str | Path) -> list[int]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file of labels at {path}")
-    with reading(path, LABELS, "give another file of labels"):
+    with reading(path, _LABELS, "give another file of labels"):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as content:
                 values = content["arr_1" if "arr_1" in content else "arr_0"]

@@ -7,7 +7,7 @@ bytes, as they would be stored, so that a folder, an array and a run to sample f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from ldm.util import ImageSize, generator, read_image_size, shorten_size
 
 TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors")
 _PROBED = 8  # images whose bytes `describe` hashes
+# What floats of pictures in [-1, 1] reach at most, as a decoder gives them; 255, and NaN, are no pictures.
+_MOST = 2.0
 # Names under which a file of several tensors may hold its images.
 IMAGE_NAMES = ("arr_0", "images", "samples", "x")
 
@@ -117,7 +119,7 @@ class NpzImages:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.rows = Rows(self.path, "arr_0")
-        if len(self.rows.shape) != 4 or self.rows.dtype != np.uint8:
+        if len(self.rows.shape) != 4 or 0 in self.rows.shape[1:] or self.rows.dtype != np.uint8:
             raise ValueError(f"{path}: arr_0 must be uint8 [N, H, W, C], got {self.rows.dtype} {self.rows.shape}")
 
     def __len__(self) -> int:
@@ -136,8 +138,9 @@ class TensorImages:
     """Images of one tensor: uint8 with channels first or last, or floats [N, C, H, W] in [-1, 1]."""
 
     def __init__(self, images: Tensor | np.ndarray, name: str = "tensor"):
-        if images.ndim != 4:
-            raise ValueError(f"{name}: expected images with four axes, got shape {tuple(images.shape)}")
+        if getattr(images, "ndim", 0) != 4 or 0 in images.shape[1:]:
+            given = f"shape {tuple(images.shape)}" if hasattr(images, "shape") else f"a {type(images).__name__}"
+            raise ValueError(f"{name}: expected images with four axes, none of them empty, got {given}")
         self.images, self.name = images, name
 
     @classmethod
@@ -150,6 +153,8 @@ class TensorImages:
         content = load_content(path)
         if isinstance(content, Tensor):
             return cls(content, str(path))
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path} holds a {type(content).__name__}; expected one tensor, or tensors by name")
         names = [name for name in IMAGE_NAMES if name in content] or list(content) * (len(content) == 1)
         if not names:
             raise ValueError(f"{path} holds {sorted(content)[:6]}; expected one tensor, or one named {IMAGE_NAMES}")
@@ -159,8 +164,16 @@ class TensorImages:
         return len(self.images)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Images start .. stop - 1."""
-        return as_bytes(self.images[start:stop], self.name)
+        """Images start .. stop - 1.
+
+        Raises:
+            ValueError: for other types, and for floats that are no pictures in [-1, 1].
+        """
+        images = torch.as_tensor(self.images[start:stop])
+        if images.is_floating_point() and not (images.abs() <= _MOST).all():
+            largest = float(images.abs().max())
+            raise ValueError(f"{self.name}: floats should be pictures in [-1, 1], and some are {largest:g}: scale them")
+        return as_bytes(images, self.name)
 
     def describe(self) -> dict[str, Any]:
         return {"tensor": self.name, "count": len(self), "order": "rows", **probed(self)}
