@@ -10,6 +10,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ldm.commands.words import find_switches
 
@@ -36,6 +37,7 @@ SYSTEM_FAILURES = {
     errno.EBUSY: "{file} is in use: close what uses it, and start it again",
     errno.ENOMEM: "the memory is used up ({file}): take smaller batches, or fewer workers",
 }
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Of a foreign message no more than this is shown.
 LONGEST = 500
 DEBUG_HINT = "--debug shows where it comes from"
@@ -43,14 +45,18 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 PACKAGE = Path(__file__).parents[1]
 
 
-def describe_failure(error: BaseException) -> str:
+def describe_failure(error: BaseException, command: Any = None) -> str:
     """Return one sentence on why a command ended: the file, the cause, and what to do.
 
     A message of this project is taken as it is. One of a library is put behind what was done when it came, since a
     library knows neither the option nor the key that its value was given by.
+
+    Args:
+        error: what ended it.
+        command: whose output is meant where a disk is full and the system does not say which file.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return describe_system_failure(error)
+        return describe_system_failure(error, find_output(command))
     kind = type(error).__name__
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
         remedy = "take smaller batches (--batch_size, --chunk, data.params.batch_size)"
@@ -62,12 +68,25 @@ def describe_failure(error: BaseException) -> str:
     return f"{_place(error)} failed with {kind}: {first_line(error)}; {DEBUG_HINT}"
 
 
-def describe_system_failure(error: OSError) -> str:
-    """Return one sentence on a failure of the system: disk full, no permission, a path that cannot be."""
+def find_output(command: Any) -> str | None:
+    """Return where a command writes, None where no option says it."""
+    holders = (command, getattr(command, "training", None), getattr(command, "output", None))
+    places = [getattr(holder, name, None) for name in ("out", "outdir", "logdir") for holder in holders]
+    return next((place for place in places if isinstance(place, str) and place), None)
+
+
+def describe_system_failure(error: OSError, output: str | None = None) -> str:
+    """Return one sentence on a failure of the system: disk full, no permission, a path that cannot be.
+
+    Args:
+        error: the system's.
+        output: what is written, for failures of writing that do not say it.
+    """
     if _is_ours(error) and error.filename is None:
         return str(error)
     named = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    file = _shorten(" -> ".join(named)) if named else "what is written or read"
+    unnamed = output if output is not None and error.errno in OF_WRITING else "what is written or read"
+    file = _shorten(" -> ".join(named)) if named else unnamed
     known = SYSTEM_FAILURES.get(error.errno or 0)
     return known.format(file=file) if known else f"{file}: {error.strerror or error}"
 

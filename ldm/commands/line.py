@@ -246,7 +246,7 @@ def _run(kind: type[Command], words: Sequence[str], prog: str, page: bool = Fals
         end_bars()
         if debug:
             traceback.print_exc()
-        sys.exit(f"error: {describe_failure(error)}")
+        sys.exit(f"error: {describe_failure(error, command)}")
     except KeyboardInterrupt:
         end_bars()
         print("interrupted", file=sys.stderr)

@@ -52,7 +52,7 @@ def read_classes(path: Path) -> list[Row]:
         ValueError: if it is none.
     """
     rows = read_csv(path, ("class", "mi_mean"))
-    check_numbers(path, rows, ("mi_mean",))
+    check_numbers(path, rows, ("mi_mean",), nan=True)
     return rank_rows(rows)
 
 

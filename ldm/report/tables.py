@@ -77,9 +77,17 @@ def read_csv(
 
 
 def check_numbers(
-    path: str | os.PathLike, rows: Iterable[Mapping[str, Value]], columns: Iterable[str], remedy: str = REMEDY
+    path: str | os.PathLike,
+    rows: Iterable[Mapping[str, Value]],
+    columns: Iterable[str],
+    remedy: str = REMEDY,
+    nan: bool = False,
 ) -> None:
     """Make sure that columns of a table that was read hold a number in every row.
+
+    Args:
+        path: the file, for messages; rows: of the table; columns: their names; remedy: see `read_csv`.
+        nan: whether NaN is one.
 
     Raises:
         ValueError: naming the file, the row and the column.
@@ -89,7 +97,7 @@ def check_numbers(
         for column in columns:
             value = row[column]
             huge = isinstance(value, int) and abs(value) > 2**63
-            if isinstance(value, bool) or not isinstance(value, Real) or huge or math.isnan(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or huge or (math.isnan(value) and not nan):
                 words = "nothing" if value is None else repr(value)
                 raise ValueError(f"{path}, row {number}: {column} should be a number, and is {words}: {remedy}")
 

@@ -13,6 +13,17 @@ from ldm.commands.failures import SYSTEM_FAILURES, describe_failure
 from ldm.commands.line import _run
 
 
+@dataclass(frozen=True)
+class Writes:
+    """Writes.
+
+    Args:
+        out: where.
+    """
+
+    out: str = "results/x"
+
+
 def one_sentence(message):
     """Whether a message is on one line, and no longer than a screen."""
     return message.strip() != "" and "\n" not in message.strip() and len(message) < 1500
@@ -92,6 +103,14 @@ def test_failures_of_the_system_name_the_file(number):
 def test_a_failure_without_a_file_or_a_number_of_its_own_is_still_a_sentence():
     assert "input" not in describe_failure(OSError(errno.ENOSPC, "x"))
     assert describe_failure(caught(lambda: os.listdir("/proc/self/nothing"))).startswith("there is no /proc")
+
+
+def test_a_full_disk_without_a_file_is_that_of_the_output():
+    """As `write` of an open file says it."""
+    named = describe_failure(caught(lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"x")), Fails())
+    assert named.startswith("the disk of what is written")
+    named = describe_failure(caught(lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"x")), Writes())
+    assert named.startswith("the disk of results/x is full")
 
 
 def test_a_message_of_a_library_says_what_was_done():
