@@ -164,6 +164,7 @@ def test_words_of_a_promise_that_do_not_fit_are_refused(words, message, tmp_path
 )
 def test_verdicts_that_cannot_be_read_are_refused(text, message, tmp_path):
     (tmp_path / "scores.csv").write_text("image,sum\n0,0.5\n1,0.2\n")
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((2, 8, 8, 1), dtype=np.uint8))
     (tmp_path / "judged.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_verdicts(str(tmp_path / "judged.csv"), tmp_path)

@@ -139,7 +139,7 @@ def test_processes_share_an_extraction_and_a_stopped_one_continues(tmp_path, mon
     monkeypatch.setattr(extraction, "PART", 10)
     source, extractor = TensorImages(pictures(35)), Sums()
     assert extract(source, extractor, tmp_path, batch_size=4, shard=(1, 2)) is None
-    assert extractor.seen == 15 and not is_feature_folder(tmp_path)
+    assert extractor.seen == 15 and is_feature_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="no complete features"):
         open_features(tmp_path)
     steps = []
