@@ -72,7 +72,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, count, sd)
 
 
-def skewed_mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+def skewed_mean_interval(values: ArrayLike, level: float = 0.95, least: float = -math.inf) -> Interval:
     """Interval of a mean of skewed values: Student's under Hall's cubic transformation, which removes the skewness.
 
         mean - sd / sqrt(n) g^-1(+-t_{n-1}),    g^-1(x) = 3 (cbrt(1 + a (x - a / 6)) - 1) / a,    a = skewness / sqrt(n)
@@ -80,10 +80,15 @@ def skewed_mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     Without skewness it is Student's. Values of a positive quantity, mutual information for example, lie to the right of
     their mean: Student's interval of them ends too low. (Hall 1992, J. R. Stat. Soc. B 54, 221-228.)
 
+    `least` is a value that the quantity cannot be below. A lower end below it is moved to it, which leaves the coverage
+    as it is: what is cut off holds no value that the true mean could have.
+
     Raises:
         ValueError: if there is no value, or one is not finite.
     """
     plain = mean_interval(values, level)
+    least = min(least, plain.estimate)  # a mean that rounding left below it stays inside its interval
+    plain = replace(plain, low=max(plain.low, least))
     if plain.n < 3 or not plain.sd > 0:
         return plain
     drift = float(skew(np.asarray(values, dtype=np.float64))) / plain.n**0.5
@@ -92,7 +97,8 @@ def skewed_mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     reach = float(t.ppf((1 + level) / 2, plain.n - 1))
     ends = [3 / drift * (math.cbrt(1 + drift * (x - drift / 6)) - 1) for x in (reach, -reach)]
     scale = plain.sd / plain.n**0.5
-    return replace(plain, low=plain.estimate - scale * ends[0], high=plain.estimate - scale * ends[1])
+    low, high = (plain.estimate - scale * end for end in ends)
+    return replace(plain, low=max(low, least), high=high)
 
 
 def look_level(look: int, level: float = 0.95) -> float:

@@ -96,3 +96,35 @@ def test_a_line_names_its_command(line, call):
 def test_a_wrong_line_is_noticed(words):
     with pytest.raises(pytest.fail.Exception, match="is not understood"):
         check_call("decu uncertainty classes", "uncertainty classes", ["--path", "E", *words])
+
+
+SCRIPT = (ROOT / "scripts/assets.sh").read_text()
+
+
+def script_lines():
+    """The calls of `decu` in the script of pictures, its helper `fit` written out and its variables set."""
+    calls = re.findall(r"(?:^ +|\|\| )(decu .*)$", SCRIPT, re.M)
+    fits = re.findall(r"^ +fit (\"\$\(.*?\)\") (\w+) (.*)$", SCRIPT, re.M)
+    calls += [f"decu laplace fit --run {run} --out {name} {options}" for run, name, options in fits]
+    return [call.replace('"$@"', "").replace("--base  -t", "--base CONFIG -t").replace('"$5"', "5") for call in calls]
+
+
+def test_every_picture_is_drawn_by_one_group_of_the_script():
+    table = re.search(r'^groups="\n(.*?)^"', SCRIPT, re.M | re.S)[1]
+    rows = [re.split(r" {2,}", line) for line in table.splitlines()]
+    drawn = {}
+    for group, body in re.findall(r"^draw_(\w+)\(\) \{\n(.*?)^\}", SCRIPT, re.M | re.S):
+        drawn[group] = re.findall(r"^ +take .*[\"*)] (\w+)(?: #.*)?$", body, re.M)
+    assert {group: sorted(names.split()) for group, names, *_ in rows} == {
+        group: sorted(names) for group, names in drawn.items()
+    }
+    every = sorted(name for names in drawn.values() for name in names)
+    assert every == sorted(path.stem for path in (ROOT / "assets").glob("*.png")), "each picture once"
+    assert all((ROOT / name).exists() for name in re.findall(r"(?:configs|scripts|benchmarks)/[\w/.-]+\.\w+", SCRIPT))
+
+
+def test_command_lines_of_the_script_of_pictures_are_understood(capsys):
+    lines = script_lines()
+    assert len(lines) > 30
+    for line in lines:
+        check_call(line, *split_command(line.replace('"$scale"', "1")))

@@ -223,8 +223,12 @@ def test_trunk_of_a_run_and_its_recognition(components, capsys):
     kept = load_state_dict(run_folder / "checkpoints" / "last.ckpt")
     assert not any(name.startswith("model_ema") for name in state)
     assert torch.equal(state["model.diffusion_model.out.2.bias"], kept["model_ema.diffusion_modelout2bias"])
-    rate = EvaluateRecognise(ModelSource(str(run_folder)), n=2, sampling=Sampling(steps=2), place=CPU).run()
+    grid = components / "recognised.png"
+    source = ModelSource(str(run_folder))
+    rate = EvaluateRecognise(source, n=2, grid=str(grid), sampling=Sampling(steps=2), place=CPU).run()
     assert 0 <= rate <= 1
+    with Image.open(grid) as picture:
+        assert picture.height > 10 * 96, "a row for each class, its name beside it"
     assert "real test images 99" in capsys.readouterr().out, "the classifier itself knows the digits"
 
 

@@ -99,6 +99,18 @@ def test_hall_s_interval_covers_the_mean_of_an_exponential_law():
     assert plain < 1840 < 1845 < skewed < 1940
 
 
+def test_an_end_below_what_is_possible_is_cut_and_the_coverage_stays():
+    """Means of four exponential values, truth 1: intervals that reach below 0 cover as often when they are cut there."""
+    values = -np.log(torch.rand((500, 4), generator=generator("cut", 0), dtype=torch.float64).numpy())
+    pairs = [(skewed_mean_interval(row), skewed_mean_interval(row, least=0.0)) for row in values]
+    assert any(free.low < 0 for free, _ in pairs)
+    assert all(cut.low == max(free.low, 0) and cut.high == free.high for free, cut in pairs)
+    assert [free.low <= 1 <= free.high for free, _ in pairs] == [cut.low <= 1 <= cut.high for _, cut in pairs]
+    rounded = skewed_mean_interval([-1e-18, 0.0, 0.0], least=0.0)
+    assert rounded.low == rounded.estimate < 0, "a mean that rounding left below 0 lies inside its interval"
+    assert math.isnan(skewed_mean_interval([0.3], least=0.0).low)
+
+
 def test_errors_of_all_looks_add_up_to_the_nominal_one():
     assert look_level(1) == pytest.approx(0.975)
     assert sum(1 - look_level(look) for look in range(1, 100_000)) == pytest.approx(0.05, abs=1e-6)

@@ -95,6 +95,7 @@ class Attribute:
             certainty=images.share.cpu().numpy(),
             mean=(images.mean / outputs).sqrt().cpu().numpy(),
             distances=nearness(fitted.pictures(), pictures),
+            names=model.class_names,
         )
         maps = self._maps(posterior, fitted, walks, found.certainty)
         by_group = found.group_rows(groups.names, groups.share, (groups.mean / outputs).sqrt())
@@ -120,7 +121,7 @@ class Attribute:
         arrays = {"positions": np.array(found.positions), "mean": found.mean, "certainty": found.certainty}
         np.savez(out / "attribution.npz", **arrays)  # type: ignore[arg-type]
         shown = (pictures, trained, found.certainty, found.mean, maps, self.top)
-        attribution_figure(*shown, out / "attribution.png")
+        attribution_figure(*shown, out / "attribution.png", found.named(found.labels), found.named(found.classes))
         return note
 
     def _read_samples(self, posterior: PosteriorPipeline) -> tuple[NDArray, list[int] | None]:
@@ -197,6 +198,7 @@ class Carried:
         certainty: rise of the sample's variance over it [G, N].
         mean: root mean square of the change of the outputs [G, N].
         distances: root mean square distance of pixels [G, N], the trivial baseline.
+        names: of the model's classes; numbers stand for them where there are none.
     """
 
     labels: Sequence[int] | None
@@ -205,6 +207,11 @@ class Carried:
     certainty: NDArray
     mean: NDArray
     distances: NDArray
+    names: Sequence[str] = ()
+
+    def named(self, labels: Sequence[int] | None) -> list[str]:
+        """Return the names of classes for a picture; none of data without classes."""
+        return [self.names[label] if label < len(self.names) else f"class {label}" for label in labels or ()]
 
     def rows(self, top: int) -> list[Row]:
         """Return the pictures that carry most of each sample, of either kind, the first ones first."""

@@ -41,13 +41,17 @@ class EvaluateRecognise:
         from pathlib import Path
 
         from ldm.experiments.recognition import recognise_samples
-        from ldm.images import save_image, tile_images
+        from ldm.images import labelled_grid
 
         pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
         found = recognise_samples(pipeline, self.n, self.real)
+        names = pipeline.class_names or tuple(map(str, range(pipeline.n_classes)))
         if self.grid:
-            save_image(tile_images(found.first_of_each(10), columns=10, zoom=4), Path(self.grid), overwrite=True)
-        print("  ".join(f"{label}: {rate:.1%}" for label, rate in enumerate(found.rates)))
+            grid = found.first_of_each(10)
+            rows = [f"{name}\n{rate:.0%} recognised" for name, rate in zip(names, found.rates, strict=True)]
+            title = f"{found.mean:.0%} of {len(found.images)} samples recognised; {grid.shape[1]} of each class shown"
+            labelled_grid(grid, Path(self.grid), rows, [""] * grid.shape[1], title, overwrite=True)
+        print("  ".join(f"{name}: {rate:.1%}" for name, rate in zip(names, found.rates, strict=True)))
         count = len(found.images)
         print(f"recognised {found.mean:.2%} of {count} samples; real test images {found.real:.2%}")
         samples = found.samples_apart

@@ -126,14 +126,15 @@ class PlotLaplace:
         out = Path(self.out)
         images = list(range(self.shown))
         found = map_by_methods(flow, images)
-        flow_plots.maps_by_method(found.pictures, found.maps, out / "methods.png", overwrite=True)
+        names = [f"class {label}" for label in flow.pipeline.cycle_classes(images) or ()]
+        flow_plots.maps_by_method(found.pictures, found.maps, out / "methods.png", names, overwrite=True)
         both = {
             "epistemic (sampled weights)": found.maps[TRUE_MAP],
             f"aleatoric, noise share {self.noise_share:g}": map_aleatoric(
                 flow, images, self.noise_share, self.probes or None
             ),
         }
-        flow_plots.maps_by_method(found.pictures, both, out / "two_kinds.png", overwrite=True)
+        flow_plots.maps_by_method(found.pictures, both, out / "two_kinds.png", names, overwrite=True)
         totals = measure_totals(flow, self.by_steps, images)
         flow_plots.against_steps(totals, out / "totals_by_steps.png", "variance of an element", overwrite=True)
 

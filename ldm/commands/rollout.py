@@ -110,5 +110,6 @@ class Rollout:
         names = pipeline.classes.member_names(label)
         for base, path in self._pictures(pipeline, label, out).items():
             images, moments = rollout(pipeline, label, base, self.columns, self.show)
-            title = f"{pipeline.classes.describe(label)}: {where}, base member {base}".replace("\n", ", ")
+            name = pipeline.classes.describe(label).replace("\n", ", ")
+            title = f"{'class ' * name[0].isdigit()}{name}: {where}\nbefore it member {base} samples for all"
             labelled_grid(images, path, names, moments, title, self.overwrite)

@@ -48,9 +48,8 @@ class RecognisedSamples:
         return float(np.mean(self.rates))
 
     def first_of_each(self, count: int) -> Tensor:
-        """Return the first samples of each class, class by class."""
-        n = len(self.images) // len(self.rates)
-        return torch.cat([images[:count] for images in self.images.split(n)])
+        """Return the first samples of each class, [K, `count` at most, C, H, W]."""
+        return self.images.unflatten(0, (len(self.rates), -1))[:, :count]
 
 
 def recognise_samples(pipeline: ModelPipeline, n: int, most: int = 10000) -> RecognisedSamples:

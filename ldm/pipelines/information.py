@@ -106,7 +106,7 @@ class InformationPlan:
         """Return whether a class needs no more noises."""
         if self.width is None or len(measured.mi) >= self.most:
             return True
-        return measured.interval.width <= self.width
+        return measured.width <= self.width
 
     def round_end(self, used: int) -> int:
         """Return the number of noises after one more round."""

@@ -37,6 +37,8 @@ def attribution_figure(
     maps: Sequence[Sequence[NDArray]],
     top: int,
     path: Path,
+    sample_names: Sequence[str] = (),
+    trained_names: Sequence[str] = (),
 ) -> None:
     """Draw a row for each sample: the sample, the pictures that carry its certainty and its mean, and two maps.
 
@@ -45,20 +47,25 @@ def attribution_figure(
         certainty, mean: what the pictures carry [G, N].
         maps: of each sample the change of the mean and the rise of the variance by its first picture [h, w].
         top: pictures of either kind.
+        sample_names, trained_names: classes of the samples [N] and of the training pictures [G]; none where empty.
     """
     count = min(len(pictures), MOST_SAMPLES)
     columns = 3 + 2 * top
-    figure = Figure(figsize=(0.8 * columns + 0.4, 0.95 * count + 0.5), layout="constrained")
+    high = 1.1 if trained_names else 0.95
+    figure = Figure(figsize=(0.8 * columns + 0.4, high * count + 0.5), layout="constrained")
     grid = figure.subplots(count, columns, squeeze=False)
     for sample in range(count):
         row = grid[sample]
-        _draw(row[0], (pictures[sample] / 127.5 - 1), "sample" if sample == 0 else "")
+        words = ["sample"] if sample == 0 else []
+        words += sample_names[sample : sample + 1]
+        _draw(row[0], (pictures[sample] / 127.5 - 1), "\n".join(words))
         for offset, (kind, values) in enumerate((("certainty", certainty), ("mean", mean))):
             order = np.argsort(-values[:, sample], kind="stable")[:top]
             for rank, place in enumerate(order):
                 title = f"{kind}\n" if sample == 0 and rank == 0 else ""
                 shown = f"{values[place, sample]:.1%}" if kind == "certainty" else f"{values[place, sample]:.1e}"
-                _draw(row[1 + offset * top + rank], trained[place], title + shown)
+                of = f"{trained_names[place]}\n" if trained_names else ""
+                _draw(row[1 + offset * top + rank], trained[place], title + of + shown)
         for offset, (name, values) in enumerate(zip(("mean map", "certainty map"), maps[sample], strict=True)):
             axes = row[1 + 2 * top + offset]
             reach = float(np.abs(values).max()) or 1.0

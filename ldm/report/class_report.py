@@ -103,16 +103,19 @@ def _limit(members: int) -> tuple[str, float] | None:
 
 def _bin_plots(out: Path, rows: Sequence[Mapping[str, Any]], pipeline: EnsemblePipeline, title: str, note: str) -> None:
     """One point a class, by bin; for masked classes, by what the members knew of the class."""
-    values, xlabel = ordered_bins(rows), IMAGES
+    values, names = ordered_bins(rows), ordered_bins(rows, "name")
+    xlabel = IMAGES
     quantity = "one-step mutual information (nats)"
     if pipeline.classes.masked:
         columns = {"both saw it": "distance_certain", "one did": "distance_between", "neither": "distance_uncertain"}
-        values = {name: [row[column] for row in rows if row[column] is not None] for name, column in columns.items()}
-        values = {name: numbers for name, numbers in values.items() if numbers}
+        known = {name: [row for row in rows if row[column] is not None] for name, column in columns.items()}
+        known = {name: own for name, own in known.items() if own}
+        values = {name: [row[columns[name]] for row in own] for name, own in known.items()}
+        names = {name: [row["name"] for row in own] for name, own in known.items()}
         quantity, xlabel = "mean distance between members", "pairs of members by who saw the class"
     limit = None if pipeline.classes.masked else _limit(pipeline.members)
     if values:
-        per_bin_plot(values, out / "uncertainty.png", quantity, xlabel, title, note, limit, overwrite=True)
+        per_bin_plot(values, out / "uncertainty.png", quantity, xlabel, title, note, limit, names, overwrite=True)
         distribution_plot(values, out / "distributions.png", quantity, xlabel, title, note, overwrite=True)
 
 

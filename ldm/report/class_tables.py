@@ -31,8 +31,8 @@ MEANS = (
 _STEP_KINDS = ("one-step", "multi-step")
 EXPLAINED = (
     "mi_*: one-step mutual information (nats) of the first branched step, given the shared state z_b; mean, s.d. and "
-    "95 % interval (Student) over n noises, each averaged over the base members; mi_base_sd: s.d. of the class's mean "
-    "over base members",
+    "95 % interval over n noises, each averaged over the base members (Student's under Hall's transformation, cut at 0 "
+    "since no mutual information lies below it); mi_base_sd: s.d. of the class's mean over base members",
     "multistep_*: the same of the last step, between chains that have branched before",
     "ssim: structural similarity between members' pictures, mean over pairs and noises (lower: more diverse); "
     "lpips: their learned perceptual distance (higher: more diverse)",
@@ -81,7 +81,7 @@ def curve_rows(result: ClassInformation, pipeline: EnsemblePipeline) -> list[dic
     rows = []
     for place, values in enumerate(result.curve.tolist()):
         step = pipeline.branch + place
-        interval = skewed_mean_interval(values)
+        interval = skewed_mean_interval(values, least=0.0)
         rows.append(
             {
                 "class": result.label,
@@ -99,8 +99,8 @@ def curve_rows(result: ClassInformation, pipeline: EnsemblePipeline) -> list[dic
     return rows
 
 
-def ordered_bins(rows: Sequence[Mapping[str, Any]], column: str = "mi_mean") -> dict[str, list[float]]:
-    """{bin: values of its classes}, smallest class_size first."""
+def ordered_bins(rows: Sequence[Mapping[str, Any]], column: str = "mi_mean") -> dict[str, list[Any]]:
+    """{bin: values of its classes}, the fewest images first."""
     order = {row["bin"]: float(row["bin"]) if row["bin"].isdigit() else math.inf for row in rows}
     return {name: [row[column] for row in rows if row["bin"] == name] for name in sorted(order, key=order.__getitem__)}
 

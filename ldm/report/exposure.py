@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from ldm.checkpoint import save_tensors
@@ -13,7 +14,7 @@ from ldm.diffusion.epsilon_scaling import noise_level
 from ldm.diffusion.schedule import Schedule
 from ldm.evaluation.exposure import delta, state_distance
 from ldm.experiments.exposure import Chains, MomentsByName, compute_factors
-from ldm.report.plots import Curve, curve_plot
+from ldm.report.plots import Curve, curve_plot, spans_decades
 from ldm.report.tables import write_csv
 
 Table = list[dict[str, float]]
@@ -99,11 +100,13 @@ def ratio_plot(rows: Table, file: str | Path, chains: list[str], title: str = ""
 
 
 def delta_plot(rows: Table, file: str | Path, chains: list[str], title: str = "") -> None:
-    """delta_t of each chain after each step, and the floor that a perfect sampler has."""
+    """delta_t of each chain after each step, and the floor that a perfect sampler has; over decades, logarithmic."""
     steps = [row["step"] + 1 for row in rows]
     curves = {"floor": Curve(steps, [row["floor"] for row in rows])}
     curves |= {name: Curve(steps, [row[f"{name}_delta"] for row in rows]) for name in chains}
-    curve_plot(curves, file, "steps taken", "delta_t (pixel or latent units squared)", title, overwrite=True)
+    log = spans_decades(np.array([curve.y for curve in curves.values()]))
+    label = "delta_t (pixel or latent units squared)"
+    curve_plot(curves, file, "steps taken", label, title, log=log, overwrite=True)
 
 
 def distance_plot(rows: Table, file: str | Path, chains: list[str], title: str = "") -> None:

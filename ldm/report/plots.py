@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gaussian_kde
 
 from ldm.images import save_figure
+from ldm.report.names import ALL_NAMED, LETTER, shorten, write_names
 
 # Paul Tol's "bright" scheme, which stays apart for colour-blind readers.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
@@ -22,6 +23,8 @@ MARKERS = "osD^vPX"
 LINES = ("-", "--", ":")  # one after the colours are used up
 # A ceiling higher than this many times the data is written down instead of drawn, so that it does not flatten them.
 CEILING_IN_VIEW = 2.5
+# Positive values whose largest is more than this many times the least are drawn on a logarithmic axis.
+LOG_FROM = 10
 # Points of a title's letters, and inches of a figure beside its axes: the ticks and the label on the left.
 TITLE_SIZE = 9
 BESIDE = 0.75
@@ -44,9 +47,12 @@ def per_bin_plot(
     title: str = "",
     note: str = "",
     ceiling: tuple[str, float] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Draw each bin's values as a strip of points with mean and standard deviation beside it, bins evenly spaced.
+
+    Positive values over more than a decade have a logarithmic axis.
 
     Args:
         values: bin name -> values, one for each class, in the order to draw.
@@ -56,6 +62,7 @@ def per_bin_plot(
         title: text above.
         note: a line below the title, e.g. Spearman and AUROC with their intervals.
         ceiling: name and value of an upper limit, e.g. ("ln M", 1.609); written down if it is far above the data.
+        names: of the classes of each bin, in the order of its values; written where there are up to 20 in all.
         overwrite: replace an existing file.
 
     Raises:
@@ -63,21 +70,34 @@ def per_bin_plot(
         ValueError: if there is no bin, or a bin is empty or not finite.
     """
     bins = _check_bins(values)
-    figure, axes = _axes(1.9 + 1.05 * len(bins), 3.6)
+    every = np.concatenate(list(bins.values()))
+    named = {} if names is None or len(every) > ALL_NAMED else {bin_: [*map(shorten, names[bin_])] for bin_ in bins}
+    longest = max((len(name) for own in named.values() for name in own), default=0)
+    figure, axes = _axes(1.9 + (1.05 + max(0, longest - 4) * LETTER / 72) * len(bins), 3.6)
     for place, (colour, bin_values) in enumerate(zip(_cycle(len(bins)), bins.values(), strict=True)):
         alpha = 0.9 if len(bin_values) <= 20 else 0.5
-        offsets = place - 0.12 + _spread(bin_values)
+        offsets = np.full(len(bin_values), place + 0.08) if named else place - 0.12 + _spread(bin_values)
         axes.plot(offsets, bin_values, "o", color=colour, alpha=alpha, ms=4.5, mew=0, clip_on=False)
         axes.errorbar(place + 0.24, bin_values.mean(), bin_values.std(), fmt="D", color="#222222", ms=4.5, capsize=3.5)
-    names = [f"{name}\n(n = {len(bin_values)})" for name, bin_values in bins.items()]
-    axes.set_xticks(range(len(bins)), names)
+    axes.set_xticks(range(len(bins)), [f"{name}\n(n = {len(bin_values)})" for name, bin_values in bins.items()])
     axes.set_xlim(-0.5, len(bins) - 0.5)
     axes.margins(y=0.08)
-    if all((bin_values >= 0).all() for bin_values in bins.values()):
+    log = spans_decades(every)
+    if log:
+        axes.set_yscale("log")
+        axes.set_ylim(every.min() / 1.3, axes.get_ylim()[1])
+    elif every.min() >= 0:
         axes.set_ylim(bottom=0)
-    note = _draw_ceiling(axes, ceiling, max(bin_values.max() for bin_values in bins.values()), note)
+    note = _draw_ceiling(axes, ceiling, every.max() * (LOG_FROM / CEILING_IN_VIEW if log else 1), note)
     _write_texts(axes, xlabel, ylabel, title, note, "points: classes; diamond: mean ± s.d.")
+    for place, (bin_, own) in enumerate(named.items()):
+        write_names(axes, own, np.full(len(own), place + 0.08), bins[bin_], left=True)
     save_figure(figure, path, overwrite)
+
+
+def spans_decades(values: NDArray[np.float64]) -> bool:
+    """Whether values are positive and spread so far that a linear axis would press the small ones together."""
+    return bool(values.min() > 0 and values.max() > LOG_FROM * values.min())
 
 
 def distribution_plot(
@@ -92,29 +112,36 @@ def distribution_plot(
 ) -> None:
     """Draw each bin's density as a ridge (peak scaled to 1) over a rug of its values, with the mean as a line.
 
-    Densities are Gaussian kernels of Scott's bandwidth, reflected at `lower` where the quantity ends (0 for nats);
-    a bin with fewer than three different values shows its rug and mean only. Arguments and errors as `per_bin_plot`.
+    Densities are Gaussian kernels of Scott's bandwidth, reflected at `lower` where the quantity ends (0 for nats), or
+    kernels of the logarithms, on a logarithmic axis, where positive values span more than a decade; a bin with fewer
+    than three different values shows its rug and mean only. Arguments and errors as `per_bin_plot`.
     """
     bins = _check_bins(values)
     least = min(bin_values.min() for bin_values in bins.values())
     if lower is not None and least < lower:
         raise ValueError(f"a value, {least:g}, lies below lower={lower:g}; pass lower=None for signed quantities")
-    ends = least, max(bin_values.max() for bin_values in bins.values())
+    log = spans_decades(np.concatenate(list(bins.values())))
+    # What densities are taken of, and back; the mean stays that of the values.
+    forth, back = (np.log10, lambda z: 10**z) if log else (np.asarray, np.asarray)
+    end = None if log else lower
+    ends = forth(least), forth(max(bin_values.max() for bin_values in bins.values()))
     reach = 0.12 * (ends[1] - ends[0]) or 0.5
-    grid = np.linspace(ends[0] - reach if lower is None else max(lower, ends[0] - reach), ends[1] + reach, 400)
+    grid = np.linspace(ends[0] - reach if end is None else max(end, ends[0] - reach), ends[1] + reach, 400)
+    across = back(grid)
     figure, axes = _axes(5.6, 1.5 + 0.75 * len(bins))
     for place, (colour, bin_values) in enumerate(zip(_cycle(len(bins)), bins.values(), strict=True)):
         base = len(bins) - 1 - place
         if len(np.unique(bin_values)) >= 3:
-            density = 0.78 * _density(bin_values, grid, lower)
-            axes.fill_between(grid, base, base + density, color=colour, alpha=0.35, lw=0)
-            axes.plot(grid, base + density, color=colour, lw=1.2)
+            density = 0.78 * _density(forth(bin_values), grid, end)
+            axes.fill_between(across, base, base + density, color=colour, alpha=0.35, lw=0)
+            axes.plot(across, base + density, color=colour, lw=1.2)
         axes.plot(bin_values, np.full(len(bin_values), base), "|", color=colour, ms=7, mew=0.8)
         axes.vlines(bin_values.mean(), base, base + 0.82, color="#222222", lw=1.3)
         axes.axhline(base, color="#BBBBBB", lw=0.6, zorder=0)
     names = [f"{name}\n(n = {len(bin_values)})" for name, bin_values in bins.items()]
     axes.set_yticks(range(len(bins))[::-1], names)
-    axes.set_xlim(grid[0], grid[-1])
+    axes.set_xscale("log" if log else "linear")
+    axes.set_xlim(across[0], across[-1])
     axes.set_ylim(-0.2, len(bins) - 0.05)
     _write_texts(axes, xlabel, ylabel, title, note, "ridge: density, peak scaled to 1; line: mean; ticks: classes")
     axes.grid(False)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -17,7 +16,8 @@ from ldm.evaluation.taps import Reading
 from ldm.images import save_figure
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.features import log_snr
-from ldm.report.plots import COLOURS, MARKERS
+from ldm.report.names import write_names
+from ldm.report.plots import COLOURS, LINES, MARKERS
 from ldm.report.tables import write_csv
 
 # Columns of alignment, and what they are called.
@@ -162,7 +162,7 @@ def line_plot(
     log: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Curves {name: (x, y)} with markers and a legend; `log` scales x.
+    """Curves {name: (x, y)} with markers, and a legend at their right; `log` scales x.
 
     Raises:
         FileExistsError: if the file exists and `overwrite` is False.
@@ -170,27 +170,28 @@ def line_plot(
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, (x, y)) in enumerate(curves.items()):
-        axes.plot(x, y, marker="osD^vPX<>*"[number % 10], ms=4, label=name, color=f"C{number % 10}")
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(x, y, ms=4, label=name, ls=LINES[number // len(COLOURS) % len(LINES)], **look)
     if log:
         axes.set_xscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, ncols=1 + len(curves) // 8)
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path, overwrite)
 
 
 def trajectories(
-    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     path: str | os.PathLike,
     ylabel: str,
     title: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Panels {xlabel: {name: (x, y)}} of the same named curves, x on a logarithm's scale; a large dot ends each.
+    """Panels {xlabel: {name: (x, y)}} of the same named curves, x on a logarithm's scale.
 
-    Names run through a scale of colours in their order.
+    Each curve ends in a large dot with its name, and an arrow leads to it.
 
     Raises:
         FileExistsError: if the file exists and `overwrite` is False.
@@ -198,18 +199,26 @@ def trajectories(
     figure = Figure(figsize=(1.6 + 3.2 * len(panels), 3.4), layout="constrained")
     columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     names = list(next(iter(panels.values())))
-    colours = dict(zip(names, colormaps["viridis"](np.linspace(0, 0.95, len(names))), strict=True))
+    looks: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(names):
+        line = LINES[number // len(COLOURS) % len(LINES)]
+        looks[name] = {"color": COLOURS[number % len(COLOURS)], "ls": line, "marker": MARKERS[number % len(MARKERS)]}
     for axes, (xlabel, curves) in zip(columns, panels.items(), strict=True):
         for name, (x, y) in curves.items():
-            axes.plot(x, y, "-o", ms=2.5, lw=1, label=name, color=colours[name])
-            axes.plot(x[-1], y[-1], "o", ms=7, color=colours[name])
+            axes.plot(x, y, ms=2.5, lw=1, **looks[name])
+            axes.plot(x[-1], y[-1], ms=7, **looks[name])
+            if len(x) > 1:
+                arrow = {"arrowstyle": "->", "color": looks[name]["color"], "shrinkA": 0, "shrinkB": 3}
+                axes.annotate("", (x[-1], y[-1]), (x[-2], y[-2]), arrowprops=arrow)
         axes.set_xscale("log")
         axes.tick_params(axis="x", which="minor", labelsize=6)
         axes.set_xlabel(xlabel)
         axes.grid(alpha=0.25)
     columns[0].set_ylabel(ylabel)
     figure.suptitle(title, fontsize=9)
-    columns[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(names) // 18)
+    for axes, curves in zip(columns, panels.values(), strict=True):
+        ends = np.array([[x[-1], y[-1]] for x, y in curves.values()])
+        write_names(axes, list(curves), *ends.T)
     save_figure(figure, path, overwrite)
 
 
@@ -242,5 +251,5 @@ def scatter(
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=9)
     if any(groups):
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path, overwrite)

@@ -5,28 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ldm.images import save_figure
-from ldm.report.plots import COLOURS
+from ldm.report.names import ALL_NAMED, write_names
+from ldm.report.plots import COLOURS, spans_decades
 
 # More classes are shown by the first and the last of the ranking.
 MOST_NAMES = 60
-# Values that span more than this factor are drawn on a logarithmic axis.
-LOG_FROM = 30
-# Of no more classes than this every one is named beside its point.
-ALL_NAMED = 20
 # Points of more classes are small and let those below shine through.
 MANY = 200
-# Mean width of a letter, and distance of lines, of names in points.
-LETTER = 4.6
-LINE = 9.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ def ranked_plot(
         axes.text(0.5, half - 0.5, words, **between, backgroundcolor="white", color="#444444")
     axes.set_yticks(places, [one.label for one in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
-    if (scores > 0).all() and scores.max() > LOG_FROM * scores.min():
+    if spans_decades(scores):
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=min(0.0, *(one.low or 0.0 for one in ordered)))
@@ -139,7 +131,7 @@ def images_plot(
     told = _choose_named(scores, stands_out)
     for row in stands_out:
         axes.plot(images[row], scores[row], "o", color=COLOURS[1], ms=6)
-    _write_names(axes, [classes[shown[row]].name for row in told], images[told], scores[told])
+    write_names(axes, [classes[shown[row]].name for row in told], images[told], scores[told])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
@@ -161,27 +153,3 @@ def _choose_named(scores: NDArray[np.float64], stands_out: Sequence[int]) -> lis
     if len(scores) <= ALL_NAMED:
         return order
     return [place for place in order if place in set(stands_out)][:ALL_NAMED] or order[:3]
-
-
-def _write_names(axes: Axes, names: Sequence[str], images: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
-    """Write the names of points on logarithmic axes, each below those that it would else cover.
-
-    Points in the right half have their names at the left, so that these end inside the axes.
-    """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()
-    points = axes.transData.transform(np.column_stack([images, scores])) * 72 / figure.dpi  # [N, 2] in points
-    middle = (axes.bbox.x0 + axes.bbox.x1) / 2 * 72 / figure.dpi
-    taken: list[tuple[float, float, float]] = []
-    for name, (x, y), at in zip(names, points, zip(images, scores, strict=True), strict=True):
-        width = LETTER * len(name)
-        left = x + 6 if x < middle else x - 6 - width
-        height = y
-        while any(abs(height - other) < LINE and left < end and left + width > start for start, end, other in taken):
-            height -= LINE
-        taken.append((left, left + width, height))
-        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "va": "center", "ha": "left"}
-        if height != y:
-            text["arrowprops"] = {"arrowstyle": "-", "lw": 0.5, "color": "#777777", "shrinkA": 0, "shrinkB": 2}
-        axes.annotate(name, at, (left - x, height - y), **text)

@@ -60,11 +60,20 @@ class ClassInformation:
 
     @property
     def interval(self) -> Interval:
-        """Mean of `mi` with its 95 % interval over the noises, nats: see `skewed_mean_interval`.
+        """Mean of `mi` with its 95 % interval over the noises, nats, at least 0: see `skewed_mean_interval`.
 
         Where noises were added until the interval was narrow enough, it is that of the last look, see `look_level`.
         """
-        return skewed_mean_interval(self.mi.tolist(), look_level(self.looks) if self.looks else 0.95)
+        return skewed_mean_interval(self.mi.tolist(), self._level, 0.0)
+
+    @property
+    def width(self) -> float:
+        """Width in nats of the interval before it is cut at 0: by the cut alone no rule stops earlier."""
+        return skewed_mean_interval(self.mi.tolist(), self._level).width
+
+    @property
+    def _level(self) -> float:
+        return look_level(self.looks) if self.looks else 0.95
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was measured, by name."""

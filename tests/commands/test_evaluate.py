@@ -91,6 +91,25 @@ def test_a_set_with_itself_has_distance_zero(place, tmp_path):
     assert values["precision"] == values["recall"] == 1
 
 
+def test_pictures_of_mixed_sizes_stand_on_either_side_at_one_image_size(place, tmp_path):
+    """Pictures of one grey each stay so at any size: scaled and cut to 8 they are the 8 x 8 ones, and the distance is 0."""
+    greys = list(range(5, 250, 6))
+    np.savez(tmp_path / "small.npz", arr_0=np.stack([np.full((8, 8, 1), grey, np.uint8) for grey in greys]))
+    (tmp_path / "mixed").mkdir()
+    for index, grey in enumerate(greys):
+        shape = (9 + index % 5, 8 + index % 7)
+        Image.fromarray(np.full(shape, grey, np.uint8)).save(tmp_path / "mixed" / f"{index:02d}.png")
+    mixed = ImageSource(images=str(tmp_path / "mixed"), image_size=8)
+    small = ImageSource(images=str(tmp_path / "small.npz"), image_size=8)
+    chosen = FeatureChoice("classifier", weights=str(place / "a.safetensors"))
+    for images, ref, out in ((mixed, "small.npz", "a"), (small, "mixed", "b"), (mixed, "mixed", "c")):
+        rows = measure(tmp_path, tmp_path / out, images, ref, metrics=("fid",), features=chosen)
+        assert rows[0].value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="image_size"):
+        source = ImageSource(images=str(tmp_path / "mixed"))
+        measure(tmp_path, tmp_path / "d", source, "small.npz", metrics=("fid",), features=chosen)
+
+
 def test_a_list_keeps_the_images_it_names(place, tmp_path):
     for index, image in enumerate(np.load(place / "train.npz")["arr_0"][:12]):
         (tmp_path / "p").mkdir(exist_ok=True)

@@ -79,6 +79,34 @@ def test_a_near_ceiling_is_a_line_and_a_far_one_is_words(tmp_path):
     assert not dashes(16.0)
 
 
+def texts_and_scale(monkeypatch, draw):
+    """The words and the scale (x, y) of the axes of the one figure that `draw` saves."""
+    figures = []
+    monkeypatch.setattr("ldm.report.plots.save_figure", lambda figure, path, overwrite: figures.append(figure))
+    draw()
+    (axes,) = figures[0].axes
+    return [text.get_text() for text in axes.texts], (axes.get_xscale(), axes.get_yscale())
+
+
+def test_few_classes_are_named_beside_their_dots_and_many_are_not(monkeypatch):
+    values = {"1": [1.0, 0.9], "all": [0.4, 0.5, 0.5]}
+    names = {"1": ["ant", "a class with a rather long name"], "all": ["cat", "dog", "eel"]}
+    found, _ = texts_and_scale(monkeypatch, lambda: per_bin_plot(values, "x.png", "nats", names=names))
+    assert sorted(found) == ["a class with a ra…", "ant", "cat", "dog", "eel"]
+    many = {"1": np.linspace(1, 2, 21)}
+    found, _ = texts_and_scale(monkeypatch, lambda: per_bin_plot(many, "x.png", "nats", names={"1": ["a"] * 21}))
+    assert found == []
+
+
+@pytest.mark.parametrize(("least", "scale"), [(0.2, "linear"), (0.05, "log"), (0.0, "linear")])
+def test_positive_values_over_more_than_a_decade_have_a_logarithmic_axis(monkeypatch, least, scale):
+    values = {"1": [1.0, 0.9, 0.8], "all": [least, 0.3, 0.4]}
+    _, found = texts_and_scale(monkeypatch, lambda: per_bin_plot(values, "x.png", "nats"))
+    assert found == ("linear", scale)
+    _, found = texts_and_scale(monkeypatch, lambda: distribution_plot(values, "x.png", "nats"))
+    assert found == (scale, "linear")
+
+
 def test_a_logarithmic_curve_always_shows_its_ceiling(tmp_path):
     """Curves of 1e-6 to 1e-3 under ln 5: on a linear axis the ceiling would be words."""
     curve = {"a": Curve([3, 2, 1], [0.0, 1e-6, 1e-3], [0.0, 0.0, 1e-4], [1e-7, 1e-5, 1e-2])}

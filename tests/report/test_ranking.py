@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ldm.report.ranking import ALL_NAMED, RankedClass, _choose_named, _write_names, images_plot, ranked_plot
+from ldm.report.names import ALL_NAMED, LONGEST, shorten, write_names
+from ldm.report.ranking import RankedClass, _choose_named, images_plot, ranked_plot
 
 
 def test_few_classes_are_all_named_and_of_many_those_that_stand_out():
@@ -20,7 +21,7 @@ def test_names_of_points_in_one_place_stand_below_each_other():
     axes = Figure(figsize=(6, 4)).add_subplot()
     axes.loglog([1, 1000], [1, 1000], "o")
     at = np.full(4, 10.0)
-    _write_names(axes, ["ant", "bee", "cat", "dog"], at, at)
+    write_names(axes, ["ant", "bee", "cat", "dog"], at, at)
     figure = axes.get_figure()
     figure.draw_without_rendering()
     boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
@@ -30,9 +31,14 @@ def test_names_of_points_in_one_place_stand_below_each_other():
 def test_names_at_the_right_end_inside_the_axes():
     axes = Figure(figsize=(6, 4)).add_subplot()
     axes.loglog([1, 1000], [1, 1000], "o")
-    _write_names(axes, ["a class with a rather long name"], np.array([900.0]), np.array([30.0]))
+    write_names(axes, ["a class with a rather long name"], np.array([900.0]), np.array([30.0]))
     axes.get_figure().draw_without_rendering()
     assert Text.get_window_extent(axes.texts[0]).x1 <= axes.bbox.x1
+
+
+def test_long_names_are_cut_with_an_ellipsis():
+    assert shorten("truck") == "truck"
+    assert shorten("African hunting dog, hyena dog") == "African hunting d…" and len(shorten("x" * 99)) == LONGEST
 
 
 @pytest.mark.parametrize("count", [1, 70, 300])
