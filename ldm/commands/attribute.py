@@ -24,7 +24,7 @@ class Attribute:
     """Say which training pictures carry samples, and which carry their certainty, by removing them from the fit.
 
     The last layer is refitted in closed form without each training picture, and without each class of them. What that
-    does to the outputs along a sample's walk is what the picture carries:
+    does to the outputs along a sample's trajectory is what the picture carries:
       certainty   the rise of the sample's variance (method path) over that variance; never below 0
       mean        the change of the outputs, root of the mean square, in units of the noise or velocity
 
@@ -53,8 +53,8 @@ class Attribute:
     """The folder of the output."""
     n: int = 8
     """The first n samples are attributed."""
-    step: Annotated[tuple[int, ...], option(metavar="K ...", default="all steps of the walk")] = ()
-    """Steps of the walk whose outputs are asked about, 0 the noisiest."""
+    step: Annotated[tuple[int, ...], option(metavar="K ...", default="all steps of the trajectory")] = ()
+    """Steps of the trajectory whose outputs are asked about; step 0 is the noisiest."""
     groups: Annotated[str, option(metavar="class|FILE")] = "class"
     """Groups of pictures that are removed together: the classes, or a .csv with columns image and group."""
     top: int = 5

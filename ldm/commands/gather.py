@@ -33,7 +33,7 @@ class Gather:
     }
 
     path: Annotated[str | None, option(metavar="DIR", default="none; or give --published")] = None
-    """The --logdir that the components were trained with."""
+    """The --logdir that the members were trained with."""
     runs: Annotated[tuple[str, ...], option(metavar="DIR ...", default="none")] = ()
     """Whole trainings as members, which share no base model: their run directories, or checkpoints in them; with
     --out."""
@@ -44,9 +44,9 @@ class Gather:
     out: Annotated[str | None, option(metavar="DIR", default="none")] = None
     """The folder for --published, or for --runs."""
     ensemble_name: str = "bootstrapped"
-    """The --ensemble_name of the components."""
+    """The --ensemble_name that the members were trained with."""
     ensemble_comps: int = 5
-    """The number of components."""
+    """The number of members, which DECU calls components."""
     data_name: Annotated[str | None, option(metavar="NAME", default="the data set's")] = None
     """The name of the data in the folder's name."""
     checkpoint: str = "last.ckpt"

@@ -26,7 +26,7 @@ class Pictures:
     depth: int = 1
     """Levels of folders that name a class; 2 for Greek/alpha/1.png."""
     held_out: Annotated[float, option(metavar="SHARE")] = 0.1
-    """Share of each class for validation, where the data have no parts of their own."""
+    """Share of each class for validation, where the data have no splits of their own."""
 
     def __post_init__(self) -> None:
         if self.depth < 1:

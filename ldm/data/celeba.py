@@ -71,7 +71,7 @@ class CelebA(FileImages):
         files = Files(archive if archive.is_file() else folder)
         first = f"{CELEBA_FOLDER}/{names[0]}" if names else ""
         if not files.has(first):
-            said = f"names '{names[0]}', and there is no {files.roots[0]}/{first}" if names else f"has no part {split}"
+            said = f"names '{names[0]}', and there is no {files.roots[0]}/{first}" if names else f"has no split {split}"
             raise ValueError(f"list_eval_partition.txt {said}: unpack {archive.name} so that its pictures lie there")
         super().__init__(
             files,

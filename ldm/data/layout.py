@@ -1,4 +1,4 @@
-"""How a folder of pictures names its classes and parts, and the data set that reads it so."""
+"""How a folder of pictures names its classes and splits, and the data set that reads it so."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ TEST_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set names the classes and the parts of its pictures.
+    """How a data set names the classes and the splits of its pictures.
 
     Attributes:
-        kind: "class folders", "parts with class folders", "a list", "captions" or "a flat folder".
+        kind: "class folders", "folders train and val with class folders", "a list", "captions" or "a flat folder".
         target: the class of the data set that reads it.
         class_names: the classes in the data set's order.
-        shared: parameters of both parts.
-        train: further parameters of the part to train on.
-        validation: further parameters of the part for validation.
+        shared: parameters of both splits.
+        train: further parameters of the split to train on.
+        validation: further parameters of the split for validation.
         owners: {"train" or "validation": class of each picture by its path}.
-        skipped: {path: why} of pictures that belong to no part.
+        skipped: {path: why} of pictures that belong to no split.
         read: files that are no pictures, but say what those are.
     """
 
@@ -48,7 +48,7 @@ class Layout:
 def find_picture_layout(
     root: str, classes_from: str | None = None, depth: int = 1, held_out: float = TEST_FRACTION
 ) -> Layout:
-    """Find how a folder or a .zip names classes and parts.
+    """Find how a folder or a .zip names classes and splits.
 
     In this order: the list `classes_from`; a list or captions at the root; folders train and val (or valid,
     validation, dev, test) that hold class folders; class folders; a flat folder, which is one class.
@@ -57,7 +57,7 @@ def find_picture_layout(
         root: folder or .zip.
         classes_from: a CSV, TSV or JSONL file with a path and a class in each row.
         depth: how many levels of folders name a class.
-        held_out: share of each class for validation, where the data have no parts of their own.
+        held_out: share of each class for validation, where the data have no splits of their own.
 
     Raises:
         ValueError: if there are no pictures, or some lie beside class folders without a class.
@@ -104,7 +104,7 @@ def _name_of(data: type) -> str:
 def _halves(
     paths: Sequence[str], owners: Sequence[str], names: Sequence[str], fraction: float, seeded: str
 ) -> dict[str, dict[str, str]]:
-    """Return the parts that the data set itself would draw."""
+    """Return the splits that the data set itself would draw."""
     labels = class_numbers(owners, names)
     chosen = {"train": "train", "validation": "test"}
     return {
@@ -173,11 +173,11 @@ def _listed(files: Files, root: str, name: str, rows: PictureRows, found: Sequen
         if split in places:
             owners[places[split]][path] = label
         else:
-            skipped[path] = f"of the part {split}, which is neither {parts[0]} nor {parts[1]}"
+            skipped[path] = f"of the split {split}, which is neither {parts[0]} nor {parts[1]}"
     names = order_names(list(owners["train"].values()))
     shared["class_names"] = names
     own = [{"split": part} for part in parts]
-    kind, read = "a list with classes and parts", frozenset([name])
+    kind, read = "a list with classes and splits", frozenset([name])
     return Layout(kind, _name_of(ListedImages), names, shared, *own, owners, skipped, read)
 
 

@@ -23,7 +23,7 @@ TEXT_COLUMNS = ("caption", "text", "prompt")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "class_label")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-# What the part to train on is called, and those that are held out, the first that there is for validation.
+# What the split to train on is called, and those that are held out, the first that there is for validation.
 TRAIN_NAMES = ("train", "training")
 HELD_OUT_NAMES = ("val", "valid", "validation", "dev", "test", "testing")
 
@@ -89,7 +89,7 @@ def order_names(names: Sequence[str]) -> list[str]:
 
 
 def name_parts(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return what a data set calls its parts to train on and for validation; None where it has no such parts."""
+    """Return what a data set calls its splits for training and for validation; None where it has no such splits."""
     present = {name.lower(): name for name in names}
     train = next((present[name] for name in TRAIN_NAMES if name in present), None)
     held_out = next((present[name] for name in HELD_OUT_NAMES if name in present), None)
@@ -102,8 +102,8 @@ class ListedImages(FileImages):
     Args:
         root: folder or .zip of the pictures, which the list's paths are relative to.
         file: the list, in the root or elsewhere.
-        split: "all", or a part by the word of the list's column `split`; where it has none, "train" or "test", the
-            parts of a fixed stratified split.
+        split: "all", or a split by the word of the list's column `split`; where it has none, "train" or "test", the
+            splits of a fixed stratified draw.
         test_fraction: share of each class that is "test", where the list has no column `split`.
         class_names: the classes in their order, where some may lack images; those of the list where not given.
         files: further arguments of `FileImages`: image_size, channels, crop, flip, broken, in_memory, transform, seed.
@@ -168,16 +168,16 @@ def check_paths(source: Files, file: str, paths: Sequence[str]) -> None:
 
 
 def choose_part(rows: PictureRows, labels: torch.Tensor, split: str, test_fraction: float) -> list[int]:
-    """Return the places of a part: of the list's own split where it has one, else of a fixed stratified one.
+    """Return the places of a split: of the list's own split where it has one, else of a fixed stratified one.
 
     Raises:
-        ValueError: if the list's own split has no such part.
+        ValueError: if the list's own split does not have it.
     """
     if split == "all" or "split" not in rows.columns:
         return split_positions(labels, split, test_fraction, "list").tolist()
     kept = [place for place, part in enumerate(rows.columns["split"]) if part == split]
     if not kept:
         raise ValueError(
-            f"the list's parts are {', '.join(sorted(set(rows.columns['split'])))}; none of them is {split}"
+            f"the list's splits are {', '.join(sorted(set(rows.columns['split'])))}; none of them is {split}"
         )
     return kept

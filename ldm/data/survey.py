@@ -25,7 +25,7 @@ class Survey:
 
     Attributes:
         root: folder or .zip.
-        layout: how it names classes and parts.
+        layout: how it names classes and splits.
         sizes: (width, height) of each picture that can be read.
         grey: how many pictures are without colour.
         transparent: how many have transparency.
@@ -55,7 +55,7 @@ class Survey:
         return {name: found.get(name, 0) for name in self.class_names}
 
     def total(self, part: str) -> int:
-        """Return the number of pictures of a part."""
+        """Return the number of pictures of a split."""
         return sum(self.counts(part).values())
 
     def describe(self) -> list[str]:
@@ -126,7 +126,7 @@ def survey_pictures(root: str, layout: Layout, progress: Any = None) -> Survey:
 
     Args:
         root: folder or .zip.
-        layout: how it names classes and parts (`find_picture_layout`).
+        layout: how it names classes and splits (`find_picture_layout`).
         progress: a wrapper of the list of paths that shows how far it is, tqdm for example.
 
     Raises:

@@ -63,7 +63,7 @@ def walk_samples(
     count = len(posterior.pipeline.times) - 1
     wrong = [step for step in steps if not 0 <= step < count]
     if wrong:
-        raise ValueError(f"the walk has steps 0 to {count - 1}, got {', '.join(map(str, wrong))}")
+        raise ValueError(f"the trajectory has steps 0 to {count - 1}, got {', '.join(map(str, wrong))}")
     denoiser = posterior.predictive(labels)
     layer = posterior.laplace.layer
     kept = []

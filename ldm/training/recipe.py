@@ -23,10 +23,10 @@ COMMENTS = {
     "target": "how the pictures are read; see docs/own_pictures.md",
     "depth": "how many levels of folders name a class",
     "test_fraction": "share of each class for validation",
-    "split": "which part of them",
-    "folder": "the folder of this part",
+    "split": "which split of them",
+    "folder": "the folder of this split",
     "file": "the list of paths and classes",
-    "class_names": "the classes in their order, where a part may lack some",
+    "class_names": "the classes in their order, where a split may lack some",
     "image_size": "side in pixels; the middle is cut out",
     "channels": "1 for grey, 3 for colour",
 }
@@ -151,20 +151,20 @@ class Recipe:
 
     @property
     def train(self) -> str:
-        """The part to train on, as YAML: what it shares with the part for validation refers to that."""
+        """The split to train on, as YAML: what it shares with the split for validation refers to that."""
         layout = self.survey.layout
         shared = {name: f"${{data.params.validation.params.{name}}}" for name in self._shared}
         return _write({"target": layout.target, "params": {**shared, **layout.train}})
 
     @property
     def validation(self) -> str:
-        """The part for validation, as YAML."""
+        """The split for validation, as YAML."""
         layout = self.survey.layout
         return _write({"target": layout.target, "params": {**self._shared, **layout.validation}})
 
     @property
     def _shared(self) -> dict[str, Any]:
-        """Parameters that both parts have."""
+        """Parameters that both splits have."""
         size = self.size if self.latent else "${model.params.image_size}"
         channels = self.channels if self.latent else "${model.params.channels}"
         own = {"root": "${paths.data_root}", "image_size": size, "channels": channels}
@@ -172,7 +172,7 @@ class Recipe:
 
 
 def _write(node: Mapping[str, Any]) -> str:
-    """Return a part of a data set as YAML with comments."""
+    """Return a split of a data set as YAML with comments."""
     lines = yaml.safe_dump(dict(node), sort_keys=False, width=110).splitlines()
     return "\n".join(line if "${data." in line else _comment(line) for line in lines)
 

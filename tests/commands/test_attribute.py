@@ -103,7 +103,7 @@ def test_groups_of_a_file_and_single_steps(place, tmp_path):
     ("change", "message"),
     [
         ({"sampling": Sampling(steps=2)}, "do not draw the samples"),
-        ({"step": (3,)}, "the walk has steps 0 to 2"),
+        ({"step": (3,)}, "the trajectory has steps 0 to 2"),
         ({"n": 9}, "holds 4 samples"),
         ({"data": ("target=ldm.data.digits.Digits", "params.split=test")}, "not those that the posterior was fitted"),
         ({"posterior": "diag"}, "see it through --curvature full"),
