@@ -100,7 +100,7 @@ def test_hall_s_interval_covers_the_mean_of_an_exponential_law():
 
 
 def test_an_end_below_what_is_possible_is_cut_and_the_coverage_stays():
-    """Means of four exponential values, truth 1: intervals that reach below 0 cover as often when they are cut there."""
+    """Means of four exponential values, truth 1: intervals that reach below 0 cover as often when cut there."""
     values = -np.log(torch.rand((500, 4), generator=generator("cut", 0), dtype=torch.float64).numpy())
     pairs = [(skewed_mean_interval(row), skewed_mean_interval(row, least=0.0)) for row in values]
     assert any(free.low < 0 for free, _ in pairs)

@@ -76,7 +76,7 @@ class PlotLaplace:
 
     def __post_init__(self) -> None:
         if (self.diffusion is None) != (self.diffusion_posterior is None):
-            raise ValueError("--diffusion and --diffusion_posterior go together")
+            raise ValueError("--diffusion and --diffusion_posterior go together: give both, or neither")
 
     def run(self) -> Path:
         """Draw all figures, and return their folder."""

@@ -154,7 +154,7 @@ def _parted(root: str, found: Sequence[str], parts: tuple[str, str], depth: int)
 
 def _listed(files: Files, root: str, name: str, rows: PictureRows, found: Sequence[str], held_out: float) -> Layout:
     if "label" not in rows.columns:
-        raise ValueError(f"{name} has no column with classes")
+        raise ValueError(f"{name} has no column with classes: call it label, for example")
     check_paths(files, name, rows.paths)
     listed = set(rows.paths)
     skipped = {path: f"not in {name}" for path in found if path not in listed}

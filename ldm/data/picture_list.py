@@ -109,7 +109,7 @@ def _read_folder(
         named = {_stem(name).removesuffix(MASK_ENDING): name for name in other.images()}
         lacking = sorted(set(pictures) - set(named))
         if lacking:
-            raise ValueError(f"{masks} has no mask of {', '.join(lacking[:5])}")
+            raise ValueError(f"{masks} has no mask of {', '.join(lacking[:5])}: each picture needs one of its name")
         holes = {stem: named[stem] for stem in pictures}
     elif beside:
         pictures = {stem: name for stem, name in pictures.items() if stem in beside}

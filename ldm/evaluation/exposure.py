@@ -243,7 +243,9 @@ def delta(schedule: Schedule, times: Tensor, residuals: StepMoments, data_var: T
     """
     each_time = times[1:]
     if len(residuals.count) != len(each_time):
-        raise ValueError(f"residuals of {len(residuals.count)} steps on {len(each_time)}")
+        raise ValueError(
+            f"residuals of {len(residuals.count)} steps on {len(each_time)} times: both must be of one sampler"
+        )
     sigma, alpha = schedule.sigma(each_time), schedule.alpha(each_time)
     ideal = sigma[:, None] ** 2 + 2 * alpha[:, None] ** 2 * data_var.double().cpu().flatten()
     measured = residuals.var.cpu().flatten(1).sqrt().mean(1)

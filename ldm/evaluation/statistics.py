@@ -133,7 +133,7 @@ def load_statistics(path: str | os.PathLike) -> dict[str, FeatureStatistics]:
         ValueError: if shapes do not fit, or a value is not finite.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no statistics at {path}")
+        raise FileNotFoundError(f"expected a file of statistics at {path}, and there is none: check the path")
     found = {}
     stored = read_arrays(path, None, "a file of statistics (.npz with mu and sigma)", "fetch it, or make it, again")
     for kind, (mean_name, covariance_name) in PUBLISHED_NAMES.items():

@@ -50,7 +50,7 @@ def encode_prompts(
         ValueError: if there are no prompts, or the folder has no text encoder.
     """
     if not prompts:
-        raise ValueError("give one prompt or more")
+        raise ValueError("expected at least one prompt, got none")
     folder = read_folder(path)
     texts = [*prompts, negative]
     kind = folder.network.class_name

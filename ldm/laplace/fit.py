@@ -79,7 +79,9 @@ def fit_state(
         inputs = features(batch.x, batch.t, batch.cond)
         output = layer.output(inputs)
         if output.shape != batch.target.shape:
-            raise ValueError(f"targets are {list(batch.target.shape)}, the outputs {list(output.shape)}")
+            raise ValueError(
+                f"targets are {list(batch.target.shape)}, and outputs {list(output.shape)}: the shapes must be equal"
+            )
         residual = layer.by_position(batch.target.double() - output.double())
         _add_batch(sums, layer, inputs, residual, state.level(batch.t), draws, chunk)
     if not bool(sums.images):

@@ -71,7 +71,7 @@ class ModelPipeline(Pipeline):
         count = self.n_classes + (null and self.null_class is not None)
         wrong = [label for label in labels if not 0 <= label < count]
         if wrong:
-            raise ValueError(f"classes must be 0..{count - 1}, got {wrong}")
+            raise ValueError(f"classes must lie in 0..{count - 1}, got {wrong}: name others, or another model")
         return torch.tensor(list(labels), device=self.device)
 
     def cycle_classes(self, images: Sequence[int]) -> list[int] | None:

@@ -148,7 +148,7 @@ def sweep_figure(
     """
     positive = maps[maps > 0]
     if not positive.size:
-        raise ValueError("no variance above 0 to draw")
+        raise ValueError("every variance is 0: there is nothing to draw on a logarithmic scale")
     figure = Figure(figsize=(0.95 * maps.shape[1] + 1.5, 0.95 * maps.shape[0] + 0.8), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)

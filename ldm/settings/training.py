@@ -101,7 +101,7 @@ class Training:
                 "whole model trains: add that, or name the run by --name"
             )
         if self.members is not None and self.component != "all":
-            raise ValueError("--members goes with --component all")
+            raise ValueError("--members goes with --component all: a single member has its number")
 
     @property
     def joint(self) -> bool:

@@ -92,7 +92,7 @@ def test_a_set_with_itself_has_distance_zero(place, tmp_path):
 
 
 def test_pictures_of_mixed_sizes_stand_on_either_side_at_one_image_size(place, tmp_path):
-    """Pictures of one grey each stay so at any size: scaled and cut to 8 they are the 8 x 8 ones, and the distance is 0."""
+    """Pictures of one grey each stay so at any size: scaled and cut to 8 they are the 8 x 8 ones, at distance 0."""
     greys = list(range(5, 250, 6))
     np.savez(tmp_path / "small.npz", arr_0=np.stack([np.full((8, 8, 1), grey, np.uint8) for grey in greys]))
     (tmp_path / "mixed").mkdir()

@@ -284,7 +284,7 @@ def test_the_null_class_may_be_named_and_others_are_refused(released, tmp_path):
     expected = model.sample(torch.tensor([10]), ImageNoise(42, (0,)), model.sampling_times(5))
     torch.testing.assert_close(latents(out), expected, **ROUNDING)
     for options, reason in (
-        ({"classes": (11,)}, r"classes must be 0\.\.10"),
+        ({"classes": (11,)}, r"classes must lie in 0\.\.10"),
         ({"classes": ("cat",)}, "no class named 'cat'"),
         ({"n_per_class": 0}, "at least 1"),
     ):

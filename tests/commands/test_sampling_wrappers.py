@@ -175,7 +175,7 @@ def test_labels_are_given_balanced_or_drawn(adm, tmp_path):
     (tmp_path / "wrong.txt").write_text("3 cat")
     for file, reason in (
         ("wrong.txt", "holds no labels"),
-        ("absent", "no file of labels"),
+        ("absent", "expected a file of labels"),
         ("labels.txt", "4 labels for the 5"),
     ):
         with pytest.raises(ValueError, match=reason):
