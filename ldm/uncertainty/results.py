@@ -146,7 +146,7 @@ class Information:
 
     @property
     def interval(self) -> tuple[Interval, ...]:
-        """Student's 95 % interval of each class's mean, nats."""
+        """The 95 % interval of each class's mean, nats: see `ClassInformation.interval`."""
         return tuple(result.interval for result in self.results)
 
     def rows(self) -> list[dict[str, Any]]:
