@@ -73,7 +73,7 @@ def per_bin_plot(
     every = np.concatenate(list(bins.values()))
     named = {} if names is None or len(every) > ALL_NAMED else {bin_: [*map(shorten, names[bin_])] for bin_ in bins}
     longest = max((len(name) for own in named.values() for name in own), default=0)
-    figure, axes = _axes(1.9 + (1.05 + max(0, longest - 4) * LETTER / 72) * len(bins), 3.6)
+    figure, axes = _axes(1.9 + (1.05 + max(0, longest - 4) * 1.2 * LETTER / 72) * len(bins), 3.6)
     for place, (colour, bin_values) in enumerate(zip(_cycle(len(bins)), bins.values(), strict=True)):
         alpha = 0.9 if len(bin_values) <= 20 else 0.5
         offsets = np.full(len(bin_values), place + 0.08) if named else place - 0.12 + _spread(bin_values)
