@@ -24,7 +24,7 @@ from ldm.report.tiles import make_tiles
 # How `imshow` draws a picture of bytes.
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 255}
 # A legend at the right of its axes, where it covers no line.
-BESIDE: dict[str, Any] = {"fontsize": 7, "frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+LEGEND_BESIDE: dict[str, Any] = {"fontsize": 7, "frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 
 
 def curves_by_class(
@@ -40,7 +40,7 @@ def curves_by_class(
             axes.plot(trajectory.shares.numpy(), mean.numpy(), label=str(label), linewidth=1.2, **look)
         _share_axis(axes, f"{trajectory.name}, {len(trajectory.shares) - 1} steps")
     panels[0].set_ylabel("variance of an element", fontsize=8)
-    panels[-1].legend(title="class", title_fontsize=7, **BESIDE)
+    panels[-1].legend(title="class", title_fontsize=7, **LEGEND_BESIDE)
     save_figure(figure, path, overwrite)
 
 
@@ -59,7 +59,7 @@ def curves_by_pixel(
             where = f"({element // width % trajectory.variances.shape[-2]}, {element % width})"
             axes.plot(shares, elements[:, element], label=f"{name} {where}", linewidth=1.2, color=colour)
         axes.plot(shares, elements.mean(1), label="mean", color="black", linestyle=":", linewidth=1.2)
-        axes.legend(title="element (row, column)", title_fontsize=7, **BESIDE)
+        axes.legend(title="element (row, column)", title_fontsize=7, **LEGEND_BESIDE)
         _share_axis(axes, f"{trajectory.name}, class {trajectory.labels[image]}")
     panels[0].set_ylabel("variance of an element", fontsize=8)
     save_figure(figure, path, overwrite)
@@ -147,7 +147,7 @@ def against_steps(
     axes.minorticks_off()
     axes.set_xlabel("steps", fontsize=8)
     axes.set_ylabel(label, fontsize=8)
-    axes.legend(**BESIDE)
+    axes.legend(**LEGEND_BESIDE)
     save_figure(figure, path, overwrite)
 
 

@@ -15,12 +15,12 @@ ALL_NAMED = 20
 LETTER = 4.6
 LINE = 9.0
 # A longer name is cut, so that it does not cover the picture.
-LONGEST = 18
+LONGEST_NAME = 18
 
 
-def shorten(name: str) -> str:
-    """Return a name of at most `LONGEST` letters; what was cut shows as an ellipsis."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+def cut_name(name: str) -> str:
+    """Return a name of at most `LONGEST_NAME` letters; what was cut shows as an ellipsis."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def write_names(

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ldm.report.names import ALL_NAMED, LONGEST, shorten, write_names
+from ldm.report.names import ALL_NAMED, LONGEST_NAME, cut_name, write_names
 from ldm.report.ranking import RankedClass, _choose_named, images_plot, ranked_plot
 
 
@@ -37,8 +37,10 @@ def test_names_at_the_right_end_inside_the_axes():
 
 
 def test_long_names_are_cut_with_an_ellipsis():
-    assert shorten("truck") == "truck"
-    assert shorten("African hunting dog, hyena dog") == "African hunting d…" and len(shorten("x" * 99)) == LONGEST
+    assert cut_name("truck") == "truck"
+    assert (
+        cut_name("African hunting dog, hyena dog") == "African hunting d…" and len(cut_name("x" * 99)) == LONGEST_NAME
+    )
 
 
 @pytest.mark.parametrize("count", [1, 70, 300])
