@@ -45,7 +45,8 @@ class EvaluateRecognise:
 
         pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
         found = recognise_samples(pipeline, self.n, self.real)
-        names = pipeline.class_names or tuple(map(str, range(pipeline.n_classes)))
+        numbers = tuple(map(str, range(pipeline.n_classes)))
+        names = pipeline.class_names if len(pipeline.class_names) == len(numbers) else numbers
         if self.grid:
             grid = found.first_of_each(10)
             rows = [f"{name}\n{rate:.0%} recognised" for name, rate in zip(names, found.rates, strict=True)]
