@@ -116,7 +116,7 @@ def read_labels(path: str | Path) -> list[int]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no file of labels at {path}")
+        raise ValueError(f"expected a file of labels at {path}, and there is none: check the path")
     with reading(path, _LABELS, "give another file of labels"):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as content:
