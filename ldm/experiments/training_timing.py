@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +13,42 @@ from torch import Tensor
 from ldm.checkpoint import save_checkpoint
 from ldm.data.base import LabelledImages
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.blocks import BlockOptions
 from ldm.training.joint import JointMembers, start_members
 from ldm.util import generator
 
 TensorBatch = dict[str, Tensor]
 LEARNING_RATE = 1e-4
+
+
+def make_whole_step(
+    model: LatentDiffusion, batch: TensorBatch, dtype: torch.dtype | None, options: BlockOptions
+) -> Callable[[], Tensor]:
+    """Return a training step of a base model, forward, backward and AdamW, which returns its loss.
+
+    Args:
+        model: of which a copy is trained, whole.
+        batch: latents and labels.
+        dtype: of the network's products, None for float32.
+        options: how its blocks run.
+    """
+    model = copy.deepcopy(model)
+    trained = [*model.model.parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(parameter.is_floating_point())
+    options.apply(model.train())
+    optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
+    samples = range(len(batch["image"]))
+
+    def step() -> Tensor:
+        with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+            loss = model.shared_step(batch, model.draws, 0, samples)[0]
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss.detach()
+
+    return step
 
 
 class RandomImages(LabelledImages):

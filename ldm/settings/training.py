@@ -48,6 +48,12 @@ class Training:
     """The GPUs: '0,' or '0,1' list them and a number counts them; without CUDA the CPU is used."""
     cpus: Annotated[int, option(metavar="N")] = 1
     """The number of processes when training runs on the CPU."""
+    compile: bool = False
+    """Compile the blocks of the network, each kind once: a minute or more at first, faster steps from then on. The
+    config's lightning.compile does the same."""
+    gradient_checkpointing: bool = False
+    """Keep no activations within the blocks of the network, but compute them again in the backward pass: a third more
+    operations, and a fraction of the memory. The config's lightning.gradient_checkpointing does the same."""
     every_n_epochs: Annotated[int | None, option(metavar="N", default="the config's, or none are kept")] = None
     """Keep a checkpoint every N epochs, by name; this goes before lightning.modelcheckpoint.params."""
     every_n_steps: Annotated[int | None, option(metavar="N", default="the config's, or none are kept")] = None

@@ -21,11 +21,13 @@ from ldm.training.config import SPLITS, load_config, to_plain
 from ldm.training.runs import RunDirectory
 from ldm.util import get_obj_from_str
 
+# Values of `lightning` that are no sections of it, see `ldm.training.blocks`.
+BLOCK_KEYS = ("compile", "gradient_checkpointing")
 # Sections, and the keys that each may have; None: any, which are checked where they are read.
 SECTIONS: dict[str, tuple[str, ...] | None] = {
     "model": ("target", "params", "base_learning_rate", "learning_rate"),
     "data": ("target", "params"),
-    "lightning": ("trainer", "callbacks", "modelcheckpoint"),
+    "lightning": ("trainer", "callbacks", "modelcheckpoint", *BLOCK_KEYS),
     "uncertainty": ("n", "steps", "branch_at", "distance_of", "bins"),
     "classifier": ("epochs", "batch_size", "learning_rate", "shift", "width", "num_features"),
     "probe": ("grid", "at", "layer"),
@@ -41,6 +43,7 @@ NODE = ("target", "params")
 SECTION_VALUES: dict[str, tuple[Any, Range]] = {
     "model.base_learning_rate": (float | None, Range(low=0)),
     "model.learning_rate": (float | None, Range(low=0)),
+    **{f"lightning.{key}": (bool, FINITE) for key in BLOCK_KEYS},
     "uncertainty.n": (int, COUNT),
     "uncertainty.steps": (int | str, COUNT),
     "uncertainty.branch_at": (float | list[float], UP_TO_ONE),
@@ -134,7 +137,8 @@ def check_sections(config: Mapping[str, Any], before: str = "") -> None:
             known = (*OWN_OPTIONS, *IGNORED_OPTIONS, "every_n_train_steps")
             _check_keys(checkpoint.get("params") or {}, known, f"{place}.params")
     for name, part in lightning.items():
-        check_value(part, Mapping[str, Any], f"{before}lightning.{name}")
+        if name not in BLOCK_KEYS:
+            check_value(part, Mapping[str, Any], f"{before}lightning.{name}")
     probe = config.get("probe") or {}
     for name in ("grid", "at"):
         if probe.get(name) is not None:

@@ -20,6 +20,7 @@ from ldm.models.diffusion.stages import check_encoding_acts
 from ldm.records import write_record
 from ldm.settings import Training
 from ldm.training.agreement import check_agreement
+from ldm.training.blocks import BlockOptions
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
 from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch, take_section, to_plain
@@ -42,7 +43,7 @@ from ldm.training.trainer import (
     cluster_environment,
     split_trainer_options,
 )
-from ldm.training.wandb import wandb_logger
+from ldm.training.wandb import online_loggers
 from ldm.trust import find_targets, settle, trusting
 from ldm.util import instantiate_as
 
@@ -198,22 +199,13 @@ def build_trainer(
         *more,
     ]
     settings: dict[str, Any] = {"max_epochs": -1 if chosen.get("max_steps") else 1000, "enable_model_summary": False}
-    settings |= {**devices.options, **split_trainer_options(chosen)}
+    settings |= {**devices.options, **split_trainer_options(chosen), "strategy": devices.options["strategy"]}
     plugins = [*environment, *(settings.pop("plugins", None) or []), PlainCheckpointIO()]
     own: dict[str, Any] = {"default_root_dir": run.path, "callbacks": callbacks, "logger": loggers, "plugins": plugins}
     try:
         return pl.Trainer(use_distributed_sampler=False, **own, **settings)
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ValueError(f"the trainer options {dict(chosen)} were refused: {error}") from error
-
-
-def online_loggers(run: RunDirectory, record: DictConfig, training: Training) -> list[pl.loggers.Logger]:
-    """Weights & Biases' logger where its settings ask for it, in the project that --project names."""
-    if not is_first():
-        return []
-    shown = to_plain(record)
-    logger = wandb_logger(run.path, training.project or "decu", shown, run.path.name)
-    return [] if logger is None else [logger]
 
 
 def read_training_config(training: Training, start: Sequence[DictConfig] = ()) -> DictConfig:
@@ -260,7 +252,7 @@ def set_up(training: Training, held: ExitStack) -> Session:
     check_trainer_options(chosen)
     gpus = chosen.get("gpus") if training.gpus is None else training.gpus
     nodes = int(chosen.get("num_nodes", 1))
-    devices = choose_devices(gpus, training.cpus, nodes)
+    devices = choose_devices(gpus, training.cpus, nodes, chosen.get("strategy"))
     environment = cluster_environment(devices.count, nodes)
     pl.seed_everything(training.seed % 2**32, verbose=False)
     keep_freed_memory()
@@ -272,6 +264,7 @@ def set_up(training: Training, held: ExitStack) -> Session:
     if known and start:
         check_resumed(known, start[0], config, steps)
     model = prepare_model(config, training)
+    blocks = BlockOptions.choose(training, lightning).apply(model)
     data = prepare_data(shared, training)
     check_agreement(model, data)
     check_encoding_acts(model, training.first_stage if known is None else None)
@@ -287,7 +280,7 @@ def set_up(training: Training, held: ExitStack) -> Session:
         if job:
             job.record(run)
     record = settle(cast(DictConfig, OmegaConf.merge(config, {"run": {**training.kept_values, **steps}})))
-    lightning = settle(cast(DictConfig, OmegaConf.merge(lightning, {"trainer": chosen})))
+    lightning = settle(cast(DictConfig, OmegaConf.merge(lightning, {"trainer": chosen, **blocks.values})))
     try:
         callbacks = build_callbacks(run, record, lightning, training, getattr(model, "monitor", None))
         loggers = online_loggers(run, record, training)

@@ -26,6 +26,10 @@ TRAINER_KEYS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {
 }
 # Precisions that convert weights and buffers.
 TRUE_HALF = frozenset({"bf16-true", "16-true"})
+# Strategies that keep a part of each weight in each process.
+SHARDED = ("fsdp", "deepspeed", "model_parallel")
+# Names of Lightning's for data-parallel training, and whether parameters may go without a gradient.
+DATA_PARALLEL = {"ddp": False, "ddp_find_unused_parameters_false": False, "ddp_find_unused_parameters_true": True}
 # Options of Lightning 1.x that released YAMLs use and that changed nothing in the result.
 IGNORED_KEYS = frozenset({"progress_bar_refresh_rate", "weights_summary", "flush_logs_every_n_steps", "num_gpus"})
 
@@ -67,17 +71,23 @@ class Devices:
 
     def for_module(self, module: pl.LightningModule) -> Devices:
         """These devices for a module; one with several optimisers gives some parameters no gradient in each step."""
-        if self.count == 1 or module.automatic_optimization:
+        if module.automatic_optimization or not isinstance(self.options["strategy"], DDPStrategy):
             return self
-        return replace(self, options={**self.options, "strategy": _strategy(self.count, unused=True)})
+        return replace(self, options={**self.options, "strategy": make_data_parallel(unused=True)})
 
 
-def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1, nodes: int = 1) -> Devices:
+def choose_devices(
+    gpus: str | int | Sequence[int] | None, cpus: int = 1, nodes: int = 1, strategy: str | None = None
+) -> Devices:
     """The devices of --gpus, else `cpus` processes on the CPU, of each machine. Several train data-parallel.
 
+    Args:
+        strategy: a name of Lightning's by which they train together; None, auto: ddp.
+
     Raises:
-        ValueError: if --gpus cannot be read, or asks for devices that are not there.
+        ValueError: if --gpus cannot be read, or asks for devices that are not there, or for a strategy that shards.
     """
+    check_strategy(strategy)
     devices = parse_gpus(gpus)
     wanted = list(range(devices)) if isinstance(devices, int) else devices
     present = torch.cuda.device_count()
@@ -88,17 +98,45 @@ def choose_devices(gpus: str | int | Sequence[int] | None, cpus: int = 1, nodes:
         words += f" (--gpus {gpus}: no CUDA device here)" if wanted else ""
         words += " (use the GPU with --gpus 0,)" if present and gpus is None else ""
         count = cpus * nodes
-        return Devices({"accelerator": "cpu", "devices": cpus, "strategy": _strategy(count)}, count, words)
+        return Devices(
+            {"accelerator": "cpu", "devices": cpus, "strategy": choose_strategy(count, strategy)}, count, words
+        )
     if missing := [index for index in wanted if not 0 <= index < present]:
         raise ValueError(f"--gpus {gpus}: no CUDA device {missing}, there are {present} here")
     words = ", ".join(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in wanted) + each
     count = len(wanted) * nodes
-    return Devices({"accelerator": "gpu", "devices": wanted, "strategy": _strategy(count)}, count, words)
+    return Devices(
+        {"accelerator": "gpu", "devices": wanted, "strategy": choose_strategy(count, strategy)}, count, words
+    )
 
 
-def _strategy(count: int, unused: bool = False) -> str | DDPStrategy:
-    if count == 1:
-        return "auto"
+def check_strategy(strategy: Any) -> None:
+    """Refuse what no training here can be done with.
+
+    Raises:
+        ValueError: for a strategy that shards the weights, and for what is no name.
+    """
+    if strategy is None:
+        return
+    if not isinstance(strategy, str):
+        raise ValueError(f"--strategy takes a name of Lightning's, ddp for example; got {strategy!r}")
+    if strategy.startswith(SHARDED):
+        raise ValueError(
+            f"--strategy {strategy} keeps a part of each weight in each process, and the averages, pictures and "
+            "metrics of a training read whole weights: use --strategy ddp, and for room --gradient_checkpointing and "
+            "--precision bf16-mixed"
+        )
+
+
+def choose_strategy(count: int, name: str | None) -> str | DDPStrategy:
+    """Return how `count` processes train together: one needs nothing, several that are told nothing else use ddp."""
+    if name not in (None, "auto", *DATA_PARALLEL):
+        return str(name)
+    return "auto" if count == 1 else make_data_parallel(DATA_PARALLEL.get(str(name), False))
+
+
+def make_data_parallel(unused: bool) -> DDPStrategy:
+    """Make DDP; `unused`: some parameters have no gradient in a step."""
     # Buffers need no broadcast in every step: averages are stepped alike in every process, all else is constant.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from ldm.settings import Training
+from ldm.training.config import to_plain
+from ldm.training.processes import is_first
+from ldm.training.runs import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -78,3 +84,11 @@ def wandb_logger(folder: Path, project: str, config: Mapping[str, Any], name: st
 
     offline = chosen.get(MODE) == "offline"
     return WandbLogger(name=name, id=name, project=project, save_dir=folder, offline=offline, config=dict(config))
+
+
+def online_loggers(run: RunDirectory, record: DictConfig, training: Training) -> list[pl.loggers.Logger]:
+    """Weights & Biases' logger where its settings ask for it, in the project that --project names."""
+    if not is_first():
+        return []
+    logger = wandb_logger(run.path, training.project or "decu", to_plain(record), run.path.name)
+    return [] if logger is None else [logger]

@@ -14,12 +14,22 @@ from benchmarks.training import TrainingTimes
 from ldm import Sampling, Speed
 from ldm.commands.line import parse
 from ldm.commands.shared import Placement
-from ldm.experiments.timing import Timing, TimingPlan, compare_rounds, count_operations
+from ldm.experiments.timing import (
+    Timing,
+    TimingPlan,
+    compare_rounds,
+    count_operations,
+    draw_model,
+    load_size_config,
+)
+from ldm.experiments.training_timing import make_whole_step
+from ldm.training.blocks import BlockOptions
 from tests.ensembles import write_ensemble
 from tests.posteriors import write_model
 
 CPU = Placement("cpu")
 ONCE = TimingPlan(repeats=1)
+AGAIN = BlockOptions(gradient_checkpointing=True)
 
 
 @pytest.mark.slow
@@ -42,6 +52,19 @@ def test_the_member_loop_and_ours_agree(tmp_path):
 def test_members_of_an_ensemble_are_timed(tmp_path):
     found = MemberTimes(path=str(write_ensemble(tmp_path)), n=1, steps=2, plan=ONCE, place=CPU).run()
     assert found["differences"]["float32"] < 1e-4
+
+
+def test_a_step_of_the_whole_network_is_one_however_its_blocks_run():
+    """Two steps with recomputed blocks have the losses of plain ones; the model itself stays as it was."""
+    model = draw_model(load_size_config("tiny"), torch.device("cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    source = torch.Generator().manual_seed(0)
+    batch = {"image": torch.randn(2, 8, 8, 1, generator=source), "class_label": torch.tensor([1, 2])}
+    batch["encoded"] = torch.ones(2, dtype=torch.bool)
+    steps = [make_whole_step(model, batch, None, options) for options in (BlockOptions(), AGAIN)]
+    plain, again = ([float(step()) for _ in range(2)] for step in steps)
+    assert plain == again and plain[0] != plain[1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.slow

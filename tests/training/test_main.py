@@ -156,6 +156,20 @@ def test_gpus_and_trainer_options(monkeypatch):
         split_trainer_options({"precision": "bf16-true"})
 
 
+def test_strategies_by_name():
+    """Several processes train by DDP, whatever of its names is given; sharded weights are refused before any work."""
+    for name in (None, "auto", "ddp"):
+        assert choose_devices(None, 1, strategy=name).options["strategy"] == "auto"
+        assert not choose_devices(None, 2, strategy=name).options["strategy"]._ddp_kwargs["find_unused_parameters"]
+    several = choose_devices(None, 2, strategy="ddp_find_unused_parameters_true").options["strategy"]
+    assert several._ddp_kwargs["find_unused_parameters"]
+    for name in ("fsdp", "fsdp_cpu_offload", "deepspeed_stage_3"):
+        with pytest.raises(ValueError, match=f"--strategy {name} keeps a part of each weight in each process"):
+            choose_devices(None, 2, strategy=name)
+    with pytest.raises(ValueError, match="takes a name of Lightning's"):
+        choose_devices(None, 2, strategy=2)
+
+
 def test_processes_of_a_slurm_job(monkeypatch):
     """By srun all of them start or one, which starts the others; in a batch script one, whatever its job may start."""
     assert cluster_environment(2) == []

@@ -62,7 +62,8 @@ def test_two_processes_give_the_losses_of_one(config, tmp_path):
     lines = [line for line in printed.splitlines() if line.strip()]
     assert len(lines) == 3 and all(re.fullmatch(word, line) for word, line in zip(words, lines, strict=True)), printed
 
-    two, code, printed = call(config, tmp_path, "two", "--cpus", "2", *SAME, "data.params.batch_size=8")
+    words = ["--cpus", "2", "--strategy", "ddp", *SAME, "data.params.batch_size=8"]
+    two, code, printed = call(config, tmp_path, "two", *words)
     assert code == 0, printed
     assert len(list((tmp_path / "two").iterdir())) == 1, "both processes share one run directory"
     lines = [line for line in printed.splitlines() if line.strip()]
