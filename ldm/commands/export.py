@@ -94,6 +94,7 @@ class Export:
     def _read_weights(self) -> tuple[RunDirectory, Path, dict[str, Tensor]]:
         """Return the run, its checkpoint and the weights: averaged where the run kept averages, or those of --ema."""
         from ldm.checkpoint import averaged, load_checkpoint, unwrap_state_dict
+        from ldm.models.diffusion.weights import drop_alignment
         from ldm.training.posthoc import put_averages, read_averages
         from ldm.training.runs import find_run
 
@@ -108,11 +109,11 @@ class Export:
             )
         state = unwrap_state_dict(content, checkpoint)
         if self.ema is None:
-            return run, checkpoint, averaged(state)
+            return run, checkpoint, drop_alignment(averaged(state))
         # A checkpoint in the middle of a run has the average of what was before it.
         middle = checkpoint.name != "last.ckpt"
         found = read_averages(run, self.ema, content["global_step"] if middle else None)
-        return run, checkpoint, put_averages(state, found)
+        return run, checkpoint, drop_alignment(put_averages(state, found))
 
     def _share(self) -> Path:
         """Write the folder of a model or an ensemble with its card, and send it where that is asked for."""

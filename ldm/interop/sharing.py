@@ -47,9 +47,12 @@ def make_shared_config(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]
 
 
 def _drop_files(node: Any) -> None:
-    """Take the files of weights out of a config, at every depth: those of the folder hold all parts."""
+    """Take the files of weights out of a config, at every depth: those of the folder hold all parts.
+
+    What a training was aligned with is a file as well, and no part of the model.
+    """
     if isinstance(node, dict):
-        for key in ("ckpt_path", "pretrained_path"):
+        for key in ("ckpt_path", "pretrained_path", "alignment_config"):
             node.pop(key, None)
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _drop_files(value)

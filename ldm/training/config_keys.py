@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.arguments import check_arguments, check_value, suggest_key
 from ldm.diffusion.weighting import make_loss_weight
+from ldm.models.diffusion.alignment import read_alignment
 from ldm.models.diffusion.head_options import check_head_options
 from ldm.ranges import COUNT, FINITE, UP_TO_ONE, Range, check_range
 from ldm.settings.training import CHOSEN_FIELDS, KEPT_FIELDS
@@ -63,6 +64,7 @@ _REFERENCE = re.compile(r"\$\{\s*paths\.([\w-]+)")
 
 # Callbacks of `lightning.callbacks` that need no target.
 NAMED_CALLBACKS = {
+    "early_stopping": "pytorch_lightning.callbacks.EarlyStopping",
     "image_logger": "ldm.training.callbacks.ImageLogger",
     "posthoc_ema": "ldm.training.posthoc.PosthocEMA",
     "sample_metrics": "ldm.training.sample_metrics.SampleMetrics",
@@ -154,6 +156,7 @@ def check_sections(config: Mapping[str, Any], before: str = "") -> None:
     if heads is not None:
         check_head_options(heads, f"{before}model.params.heads")
     make_loss_weight(_find(config, "model.params.loss_weight"), f"{before}model.params.loss_weight")
+    read_alignment(_find(config, "model.params.alignment_config"), f"{before}model.params.alignment_config")
 
 
 def _find(config: Mapping[str, Any], place: str) -> Any:

@@ -25,6 +25,8 @@ from ldm.training.runs import RunDirectory, find_run
 
 # What a training from scratch trains: the network, and the embedder of its condition.
 TRAINED = (UNET, EMBEDDER)
+# What trains beside it, and takes no part in sampling.
+TRAINED_BESIDE = ("loss_weight.", "alignment.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def check_alike(runs: Sequence[WholeRun]) -> None:
                 f"{', model.params.'.join(differing)}"
             )
         for name, value in first.state.items():
-            kept = not name.startswith(TRAINED) and not name.startswith("loss_weight.") and name != "logvar"
+            kept = not name.startswith((*TRAINED, *TRAINED_BESIDE)) and name != "logvar"
             if kept and not torch.equal(value, other.state[name]):
                 raise ValueError(
                     f"{other.run.path} has another {name} than {first.run.path}: members share a first stage and a "

@@ -69,6 +69,18 @@ def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
         return None
 
 
+def find_training_data(trainer: pl.Trainer | None) -> Any:
+    """Return the training images of a trainer's data module.
+
+    Raises:
+        ValueError: if there is no such data module.
+    """
+    data = getattr(getattr(trainer, "datamodule", None), "datasets", {}).get("train")
+    if data is None:
+        raise ValueError("fit with a data module that has datasets['train'] (DataModuleFromConfig)")
+    return data
+
+
 def make_factor(schedule: Mapping[str, Any]) -> Callable[[int], float]:
     """Return the factor on the learning rate by the step, of the config of a warm-up rule.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ldm.diffusion.losses import DiffusionLoss, LossSettings, elementwise_error
 from ldm.diffusion.noise import TrainingDraws
 from ldm.diffusion.time_importance import LossSecondMoments, make_importance
 from ldm.diffusion.weighting import make_loss_weight
+from ldm.models.diffusion.alignment import Alignment, compute_aligned, set_up_alignment
 from ldm.models.diffusion.base import DiffusionModel
 from ldm.models.diffusion.loss_parameters import hold_loss_parameters
 from ldm.models.diffusion.members import MemberTraining, merge_heads, start_member
@@ -54,6 +56,7 @@ class DDPM(DiffusionModel):
         scheduler_config: rule by which the learning rate changes, per step.
         learn_logvar: whether the logarithm of the loss's variance at each entry of the table trains.
         logvar_init: its start.
+        alignment_config: a term of features of another network, see `AlignmentOptions`; members train without it.
         loss_weight: weight of the loss per noise level, see `ldm.diffusion.weighting`; None: the keys above.
         weight_decay: of AdamW (the published default is 0.01).
         pretrained_path: base checkpoint of the members of an ensemble.
@@ -74,8 +77,10 @@ class DDPM(DiffusionModel):
     loss_weight: nn.Module | None
     learning_rate: float | None
     member: MemberTraining | None
+    alignment: Alignment | None
     time_importance: LossSecondMoments | None
     draw_input = read_states
+    setup = set_up_alignment
 
     def __init__(
         self,
@@ -97,12 +102,15 @@ class DDPM(DiffusionModel):
         heads: Mapping[str, Any] | None = None,
         schedule_sampler: str = "uniform",
         input_perturbation: float = 0.0,
+        alignment_config: Mapping[str, Any] | None = None,
         **model: Any,
     ):
         known = {name: value for name, value in model.items() if name not in IGNORED_ARGUMENTS}
         super().__init__(unet_config, **known)
         self.first_stage_key = first_stage_key
         self.input_perturbation = input_perturbation
+        self.alignment_config = alignment_config
+        self.alignment = None
         self.monitor = monitor
         self.weight_decay = weight_decay
         self.scheduler_config = scheduler_config
@@ -235,7 +243,8 @@ class DDPM(DiffusionModel):
         t, noise, uniform = self.drawn_times(t).to(x.device), noise.to(x), uniform.to(x)
         input_noise = self.input_noise(draws, step, samples, noise)
         cond = self.embed_condition(batch, uniform)
-        return self.add_penalty(*self.p_losses(x, cond, t, noise, input_noise, self.draw_target_noise(batch, x)))
+        compute = partial(self.p_losses, x, cond, t, noise, input_noise, self.draw_target_noise(batch, x))
+        return self.add_penalty(*compute_aligned(self, batch, compute))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         part = batch_idx % self.trainer.accumulate_grad_batches

@@ -18,7 +18,9 @@ from ldm.state_dicts import name_some, plain_names
 # Of latent-diffusion's averages: their names are those of the network's parameters without dots.
 EMA_KEYS = ("model_ema.*",)
 IMPORTANCE_KEYS = ("time_importance.*",)
-WEIGHT_KEYS = ("loss_weight.*",)  # of a loss whose weights are learned
+# Of what trains beside the network, and is of no use after: a learned loss weight, an alignment's perceptron.
+ALIGNMENT = "alignment."
+WEIGHT_KEYS = ("loss_weight.*", f"{ALIGNMENT}*")
 NETWORK = "model."
 SCALE = "scale_factor"
 
@@ -81,6 +83,11 @@ def read_weights(
     state = {name: value for name, value in state.items() if name in own or not matches(name, model.ignore_keys)}
     check_tables(_module(model), state, path)
     return Weights(take_scale(model, state, path), only_model or alone is not None)
+
+
+def drop_alignment(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without what trained beside the network to align it, of which no model makes use."""
+    return {name: value for name, value in state.items() if not name.startswith(ALIGNMENT)}
 
 
 def _module(model: TakesWeights) -> nn.Module:
