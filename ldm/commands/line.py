@@ -78,6 +78,7 @@ COMMANDS: dict[str, Entry] = {
         "laplace_plots", "PlotLaplace", "Draw every figure of BayesFlow for a flow and its twin.", page=True
     ),
     "attribute": Entry("attribute", "Attribute", "Say which training pictures carry a sample.", page=True),
+    "value": Entry("value", "ValueData", "Predict what more pictures of a class would bring.", page=True),
     "gather": Entry("gather", "Gather", "Gather trained members into an ensemble."),
     "benchmark": Entry(
         "benchmark", "BenchmarkMethods", "Compare every method with an oracle: one table, one page.", page=True
@@ -90,9 +91,7 @@ COMMANDS: dict[str, Entry] = {
     "evaluate classifier": Entry(
         "evaluate_classifier", "EvaluateClassifier", "Train the small classifier whose features small data take."
     ),
-    "evaluate recognise": Entry(
-        "evaluate_recognise", "EvaluateRecognise", "Recognise samples by a classifier of the real images."
-    ),
+    "evaluate recognise": Entry("evaluate_recognise", "EvaluateRecognise", "Recognise samples by a classifier."),
     "exposure measure": Entry(
         "exposure_measure",
         "MeasureExposure",
