@@ -20,7 +20,16 @@ TRUTH = {
 # EDM's options of churn, which are taken as --sampler_options; a wrong one is the sampler's to refuse.
 _CHURN = re.compile(r"--(?P<name>S_\w+)")
 # Groups of options that many commands share; the help names them, and --help_all explains them.
-SHARED = ("texts", "sampling", "sampling.scaling", "sampling.guidance", "sampling.classifier", "place", "speed")
+SHARED = (
+    "texts",
+    "sampling",
+    "sampling.scaling",
+    "sampling.guidance",
+    "sampling.classifier",
+    "sampling.steering",
+    "place",
+    "speed",
+)
 # A group is a box, or where the terminal has no such characters a heading between two empty lines.
 _BOXED = r"^╭─ (?P<boxed>[\w.]+) options ─.*?^╰[^\n]*╯\n"
 _PLAIN = r"^ (?P<plain>[\w.]+) options *\n -+ *\n.*?(?=^ [\w.]+ options *\n|\Z)"

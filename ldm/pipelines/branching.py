@@ -17,7 +17,8 @@ from ldm.ensembles.members import MemberNetwork, SingleMember
 from ldm.ensembles.storage import Ensemble
 from ldm.modules.conditioned import EMBEDDER
 from ldm.pipelines.model import ModelPipeline
-from ldm.settings import Branching, Sampling, Speed
+from ldm.pipelines.steering import adapt_times, steer
+from ldm.settings import Branching, Sampling, Speed, Steering
 from ldm.uncertainty.branch import Branched, InterleavedMembers, branch, branch_indices
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class BranchingPipeline(ModelPipeline):
     def check(self) -> Self:
         """See `Pipeline.check`; the branch points and the base members are checked, too."""
         _ = (self.network, self.branches, self.base_members)
+        if self.sampling.steering.strength is not None and 0 in self.branches:
+            raise ValueError(
+                "--steer leads the base member up to the branch, and these members branch at step 0: branch later"
+            )
         if not self.base_network.needs_choices:
             _ = self.classes
         return super().check()
@@ -90,6 +95,15 @@ class BranchingPipeline(ModelPipeline):
         if not self.n_classes:
             return Classes(1, (UNCONDITIONAL_CLASS,), members=self.members)
         return Classes.from_record(self.ensemble.spec, self.n_classes, self.members)
+
+    @cached_property
+    def times(self) -> Tensor:
+        """Times of the steps, see `Pipeline.times`; closer where the members disagree, if that is asked for."""
+        plain, power = super().times, self.sampling.steering.spread
+        if not power:
+            return plain
+        unsteered = self.with_(sampling=replace(self.sampling, steering=Steering()))
+        return adapt_times(unsteered, self._base_network(self.base_members[:1]), self.network, power)
 
     # Where the members branch
 
@@ -171,9 +185,12 @@ class BranchingPipeline(ModelPipeline):
             scales = torch.tensor(given, dtype=torch.float64, device=self.device)
             of_bases = scales[list(bases)].repeat(len(images)).reshape(-1, 1, 1, 1)
             of_members = scales.reshape(-1, 1, 1, 1, 1)
+        base = self.denoiser(cond, self._base_network(tuple(bases)), of_bases)
+        if self.sampling.steering.strength is not None:
+            base = steer(self, base, lambda: self.denoiser(cond, self.network, of_members), noise.images)
         return {
             "sampler": self.sampler_for(cond),
-            "base": self.denoiser(cond, self._base_network(tuple(bases)), of_bases),
+            "base": base,
             "members": self.denoiser(cond, self.network, of_members),
             "schedule": self.model.schedule,
             "x": self.initial(noise),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ldm.ensembles.classes import Classes
 from ldm.memory import ChunkedNetwork
 from ldm.pipelines.base import Pipeline, find_spacing
 from ldm.pipelines.guides import Guide, check_guidance, load_guide, make_guided
-from ldm.settings import Guidance
+from ldm.settings import Guidance, Steering
 from ldm.util import instantiate_from_config
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ class ModelPipeline(Pipeline):
         made = super().check()
         conditional = self.null_class is not None or self.base_network.needs_choices
         check_guidance(self.sampling.guidance, self.scale, conditional, self.members)
+        if self.sampling.steering != Steering() and self.members == 1:
+            raise ValueError("--steer and --steer_steps ask where members of an ensemble agree: this is no ensemble")
         _ = self.guide
         return made
 
@@ -223,6 +225,7 @@ class ModelPipeline(Pipeline):
             **({} if choices is None else {"conditions_sha256": tensors_sha256(choices.tensors())}),
             **self.wrappers.describe(),
             **self._describe_guidance(),
+            **({} if sampling.steering == Steering() else {"steering": asdict(sampling.steering)}),
         }
 
     def _describe_guidance(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A pipeline holds these values, and a command shows their fields as options: of t
 the name that DECU's scripts had. Nothing here imports torch, so that a command's help answers at once.
 """
 
-from ldm.settings.guidance import ClassifierGuidance, Guidance
+from ldm.settings.guidance import ClassifierGuidance, Guidance, Steering
 from ldm.settings.names import SamplerName, Spacing
 from ldm.settings.sampling import (
     Branching,
@@ -29,6 +29,7 @@ __all__ = [
     "Scaling",
     "Spacing",
     "Speed",
+    "Steering",
     "Training",
     "Variance",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ldm.options import check_options, option
 
@@ -51,3 +51,30 @@ class ClassifierGuidance:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How an ensemble's samples are led to where its members agree, and where they spend steps (docs/acting.md).
+
+    Raises:
+        ValueError: for a direction without a strength.
+    """
+
+    strength: Annotated[float | None, option(name="steer", metavar="S", default="0, off")] = None
+    """Lead the base member, up to the branch, to where the members agree: a turn of its predicted noise by this share
+    of its length; below 0 away from there."""
+    by: Annotated[
+        Literal["disagreement", "edges", "random"] | None,
+        option(name="steer_by", metavar="disagreement|edges|random", default="disagreement"),
+    ] = None
+    """What is made small: how far the members are apart; or a control of the same strength, edges or a direction."""
+    spread: Annotated[float | None, option(name="steer_steps", metavar="POWER", default="0, off")] = None
+    """Lay the steps closer where the members are further apart, in proportion to that variance to this power."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.by is not None and self.strength is None:
+            raise ValueError(
+                f"--steer_by {self.by} says what steers, and not how strongly: give --steer, 0.1 for example"
+            )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from ldm.options import PAIRS, OptionValue, check_options, one_of, option
-from ldm.settings.guidance import ClassifierGuidance, Guidance
+from ldm.settings.guidance import ClassifierGuidance, Guidance, Steering
 from ldm.settings.names import (
     SAMPLER_NAMES,
     SECOND_NAMES,
@@ -117,6 +117,7 @@ class Sampling:
     scaling: Scaling = field(default_factory=Scaling)
     guidance: Guidance = field(default_factory=Guidance)
     classifier: ClassifierGuidance = field(default_factory=ClassifierGuidance)
+    steering: Steering = field(default_factory=Steering)
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, str) and self.steps.isdigit():
