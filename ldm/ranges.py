@@ -88,16 +88,16 @@ OPTIONS: dict[str, Range] = _name(
         COUNT: "n n_per_class n_train n_test batch_size draws every shown patches repeats epochs tuning_epochs copies "
         "top rounds points frames columns members components ensemble_comps classes_at_once data_size rank bins "
         "image_size picture_size width depth quality_n real images_per_pass jobs max_n states map_size by_steps "
-        "flow_steps diffusion_steps sample_sizes splits steps cut cpus seeds chunk",
-        SEVERAL: "particles random kid_subset_size",
+        "flow_steps diffusion_steps sample_sizes splits steps cut cpus seeds chunk compare",
+        SEVERAL: "particles random kid_subset_size noise_levels",
         NOT_NEGATIVE: "resamples fid_resamples kid_subsets probes image shift warm_up hidden_from rotation strength "
         "prior_precision sigma_noise label epoch every_n_epochs every_n_steps gpus map_class component "
         "observations sizes size_observations map_observations unc_branch branch_t index sigma_min pair t step "
         "guide_epoch steer_steps",
         POSITIVE: "temperature visits sigmas precisions learning_rate tuning_rate limit ci_width sigma low high rho "
-        "sigma_max prior_kappa prior_shape prior_rate",
+        "between sigma_max prior_kappa prior_shape prior_rate",
         UP_TO_ONE: "eta branch_at levels noise_share keep guidance_rescale",
-        OPEN_SHARE: "validation risk confidence",
+        OPEN_SHARE: "validation risk confidence flag",
         Range(low=0, high=100): "percentile",
         Range(low=0, infinite=True): "eps_window guidance_interval",
         SEED: "seed interpolate",

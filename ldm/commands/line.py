@@ -61,6 +61,7 @@ COMMANDS: dict[str, Entry] = {
     "uncertainty mistakes": Entry(
         "uncertainty_mistakes", "UncertaintyMistakes", "See what samples of a class are taken for.", page=True
     ),
+    "uncertainty ood": Entry("uncertainty_ood", "UncertaintyOod", "Score pictures that may be unknown.", page=True),
     "uncertainty toy": Entry(
         "uncertainty_toy", "UncertaintyToy", "Compare estimates where the truth is known.", page=True
     ),
