@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ldm.ensembles.folding import can_fold, fold_members
 from ldm.memory import Chunker
 from ldm.modules.diffusionmodules.util import repeat_rows
 from ldm.modules.parts import find_parts
@@ -90,8 +91,9 @@ class MemberNetwork:
     j mod B and r B images come out. Where the network runs `in_stages` (`condition`, `backbone`, `readout`) and the
     members differ only in the first and last, as its `parts` say, the frozen backbone runs once on the folded batch.
     While members share x, it runs once for all conditions in which they agree (a shared null class), and what comes
-    before the first conditioned block once for all of them. Otherwise `vmap` over the whole network; all agree.
-    `pieces` bounds the images a backbone pass holds.
+    before the first conditioned block once for all of them. Members that differ in linear layers and convolutions of
+    the backbone run through it in one batch, each layer in one product (`ldm.ensembles.folding`). Otherwise, and where
+    these are trained, `vmap` over the whole network; all agree. `chunk` bounds the images a backbone pass holds.
     """
 
     def __init__(
@@ -115,10 +117,19 @@ class MemberNetwork:
         names = list(members.overrides)
         self.at_input = {name: members.overrides[name] for name in names if _only([name], inputs)}
         self.at_output = {name: members.overrides[name] for name in names if _only([name], outputs)}
-        possible = getattr(network, "in_stages", False) and _only(names, (*inputs, *outputs))
+        inside = {name: members.overrides[name] for name in names if name not in {**self.at_input, **self.at_output}}
+        trained = any(value.requires_grad for value in inside.values())
+        possible = getattr(network, "in_stages", False) and can_fold(network, inside) and not trained
         if staged and not possible:
-            raise ValueError("staged evaluation needs members that differ only in input-side and output-side heads")
+            raise ValueError(
+                "staged evaluation needs members that differ only in input-side and output-side heads, and in linear "
+                "layers and convolutions"
+            )
         self.staged = possible if staged is None else staged
+        self.folds = bool(self.staged and inside)
+        if self.folds:
+            folded, self.present = fold_members(network, inside)
+            self.stages = cast(StagedNetwork, folded)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         if x.ndim == 5 and len(x) != self.count:
@@ -143,6 +154,8 @@ class MemberNetwork:
 
     def _by_stages(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         state = self._condition(t, cond)  # each [M or 1, B or r B, ...]
+        if self.folds:
+            return self._of_all(x if x.ndim == 5 else x.expand(self.count, *x.shape), state)
         if x.ndim == 5:
             return self._of_own_x(x, state)
         return self._of_shared_x(x, state)
@@ -158,6 +171,33 @@ class MemberNetwork:
 
         own = 0 if t.ndim == 2 else None
         return list(vmap(condition, (0, own, None if cond is None else own))(self.at_input, t, cond))
+
+    def _of_all(self, x: Tensor, state: Sequence[Tensor]) -> Tensor:
+        images = max(part.shape[1] for part in (x, *state))  # r B of one member
+        inputs = [part.expand(self.count, *part.shape[1:]) for part in (x, *state)]
+        inputs = [part.repeat(1, images // part.shape[1], *[1] * (part.ndim - 2)) for part in inputs]  # [M, r B, ...]
+
+        def call(limit: int) -> Tensor:
+            # A backward pass may run layers again, of all members.
+            members = self.count if torch.is_grad_enabled() else min(self.count, limit)
+            rows = []
+            for start in range(0, self.count, members):
+                self.present.members = slice(start, start + members)
+                pieces = zip(
+                    *[part[self.present.members].split(max(1, limit // members), 1) for part in inputs], strict=True
+                )
+                rows.append(torch.cat([self._run_present(*piece) for piece in pieces], 1))
+            return torch.cat(rows)
+
+        output = self.chunker.within(call, images * self.count)
+        return self._read_out(output, 0) if self.at_output else output
+
+    def _run_present(self, *inputs: Tensor) -> Tensor:
+        """Features, or outputs where the members have no heads there, of inputs [m, b, ...] of the present members."""
+        flat = [part.flatten(0, 1) for part in inputs]
+        features = self.stages.backbone(*flat, *[None] * (3 - len(flat)))
+        output = features if self.at_output else self.stages.readout(features)
+        return output.unflatten(0, (len(inputs[0]), -1))
 
     def _of_own_x(self, x: Tensor, state: Sequence[Tensor]) -> Tensor:
         count, batch = x.shape[:2]

@@ -5,21 +5,20 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm.memory import Chunker, is_out_of_memory, keep_freed_memory, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.compiled import compile_blocks, compile_rows
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
 from ldm.modules.parts import find_parts
 from ldm.settings import Speed
 
 log = logging.getLogger(__name__)
 
-# What torch.compile's `options` may hold.
-CompileOption = str | int | bool | Callable[..., Any]
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA graphs save the time between kernels, which counts where there are few images.
 GRAPH_ROWS = 64
@@ -31,7 +30,7 @@ class FastFeatures:
     The solve, the samplers and every estimate stay outside and keep their precision; the features come out in the type
     of the last layer's parameters. Under `torch.func` transforms and forward derivatives the code runs uncompiled.
 
-    Code is compiled again for each number of images, up to torch's limit of such numbers; others run uncompiled.
+    The blocks of a network are compiled, once for all numbers of images; what has no blocks is compiled as a whole.
 
     Args:
         plain: `unet.features`.
@@ -53,12 +52,16 @@ class FastFeatures:
         self.device = device
         self.readout_dtype = readout_dtype
         self.dtype = supported(precision, device)
+        self.precision = "float32" if self.dtype is None else precision
         self.compiled = compiled
-        # Of a frozen network on the CPU, weights may be laid out once for its kernels.
-        own: dict[str, CompileOption] | None = {"freezing": True} if device.type == "cpu" else None
-        self._whole = torch.compile(plain, dynamic=False, options=own) if compiled else plain
+        self._whole = _compile(plain) if compiled else plain
         graphs = compiled and device.type == "cuda"
-        self._graphed = torch.compile(plain, dynamic=False, mode="reduce-overhead") if graphs else None
+        self._graphed = compile_rows(plain, mode="reduce-overhead") if graphs else None
+
+    def of(self, unet: nn.Module) -> FastFeatures:
+        """Return the same for the features of another network."""
+        features = cast(Any, unet).features
+        return FastFeatures(features, self.device, self.precision, self.compiled, self.readout_dtype)
 
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         return self._run(x, emb, context).to(self.readout_dtype)
@@ -83,6 +86,16 @@ class FastFeatures:
             return self._whole(x, emb, context)
         torch.compiler.cudagraph_mark_step_begin()
         return self._graphed(x, emb, context).clone()  # the next call overwrites what a graph returns
+
+
+def _compile(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile the blocks of the network whose features these are; all of the function where there are none."""
+    network = getattr(plain, "__self__", None)
+    if isinstance(network, nn.Module):
+        fast = compile_blocks(network)
+        if fast is not network:
+            return cast(Any, fast).features
+    return compile_rows(plain)
 
 
 def supported(precision: str, device: torch.device) -> torch.dtype | None:

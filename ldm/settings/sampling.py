@@ -215,7 +215,7 @@ class Speed:
     channels_last: bool = False
     """Lay images out with channels innermost."""
     compile: bool = False
-    """Compile the network: a minute or more at first, faster from then on."""
+    """Compile the blocks of the network, each kind once: a minute at first, less in later commands."""
 
     def __post_init__(self) -> None:
         if self.chunk != "auto" and self.chunk < 1:
