@@ -34,6 +34,7 @@ SIZES = {
 }
 SizeName = Literal["tiny", "small", "cin256", "dit-xl-2"]
 Call = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure_seconds(call: Call, device: torch.device) -> float:
+def measure_seconds(call: Call, device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Return the duration of one call in seconds."""
     synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     call()
     synchronize(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,13 @@ class Timing:
         return f"{1e3 * self.median:.1f} ms [{1e3 * min(self.values):.1f} .. {1e3 * max(self.values):.1f}]"
 
 
-def time_in_turn(sides: Mapping[str, Call], device: torch.device, repeats: int, warm: int = 1) -> dict[str, Timing]:
+def time_in_turn(
+    sides: Mapping[str, Call],
+    device: torch.device,
+    repeats: int,
+    warm: int = 1,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Timing]:
     """Time every side `repeats` times, one after the other in each round, so that all see the same machine.
 
     Args:
@@ -125,11 +132,12 @@ def time_in_turn(sides: Mapping[str, Call], device: torch.device, repeats: int, 
         device: whose work is waited for.
         repeats: rounds.
         warm: calls of each side before the first round, which are not timed.
+        clock: seconds; `time.process_time` is the CPU's own time, to which work beside does not count.
     """
     for call in sides.values():
         for _ in range(warm):
             call()
-    rounds = [{name: measure_seconds(call, device) for name, call in sides.items()} for _ in range(repeats)]
+    rounds = [{name: measure_seconds(call, device, clock) for name, call in sides.items()} for _ in range(repeats)]
     return {name: Timing(tuple(one[name] for one in rounds)) for name in sides}
 
 
