@@ -157,7 +157,7 @@ class NearestNeighbour:
         images = problem.data[0]
         distances = torch.cdist(pictures, images)
         nearest = images[distances.argmin(1)]
-        squares = (pictures - nearest).square().reshape(-1, 1, 8, 8)
+        squares = (pictures - nearest).square().reshape(-1, *problem.shape)
         return Scored(squares, distances.amin(1))
 
 
@@ -205,14 +205,14 @@ class DenoisingLoss:
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """One over the number of training images of the picture's class, whatever the picture."""
+    """One over the number of training images of the picture's class and one, whatever the picture."""
 
     name: str = "images per class alone"
     kind: ClassVar[MethodKind] = "control"
 
     def score(self, problem: Problem) -> Scored:
-        """Return 1 / count."""
-        return Scored(value=1 / problem.trained.counts[problem.labels].double())
+        """Return 1 / (1 + count)."""
+        return Scored(value=1 / (1 + problem.trained.counts[problem.labels].double()))
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,6 @@ class RandomScores:
         """Return uniform draws for pixels and pictures."""
         source = generator("random scores", problem.world.name)
         count = len(problem.labels)
-        pixels = torch.rand(count, 1, 8, 8, generator=source)
+        pixels = torch.rand(count, *problem.shape, generator=source)
         values = torch.rand(count, generator=source)
         return Scored(pixels, values)

@@ -49,6 +49,12 @@ class Artefacts:
         self.used[name] = self._known[name]
         return self._known[name].tensors
 
+    def note(self, name: str, tensors: Mapping[str, Tensor] | None = None, seconds: float = 0.0) -> None:
+        """Say that something was used which is made in every run and not kept; with tensors, that it was made now."""
+        if tensors is not None:
+            self._known[name] = Artefact(dict(tensors), seconds)
+        self.used[name] = self._known[name]
+
     def _read_or_make(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Artefact:
         file = self.folder / f"{name}.safetensors"
         if not file.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.benchmark.method import METHOD_KINDS, Counted, MethodCost, Scored, UncertaintyMethod, score_with_cost
+from ldm.benchmark.method import (
+    METHOD_KINDS,
+    Counted,
+    MethodCost,
+    Scored,
+    UncertaintyMethod,
+    check_scored,
+    score_with_cost,
+)
 from ldm.benchmark.problem import Problem
+from ldm.benchmark.settings import FEW_IMAGES
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.files import read_json, read_metadata, reading
 
 # The oracles: networks whose pictures' variance is what methods are held to.
-RETRAINED, REFITTED = "retrained from scratch", "last layer refitted"
-ORACLES = (RETRAINED, REFITTED)
+RETRAINED, LAYER_REFITTED = "retrained from scratch", "last layer refitted"
+ORACLES = (RETRAINED, LAYER_REFITTED)
 # What mends a cell that cannot be read.
 MEASURE_AGAIN = "remove it, and start the command again"
+# What the names of tensors by other numbers of steps begin with.
+_STEPS = "steps_"
 
 
 @dataclass(frozen=True)
@@ -32,8 +43,9 @@ class ScoreCell:
     Attributes:
         name, kind, unit: of the method.
         values: of every picture [B]; map: of its pixels [B, D], None where there is none.
-        few, many: values [b] of some pictures with the two other numbers of steps, None where they were not asked for.
         record: command, seed, cost.
+        steps: {number of steps: values [b] of some pictures with it}, empty where they were not asked for.
+        reals: values [R] of real images, None where they were not asked for.
     """
 
     name: str
@@ -41,20 +53,23 @@ class ScoreCell:
     unit: str
     values: Tensor
     map: Tensor | None
-    few: Tensor | None
-    many: Tensor | None
     record: Mapping[str, Any]
+    steps: Mapping[int, Tensor] = field(default_factory=dict)
+    reals: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class OracleCell:
-    """Pictures of an oracle's networks [M, B, D], and those with the two other numbers of steps [M, b, D]."""
+    """Pictures of an oracle's networks [M, B, D], those of the base [B, D], and some by other numbers of steps.
+
+    Attributes:
+        steps: {number of steps: pictures [M, b, D]}, empty where they were not asked for.
+    """
 
     name: str
     pictures: Tensor
-    few: Tensor
-    many: Tensor
     base: Tensor
+    steps: Mapping[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def variance(self) -> Tensor:
@@ -81,8 +96,14 @@ def measure_method(
     found = {"values": scored.values}
     if scored.map is not None:
         found["map"] = scored.map.flatten(1).float()
-    for name, steps in zip(("few", "many"), settings.other_steps, strict=True):
-        found[name] = method.score(problem.with_size(steps, settings.check_noises)).values
+    if problem.world.data == FEW_IMAGES:
+        for steps in settings.other_steps:
+            found[f"{_STEPS}{steps}"] = method.score(problem.with_size(steps, settings.check_noises)).values
+    else:
+        reals = problem.of_reals()
+        given = method.score(reals)
+        check_scored(given, reals, f"{method.name}, of real images")
+        found["reals"] = given.values
     write_cell(file, method, scored, found, cost, about)
 
 
@@ -111,10 +132,15 @@ def read_cell(file: Path) -> ScoreCell:
             unit=words["unit"],
             values=tensors["values"],
             map=tensors.get("map"),
-            few=tensors.get("few"),
-            many=tensors.get("many"),
             record=json.loads(words["record"]),
+            steps=_read_steps(tensors),
+            reals=tensors.get("reals"),
         )
+
+
+def _read_steps(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Return {number of steps: tensor} of a cell's tensors."""
+    return {int(name.removeprefix(_STEPS)): value for name, value in tensors.items() if name.startswith(_STEPS)}
 
 
 def read_row(file: str | Path, world: str, pictures: int) -> ScoreCell:
@@ -139,7 +165,12 @@ def read_row(file: str | Path, world: str, pictures: int) -> ScoreCell:
         raise ValueError(f"{file}: expected {pictures} values of {world}, in the order of its pictures; got {got}")
     values = torch.tensor(own["values"], dtype=torch.float64)
     maps = None if own.get("map") is None else torch.tensor(own["map"], dtype=torch.float32).reshape(pictures, -1)
-    return ScoreCell(content["name"], content["kind"], content.get("unit", ""), values, maps, None, None, {})
+    return ScoreCell(content["name"], content["kind"], content.get("unit", ""), values, maps, {})
+
+
+def has_row(file: str | Path, world: str) -> bool:
+    """Whether a file of scores that were made elsewhere has some of a world."""
+    return world in read_json(Path(file), "scores of a benchmark's pictures", "see docs/benchmark.md").get("worlds", {})
 
 
 def sample_oracle(name: str, problem: Problem, file: Path) -> None:
@@ -147,8 +178,9 @@ def sample_oracle(name: str, problem: Problem, file: Path) -> None:
     settings = problem.settings
     members = problem.trained.retrained if name == RETRAINED else problem.trained.refits()
     found = {"pictures": problem.sample(members).flatten(2), "base": problem.pictures.flatten(1)}
-    for words, steps in zip(("few", "many"), settings.other_steps, strict=True):
-        found[words] = problem.with_size(steps, settings.check_noises).sample(members).flatten(2)
+    if problem.world.data == FEW_IMAGES and name == RETRAINED:
+        for steps in settings.other_steps:
+            found[f"{_STEPS}{steps}"] = problem.with_size(steps, settings.check_noises).sample(members).flatten(2)
     save_tensors(found, file, {"name": name}, overwrite=True)
 
 
@@ -157,4 +189,4 @@ def read_oracle(file: Path) -> OracleCell:
     name = read_metadata(file, "name")["name"]
     tensors = load_state_dict(file)
     with reading(file, "the pictures of an oracle", MEASURE_AGAIN):
-        return OracleCell(name, *(tensors[key] for key in ("pictures", "few", "many", "base")))
+        return OracleCell(name, tensors["pictures"], tensors["base"], _read_steps(tensors))

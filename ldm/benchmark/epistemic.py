@@ -226,7 +226,7 @@ def draw_weights(problem: Problem, curvature: str) -> Members:
 
 
 def fit_features(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return the first layer of a small classifier: weight [64, 32], bias [32]."""
+    """Return the first layer of a small classifier: weight [D, 32], bias [32]."""
     from sklearn.neural_network import MLPClassifier
 
     model = MLPClassifier((32,), max_iter=200, random_state=0, early_stopping=False)
@@ -236,5 +236,5 @@ def fit_features(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def spread(pictures: Tensor, unit: str = "variance") -> Scored:
-    """Return the unbiased variance over members of pictures [M, B, 1, 8, 8] as scores."""
+    """Return the unbiased variance over members of pictures [M, B, C, H, W] as scores."""
     return Scored(pictures.double().var(0), unit=unit)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ldm.benchmark.cells import RETRAINED, OracleCell, ScoreCell
+from ldm.benchmark.quality import KeptPictures
 from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES
 from ldm.stats import auroc, rank_correlation, spearman
 
@@ -30,6 +31,11 @@ class SeedScores:
         oracles: {world's data: {oracle: cell}}.
         is_few: of the pictures [B], whether their class has few images in the world of few.
         recognised: {world's data: whether a classifier of real images takes the picture for its class [B]}.
+        is_out: of the pictures [B], whether their class is the one that is left out in that world.
+        real_sets: of the real images [R], the names of their sets.
+        kept: metrics of what is left of the pictures of few images; None where they are not asked for.
+        checked: positions of the pictures whose scores are compared over numbers of steps, and their own number.
+        sampler_steps: the number of steps of all other pictures.
         known: numbers of every picture that were found already; they are the same however pictures are drawn again.
     """
 
@@ -37,6 +43,11 @@ class SeedScores:
     oracles: Mapping[str, Mapping[str, OracleCell]]
     is_few: NDArray[np.bool_]
     recognised: Mapping[str, NDArray[np.bool_]]
+    is_out: NDArray[np.bool_] | None = None
+    real_sets: NDArray[np.str_] | None = None
+    kept: KeptPictures | None = None
+    checked: NDArray[np.int64] | None = None
+    sampler_steps: int = 0
     known: dict[tuple[str, ...], NDArray[np.float64]] = field(default_factory=dict, compare=False)
 
     def remember(
@@ -212,23 +223,33 @@ def risk_gain(seed: SeedScores, method: str, chosen: NDArray[np.int64]) -> float
     return float(bad.mean() - risk.mean())
 
 
-def step_ranks(seed: SeedScores, method: str, chosen: NDArray[np.int64]) -> float | None:
-    """Spearman's correlation of the values with few and with many steps, of the pictures of both."""
+def _find_steps(seed: SeedScores, method: str) -> dict[int, NDArray[np.float64]]:
+    """{number of steps: values of the checked pictures}, empty where a method has one number of steps alone."""
     cell = seed.cells[FEW_IMAGES][method]
-    if cell.few is None or cell.many is None:
-        return None
-    found = spearman(cell.few.numpy(), cell.many.numpy())
-    return None if np.isnan(found) else found
+    if not cell.steps or seed.checked is None:
+        return {}
+    found = {steps: values.double().numpy() for steps, values in cell.steps.items()}
+    found[seed.sampler_steps] = cell.values.numpy()[seed.checked]
+    return dict(sorted(found.items()))
+
+
+def step_ranks(seed: SeedScores, method: str, chosen: NDArray[np.int64]) -> float | None:
+    """The least Spearman correlation of the values of two numbers of steps, of the pictures of each."""
+    values = list(_find_steps(seed, method).values())
+    found = [spearman(one, other) for place, one in enumerate(values) for other in values[:place]]
+    return min(found) if found and not np.isnan(found).any() else None
 
 
 def step_growth(seed: SeedScores, method: str, chosen: NDArray[np.int64]) -> float | None:
-    """The values' sum with many steps over that with few, over the same ratio of the oracle; of variances."""
-    cell = seed.cells[FEW_IMAGES][method]
-    if cell.few is None or cell.many is None or cell.unit != "variance":
+    """The values' sum with most steps over that with fewest, over the same ratio of the oracle; of variances."""
+    values = _find_steps(seed, method)
+    if not values or seed.cells[FEW_IMAGES][method].unit != "variance":
         return None
     oracle = seed.oracles[FEW_IMAGES][RETRAINED]
-    truth = float(oracle.many.double().var(0).sum() / oracle.few.double().var(0).sum())
-    return float(cell.many.sum() / cell.few.sum()) / truth
+    pictures = {**oracle.steps, seed.sampler_steps: oracle.pictures[:, seed.checked]}
+    fewest, most = min(values), max(values)
+    truth = float(pictures[most].double().var(0).sum() / pictures[fewest].double().var(0).sum())
+    return float(values[most].sum() / values[fewest].sum()) / truth
 
 
 def make_benchmarks(oracles: Sequence[str]) -> list[Benchmark]:
@@ -255,7 +276,7 @@ OTHERS = (
     Benchmark("AUSE", "low", map_errors, str(map_errors.__doc__)),
     Benchmark("recognised, a fifth dropped", "high", recognition_gain(FEW_IMAGES), str(recognition_gain.__doc__)),
     Benchmark("risk-coverage gain", "high", risk_gain, str(risk_gain.__doc__)),
-    Benchmark("ranks at two numbers of steps", "high", step_ranks, str(step_ranks.__doc__), False),
+    Benchmark("ranks over numbers of steps", "high", step_ranks, str(step_ranks.__doc__), False),
     Benchmark("growth with steps over the oracle's", "one", step_growth, str(step_growth.__doc__), False),
 )
 

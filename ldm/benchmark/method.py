@@ -15,6 +15,7 @@ and in the config `benchmark_methods: [{target: mine.PredictedNorm}]`.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -38,7 +39,7 @@ class Scored:
     """What a method says of the pictures of a problem.
 
     Attributes:
-        map: one value a pixel [B, 1, 8, 8], larger where less is known; None where a method has no map.
+        map: one value a pixel [B, C, H, W], larger where less is known; None where a method has no map.
         value: one number a picture [B]; the sum of the map where it is not given.
         unit: "variance" where the map is a variance of the picture's pixels, whose size can be held to an oracle's.
     """
@@ -66,6 +67,17 @@ class UncertaintyMethod(Protocol):
 
     def score(self, problem: Problem) -> Scored:
         """Return the scores of a problem's pictures, in their order."""
+
+
+def find_gap(method: object) -> str:
+    """Return why a method cannot be run here, "" where it can.
+
+    A method that stands on a library of an extra names its module and the extra by `needs = (module, extra)`.
+    """
+    needs = getattr(method, "needs", None)
+    if needs is None or importlib.util.find_spec(needs[0]) is not None:
+        return ""
+    return f"not run: {needs[0]} is not installed (pip install 'decu-uncertainty[{needs[1]}]')"
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class MethodCost:
 def count_evaluation(problem: Problem) -> int:
     """Return the operations of one evaluation of the base network for one picture."""
     labels = torch.zeros(1, dtype=torch.long)
-    return count_operations(lambda: problem.base(torch.zeros(1, 1, 8, 8), torch.zeros(1), labels))
+    return count_operations(lambda: problem.base(torch.zeros(1, *problem.shape), torch.zeros(1), labels))
 
 
 def count_method(method: UncertaintyMethod, problem: Problem) -> Counted:
@@ -152,8 +164,8 @@ def check_scored(scored: Scored, problem: Problem, name: str) -> None:
     count = len(problem.labels)
     if scored.values.shape != (count,):
         raise ValueError(f"{name}: expected a value of each of {count} pictures, got {list(scored.values.shape)}")
-    if scored.map is not None and scored.map.shape != (count, 1, 8, 8):
-        raise ValueError(f"{name}: expected a map [{count}, 1, 8, 8], got {list(scored.map.shape)}")
+    if scored.map is not None and scored.map.shape != (count, *problem.shape):
+        raise ValueError(f"{name}: expected a map {[count, *problem.shape]}, got {list(scored.map.shape)}")
     parts = [scored.values] if scored.map is None else [scored.values, scored.map]
     if not all(bool(torch.isfinite(part).all()) for part in parts):
         raise ValueError(f"{name}: scores hold values that are not finite")

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ldm.benchmark.averaging import compare_averaging, read_averaging
 from ldm.benchmark.cells import ORACLES, RETRAINED
+from ldm.benchmark.detections import make_detections
+from ldm.benchmark.images import KNOWN_CLASSES, LEFT_OUT_CLASS
+from ldm.benchmark.levels import compare_levels, read_levels
 from ldm.benchmark.measures import HALF, SeedScores, make_benchmarks
-from ldm.benchmark.plan import BenchmarkPlan
+from ldm.benchmark.plan import AVERAGING_STUDY, LEVELS_STUDY, BenchmarkPlan
 from ldm.benchmark.plane import measure_plane
 from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES, World
 from ldm.benchmark.table import NEIGHBOUR_NAME, MethodResult, compare_methods, make_overview, show
@@ -20,10 +24,16 @@ PIXEL_RANKS = f"pixel ranks: {RETRAINED}, few images"
 PICTURE_RANKS = f"picture ranks: {RETRAINED}, few images"
 RATIO = f"ratio: {RETRAINED}, few images"
 DETECTION = "few-image AUROC minus control"
+LEFT_OUT_PICTURES = "left-out class, pictures: AUROC minus control"
+LEFT_OUT_REALS = "left-out class, real images: AUROC minus control"
+OTHER_DATA = "other data, mean: AUROC"
 # Below this share of recognised pictures the page warns.
 LEAST_RECOGNISED = 0.5
-OVERVIEW = (PIXEL_RANKS, PICTURE_RANKS, RATIO, "few-image AUROC", "few-image AUROC, control", DETECTION, "AUSE",
-            "recognised, a fifth dropped", "growth with steps over the oracle's")  # fmt: skip
+OVERVIEW = (PIXEL_RANKS, PICTURE_RANKS, RATIO, "few-image AUROC", "few-image AUROC, control", DETECTION,
+            LEFT_OUT_PICTURES, LEFT_OUT_REALS, OTHER_DATA, "AUSE", "recognised, a fifth dropped",
+            "FD gain, a fifth dropped", "ranks over numbers of steps")  # fmt: skip
+LEADERS = (PICTURE_RANKS, PIXEL_RANKS, DETECTION, LEFT_OUT_PICTURES, LEFT_OUT_REALS, OTHER_DATA, "AUSE",
+           "recognised, a fifth dropped", "FD gain, a fifth dropped", "ranks over numbers of steps")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Outcome:
         overview: a row a method.
         costs: a row a method: evaluations, seconds, bytes.
         plane: the rows of oracle 0.
+        levels: a row for each posterior and noise level.
+        averaging: a row for each ensemble, world and metric.
         sentences: what may be said.
         meanings: {benchmark: what its number is}.
     """
@@ -43,6 +55,8 @@ class Outcome:
     overview: Sequence[Row]
     costs: Sequence[Row]
     plane: Sequence[Row]
+    levels: Sequence[Row]
+    averaging: Sequence[Row]
     sentences: Sequence[str]
     meanings: Mapping[str, str]
 
@@ -53,18 +67,36 @@ def make_outcome(plan: BenchmarkPlan) -> Outcome:
     Raises:
         ValueError: if no seed is whole.
     """
-    read = [plan.read_seed(seed) for seed in range(plan.settings.seeds)]
-    seeds = [one for one in read if one is not None]
+    numbers = [seed for seed in range(plan.settings.seeds) if plan.is_whole(seed)]
+    seeds = [one for one in map(plan.read_seed, numbers) if one is not None]
     if not seeds:
         raise ValueError(f"no seed of {plan.out} has all of its cells: start the command without --only")
-    benchmarks = make_benchmarks(ORACLES)
+    others = [name for name in plan.images.real_sets(plan.settings, 0) if name not in (KNOWN_CLASSES, LEFT_OUT_CLASS)]
+    benchmarks = [*make_benchmarks(ORACLES), *make_detections(others)]
     labels = plan.problem(World(FEW_IMAGES, 0)).labels
     results = compare_methods(benchmarks, seeds, labels)
     plane = measure_plane()
+    levels = compare_levels([read_levels(plan.study_file(LEVELS_STUDY, FEW_IMAGES, seed)) for seed in numbers])
+    worlds = {
+        data: [read_averaging(plan.study_file(AVERAGING_STUDY, data, seed)) for seed in numbers]
+        for data in (FEW_IMAGES, EVERY_IMAGE)
+    }
+    averaging = compare_averaging(worlds, plan.judge, labels)
     sentences = [describe_pictures(seeds), *describe_results(results, len(seeds), plan)]
-    sentences += describe_kinds(results, plane)
+    sentences += [*describe_kinds(results, plane), *describe_levels(levels), describe_averaging(averaging)]
+    sentences += [f"{name} is not in the tables; {reason}." for name, reason in plan.gaps.items()]
     meanings = {one.name: " ".join(one.meaning.split()) for one in benchmarks}
-    return Outcome(results, make_overview(results, OVERVIEW), list_costs(seeds), plane, sentences, meanings)
+    overview = [*make_overview(results, OVERVIEW), *list_gaps(plan)]
+    return Outcome(results, overview, list_costs(seeds), plane, levels, averaging, sentences, meanings)
+
+
+def list_gaps(plan: BenchmarkPlan) -> list[Row]:
+    """Return a row of the overview for each method that cannot be run here, which says why."""
+    kinds = {method.name: method.kind for method in plan.methods}
+    return [
+        {"method": name, "kind": kinds[name], OVERVIEW[0]: reason, **dict.fromkeys(OVERVIEW[1:], "")}
+        for name, reason in plan.gaps.items()
+    ]
 
 
 def list_costs(seeds: Sequence[SeedScores]) -> list[Row]:
@@ -102,7 +134,7 @@ def describe_results(results: Sequence[MethodResult], seeds: int, plan: Benchmar
     ]
     if seeds < 3:
         said.append(f"With {count_seeds(seeds)} nothing is said to be best: intervals over trainings need at least 3.")
-    for name in (PICTURE_RANKS, PIXEL_RANKS, DETECTION, "AUSE", "recognised, a fifth dropped"):
+    for name in LEADERS:
         said.append(_say_leader(name, [one for one in results if one.benchmark == name]))
     beating = [one for one in results if one.benchmark == DETECTION and one.beats_neighbour]
     neighbour = next((one for one in results if (one.benchmark, one.method) == (DETECTION, NEIGHBOUR_NAME)), None)
@@ -178,3 +210,23 @@ def describe_kinds(results: Sequence[MethodResult], plane: Sequence[Row]) -> lis
             f"{max(ranks):.2f}."
         )
     return said
+
+
+def describe_levels(rows: Sequence[Row]) -> list[str]:
+    """Say how wide posteriors of the last layer and of more are, at single noise levels."""
+    said = []
+    for name in dict.fromkeys(row["weights"] for row in rows):
+        own = [row for row in rows if row["weights"] == name]
+        ratios, ranks = ([row[column] for row in own] for column in ("ratio", "picture ranks"))
+        said.append(
+            f"{name}, of x0 predicted at nine noise levels: {min(ratios):.2g} to {max(ratios):.2g} times the oracle's "
+            f"variance, rank correlation of pictures {min(ranks):.2f} to {max(ranks):.2f}."
+        )
+    return said
+
+
+def describe_averaging(rows: Sequence[Row]) -> str:
+    """Say what averaged members improve beyond the interval over seeds."""
+    names = [f"{row['metric']} of {row['ensemble']} ({row['images']} images)" for row in rows if row["better"]]
+    words = ", ".join(names) if names else "nothing"
+    return f"Averaged members improve {words}, of {len(rows)} comparisons, beyond the interval after Holm's correction."

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ldm.benchmark.averaging import measure_averaging
 from ldm.benchmark.cells import (
-    ORACLES,
+    LAYER_REFITTED,
+    RETRAINED,
+    has_row,
     make_file_name,
     measure_method,
     read_cell,
@@ -20,14 +24,20 @@ from ldm.benchmark.cells import (
     read_row,
     sample_oracle,
 )
+from ldm.benchmark.images import BenchmarkImages, read_benchmark_images
+from ldm.benchmark.levels import measure_levels
 from ldm.benchmark.measures import SeedScores
-from ldm.benchmark.method import Counted, UncertaintyMethod
+from ldm.benchmark.method import Counted, UncertaintyMethod, find_gap
 from ldm.benchmark.problem import Problem
-from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES, BenchmarkSettings, World
-from ldm.evaluation.recognition import PixelClassifier
-from ldm.experiments.small_networks import SmallNetwork, SmallTraining, read_digits
+from ldm.benchmark.quality import KeptPictures, PictureJudge
+from ldm.benchmark.settings import CLASS_LEFT_OUT, EVERY_IMAGE, FEW_IMAGES, WORLD_NAMES, BenchmarkSettings, World
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining
 from ldm.jobs import WorkList
 
+# Studies of networks: variances at single noise levels, and averaged members.
+LEVELS_STUDY, AVERAGING_STUDY = "levels", "averaging"
+# What the names of oracles' cells begin with.
+_ORACLE = "oracle "
 # Evaluations a picture that a method is taken to need in the estimate of time, all numbers of steps together.
 TYPICAL_EVALUATIONS = 600
 # Heads and further networks that are trained in each world, in heads' trainings.
@@ -42,13 +52,15 @@ class PlannedCell:
         world: whose.
         name: of the method or the oracle.
         file: where it is written.
-        method: None for an oracle.
+        method: None for pictures of an oracle's networks and for studies of networks.
+        study: writes those.
     """
 
     world: World
     name: str
     file: Path
     method: UncertaintyMethod | None = None
+    study: Callable[[Problem, Path], None] | None = None
 
     @property
     def key(self) -> str:
@@ -68,14 +80,16 @@ class BenchmarkPlan:
     Attributes:
         settings: sizes.
         methods: what is compared.
-        rows: files of scores that were made elsewhere.
         out: the folder of networks and cells.
+        rows: files of scores that were made elsewhere.
+        images: what is trained on and asked about.
     """
 
     settings: BenchmarkSettings
     methods: Sequence[UncertaintyMethod]
     out: Path
     rows: Sequence[str] = ()
+    images: BenchmarkImages = field(default_factory=lambda: read_benchmark_images(None))
     _problems: dict[str, Problem] = field(default_factory=dict)
     _counts: dict[str, Counted] = field(default_factory=dict)
 
@@ -92,45 +106,51 @@ class BenchmarkPlan:
             ValueError: naming the setting that differs.
         """
         kept = {name: value for name, value in self.settings.as_dict().items() if name != "seeds"}
-        WorkList(self.out / "cells", kept)
+        WorkList(self.out / "cells", {**kept, "data": self.images.record})
 
     @cached_property
     def cells(self) -> list[PlannedCell]:
         """Every cell."""
         found = []
         for seed in range(self.settings.seeds):
-            for data in (FEW_IMAGES, EVERY_IMAGE):
+            for data in WORLD_NAMES:
                 world = World(data, seed)
                 folder = self.out / "cells" / world.name
-                for name in ORACLES:
-                    found.append(PlannedCell(world, name, folder / f"oracle-{make_file_name(name)}.safetensors"))
+                for name, study in STUDIES[data].items():
+                    found.append(PlannedCell(world, name, folder / f"{make_file_name(name)}.safetensors", study=study))
                 for method in self.methods:
                     file = folder / f"{make_file_name(method.name)}.safetensors"
-                    found.append(PlannedCell(world, method.name, file, method))
+                    if method.name not in self.gaps or file.exists():
+                        found.append(PlannedCell(world, method.name, file, method))
         return found
+
+    @cached_property
+    def gaps(self) -> dict[str, str]:
+        """{method: why it cannot be run here}."""
+        found = {method.name: find_gap(method) for method in self.methods}
+        return {name: reason for name, reason in found.items() if reason}
 
     def problem(self, world: World) -> Problem:
         """Return the problem of a world, the same object for all of its cells."""
         if world.name not in self._problems:
-            self._problems[world.name] = Problem.make(self.settings, world, self.out / "networks")
+            self._problems[world.name] = Problem.make(self.settings, world, self.out / "networks", self.images)
         return self._problems[world.name]
 
     def make(self, cell: PlannedCell, about: Mapping[str, Any]) -> None:
         """Make one cell; `about` says by which command."""
         problem = self.problem(cell.world)
-        if cell.method is None:
-            sample_oracle(cell.name, problem, cell.file)
-        else:
+        if cell.method is not None:
             own = {**about, "seed": cell.world.seed}
             measure_method(cell.method, problem, cell.file, own, self._counts)
+        elif cell.study is not None:
+            cell.study(problem, cell.file)
 
     def estimate(self, pending: Sequence[PlannedCell]) -> float:
         """Estimate the seconds of what is missing, from a few steps of training and a few evaluations made now."""
-        step, evaluation = probe_speed(self.settings)
+        step, evaluation = probe_speed(self.settings, self.images)
         seconds = 0.0
         for name in dict.fromkeys(cell.world.name for cell in pending):
-            few = name.startswith(FEW_IMAGES)
-            count = self.settings.retrainings if few else self.settings.control_retrainings
+            count = World(name.split("_")[0], 0).retrainings(self.settings)
             if not (self.out / "networks" / name / "scratch.safetensors").exists():
                 networks = 2 + self.settings.members + count
                 seconds += step * self.settings.steps * networks
@@ -141,41 +161,79 @@ class BenchmarkPlan:
             seconds += evaluation * pictures * (TYPICAL_EVALUATIONS if cell.method else sampled)
         return seconds
 
+    @cached_property
+    def judge(self) -> PictureJudge:
+        """What says how good pictures are."""
+        return PictureJudge.make(self.images)
+
+    def is_whole(self, seed: int) -> bool:
+        """Whether every cell of a seed is there."""
+        return all(cell.done for cell in self.cells if cell.world.seed == seed)
+
+    def study_file(self, name: str, data: str, seed: int) -> Path:
+        """Return the file of a study of networks."""
+        return self.out / "cells" / World(data, seed).name / f"{name}.safetensors"
+
     def read_seed(self, seed: int) -> SeedScores | None:
         """Return what a seed gave; None while a cell of it is missing."""
-        own = [cell for cell in self.cells if cell.world.seed == seed]
-        if not all(cell.done for cell in own):
+        if not self.is_whole(seed):
             return None
-        images, labels = read_digits("train")
-        classifier = PixelClassifier(images.numpy(), labels.numpy())
-        cells: dict[str, dict[str, Any]] = {FEW_IMAGES: {}, EVERY_IMAGE: {}}
-        oracles: dict[str, dict[str, Any]] = {FEW_IMAGES: {}, EVERY_IMAGE: {}}
-        for cell in own:
-            if cell.method is None:
-                oracles[cell.world.data][cell.name] = read_oracle(cell.file)
-            else:
+        cells: dict[str, dict[str, Any]] = {data: {} for data in WORLD_NAMES}
+        oracles: dict[str, dict[str, Any]] = {data: {} for data in WORLD_NAMES}
+        for cell in self.cells:
+            if cell.world.seed != seed:
+                continue
+            if cell.method is not None:
                 cells[cell.world.data][cell.name] = read_cell(cell.file)
+            elif cell.name.startswith(_ORACLE):
+                oracle = read_oracle(cell.file)
+                oracles[cell.world.data][oracle.name] = oracle
         problem = self.problem(World(FEW_IMAGES, seed))
         for data, read in cells.items():
             for file in self.rows:
-                row = read_row(file, World(data, seed).name, len(problem.labels))
-                read[row.name] = row
-        recognised = {
-            data: classifier.recognised(next(iter(own.values())).base.numpy(), problem.labels.numpy())
-            for data, own in oracles.items()
-        }
-        return SeedScores(cells, oracles, problem.is_few.numpy(), recognised)
+                if data != CLASS_LEFT_OUT or has_row(file, World(data, seed).name):
+                    row = read_row(file, World(data, seed).name, len(problem.labels))
+                    read[row.name] = row
+        base = {data: own[RETRAINED].base for data, own in oracles.items()}
+        sets = self.images.real_sets(self.settings, seed)
+        return SeedScores(
+            cells,
+            oracles,
+            problem.is_few.numpy(),
+            {data: self.judge.recognised(pictures, problem.labels) for data, pictures in base.items()},
+            is_out=problem.is_out.numpy(),
+            real_sets=np.array([name for name, own in sets.items() for _ in own]),
+            kept=KeptPictures(self.judge, self.judge.features(base[FEW_IMAGES]), seed),
+            checked=problem.checked.numpy(),
+            sampler_steps=self.settings.sampler_steps,
+        )
 
 
-def probe_speed(settings: BenchmarkSettings, steps: int = 5) -> tuple[float, float]:
+def _oracle(name: str) -> tuple[str, Callable[[Problem, Path], None]]:
+    """Return the name of an oracle's cell and what writes it."""
+    return f"{_ORACLE}{name}", partial(sample_oracle, name)
+
+
+# What is written of networks in each world, beside the scores of methods.
+_PICTURES = dict([_oracle(RETRAINED), _oracle(LAYER_REFITTED)])
+_AVERAGED: dict[str, Callable[[Problem, Path], None]] = {AVERAGING_STUDY: measure_averaging}
+STUDIES: dict[str, dict[str, Callable[[Problem, Path], None]]] = {
+    FEW_IMAGES: _PICTURES | {LEVELS_STUDY: measure_levels} | _AVERAGED,
+    EVERY_IMAGE: _PICTURES | _AVERAGED,
+    CLASS_LEFT_OUT: dict([_oracle(RETRAINED)]),
+}
+
+
+def probe_speed(settings: BenchmarkSettings, source: BenchmarkImages, steps: int = 5) -> tuple[float, float]:
     """Measure the seconds of a step of training a network, and of an evaluation of a picture, many at once."""
-    images, labels = read_digits("train")
+    images, labels = source.train, source.labels
     count = settings.members + settings.retrainings
     chosen = torch.arange(len(images)).repeat(count, 1)
     began = time.perf_counter()
-    networks = SmallTraining(steps, settings.batch, settings.rate).train(images, labels, chosen, 0)
+    recipe = SmallTraining(steps, settings.batch, settings.rate, width=settings.width)
+    networks = recipe.train(images, labels, chosen, 0)
     step = (time.perf_counter() - began) / steps / count
-    rows = images[:1000], torch.full((1000,), 0.5), labels[:1000]
+    rows = images[:1000], torch.full((len(images[:1000]),), 0.5), labels[:1000]
     network: SmallNetwork = networks[0]
     began = time.perf_counter()
     for _ in range(5):

@@ -99,7 +99,7 @@ def add_halves(seed: SeedScores) -> SeedScores:
     cells = {data: dict(own) for data, own in seed.cells.items()}
     for data, own in cells.items():
         half = seed.oracles[data][RETRAINED].pictures[::2].double().var(0)
-        own[HALF] = ScoreCell(HALF, "oracle", "variance", half.sum(1), half.float(), None, None, {})
+        own[HALF] = ScoreCell(HALF, "oracle", "variance", half.sum(1), half.float(), {})
     return replace(seed, cells=cells)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 from ldm.benchmark.artefacts import Artefacts, Tensors
-from ldm.benchmark.settings import EVERY_IMAGE, BenchmarkSettings, World
+from ldm.benchmark.images import BenchmarkImages
+from ldm.benchmark.settings import BenchmarkSettings, World
 from ldm.ensembles.heads import initialise, row_deviations
 from ldm.ensembles.members import Members
-from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_noised, read_digits, unstack_networks
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_noised, unstack_networks
 from ldm.experiments.variance_benchmarks import published_posterior
 from ldm.laplace import LastLayerLaplace, Observation, bootstrap_refits
 from ldm.modules.low_rank import add_factors, draw_factors, find_layers
@@ -28,22 +30,6 @@ REGRESSED = "v"
 FACTOR_RANK = 4
 
 
-def subset_digits(world: World, settings: BenchmarkSettings) -> tuple[Tensor, Tensor]:
-    """Return the training images [N, 64] of a world and their classes [N]."""
-    images, labels = read_digits("train")
-    if world.data == EVERY_IMAGE:
-        return images, labels
-    kept = []
-    for label in range(10):
-        own = (labels == label).nonzero().flatten()
-        if label in world.few_classes(settings):
-            order = torch.randperm(len(own), generator=generator("few images", world.seed, label))
-            own = own[order[: settings.few_images]]
-        kept.append(own)
-    chosen = torch.cat(kept)
-    return images[chosen], labels[chosen]
-
-
 @dataclass(frozen=True)
 class TrainedWorld:
     """The networks of one world. What is asked for is read of its file, or trained and written.
@@ -52,22 +38,24 @@ class TrainedWorld:
         settings: sizes.
         world: which data.
         artefacts: the files.
+        source: the images.
     """
 
     settings: BenchmarkSettings
     world: World
     artefacts: Artefacts
+    source: BenchmarkImages
     _fits: dict[str, LastLayerLaplace] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def make(cls, settings: BenchmarkSettings, world: World, folder: Path) -> TrainedWorld:
+    def make(cls, settings: BenchmarkSettings, world: World, folder: Path, source: BenchmarkImages) -> TrainedWorld:
         """Return the networks of a world, whose files lie in {folder}/{world's name}."""
-        return cls(settings, world, Artefacts(folder / world.name))
+        return cls(settings, world, Artefacts(folder / world.name), source)
 
     @cached_property
     def data(self) -> tuple[Tensor, Tensor]:
-        """Training images [N, 64] and classes [N]."""
-        return subset_digits(self.world, self.settings)
+        """Training images [N, D] and classes [N]."""
+        return self.source.subset(self.world, self.settings)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -77,7 +65,8 @@ class TrainedWorld:
     @property
     def recipe(self) -> SmallTraining:
         """How a network is trained from scratch."""
-        return SmallTraining(self.settings.steps, self.settings.batch, self.settings.rate, target=REGRESSED)
+        own = self.settings
+        return SmallTraining(own.steps, own.batch, own.rate, target=REGRESSED, width=own.width)
 
     @property
     def head_recipe(self) -> SmallTraining:
@@ -101,8 +90,7 @@ class TrainedWorld:
     @property
     def oracle_count(self) -> int:
         """Networks of the oracle."""
-        few = self.world.data != EVERY_IMAGE
-        return self.settings.retrainings if few else self.settings.control_retrainings
+        return self.world.retrainings(self.settings)
 
     @property
     def scratch(self) -> Tensors:
@@ -137,24 +125,27 @@ class TrainedWorld:
         start: Mapping[str, Tensor],
         recipe: SmallTraining,
         bootstrap: bool = True,
+        pull: Mapping[str, Tensor] | None = None,
     ) -> Tensors:
         """Return parameters [M, ...] trained from a start, of the file of this name or now, each on a bootstrap.
 
         Args:
             bootstrap: False trains on the images themselves.
+            pull: of an anchored member, see `SmallTraining.fit`.
         """
         images, labels = self.data
         count = len(next(iter(start.values())))
         chosen = self.bootstraps(name, count) if bootstrap else torch.arange(len(images)).repeat(count, 1)
         source = generator("training", name, self.world.seed)
-        return self.artefacts.get(name, lambda: recipe.fit(network, start, images, labels, chosen, source))
+        return self.artefacts.get(name, lambda: recipe.fit(network, start, images, labels, chosen, source, pull=pull))
 
     def heads(self, head: str, start: str) -> Members:
         """Return DECU's members: heads trained on bootstraps, the rest of the network as it is.
 
         Args:
             head: one of `HEADS`.
-            start: pretrained, perturbed or random; see `ldm.ensembles.heads.initialise`.
+            start: pretrained, perturbed, random or anchored; see `ldm.ensembles.heads.initialise`. An anchored member
+                is pulled to its start as to a draw of the prior (Pearce et al. 2020), with the noise of the residuals.
         """
         source = generator("heads", head, self.world.seed)
         own = dict(self.base.named_parameters())
@@ -164,7 +155,20 @@ class TrainedWorld:
             initialise(one, start, source, tables=("labels.weight",))
             drawn.append(one)
         stacked = dict(Members.stack(drawn).overrides)
-        return Members(self.fit(f"{head}_{start}", self.base, stacked, self.head_recipe))
+        pull = self.find_pull([*stacked]) if start == "anchored" else None
+        return Members(self.fit(f"{head}_{start}", self.base, stacked, self.head_recipe, pull=pull))
+
+    def find_pull(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the factors of an anchored member's squares beside a loss that is a mean over images and pixels.
+
+            sigma^2 / (N D s^2),    s = 0.5 times a row's deviation, that of the start
+
+        as in `ldm.models.diffusion.anchor`, with sigma of the residuals.
+        """
+        images = self.data[0]
+        noise = float(self.laplace().sigma_noise.square().mean()) / images.numel()
+        own = dict(self.base.named_parameters())
+        return {name: noise / (0.5 * row_deviations(own[name].detach())).square() for name in names}
 
     @cached_property
     def low_rank_network(self) -> SmallNetwork:
@@ -189,22 +193,23 @@ class TrainedWorld:
         stacked = dict(Members.stack(drawn).overrides)
         return Members(self.fit("low_rank", network, stacked, self.head_recipe))
 
-    @cached_property
+    @property
     def dropout_network(self) -> SmallNetwork:
         """A network that was trained with units dropped, on the images themselves."""
         source = generator("dropout", self.world.seed)
-        start = stack_module_state([SmallNetwork().initialise(source)])[0]
+        network = copy.deepcopy(self.base).initialise(source)
+        start = stack_module_state([network])[0]
         recipe = replace(self.recipe, dropout=self.settings.dropout)
-        return unstack_networks(self.fit("dropout", SmallNetwork(), start, recipe, bootstrap=False))[0]
+        return unstack_networks(self.fit("dropout", network, start, recipe, bootstrap=False))[0]
 
     def observe(self, draws: int) -> Iterator[Observation]:
-        """Yield rows of the training images as pictures [B, 1, 8, 8], `draws` to an image."""
+        """Yield rows of the training images as pictures [B, C, H, W], `draws` to an image."""
         images, labels = self.data
         source = generator("fit", self.world.seed)
         for part in torch.arange(len(images)).split(128):
             each = part.repeat_interleave(draws)
             row = draw_noised(images[each], labels[each], source, REGRESSED)
-            yield Observation(row.x.reshape(-1, 1, 8, 8), row.t, row.cond, row.target.reshape(-1, 1, 8, 8))
+            yield Observation(self.source.square(row.x), row.t, row.cond, self.source.square(row.target))
 
     def laplace(self, curvature: str = "full") -> LastLayerLaplace:
         """Return the posterior of the base's last layer; sigma from residuals, precision by the evidence.
@@ -214,7 +219,8 @@ class TrainedWorld:
                 precision 1.
         """
         if not self._fits:
-            example = (torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+            began = time.perf_counter()
+            example = (torch.zeros(1, *self.source.shape), torch.zeros(1), torch.zeros(1, dtype=torch.long))
             visits = max(1.0, self.recipe.visits(len(self.data[0])))
             found = LastLayerLaplace(self.base, "out.1", visits=visits, chunk=256, example=example)
             draws = self.settings.fit_draws
@@ -222,6 +228,8 @@ class TrainedWorld:
             found.optimize_sigma_noise()
             found.optimize_prior_precision()
             self._fits["full"] = found
+            self.artefacts.note("laplace", found.state_dict(), time.perf_counter() - began)
+        self.artefacts.note("laplace")
         if curvature == "published" and curvature not in self._fits:
             self._fits[curvature] = published_posterior(self._fits["full"])
         if curvature not in self._fits:

@@ -68,9 +68,12 @@ class RandomSubset:
 
     def score(self, problem: Problem) -> Scored:
         """Return the variance over draws of the weights, held for the whole trajectory."""
+        return spread(problem.sample(self.draws(problem)))
+
+    def draws(self, problem: Problem) -> Members:
+        """Return draws of the posterior, the same for every picture."""
         trained = problem.trained
-        draws = trained.artefacts.get(f"subset_{self.count}", lambda: draw_subset(trained, self.count))
-        return spread(problem.sample(Members(draws)))
+        return Members(trained.artefacts.get(f"subset_{self.count}", lambda: draw_subset(trained, self.count)))
 
 
 def draw_subset(trained: TrainedWorld, count: int) -> dict[str, Tensor]:
@@ -142,12 +145,16 @@ class KroneckerPosterior:
 
     name: str = "Laplace EKFAC, whole network"
     kind: ClassVar[MethodKind] = "epistemic"
+    needs: ClassVar[tuple[str, str]] = ("curvlinops", "laplace")
 
     def score(self, problem: Problem) -> Scored:
         """Return the variance over draws of the weights, held for the whole trajectory."""
+        return spread(problem.sample(self.draws(problem)))
+
+    def draws(self, problem: Problem) -> Members:
+        """Return draws of the posterior, the same for every picture."""
         trained = problem.trained
-        draws = trained.artefacts.get("ekfac", lambda: draw_kronecker(trained))
-        return spread(problem.sample(Members(draws)))
+        return Members(trained.artefacts.get("ekfac", lambda: draw_kronecker(trained)))
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ class BenchmarkMethods:
 
     Words a.b=c change the config. Writes {out}/: networks/ and cells/ (a file each, with command, seed and cost),
     benchmark.csv and .json (a row for each method and benchmark, losers too), overview.csv, costs.csv, plane.csv,
-    pictures, record.json and page.html.
+    levels.csv, averaging.csv, pictures, record.json and page.html.
     """
 
     config: Annotated[str, option(metavar="YAML")]
-    """The config, whose sections benchmark, benchmark_methods and benchmark_rows say what is compared."""
+    """The config: its sections benchmark, benchmark_methods, benchmark_rows and benchmark_data say what is compared."""
     out: str
     """The folder of networks, cells, tables and page."""
     only: Annotated[tuple[str, ...], option(metavar="CELL ...", default="all")] = ()
@@ -104,6 +104,8 @@ class BenchmarkMethods:
         if not pending:
             print("nothing is missing but the tables")
             return
+        for name, reason in self.plan.gaps.items():
+            print(f"{name}: {reason}")
         minutes = self.plan.estimate(pending) / 60
         missing = f"{len(pending)} of {len(self.plan.cells)} cells are missing"
         print(f"{missing}; estimated: {minutes:.0f} minutes of one core")
@@ -122,6 +124,7 @@ class BenchmarkMethods:
     @cached_property
     def plan(self) -> BenchmarkPlan:
         """What is compared, by the config."""
+        from ldm.benchmark.images import read_benchmark_images
         from ldm.benchmark.method import UncertaintyMethod
         from ldm.benchmark.plan import BenchmarkPlan
         from ldm.benchmark.settings import read_settings
@@ -134,4 +137,5 @@ class BenchmarkMethods:
             instantiate_as(UncertaintyMethod, one, f"benchmark_methods[{number}]") for number, one in enumerate(named)
         ]
         rows = read.get("benchmark_rows") or []
-        return BenchmarkPlan(read_settings(read["benchmark"]), methods, Path(self.out), rows)
+        images = read_benchmark_images(read.get("benchmark_data"))
+        return BenchmarkPlan(read_settings(read["benchmark"]), methods, Path(self.out), rows, images)

@@ -1,6 +1,7 @@
 """A network small enough to be trained a hundred times on a laptop, and its training, many networks in one pass.
 
-The states are digits x [B, 1, 8, 8] or [B, 64]; the network regresses the noise in them, or v, on the schedule
+The states are pictures x [B, C, H, W] or [B, D], digits of D = 64 where nothing else is said; the network regresses the
+noise in them, or v, on the schedule
 
     x = cos(pi u / 2) x_0 + sin(pi u / 2) eps,    u in [0.02, 0.98]
 """
@@ -26,22 +27,22 @@ FIRST_TIME, LAST_TIME = 0.02, 0.98
 
 
 class SmallNetwork(nn.Module):
-    """Predict the noise in a digit, or v, at time t [B] in (0, 1), of class label [B]; about 26,000 parameters.
+    """Predict the noise in a picture, or v, at time t [B] in (0, 1), of class label [B]; of digits 26,000 parameters.
 
-    States are [B, 64] or [B, 1, 8, 8]. `masks` [blocks, width] multiply the activations inside of the blocks: they are
-    1, and a member that overrides them is the network with units dropped.
+    States are [B, pixels] or [B, C, H, W]. `masks` [blocks, width] multiply the activations inside of the blocks: they
+    are 1, and a member that overrides them is the network with units dropped.
     """
 
     masks: Tensor
 
-    def __init__(self, width: int = 64, blocks: int = 2):
+    def __init__(self, width: int = 64, blocks: int = 2, pixels: int = 64):
         super().__init__()
         self.labels = nn.Embedding(10, width)
         self.times = nn.Linear(32, width)
-        self.first = nn.Linear(64, width)
+        self.first = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.conditions = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
-        self.out = nn.Sequential(nn.SiLU(), nn.Linear(width, 64))
+        self.out = nn.Sequential(nn.SiLU(), nn.Linear(width, pixels))
         self.register_buffer("masks", torch.ones(blocks, width))
 
     @torch.no_grad()
@@ -99,6 +100,7 @@ class SmallTraining:
         rate: the first learning rate.
         dropout: the share of units inside of the blocks that every row of a batch drops.
         target: what is regressed, see `draw_noised`.
+        width: of networks that are trained from scratch.
     """
 
     steps: int = 1000
@@ -106,6 +108,7 @@ class SmallTraining:
     rate: float = 3e-3
     dropout: float = 0.0
     target: str = "eps"
+    width: int = 64
 
     def visits(self, images: int) -> float:
         """How often a training sees each of so many images."""
@@ -114,7 +117,7 @@ class SmallTraining:
     def train(self, images: Tensor, labels: Tensor, chosen: Tensor, seed: int) -> list[SmallNetwork]:
         """Train a network from scratch on each row of `chosen` [M, N], positions of its images."""
         source = generator("retraining", seed)
-        networks = [SmallNetwork().initialise(source) for _ in chosen]
+        networks = [SmallNetwork(self.width, pixels=images.shape[1]).initialise(source) for _ in chosen]
         fitted = self.fit(networks[0], stack_module_state(networks)[0], images, labels, chosen, source)
         return unstack_networks(fitted)
 
@@ -128,6 +131,7 @@ class SmallTraining:
         chosen: Tensor,
         source: torch.Generator,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        pull: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Train the parameters `start` {name: [M, ...]} of M networks; all others stay as they are in `network`.
 
@@ -138,6 +142,8 @@ class SmallTraining:
             chosen: [M, n], positions of the images of each network; all have equally many.
             source: of the order, the times and the noises.
             loss: (outputs, noises) [M, B, D] -> [M]; the mean squared error where None.
+            pull: {name: factors, broadcasting to the parameter} of squares from the start, added to the loss: an
+                anchored member's prior. None of other members.
 
         Returns:
             {name: [M, ...]}.
@@ -156,7 +162,10 @@ class SmallTraining:
             rows = draw_noised(images[now], labels[now], source, self.target)
             optimizer.zero_grad()
             given = parameters | self._drop(network, now.shape, source)
-            measure(run(given, *rows[:3]), rows.target).sum().backward()
+            objective = measure(run(given, *rows[:3]), rows.target).sum()
+            for name, factor in (pull or {}).items():
+                objective = objective + (factor * (parameters[name] - start[name]).square()).sum()
+            objective.backward()
             optimizer.step()
             schedule.step()
         return {name: value.detach() for name, value in parameters.items()}
@@ -181,8 +190,9 @@ def _squared_error(outputs: Tensor, noises: Tensor) -> Tensor:
 def unstack_networks(parameters: Mapping[str, Tensor]) -> list[SmallNetwork]:
     """Return networks [M] of parameters {name: [M, ...]}, ready to be asked."""
     networks = []
+    width, pixels = parameters["first.weight"].shape[1:]
     for number in range(len(next(iter(parameters.values())))):
-        network = SmallNetwork()
+        network = SmallNetwork(width, pixels=pixels)
         state = {name: value[number] for name, value in parameters.items()}
         network.load_state_dict({**network.state_dict(), **state})
         networks.append(network.eval().requires_grad_(False))

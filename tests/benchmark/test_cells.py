@@ -8,7 +8,7 @@ import torch
 from ldm.benchmark.artefacts import Artefacts
 from ldm.benchmark.cells import make_file_name, read_cell, read_row, write_cell
 from ldm.benchmark.method import MethodCost, Scored, check_scored
-from ldm.benchmark.settings import FEW_IMAGES, BenchmarkSettings, World, read_settings
+from ldm.benchmark.settings import CLASS_LEFT_OUT, FEW_IMAGES, BenchmarkSettings, World, read_settings
 
 
 class Given:
@@ -19,10 +19,11 @@ class Given:
 def test_cell_comes_back_with_its_command_and_cost(tmp_path):
     maps = torch.rand(3, 4)
     cost = MethodCost(12.5, 0.25, 3.0, 1024, 2048)
-    found = {"values": maps.double().sum(1), "map": maps}
+    found = {"values": maps.double().sum(1), "map": maps, "steps_5": maps[:2, 0]}
     write_cell(tmp_path / "x.safetensors", Given(), Scored(maps), found, cost, {"command": "decu benchmark", "seed": 2})
     cell = read_cell(tmp_path / "x.safetensors")
-    assert (cell.name, cell.kind, cell.few) == (Given.name, "control", None)
+    assert (cell.name, cell.kind, cell.reals) == (Given.name, "control", None)
+    assert [*cell.steps] == [5]
     torch.testing.assert_close(cell.map, maps)
     assert cell.record["seed"] == 2
     assert cell.record["cost"]["evaluations"] == 12.5
@@ -69,7 +70,9 @@ def test_settings_say_what_is_wrong():
         "seeds": 0,
         "retrainings": 2,
         "particles": 3,
-        "other_steps": [40, 10],
+        "other_steps": [20, 10],
+        "check_noises": 20,
+        "reals": 1,
         "few_classes": 10,
     }.items():
         with pytest.raises(ValueError, match=name):
@@ -82,6 +85,15 @@ def test_classes_with_few_images_rotate_over_seeds():
     settings = BenchmarkSettings()
     assert World(FEW_IMAGES, 0).few_classes(settings) == (0, 1, 2)
     assert World(FEW_IMAGES, 3).few_classes(settings) == (0, 1, 9)
+
+
+def test_a_class_is_left_out_at_every_seed_and_others_keep_their_images():
+    settings = BenchmarkSettings()
+    world = World(CLASS_LEFT_OUT, 12)
+    assert world.left_out_class == 2
+    assert [world.images_of(label, 50, settings) for label in range(4)] == [50, 50, 0, 50]
+    assert World(FEW_IMAGES, 0).images_of(2, 50, settings) == 10
+    assert world.retrainings(settings) == settings.left_out_retrainings
 
 
 def test_scores_of_other_pictures_are_refused():

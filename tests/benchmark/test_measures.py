@@ -15,6 +15,7 @@ from ldm.benchmark.measures import (
     map_errors,
     sparsification,
     step_growth,
+    step_ranks,
     variance_ratio,
 )
 from ldm.benchmark.table import compare_methods, find_best, paired_p
@@ -24,9 +25,9 @@ LABELS = torch.arange(10).repeat_interleave(4)
 EVERY = np.arange(len(LABELS))
 
 
-def make_cell(name, kind, maps, few=None, many=None):
+def make_cell(name, kind, maps, steps=None):
     maps = torch.as_tensor(maps, dtype=torch.float32)
-    return ScoreCell(name, kind, "variance", maps.double().sum(1), maps, few, many, {})
+    return ScoreCell(name, kind, "variance", maps.double().sum(1), maps, {}, steps or {})
 
 
 def make_seed(seed=0, few_labels=(0, 1, 2)):
@@ -37,19 +38,19 @@ def make_seed(seed=0, few_labels=(0, 1, 2)):
         size = torch.where(torch.tensor(is_few & (data == "few")), 4.0, 1.0)[:, None]
         size = size * (1 + torch.rand(40, 6, generator=generator("size", seed)))
         pictures = size.sqrt() * torch.randn(30, 40, 6, generator=generator("pictures", seed, data))
-        oracle = OracleCell(RETRAINED, pictures, pictures[:, :10], 2 * pictures[:, :10], pictures[0])
+        oracle = OracleCell(RETRAINED, pictures, pictures[0], {5: pictures[:, :10] / 2, 10: pictures[:, :10]})
         oracles[data] = dict.fromkeys(ORACLES, oracle)
         truth = pictures.double().var(0)
         few = truth[:10].sum(1)
         looks = torch.where(torch.tensor(is_few), 2.0, 1.0)[:, None] * torch.ones(40, 6)
         noise = torch.rand(40, 6, generator=generator("noise", seed, data))
         cells[data] = {
-            "knows": make_cell("knows", "epistemic", 2 * truth, few, 4 * few),
+            "knows": make_cell("knows", "epistemic", 2 * truth, {5: few / 2, 10: few}),
             "nearest neighbour": make_cell("nearest neighbour", "control", noise),
             "looks": make_cell("looks", "control", looks + 0.01 * noise),
         }
     good = np.arange(40) % 5 > 0
-    return SeedScores(cells, oracles, is_few, {"few": good, "all": good})
+    return SeedScores(cells, oracles, is_few, {"few": good, "all": good}, checked=np.arange(10), sampler_steps=20)
 
 
 def test_what_looks_alone_finds_is_taken_away_by_the_control():
@@ -62,6 +63,15 @@ def test_ratio_and_growth_are_held_to_the_oracle():
     seed = make_seed()
     assert variance_ratio("few", RETRAINED)(seed, "knows", EVERY) == pytest.approx(2)
     assert step_growth(seed, "knows", EVERY) == pytest.approx(1)
+
+
+def test_ranks_over_steps_are_the_least_of_all_pairs():
+    seed = make_seed()
+    assert step_ranks(seed, "knows", EVERY) == pytest.approx(1)
+    cell = seed.cells["few"]["knows"]
+    seed.cells["few"]["turns"] = make_cell("turns", "control", cell.map, {**cell.steps, 10: -cell.steps[10]})
+    assert step_ranks(seed, "turns", EVERY) == pytest.approx(-1)
+    assert step_ranks(seed, "looks", EVERY) is None
 
 
 def test_false_positives_at_the_value_that_most_positives_reach():

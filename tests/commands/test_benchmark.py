@@ -2,12 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from ldm.benchmark.cells import read_cell, read_oracle
+from ldm.benchmark.measures import HALF
+from ldm.benchmark.outcome import OVERVIEW, list_gaps
 from ldm.commands.benchmark import BenchmarkMethods
 from ldm.report.pages import write_page
 from ldm.report.tables import read_csv
@@ -22,25 +26,22 @@ SMALL = {
     "check_noises": 1,
     "draws": 2,
     "particles": 2,
-    "fit_draws": 2,
-    "refit_draws": 2,
+    "fit_draws": 1,
+    "refit_draws": 1,
     "refits": 2,
     "sampler_steps": 3,
     "other_steps": [2, 4],
+    "left_out_retrainings": 4,
+    "reals": 4,
     "members": 2,
 }
 METHODS = ["epistemic.DeepEnsemble", "aleatoric.NearestNeighbour", "aleatoric.RandomScores"]
-OWN = """
-from ldm.benchmark import Scored
+DOCS = Path(__file__).parents[2] / "docs" / "benchmark.md"
+# The method of the page, as it stands there.
+OWN = DOCS.read_text().split("```python\n")[1].split("```")[0]
 
-class PredictedNorm:
-    name = "size of the predicted noise"
-    kind = "control"
 
-    def score(self, problem):
-        *_, last = problem.walk(problem.build()(problem.base))
-        return Scored(last.eps.detach().square())
-"""
+OTHER_CLASS = {"target": "ldm.benchmark.settings.World", "params": {"data": "few", "seed": 0}}
 
 
 def write_config(folder, **more):
@@ -74,6 +75,17 @@ def test_tables_hold_every_method_with_its_controls(written):
     assert {row["method"] for row in read_csv(written / "costs.csv")} == names
     assert json.loads((written / "benchmark.json").read_text())["sentences"]
     assert (written / "detection.png").exists()
+    assert {row["weights"] for row in read_csv(written / "levels.csv")} >= {"Laplace full, last layer", HALF}
+    assert {row["ensemble"] for row in read_csv(written / "averaging.csv")} >= {"deep ensemble", "DECU LoRA"}
+
+
+def test_left_out_and_other_data_are_asked_for(written):
+    rows = read_csv(written / "benchmark.csv")
+    names = {row["benchmark"] for row in rows if row["method"] == "nearest neighbour"}
+    assert {"other data, photographs: AUROC", "left-out class, real images: AUROC minus control"} <= names
+    assert {"picture ranks: retrained from scratch, a class left out", "FD gain, a fifth dropped"} <= names
+    reals = read_cell(written / "cells" / "out_0" / "nearest-neighbour.safetensors").reals
+    assert len(reals) == 6 * SMALL["reals"]
 
 
 def test_cells_are_the_variance_of_the_members(written):
@@ -106,7 +118,7 @@ def test_goes_on_and_refuses_other_settings(written, capsys):
 def test_dry_run_prints_every_command_and_a_time(tmp_path, capsys):
     BenchmarkMethods(write_config(tmp_path), str(tmp_path / "out"), dry_run=True).run()
     said = capsys.readouterr().out
-    assert said.count("decu benchmark --config") == 2 * (2 + len(METHODS))
+    assert said.count("decu benchmark --config") == 3 * (1 + len(METHODS)) + 5
     assert "minutes of one core" in said
     assert not (tmp_path / "out").exists()
 
@@ -121,6 +133,55 @@ def test_dry_run_prints_every_command_and_a_time(tmp_path, capsys):
 def test_what_is_no_method_is_refused(tmp_path, more, words):
     with pytest.raises(ValueError, match=words):
         BenchmarkMethods(write_config(tmp_path, **more), str(tmp_path / "out")).run()
+
+
+class NeedsWhatIsMissing:
+    """A method of a library that nobody has."""
+
+    name = "method of a missing library"
+    kind = "epistemic"
+    needs = ("no_such_library", "laplace")
+
+    def score(self, problem):
+        raise AssertionError("a method whose library is missing must not run")
+
+
+def test_a_missing_library_is_a_stated_gap(tmp_path):
+    command = BenchmarkMethods(write_config(tmp_path), str(tmp_path / "out"))
+    plan = replace(command.plan, methods=[*command.plan.methods, NeedsWhatIsMissing()])
+    assert not any(cell.name == NeedsWhatIsMissing.name for cell in plan.cells)
+    (row,) = list_gaps(plan)
+    assert row["method"] == NeedsWhatIsMissing.name
+    assert "not run: no_such_library is not installed" in row[OVERVIEW[0]]
+
+
+def test_a_killed_run_goes_on_with_what_it_had(tmp_path):
+    """The first cells are made alone, as before a kill; then the rest, and the first are the same files."""
+    config = write_config(tmp_path)
+    first = BenchmarkMethods(config, str(tmp_path / "out"), only=("all_0/random",))
+    first.run()
+    file = tmp_path / "out" / "cells" / "all_0" / "random.safetensors"
+    before = file.stat().st_mtime_ns, file.read_bytes()
+    (file.parent / "leftover.partial").write_text("half of a file")
+    pending = BenchmarkMethods(config, str(tmp_path / "out")).choose_cells()
+    assert "all_0/random" not in {cell.key for cell in pending}
+    BenchmarkMethods(config, str(tmp_path / "out"), only=("all_0/nearest-neighbour",)).run()
+    assert (file.stat().st_mtime_ns, file.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"trains": {}}, "no key 'trains'"),
+        ({"train": {"target": "ldm.data.digits.Digits"}}, "train and test stand together"),
+        ({"others": {"turned": {"target": "ldm.data.digits.Digits"}}}, "'turned' is taken"),
+        ({"others": {"mine": OTHER_CLASS}}, "benchmark_data.others.mine"),
+    ],
+)
+def test_data_that_cannot_be_taken_are_refused(tmp_path, section, words):
+    config = write_config(tmp_path, benchmark_data=section)
+    with pytest.raises(ValueError, match=words):
+        BenchmarkMethods(config, str(tmp_path / "out"), dry_run=True).run()
 
 
 def test_unknown_cells_are_refused(tmp_path):
