@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm.commands.line import run_file
-from ldm.experiments.class_choices import CEILING, REFITTED, Round, compare_rules, list_rounds
+from ldm.experiments.class_choices import CEILING, LAST_LAYER, Round, compare_rules, list_rounds
 from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_noised, read_digits
 from ldm.laplace import LastLayerLaplace, Observation
 from ldm.laplace.attribution import Refit, image_rows
@@ -222,7 +222,7 @@ class ValueStudy:
         x = np.arange(1, self.rounds + 1)
         curves = {}
         for name in [*by_seed[0][0].scores, CEILING]:
-            gains = [[100 * each.gain(name, REFITTED) for each in rounds] for rounds in by_seed]
+            gains = [[100 * each.gain(name, LAST_LAYER) for each in rounds] for rounds in by_seed]
             curves[name] = Curve(x, np.cumsum(gains, 1).mean(0))
         curve_plot(curves, path, "rounds", "gain over random choice, summed (percent of the loss)",
                    "What the choice of a class brings a refitted last layer", note, legend="chosen by",

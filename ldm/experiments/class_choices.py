@@ -16,7 +16,7 @@ from ldm.records import Row
 from ldm.stats import mean_interval, rank_correlation
 
 CEILING = "the best choice"
-REFITTED = "last layer refitted"
+LAST_LAYER = "last layer refitted"
 SCRATCH = "trained from scratch"
 
 
@@ -36,16 +36,16 @@ class Round:
 
     def gain(self, name: str, oracle: str) -> float:
         """Return the mean loss of all choices minus that of a rule's, as a share of the mean."""
-        values = self.head if oracle == REFITTED else self.trained.mean(1)
+        values = self.head if oracle == LAST_LAYER else self.trained.mean(1)
         if name == CEILING:
-            return 1 - values.min() / values.mean() if oracle == REFITTED else _cross(self.trained)
+            return 1 - values.min() / values.mean() if oracle == LAST_LAYER else _cross(self.trained)
         return _gain(np.zeros(10) if name == "random" else self.scores[name], values)
 
     def agreement(self, name: str, oracle: str) -> float:
         """Return the rank correlation of a rule's scores with what the choices bring."""
-        values = self.head if oracle == REFITTED else self.trained.mean(1)
+        values = self.head if oracle == LAST_LAYER else self.trained.mean(1)
         if name == CEILING:
-            return 1.0 if oracle == REFITTED else _agree(self.trained[:, ::2].mean(1), self.trained[:, 1::2].mean(1))
+            return 1.0 if oracle == LAST_LAYER else _agree(self.trained[:, ::2].mean(1), self.trained[:, 1::2].mean(1))
         return _agree(np.zeros(10) if name == "random" else self.scores[name], -values)
 
     @property
@@ -62,8 +62,8 @@ def compare_rules(by_seed: Sequence[Sequence[Round]]) -> list[Row]:
         by_seed: the rounds of each seed.
     """
     table: list[Row] = []
-    for oracle in (REFITTED, SCRATCH):
-        asked = [[each for each in rounds if oracle == REFITTED or each.losses is not None] for rounds in by_seed]
+    for oracle in (LAST_LAYER, SCRATCH):
+        asked = [[each for each in rounds if oracle == LAST_LAYER or each.losses is not None] for rounds in by_seed]
         if not all(asked):
             continue
         best = np.array([np.mean([each.gain(CEILING, oracle) for each in rounds]) for rounds in asked])
