@@ -49,7 +49,9 @@ POSITIVE = Range(low=0, open_low=True)
 UP_TO_ONE = Range(low=0, high=1)
 OPEN_SHARE = Range(low=0, high=1, open_low=True, open_high=True)
 COUNT_OR_UNSET = Range(low=1, also=(-1,))
-SEED = Range(low=-(2**63), high=2**63 - 1)
+# Integers that torch holds.
+_LEAST, _GREATEST = -(2**63), 2**63 - 1
+SEED = Range(low=_LEAST, high=_GREATEST)
 
 
 def _name(kinds: Mapping[Range, str]) -> dict[str, Range]:
@@ -126,6 +128,8 @@ def check_range(name: str, value: Any, ranges: Mapping[str, Range], shown: str) 
     if name in FILLED and isinstance(value, Sequence) and not value:
         raise ValueError(f"{shown} must hold at least one number, got an empty list")
     for one in _numbers(value):
+        if isinstance(one, int) and not _LEAST <= one <= _GREATEST:
+            raise ValueError(f"{shown} must fit into 64 bits, got {_shown(value)}")
         if not allowed.holds(one):
             raise ValueError(f"{shown} must be {allowed}, got {_shown(value)}")
 

@@ -53,7 +53,7 @@ class FeaturesContrastive:
         from tqdm import tqdm
 
         from ldm.checkpoint import sha256
-        from ldm.data.own import build_dataset
+        from ldm.data.own import build_dataset, splits_of
         from ldm.experiments.contrastive import find_checkpoints, measure_contrast
         from ldm.experiments.probes import draw_probe_positions
         from ldm.jobs import WorkList, shard_from_environment, sole_writer
@@ -66,7 +66,7 @@ class FeaturesContrastive:
         if not (shared and made_alike(out / "record.json", self)):
             refuse_existing([out / "contrastive.csv"], self.overwrite)
         pipeline = self.source.load(speed=Speed(chunk=1, precision=self.precision), device=self.place.device)
-        data = build_dataset(pipeline.config["data"]["params"]["train"])
+        data = build_dataset(splits_of(pipeline.config, "train")["train"])
         positions = draw_probe_positions(len(data), self.n, self.seed)
         backbone = make_backbone(pipeline.model, self.reading.label)
         search = self.reading.layers is None

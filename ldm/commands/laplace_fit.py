@@ -223,25 +223,18 @@ class FitLaplace:
         Raises:
             ValueError: if neither --data nor the run's config has them.
         """
-        from omegaconf import OmegaConf
-
-        from ldm.data.own import build_dataset
+        from ldm.data.own import build_dataset, splits_of
         from ldm.training.agreement import check_data
         from ldm.training.config_keys import read_data_config
         from ldm.training.labels import check_shown_names
 
         if self.data is not None and split == self.split:
-            config: Any = read_data_config(self.data)
-            data = build_dataset(config)
+            given: Any = read_data_config(self.data)
+            data = build_dataset(given)
             check_data(pipeline.model, data, "--data")
             check_shown_names(pipeline, data, "--data")
-            return data, config
-        else:
-            given: Any = pipeline.config
-            found = OmegaConf.select(OmegaConf.create(given), f"data.params.{split}")
-            if found is None:
-                raise ValueError(f"the config has no data.params.{split}: name the images with --data")
-            config = OmegaConf.to_container(found, resolve=True)
+            return data, given
+        config = splits_of(pipeline.config, split, remedy="name the images with --data")[split]
         return build_dataset(config), config
 
     def _fit(self, pipeline: ModelPipeline, plan: LaplacePlan, data: Dataset, config: Any) -> LastLayerLaplace | None:

@@ -61,6 +61,7 @@ class UncertaintyMistakes:
         """Sample, recognise, write and print; return the rows of the table."""
         from tqdm import tqdm
 
+        from ldm.data.own import splits_of
         from ldm.experiments.mistakes import find_mistakes, read_real_pictures
         from ldm.records import refuse_existing, write_record
         from ldm.report.mistakes import TABLE, describe_mistakes, summarise_mistakes, write_mistakes
@@ -70,7 +71,7 @@ class UncertaintyMistakes:
         labels = pipeline.choose_classes(self.classes)
         choices = pipeline.model.choices
         prompts = () if choices is None else choices.names
-        real = read_real_pictures(pipeline.config["data"]["params"], self.real, self.sampling.seed, prompts)
+        real = read_real_pictures(splits_of(pipeline.config, "train"), self.real, self.sampling.seed, prompts)
         shown = tqdm(find_mistakes(pipeline, real, labels, self.n), desc="classes", unit="class", total=len(labels))
         found = list(shown)
         settings = pipeline.describe()

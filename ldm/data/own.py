@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -79,6 +80,25 @@ class OwnImages(Dataset):
     def image_shape(self) -> tuple[int, ...]:
         """(H, W, C) of an item's image."""
         return tuple(getattr(self.dataset, "image_shape", None) or np.shape(self.dataset[0]["image"]))
+
+
+def splits_of(config: Mapping[str, Any], *needed: str, remedy: str = "") -> Mapping[str, Any]:
+    """Return the `data.params` of a model's config, resolved: the configs of its data sets by split.
+
+    Args:
+        needed: splits that must be there, "train" or "validation".
+        remedy: what to do where one is not, in place of giving another config.
+
+    Raises:
+        ValueError: naming the split that the config has not.
+    """
+    own: Any = OmegaConf.to_container(OmegaConf.create({"data": config.get("data")}), resolve=True)
+    params = (own["data"] or {}).get("params") or {}
+    for split in needed:
+        if not params.get(split):
+            other = "write one with `bases` naming this and a section data, and give it as --base with --ckpt"
+            raise ValueError(f"the config has no data.params.{split}, whose images this reads: {remedy or other}")
+    return params
 
 
 def check_item(dataset: Any, item: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ldm.checkpoint import load_state_dict, save_tensors
-from ldm.data.own import build_dataset
+from ldm.data.own import build_dataset, splits_of
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, ScaledDenoiser
 from ldm.diffusion.noise import INITIAL
@@ -136,10 +136,7 @@ def load_split(config: Mapping[str, Any], split: str) -> Dataset:
     Raises:
         ValueError: if the config has none.
     """
-    params = (config.get("data") or {}).get("params") or {}
-    if split not in params:
-        raise ValueError(f"the config has no data.params.{split}: give its data set, or another --split")
-    return build_dataset(params[split])
+    return build_dataset(splits_of(config, split, remedy="give its data set, or another --split")[split])
 
 
 def measure_chains(

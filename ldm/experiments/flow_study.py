@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.data.own import splits_of
 from ldm.evaluation.recognition import PixelClassifier
 from ldm.experiments import variance_benchmarks as benchmarks
 from ldm.pipelines import PosteriorPipeline
@@ -138,7 +139,7 @@ def measure_quality(posterior: PosteriorPipeline, steps: Sequence[int], per_clas
         real: images of the run's training data that the classifier learns from, at most.
     """
     pipeline = posterior.pipeline
-    train = pipeline.config["data"]["params"]["train"]
+    train = splits_of(pipeline.config, "train")["train"]
     classifier = PixelClassifier(*real_images(train, real, pipeline.sampling.seed))
     labels = [label for label in range(pipeline.n_classes) for _ in range(per_class)]
     found = {}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from tqdm import tqdm
 
-from ldm.data.own import build_dataset
+from ldm.data.own import build_dataset, splits_of
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule, make_betas
 from ldm.diffusion.training_times import LogNormalNoise
 from ldm.evaluation.noise_conditional import (
@@ -64,8 +64,7 @@ class NoisyStudy:
 
     def states(self, split: str, wanted: int | None, seed: int) -> DataStates:
         """Return images of the config's data set as the model's states: all, or `wanted` of them."""
-        params: Any = OmegaConf.to_container(OmegaConf.create(self.config)["data"]["params"], resolve=True)
-        data = build_dataset(params[split])
+        data = build_dataset(splits_of(self.config, split)[split])
         return DataStates(self.model, data, draw_probe_positions(len(data), wanted, seed))
 
     def train(self, training: NoisyTraining, n_train: int | None, seed: int) -> None:
@@ -135,7 +134,7 @@ def make_noisy_head(pipeline: ModelPipeline, given: FeatureReading) -> NoisyStud
     zero = torch.zeros((1, *pipeline.model.latent_shape), device=pipeline.device)
     reading = Reading((float(levels[0]),), tap, None if given.pool == "none" else int(given.pool))
     (width,) = {value.shape[1] for value in backbone.features(zero, [0], reading).values()}
-    classes = build_dataset(pipeline.config["data"]["params"]["train"]).n_classes
+    classes = build_dataset(splits_of(pipeline.config, "train")["train"]).n_classes
     head = NoiseHead(width, classes).to(pipeline.device)
     classifier = BackboneClassifier(backbone, tap, levels, head, reading.pool)
     return NoisyStudy(classifier, schedule, pipeline.model, pipeline.config, level_times(levels), head)

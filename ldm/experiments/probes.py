@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ldm.checkpoint import sha256
 from ldm.data.base import check_class_names
 from ldm.data.module import DataModuleFromConfig
+from ldm.data.own import splits_of
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.grid_features import GridFeatures, load_or_make_features, make_feature_parts
 from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
@@ -77,12 +78,11 @@ class ProbeStudy:
         self.pipeline = pipeline
         self.plan = plan
         self.folder = folder
+        splits_of(pipeline.config, "train", "validation")
         config = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True))
         params = config.data.params
         if plan.latent_cache:
             params.update({"latent_cache": plan.latent_cache, "latent_views": plan.copies})
-        if not params.get("validation"):
-            raise ValueError("the config has no data.params.validation: a probe needs images to be tested on")
         params = OmegaConf.to_container(params)
         self.configs = {"train": params["train"], "test": params["validation"]}
         known = {key: value for key, value in params.items() if key not in ("global_batch_size", "test", "predict")}

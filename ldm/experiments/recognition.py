@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.data.own import splits_of
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
 from ldm.pipelines import ModelPipeline
 from ldm.pipelines.images import real_images
@@ -58,7 +57,7 @@ def recognise_samples(pipeline: ModelPipeline, n: int, most: int = 10000) -> Rec
     Args:
         most: training and test images at most, drawn by the pipeline's seed.
     """
-    splits: Mapping[str, Any] = pipeline.config["data"]["params"]
+    splits = splits_of(pipeline.config, "train", "validation")
     images, labels = real_images(splits["train"], most, pipeline.sampling.seed)
     test_images, test_labels = real_images(splits["validation"], most, pipeline.sampling.seed)
     classifier = PixelClassifier(images, labels)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldm.files import reading
@@ -86,7 +87,10 @@ def _read(file: Path, readers: tuple[Path, ...]) -> dict[Any, Any]:
     if file.resolve() in [reader.resolve() for reader in readers]:
         raise ValueError(f"a config cannot be its own base; remove a link of {' -> '.join(map(str, chain))}")
     with reading(file, "a config (YAML)", "mend it, or give another"):
-        own = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        try:
+            own = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        except OmegaConfBaseException as error:  # an interpolation that is none
+            raise ValueError(str(error).splitlines()[0]) from error
     if not isinstance(own, dict):
         raise ValueError(f"{file} must hold a mapping of keys to values, and it holds a {type(own).__name__}")
     config: dict[Any, Any] = {}

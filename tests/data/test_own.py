@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from ldm.commands.data_bins import MakeBins
 from ldm.data.digits import Digits
-from ldm.data.own import OwnImages, build_dataset
+from ldm.data.own import OwnImages, build_dataset, splits_of
 from ldm.data.subsets import ComponentSubset
 
 
@@ -63,3 +63,14 @@ def test_items_that_the_commands_cannot_read_are_refused(item, said):
 
 def test_data_sets_of_the_project_stay_as_they_are():
     assert isinstance(build_dataset({"target": "ldm.data.digits.Digits", "params": {"split": "test"}}), Digits)
+
+
+@pytest.mark.parametrize("config", [{}, {"data": None}, {"data": {"params": {"train": None}}}])
+def test_a_config_without_images_says_which_split_it_lacks(config):
+    with pytest.raises(ValueError, match="no data.params.train, whose images this reads: write one with `bases`"):
+        splits_of(config, "train")
+    with pytest.raises(ValueError, match="reads: give another"):
+        splits_of(config, "train", remedy="give another")
+    assert splits_of({"data": {"params": {"size": 3, "train": {"params": {"n": "${data.params.size}"}}}}}, "train")[
+        "train"
+    ] == {"params": {"n": 3}}

@@ -216,3 +216,9 @@ def test_a_section_is_taken_out_with_what_refers_to_it_filled_in():
     assert plain == {"model": {"steps": [7], "root": "${paths.root}"}, "paths": {"root": "a"}}
     assert section == {"trainer": {"max_steps": 7, "name": "a"}}
     assert take_section(rest, "lightning") == (rest, {})
+
+
+def test_an_interpolation_that_is_none_names_the_file(write):
+    file = write(half="model: {params: {timesteps: '${'}}")
+    with pytest.raises(ValueError, match="half.yaml is damaged, or is not a config"):
+        read_config(file)

@@ -47,6 +47,7 @@ REFUSED = {
     "model.params.heads.nois=1": "did you mean 'noise'",
     "model.params.heads.init=bogus": "must be one of pretrained, perturbed",
     "model.params.heads.noise=-1": "must be at least 0",
+    "model.params.timesteps=1000000000000000000000000": "must fit into 64 bits",
     "model.params.heads.names=[]": "nothing would train",
     "data.params.batch_size=1.5": "must be a whole number, got 1.5",
     "data.params.batch_size=null": "must be a whole number, got null",
