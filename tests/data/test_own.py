@@ -67,7 +67,7 @@ def test_data_sets_of_the_project_stay_as_they_are():
 
 @pytest.mark.parametrize("config", [{}, {"data": None}, {"data": {"params": {"train": None}}}])
 def test_a_config_without_images_says_which_split_it_lacks(config):
-    with pytest.raises(ValueError, match="no data.params.train, whose images this reads: write one with `bases`"):
+    with pytest.raises(ValueError, match=r"no data.params.train, whose images this reads: write one with `bases`"):
         splits_of(config, "train")
     with pytest.raises(ValueError, match="reads: give another"):
         splits_of(config, "train", remedy="give another")

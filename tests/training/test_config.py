@@ -220,5 +220,5 @@ def test_a_section_is_taken_out_with_what_refers_to_it_filled_in():
 
 def test_an_interpolation_that_is_none_names_the_file(write):
     file = write(half="model: {params: {timesteps: '${'}}")
-    with pytest.raises(ValueError, match="half.yaml is damaged, or is not a config"):
+    with pytest.raises(ValueError, match=r"half.yaml is damaged, or is not a config"):
         read_config(file)
