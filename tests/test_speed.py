@@ -65,9 +65,8 @@ def test_compiled_code_is_the_same_to_rounding():
     assert fast.compiled
 
 
-def test_without_a_compiler_the_code_runs_as_it_is(caplog, monkeypatch):
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
+@config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True})
+def test_without_a_compiler_the_code_runs_as_it_is(caplog):
     torch._dynamo.reset()
     fast = FastFeatures(wave, CPU, "float32", True)
     with caplog.at_level(logging.WARNING), torch.no_grad():

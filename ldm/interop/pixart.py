@@ -12,10 +12,10 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
 from ldm.interop.pooled import unpack_masked
-from ldm.interop.transformers import TransformerStages
+from ldm.interop.transformers import TransformerStages, find_square
 from ldm.interop.transforms import exact_attention
 from ldm.modules.parts import Parts
-from ldm.util import ImageSize, read_image_size
+from ldm.util import ImageSize
 
 FILLING_BIAS = -10000.0  # Added to attention where a token does not count, as diffusers does.
 LATENT_PIXELS = 8  # Pixels of a side of a latent, by which diffusers' pipelines say the size of an image.
@@ -27,22 +27,17 @@ class StagedPixArt(TransformerStages, PixArtTransformer2DModel):
     Tokens and mask come as one context, see `pack_masked`. Networks of 1024 pixels are also told the size of the image.
 
     Args:
-        sample_size: side of the latents; larger and smaller squares are taken as well.
+        sample_size: height and width of the latents, one number where they are equal; images of other sizes and these
+            proportions are taken as well. The table of places is that of the square that holds them.
         config: arguments of diffusers' class.
-
-    Raises:
-        ValueError: for a sample_size that is no square.
     """
 
     def __init__(self, sample_size: ImageSize = 128, **config: Any):
-        height, width = read_image_size(sample_size, "sample_size")
-        if height != width:
-            raise ValueError(f"sample_size of this transformer is one number, got {[height, width]}")
-        super().__init__(sample_size=height, **config)
+        super().__init__(sample_size=find_square(sample_size), **config)
         self.in_channels = self.config.in_channels
         self.context_dim = self.config.caption_channels or self.config.cross_attention_dim
         self.patch = self.config.patch_size
-        self.keep_size(height)
+        self.keep_size(sample_size)
 
     @property
     def parts(self) -> Parts:

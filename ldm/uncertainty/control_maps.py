@@ -42,7 +42,7 @@ def successive_differences(steps: Iterable[Step]) -> Tensor:
             moved = change if moved is None else moved + change
         before = step.x0
     if moved is None:
-        raise ValueError("the control map differences compares steps: take at least two, got fewer")
+        raise ValueError("the control map differences compares steps: take at least two steps, got fewer")
     return moved
 
 

@@ -174,7 +174,7 @@ def test_labels_are_given_balanced_or_drawn(adm, tmp_path):
     assert len(drawn_labels) == 12 and set(drawn_labels) <= set(range(10)) and len(set(drawn_labels)) > 3
     (tmp_path / "wrong.txt").write_text("3 cat")
     for file, reason in (
-        ("wrong.txt", "holds no labels"),
+        ("wrong.txt", "is not a file of labels"),
         ("absent", "expected a file of labels"),
         ("labels.txt", "4 labels for the 5"),
     ):

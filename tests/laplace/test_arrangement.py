@@ -9,6 +9,7 @@ from ldm.laplace.arrangement import find_arrangement
 from ldm.modules.dit import DiT
 from ldm.modules.edm import SongUNet
 from ldm.util import generator
+from tests.test_cross_table import fill
 
 
 def draw(*shape, name="x"):
@@ -116,11 +117,17 @@ def test_what_is_more_than_an_arrangement_is_refused():
     assert torch.equal(found.source, turned.source), "a type that counts to 128 tells 32 entries apart"
 
 
-def test_an_output_that_is_a_sum_over_levels_is_told():
-    """EDM's skip decoder adds an image at every level, so no layer's output is the network's."""
+def test_an_output_that_is_a_sum_over_levels_is_split_at_its_last_layer():
+    """EDM's skip decoder adds the images of the levels above to what its last layer makes."""
     network = SongUNet(8, 1, 1, model_channels=16, channel_mult=[1, 1], num_blocks=1, decoder_type="skip")
+    fill(network).eval()
     row = (draw(1, 1, 8, 8).float(), torch.ones(1), None)
     for example_row in (row, None):
-        with pytest.raises(ValueError, match="skip decoder is a sum over levels"):
-            split_network(network, None, example_row)
+        split = split_network(network, None, example_row)
+        assert split.name == network.parts.last_layer
+        with torch.no_grad():
+            found = split.features(*row)
+            features, added = found[:, : split.layer.in_channels], found[:, split.layer.in_channels :]
+            torch.testing.assert_close(split.layer(features) + added, network(*row))
+            assert float(added.abs().mean()) > 0.01
     assert split_network(SongUNet(8, 1, 1, model_channels=16, channel_mult=[1], num_blocks=1)).name.endswith("aux_conv")

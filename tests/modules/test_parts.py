@@ -19,7 +19,7 @@ def test_a_module_that_names_nothing_has_its_last_layer():
 
 
 def test_parts_of_a_network_inside_another_module_have_its_names():
-    inner = Parts({"label.weight": 1}, ("time.*",), ("time.*", "label.*"), ("out.*",), "out.2", {"mid": "middle"})
+    inner = Parts({"label.weight": 1}, ("time.*",), ("time.*", "label.*"), ("out.*",), "out.2", taps={"mid": "middle"})
     outer = inner.below("model.")
     assert outer.class_tables == {"model.label.weight": 1}
     assert outer.condition == ("model.time.*", "model.label.*")

@@ -119,7 +119,7 @@ def test_noises_are_added_until_the_interval_is_narrow(folder):
         assert count in (2, 4, 6, 8) and result.latents.shape[1] == count
         torch.testing.assert_close(result.mi, fixed[label].mi[:count], **ROUNDING)
         rounds = [width_at(label, n) for n in range(2, count + 1, 2)]
-        assert result.looks == len(rounds) and result.interval.width == pytest.approx(rounds[-1], rel=1e-2)
+        assert result.looks == len(rounds) and result.width == pytest.approx(rounds[-1], rel=1e-2)
         assert all(width > wanted for width in rounds[:-1])
         assert rounds[-1] <= wanted or count == 8
     assert len({len(result.mi) for result in found.values()}) > 1

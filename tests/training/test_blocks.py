@@ -130,9 +130,8 @@ def test_transforms_run_the_plain_code():
     torch.testing.assert_close(vmap(block)(x), x.sin())
 
 
-def test_without_a_compiler_blocks_run_as_they_are(caplog, monkeypatch):
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
+@inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True})
+def test_without_a_compiler_blocks_run_as_they_are(caplog):
     torch._dynamo.reset()
     compiled = CompiledBlocks()
     blocks = [Wave(), Wave()]

@@ -188,6 +188,7 @@ class SongUNet(EDMNetwork):
     def readout(self, h: Tensor) -> Tensor:
         """`[B, out_channels, H, W]` of features."""
         norm, conv = (self.get_submodule(name) for name in self.out_names)
-        h, image = h[:, : norm.num_channels], h[:, norm.num_channels :]
+        # group_norm cannot tell the layout of some slices
+        h, image = h[:, : norm.num_channels].clone(memory_format=torch.contiguous_format), h[:, norm.num_channels :]
         out = conv(F.silu(norm(h)))
         return out + image if image.shape[1] else out
