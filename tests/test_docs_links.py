@@ -80,6 +80,16 @@ def list_nav(node):
             yield from list_nav(value) if isinstance(value, list) else [value]
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_sections_are_there_once_and_tables_are_whole(page):
+    headings = re.findall(r"^#+ .+$", prose(page), re.MULTILINE)
+    assert sorted(headings) == sorted(set(headings))
+    for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
+        rows = [re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row)) for row in table.splitlines()]
+        assert len({len(row) for row in rows}) == 1, table
+        assert set("".join(rows[1])) <= set(" -:"), table
+
+
 def test_every_page_is_in_the_nav_once():
     text = re.sub(r"!!python\S+ \{.*?\}\}", "none", (ROOT / "mkdocs.yml").read_text())
     listed = [f"docs/{page}" for page in list_nav(yaml.safe_load(text)["nav"])]
