@@ -41,7 +41,7 @@ class ValueStudy:
     there are; every rule scores the ten classes by them and by held-out images (20 a class). Then the k next images of
     each class are really added: to the regression of the last layer of each base network, and in --trained_rounds of
     the rounds to --starts trainings from scratch. Their loss on the test images is what a choice brings. One class,
-    drawn at random and the same for all rules, is added before the next round.
+    drawn at random of those that have as many left and the same for all rules, is added before the next round.
 
     gain: how much lower the loss after the rule's choice is than the mean over all choices, in percent of it; regret:
     the gain of the best choice, minus the rule's. Of trainings the best one is that of one half of them, measured on
@@ -126,8 +126,9 @@ class ValueStudy:
             more = torch.stack([_choose(orders, _add(counts, label, self.k)) for label in range(10)])
             key = 1000 * seed + number
             yield self.play_round(images, labels, held, chosen, more, counts, key, number in trained)
-            taken = int(torch.randint(10, (), generator=generator("taken", seed, number)))
-            counts = _add(counts, taken, self.k)
+            open_ones = [label for label in range(10) if HELD + counts[label] + 2 * self.k <= len(orders[label])]
+            place = int(torch.randint(len(open_ones), (), generator=generator("taken", seed, number)))
+            counts = _add(counts, open_ones[place], self.k)
 
     def play_round(
         self,
