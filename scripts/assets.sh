@@ -16,6 +16,8 @@ quickstart     members classes pixels rollout_certain rollout_uncertain    2 min
 toy            toy                                                         1 min
 laplace        bayesdiff_steps bayesdiff_sweep                             2 min; the base model of scripts/quickstart.sh
 acting         acting_promises                                             3 min; the same
+ood            acting_ood                                                  2 min; data/mnist, data/omniglot, data/cifar10
+steering       acting_steering                                             1 min
 controls       same_class number_of_members                                ~60 min
 flow           two_kinds bayesflow_methods bayesflow_classes bayesflow_grid flow_ensemble    ~20 min
 digits_vq      digits_latent                                               ~15 min
@@ -88,6 +90,17 @@ draw_acting() {
     [ -f "$work/digits.safetensors" ] || decu evaluate classifier --base configs/evaluation/digits.yaml --out "$work/digits.safetensors"
     python -m benchmarks.promises --samples "$drawn/many" --judge "$work/digits.safetensors" --risk 0.05 --out "$drawn/promises"
     take "$drawn/promises/promises.png" acting_promises
+}
+
+draw_ood() {
+    data mnist; data omniglot; data cifar10
+    python -m benchmarks.ood --mnist data/mnist --omniglot data/omniglot --cifar data/cifar10 --out "$drawn/ood"
+    take "$drawn/ood/ood.png" acting_ood
+}
+
+draw_steering() {
+    python -m benchmarks.steering --out "$drawn/steering"
+    take "$drawn/steering/steering.png" acting_steering
 }
 
 draw_controls() {

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ldm.images import save_figure
 from ldm.records import Row
+from ldm.report.plots import ink_on
 
 
 def draw_aurocs(table: Sequence[Row], note: str, path: Path) -> None:
@@ -18,6 +19,8 @@ def draw_aurocs(table: Sequence[Row], note: str, path: Path) -> None:
     Args:
         table: rows of `decu uncertainty ood`: pictures, score, evaluations, auroc, low, high.
         note: written above.
+
+    An interval that has no width at two digits is left out: it says that all agreed, not how sure they are.
     """
     sets = list(dict.fromkeys(str(row["pictures"]) for row in table))
     costs = {str(row["score"]): row["evaluations"] for row in table}
@@ -29,8 +32,9 @@ def draw_aurocs(table: Sequence[Row], note: str, path: Path) -> None:
     for y, score in enumerate(costs):
         for x, name in enumerate(sets):
             row = values[score, name]
-            text = f"{_number(row['auroc']):.2f} [{_number(row['low']):.2f}, {_number(row['high']):.2f}]"
-            axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color="#111111")
+            mean, low, high = (f"{_number(row[key]):.2f}" for key in ("auroc", "low", "high"))
+            text = mean if low == high else f"{mean} [{low}, {high}]"
+            axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=ink_on(shown, found[y, x]))
     axes.set_yticks(range(len(costs)), [f"{score}  ({cost})" for score, cost in costs.items()], fontsize=7.5)
     axes.set_xticks(range(len(sets)), sets, fontsize=7.5, rotation=20, ha="right")
     axes.set_ylabel("score (evaluations a picture)", fontsize=8)

@@ -17,7 +17,7 @@ from ldm.images import save_figure
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.features import log_snr
 from ldm.report.names import write_names
-from ldm.report.plots import COLOURS, LINES, MARKERS
+from ldm.report.plots import COLOURS, LINES, MARKERS, ink_on
 from ldm.report.tables import write_csv
 
 # Columns of alignment, and what they are called.
@@ -135,10 +135,8 @@ def heat_map(
     figure = Figure(figsize=(1.8 + 0.62 * len(columns), 1.4 + 0.36 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, aspect="auto", cmap="viridis")
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value < middle else "black"
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=7)
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink_on(image, value), fontsize=7)
     if chosen is not None:
         row, column = chosen
         edges = ([column - 0.5, column + 0.5, column + 0.5, column - 0.5, column - 0.5],
