@@ -81,7 +81,8 @@ class CompiledBlocks:
     """Forward passes of blocks as compiled code, which blocks of one kind share; the plain ones where that fails.
 
     Code is made for each number of images by itself, so that a step does not depend on the sizes that came before:
-    a resumed training computes what one that was never stopped does.
+    a resumed training computes what one that was never stopped does. Inputs are laid out contiguously first: of others
+    vectorised code of torch 2.13 has given gradients that were wrong by a tenth (DiT's first block, float64).
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ class CompiledBlocks:
         if plain not in self._made:
             self._made[plain] = compile_block(plain)
         try:
-            return self._made[plain](block, *args, **kwargs)
+            return self._made[plain](block, *map(_lay_out, args), **{name: _lay_out(one) for name, one in kwargs.items()})
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -102,6 +103,10 @@ class CompiledBlocks:
             log.warning("--compile: this network does not compile here (%s); it runs as it is", reason)
             self.works = False
             return plain(block, *args, **kwargs)
+
+
+def _lay_out(given: Any) -> Any:
+    return given.contiguous() if isinstance(given, torch.Tensor) else given
 
 
 def compile_block(plain: Run) -> Run:

@@ -154,7 +154,9 @@ def test_compiled_blocks_train_as_plain_ones_do(tmp_path):
     counters.clear()
     fast = run_training(config, tmp_path / "fast", compile=True)
     assert counters["stats"]["unique_graphs"] == 1
-    assert list(losses(fast).values()) == pytest.approx(list(losses(plain).values()), rel=1e-4)
+    assert losses(fast)[1] == pytest.approx(losses(plain)[1], rel=1e-5)
+    # Adam divides by the roots of small squares, by which rounding grows from step to step.
+    assert list(losses(fast).values()) == pytest.approx(list(losses(plain).values()), rel=1e-3)
     assert list(losses(fast)) == list(losses(plain)) == list(range(8))
     assert end_state(fast).keys() == end_state(plain).keys()
     half = run_training(config, tmp_path / "half", compile=True, gradient_checkpointing=True, max_steps=4)
