@@ -95,7 +95,9 @@ class CompiledBlocks:
         if plain not in self._made:
             self._made[plain] = compile_block(plain)
         try:
-            return self._made[plain](block, *map(_lay_out, args), **{name: _lay_out(one) for name, one in kwargs.items()})
+            return self._made[plain](
+                block, *map(_lay_out, args), **{name: _lay_out(one) for name, one in kwargs.items()}
+            )
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
