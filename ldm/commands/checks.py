@@ -27,6 +27,9 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
     named = find_named(words)
     for value in list_values(command):
         names = {one.name: option_name(value, one.name) for one in fields(value)}
+        for field, name in names.items():
+            if getattr(value, field) in ((), {}) and not named.isdisjoint(option_spellings(value, field)):
+                raise ValueError(f"--{name} is followed by nothing: give what it names, or leave it out")
         for place, rule in getattr(value, "acts_with", {}).items():
             holder, _, name = place.rpartition(".")
             owner = getattr(value, holder) if holder else value

@@ -126,8 +126,12 @@ class ClusterTrain:
         """Print or write the lines, and return them.
 
         Raises:
-            ValueError: if the training has no config.
+            ValueError: if the training has no config, or the ensemble's name is none for a folder.
         """
+        from ldm.util import check_plain_name
+
+        if not check_plain_name("--ensemble_name", self.ensemble_name).strip():
+            raise ValueError("--ensemble_name is empty, and `decu gather` finds the members by it: give a name")
         if not {"--base", "-b"} & set(self.training_words):
             raise ValueError("name the training's config: --base FILE.yaml, and any other option of main.py")
         lines = []

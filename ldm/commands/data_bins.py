@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -103,6 +103,9 @@ class MakeBins:
         sources = [name for name in (self.base, self.target) if name is not None]
         if self.show is None and len(sources) != 1:
             raise ValueError("give one of --base CONFIG, --target CLASS, --show DIR")
+        drawn = [one.name for one in fields(self) if one.name != "show" and getattr(self, one.name) != one.default]
+        if self.show is not None and drawn:
+            raise ValueError(f"--show {self.show} shows subsets that were drawn: leave out --{drawn[0]}")
         if self.components is not None and self.components < 1:
             raise ValueError(f"--components must be 1 or more, got {self.components}")
         if masked and (self.classes_per_bin or self.rotation or self.images_of):

@@ -118,6 +118,7 @@ class Export:
     def _share(self) -> Path:
         """Write the folder of a model or an ensemble with its card, and send it where that is asked for."""
         from ldm.ensembles.storage import read_ensemble
+        from ldm.files import atomic_write
         from ldm.interop.cards import Card, read_uncertainty
         from ldm.interop.sharing import HUB, check_hub_name, push_folder, write_shared_ensemble, write_shared_model
         from ldm.records import record, write_record
@@ -148,7 +149,8 @@ class Export:
         place = str(out) if name is None else f"{HUB}{name}"
         title = (name or out.name).rpartition("/")[2]
         card = Card(title, place, config, described, members, table, record(self))
-        (out / "README.md").write_text(card.render(), encoding="utf-8")
+        with atomic_write(out / "README.md", overwrite=True) as partial:
+            partial.write_text(card.render(), encoding="utf-8")
         write_record(out / "record.json", self, overwrite=True)
         print(out if name is None else push_folder(out, name, self.private))
         return out
@@ -171,6 +173,7 @@ class Export:
         from omegaconf import OmegaConf
 
         from ldm.checkpoint import check_suffix, save_state_dict
+        from ldm.files import atomic_write
         from ldm.pipelines import load_model
         from ldm.records import refuse_existing, write_record
 
@@ -180,7 +183,8 @@ class Export:
         model = load_model(diffusers=self.source, device="cpu")
         save_state_dict(model.model.state_dict(), out, self.overwrite)
         heading = f"# The model of a folder of diffusers, {Path(self.source).name}, as `decu export` read it.\n"
-        config.write_text(heading + OmegaConf.to_yaml(OmegaConf.create(dict(model.config))), encoding="utf-8")
+        with atomic_write(config, self.overwrite) as partial:
+            partial.write_text(heading + OmegaConf.to_yaml(OmegaConf.create(dict(model.config))), encoding="utf-8")
         write_record(out.with_suffix(".json"), self, overwrite=True)
         print(out)
         return out

@@ -134,6 +134,10 @@ class FitLaplace:
                 object.__setattr__(self, name, value)
         if self.rank != 128 and "lowrank" not in (self.curvature, *self.also):
             raise ValueError(f"--rank {self.rank} is of the curvature lowrank: add it to --curvature or --also")
+        if self.curvature in self.also or len(set(self.also)) < len(self.also):
+            raise ValueError(
+                f"--also names curvatures beside --curvature {self.curvature}, each once; got {' '.join(self.also)}"
+            )
         if self.merge:
             refuse_beside_merge(self)
         if self.curvature == "isotropic" and self.prior_precision == "marglik":

@@ -109,6 +109,8 @@ class New:
 
     def run(self) -> Path:
         """Look at the pictures and write the config; return its path."""
+        from ldm.files import atomic_write
+
         out = Path(self.out)
         recipe = self._recipe(out)
         texts = self._texts(recipe, out)
@@ -116,8 +118,8 @@ class New:
         if taken and not self.overwrite:
             raise FileExistsError(f"{', '.join(taken)} exists: choose another --out, or pass --overwrite")
         for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            with atomic_write(path, overwrite=True) as partial:
+                partial.write_text(text)
         found = recipe.survey
         print("\n".join([*found.describe(), *(f"note: {line}" for line in found.warnings(self.size))]))
         print("wrote " + " and ".join(map(str, texts)))

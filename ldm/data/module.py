@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm.data.loading import ResumableLoader
+from ldm.data.own import check_map_style
 from ldm.util import generator, instantiate_from_config
 
 
@@ -145,11 +146,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         for name, config in self.dataset_configs.items():
             if name not in self.datasets:
                 data = instantiate_from_config(config)
-                if isinstance(data, str) or not all(hasattr(data, one) for one in ("__len__", "__getitem__")):
-                    raise ValueError(
-                        f"data.params.{name}: {config['target']} gives a {type(data).__name__}, which is no data set: "
-                        "name a class with __len__ and __getitem__"
-                    )
+                check_map_style(data, config, f"data.params.{name}: ")
                 self.datasets[name] = WrappedDataset(data) if self.wrap else data
 
     def dataset(self, name: str) -> Any:

@@ -123,6 +123,23 @@ def check_item(dataset: Any, item: Any) -> None:
         raise ValueError(f"the images of {name} must be floating-point numbers in [-1, 1]; the first holds {found}")
 
 
+def check_map_style(made: Any, config: Mapping[str, Any], before: str = "") -> None:
+    """Make sure that what a config built is a map-style data set.
+
+    Args:
+        made: from `config`, which names its target.
+        before: what the message begins with.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if isinstance(made, str) or not all(hasattr(made, one) for one in ("__len__", "__getitem__")):
+        raise ValueError(
+            f"{before}{config['target']} gives a {type(made).__name__}, which is no data set: name a class with "
+            "__len__ and __getitem__"
+        )
+
+
 def build_dataset(config: Any) -> Any:
     """Build a data set from its `target`/`params`; one that lacks attributes which the commands ask for gets them.
 
@@ -132,6 +149,7 @@ def build_dataset(config: Any) -> Any:
         ValueError: if its items are not what the commands read.
     """
     made = instantiate_from_config(config)
+    check_map_style(made, config)
     if all(hasattr(made, name) for name in ASKED) or not hasattr(made, "__len__") or not len(made):
         return made
     first = made[0]

@@ -113,7 +113,8 @@ class Files:
     def _zip(self, owner: int) -> zipfile.ZipFile:
         key = (os.getpid(), owner)
         if key not in self._zips:
-            self._zips[key] = zipfile.ZipFile(self.roots[owner])
+            with reading(self.roots[owner], "a zip of pictures", "pack or fetch it again"):
+                self._zips[key] = zipfile.ZipFile(self.roots[owner])
         return self._zips[key]
 
 

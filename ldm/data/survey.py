@@ -140,8 +140,8 @@ def survey_pictures(root: str, layout: Layout, progress: Any = None) -> Survey:
     skipped = {name: why for name, why in skipped.items() if name not in layout.read}
     sizes, grey, transparent = [], 0, 0
     for path in _shown(paths, progress):
-        content = files.read(path)
         try:
+            content = files.read(path)
             decode(content, 3)
             with Image.open(io.BytesIO(content)) as image:
                 sizes.append(image.size)

@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ldm.arguments import check_value
 from ldm.diffusion.denoiser import Denoiser, MappedDenoiser, Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.files import reading
@@ -237,12 +238,13 @@ def scaling_from(mapping: Mapping[str, Any]) -> EpsilonScaling:
     Raises:
         ValueError: for an unknown key or a value out of range.
     """
-    known = {field.name for field in fields(EpsilonScaling)}
-    if unknown := set(mapping) - known:
+    known = get_type_hints(EpsilonScaling)
+    if unknown := set(mapping) - set(known):
         raise ValueError(f"epsilon scaling has no {sorted(unknown)}; its keys are {sorted(known)}")
     values = {key: value for key, value in mapping.items() if value is not None}
-    if "window" in values:
-        values["window"] = tuple(float(end) for end in values["window"])
+    for key, value in values.items():
+        check_value(value, known[key], key)
+    values["window"] = values.get("window") and tuple(values["window"])
     values["table"] = tuple((float(level), float(factor)) for level, factor in values.get("table", ()))
     return EpsilonScaling(**values)
 

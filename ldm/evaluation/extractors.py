@@ -31,6 +31,8 @@ def make_extractor(
     """
     if params and name in ("classifier", "inception"):
         raise ValueError(f"--features_params are of clip and of dotted targets: {name} takes none, leave them out")
+    if channels != 3 and name in EXTRACTORS:
+        raise ValueError(f"--channels is of dotted targets: {name} knows what images it takes, leave it out")
     if name == "classifier":
         if weights is None:
             raise ValueError("features 'classifier' need --weights, a file that `decu evaluate classifier` wrote")

@@ -50,7 +50,7 @@ def resolve_taps(network: nn.Module, taps: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{type(network).__name__} names no taps; give layers by their dotted names")
         return known
     found = {tap: known.get(tap, tap) for tap in taps}
-    missing = [tap for tap, name in found.items() if name not in modules]
+    missing = [tap for tap, name in found.items() if not name or name not in modules]  # "" is the whole network
     if missing:
         raise ValueError(f"no layers {missing}; the taps are {', '.join(known) or 'none'}, or dotted submodule names")
     return found

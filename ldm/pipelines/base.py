@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a pipeline takes where neither its values nor the config say: steps of a sampler, guidance scale."""
+    """What a pipeline takes where neither its values nor the config say: steps (its table's at most), a scale."""
 
     steps: int = 200
     scale: float = 1.0
@@ -182,7 +182,8 @@ class Pipeline:
         given = self.sampling.steps
         if isinstance(given, str) and self.sampling.spacing != "auto":
             raise ValueError(f"--steps {given} is a respacing already; leave out --spacing {self.sampling.spacing}")
-        steps = self.setting("steps", self.defaults.steps) if given is None else given
+        most = min(self.defaults.steps, self.model.num_timesteps or self.defaults.steps)
+        steps = self.setting("steps", most) if given is None else given
         return self.model.sampling_times(steps, find_spacing(self.sampling, self.config), **self.sampling.levels)
 
     @cached_property

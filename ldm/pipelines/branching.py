@@ -143,8 +143,9 @@ class BranchingPipeline(ModelPipeline):
             return (0,)
         given = given if isinstance(given, tuple) else (given,)
         chosen = every if "all" in given else tuple(0 if one == -1 else int(one) for one in given)
-        if len(set(chosen)) != len(chosen) or not set(chosen) <= set(every):
-            raise ValueError(f"--base_comp takes different members of 0..{self.members - 1}, or 'all'; got {chosen}")
+        both = "all" in given and len(given) > 1
+        if both or len(set(chosen)) != len(chosen) or not set(chosen) <= set(every):
+            raise ValueError(f"--base_comp takes different members of 0..{self.members - 1}, or 'all'; got {given}")
         return chosen
 
     def bases(self, label: int) -> tuple[int, ...]:

@@ -88,10 +88,16 @@ class LaplacePlan:
 
 
 def equal_time_edges(pipeline: ModelPipeline, bins: int) -> list[float]:
-    """Return the network's times [bins - 1] that divide training into equally likely noise levels."""
+    """Return the network's times [bins - 1] that divide training into equally likely noise levels.
+
+    Raises:
+        ValueError: if there are fewer levels than bins.
+    """
     if bins == 1:
         return []
     model = pipeline.model
+    if model.num_timesteps is not None and bins > model.num_timesteps:
+        raise ValueError(f"--bins {bins}: the model was trained at {model.num_timesteps} noise levels, take fewer bins")
     shares = torch.arange(1, bins, dtype=torch.float64) / bins
     drawn = shares if model.num_timesteps is None else (shares * model.num_timesteps).long()
     t = model.drawn_times(drawn).to(pipeline.device)

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -30,6 +30,8 @@ TRUE_HALF = frozenset({"bf16-true", "16-true"})
 SHARDED = ("fsdp", "deepspeed", "model_parallel")
 # Names of Lightning's for data-parallel training, and whether parameters may go without a gradient.
 DATA_PARALLEL = {"ddp": False, "ddp_find_unused_parameters_false": False, "ddp_find_unused_parameters_true": True}
+# What tells a process where the others of a training are, by torchrun, LSF, MPI or by hand.
+LAUNCHED = {"MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}
 # Options of Lightning 1.x that released YAMLs use and that changed nothing in the result.
 IGNORED_KEYS = frozenset({"progress_bar_refresh_rate", "weights_summary", "flush_logs_every_n_steps", "num_gpus"})
 
@@ -50,6 +52,8 @@ def parse_gpus(gpus: str | int | Sequence[int] | None) -> list[int] | int:
         devices = [int(part) for part in gpus.split(",") if part.strip()]
     except ValueError as error:
         raise ValueError(f"--gpus expects '0,' or '0,1' or a count, got '{gpus}'") from error
+    if not devices:
+        raise ValueError(f"--gpus expects '0,' or '0,1' or a count, got '{gpus}', which names none: leave it out")
     return devices if "," in gpus else devices[0]
 
 
@@ -150,9 +154,14 @@ def cluster_environment(count: int, nodes: int = 1) -> list[ClusterEnvironment]:
     One srun started all of them, or there is one, in a step or a batch script, which starts the others.
 
     Raises:
-        ValueError: if srun started another number.
+        ValueError: if srun started another number, or nothing started those of further nodes.
     """
     if "SLURM_JOB_ID" not in os.environ:
+        if nodes > 1 and not LAUNCHED.intersection(os.environ):
+            raise ValueError(
+                f"--num_nodes {nodes}: nothing says where the other nodes are, and the first would wait for them: "
+                "start it on each node by srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK there"
+            )
         return []
     _, started = step_from_environment()
     if started == nodes == 1:
@@ -168,8 +177,23 @@ def cluster_environment(count: int, nodes: int = 1) -> list[ClusterEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)]
 
 
-# Numbers among the options of Lightning's Trainer; the others are Lightning's to check.
+# Numbers and switches among the options of Lightning's Trainer; the others are Lightning's to check.
+SWITCHES = (
+    "barebones",
+    "benchmark",
+    "detect_anomaly",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "inference_mode",
+    "sync_batchnorm",
+    "use_distributed_sampler",
+)
 TRAINER_VALUES: dict[str, tuple[Any, Range]] = {
+    **dict.fromkeys(SWITCHES, (bool | None, FINITE)),
+    "deterministic": (bool | Literal["warn"] | None, FINITE),
+    "fast_dev_run": (int | bool, Range(low=0)),
+    "reload_dataloaders_every_n_epochs": (int, Range(low=0)),
     "max_steps": (int, Range(low=0, also=(-1,))),
     "max_epochs": (int | None, Range(low=0, also=(-1,))),
     "min_steps": (int | None, Range(low=0)),
@@ -210,6 +234,8 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         check_value(value, hint, f"--{name} (lightning.trainer.{name})")
         if name in TRAINER_VALUES:
             check_range(name, value, {name: allowed}, f"--{name} (lightning.trainer.{name})")
+    if options.get("gradient_clip_algorithm") is not None and not options.get("gradient_clip_val"):
+        raise ValueError("--gradient_clip_algorithm acts only with --gradient_clip_val: give that as well")
 
 
 def split_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,8 +122,13 @@ def model_mask(model: Callable[[Tensor], Tensor]) -> Mask:
     """
 
     def mask(images: Tensor) -> Tensor:
-        found = model(images)
-        found = found["out"] if isinstance(found, dict) else found
+        try:
+            found = model(images)
+        except TypeError as error:
+            raise ValueError(f"the segmentation model takes no images [B, C, H, W]: {error}") from error
+        found = found["out"] if isinstance(found, dict) and "out" in found else found
+        if not isinstance(found, Tensor):
+            raise ValueError(f"the segmentation model gave a {type(found).__name__}, expected a tensor")
         if found.ndim == 4 and found.shape[1] > 1:
             return (found.argmax(1) != 0).double()
         found = found[:, 0] if found.ndim == 4 else found

@@ -97,6 +97,8 @@ def test_commands_share_their_work_as_scripts_do():
         (lambda: ClusterShare().add_words(["--members", "3", "--", "get_unc_synsets.py"]), "unknown options"),
         (lambda: ClusterTrain("b", members=0), "at least one job"),
         (lambda: ClusterShare(count=0), "at least one job"),
+        (lambda: ClusterTrain("../x", training_words=("--base", "a.yaml")).run(), "holds no path"),
+        (lambda: ClusterTrain(" ", training_words=("--base", "a.yaml")).run(), "give a name"),
     ],
 )
 def test_errors_say_what_is_wrong(make, match):

@@ -42,7 +42,11 @@ def test_a_second_name_of_a_sampler():
     assert parsed("--sampler", "dpmpp_2m").sampling.sampler == "DPM-Solver++"
 
 
-@pytest.mark.parametrize("words", [["--unc_branch", "1", "--branch_at", "0.5"], ["--stepz", "3"], ["--steps", "3x"]])
+# The last names no class.
+BAD_WORDS = [["--unc_branch", "1", "--branch_at", "0.5"], ["--stepz", "3"], ["--steps", "3x"], ["--classes"]]
+
+
+@pytest.mark.parametrize("words", BAD_WORDS)
 def test_words_that_do_not_fit_end_with_code_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         parsed(*words)

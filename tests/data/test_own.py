@@ -61,6 +61,12 @@ def test_items_that_the_commands_cannot_read_are_refused(item, said):
         OwnImages([item])
 
 
+@pytest.mark.parametrize("target", ["os.getcwd", "time.time"])
+def test_what_is_no_data_set_is_refused(target):
+    with pytest.raises(ValueError, match=f"{target} gives a (str|float), which is no data set"):
+        build_dataset({"target": target})
+
+
 def test_data_sets_of_the_project_stay_as_they_are():
     assert isinstance(build_dataset({"target": "ldm.data.digits.Digits", "params": {"split": "test"}}), Digits)
 

@@ -229,6 +229,8 @@ def test_make_bins_reads_a_config_and_shows_what_the_files_hold(tmp_path, capsys
         ["--target", "a.B", "--hidden_from", "2"],
         ["--target", "a.B", "--dataset", "masked_classes", "--rotation", "1"],
         ["--target", "a.B", "--components", "0"],
+        ["--show", "a", "--seed", "5"],
+        ["--show", "a", "--base", "c.yaml"],
     ],
 )
 def test_make_bins_refuses_what_would_not_act(wrong, capsys):

@@ -95,6 +95,28 @@ def test_what_is_skipped_is_said_with_its_reason(tmp_path):
     assert any("smaller than 64" in line for line in found.warnings(64))
 
 
+def test_a_zip_with_a_damaged_part_is_read_without_it(tmp_path):
+    place = tmp_path / "data.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        for path, content in class_folders().items():
+            archive.writestr(path, content)
+    content = bytearray(place.read_bytes())
+    content[100] ^= 0xFF  # in the first picture, which is stored as it is
+    place.write_bytes(content)
+    found = survey_pictures(str(place), find_picture_layout(str(place)))
+    assert len(found.skipped) == 1 and found.total("train") + found.total("validation") == 59
+
+
+def test_a_zip_without_its_list_of_files_is_named(tmp_path):
+    place = tmp_path / "data.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("ant/0.png", picture())
+    content = place.read_bytes()
+    place.write_bytes(content.replace(b"PK\x01\x02", b"PK\x09\x09"))
+    with pytest.raises(ValueError, match=r"data\.zip is damaged, or is not a zip of pictures"):
+        find_picture_layout(str(place))
+
+
 def test_a_class_without_pictures_for_validation_keeps_the_numbers(tmp_path):
     files = {name: content for name, content in parts().items() if not name.startswith("valid/bee")}
     root = write(tmp_path, files)

@@ -57,6 +57,11 @@ def test_other_sizes_colours_and_types_are_refused(weights):
         extractor(images().float())
 
 
+def test_the_channels_of_a_known_network_are_its_own(weights):
+    with pytest.raises(ValueError, match="--channels is of dotted targets"):
+        make_extractor("classifier", weights, channels=1)
+
+
 def test_a_dotted_target_gets_signed_images_and_maps_are_averaged(tmp_path):
     extractor = make_extractor("torch.nn.Conv2d", None, {"in_channels": 3, "out_channels": 4, "kernel_size": 3})
     grey = images(2)

@@ -128,6 +128,11 @@ def test_mismatched_labels_are_refused():
         fit_heads([arrays], labels[:-1], np.arange(50), CLASSES, ProbeTraining(), 0)
 
 
+def test_the_network_as_a_whole_is_no_layer():
+    with pytest.raises(ValueError, match=r"no layers \[''\]"):
+        resolve_taps(tiny_model().network, [""])
+
+
 def test_tuning_learns_what_a_frozen_trunk_cannot_show_and_leaves_it_alone():
     """Classes are the sign of one corner pixel, in states whose trunk is random."""
     model = tiny_model()

@@ -326,6 +326,11 @@ def test_published_entries_by_number_of_steps():
         ({"table": [[1.0, 0.0]]}, "must be positive"),
         ({"table": [[1.0, 1.1]], "b": 1.2}, "replaces"),
         ({"scale": 1.0}, "has no"),
+        ({"b": "abc"}, "b must be a number, got the word 'abc'"),
+        ({"b": True}, "b must be a number"),
+        ({"window": 2.0}, "window must be a list"),
+        ({"table": [1.0]}, "table must be a list"),
+        ({"table": [[1.0, {}]]}, "table must be a list"),
     ],
 )
 def test_bad_schedules(values, message):

@@ -167,6 +167,9 @@ def test_base_among_those_that_did_not_see_the_class(masked, folder):
         loaded(folder, uncertain=True).bases(0)
     with pytest.raises(ValueError, match="no --base_comp"):
         loaded(masked, uncertain=True, base=1).bases(1)
+    for wrong in (("all", 1), (1, 1), (99,)):
+        with pytest.raises(ValueError, match="--base_comp takes different members"):
+            loaded(folder, base=wrong).bases(0)
     with pytest.raises(ValueError, match="of class 2 among those that did not see it"):
         ensemble.bases(2)
 

@@ -11,7 +11,14 @@ from ldm.checkpoint import load_checkpoint
 from ldm.training.config import learning_rate, load_config, merge_configs, point_data
 from ldm.training.processes import RUN_VARIABLE
 from ldm.training.runs import find_run, new_run, runs_named
-from ldm.training.trainer import Devices, choose_devices, cluster_environment, parse_gpus, split_trainer_options
+from ldm.training.trainer import (
+    Devices,
+    check_trainer_options,
+    choose_devices,
+    cluster_environment,
+    parse_gpus,
+    split_trainer_options,
+)
 from tests.training.runs import assert_same_end, end_state, losses, resume, run_command_line, run_training
 
 
@@ -147,8 +154,9 @@ def test_gpus_and_trainer_options(monkeypatch):
             patch.setenv(variable, place)
             assert two.own == torch.device("cuda", device), "each process has its own"
     assert two.own == torch.device("cuda", 1)
-    with pytest.raises(ValueError, match="--gpus expects"):
-        parse_gpus("zero")
+    for wrong in ("zero", "", " ", ","):
+        with pytest.raises(ValueError, match="--gpus expects"):
+            parse_gpus(wrong)
     assert split_trainer_options({"benchmark": True, "progress_bar_refresh_rate": 3}) == {"benchmark": True}
     with pytest.raises(ValueError, match="unknown trainer option"):
         split_trainer_options({"max_step": 3})
@@ -187,6 +195,24 @@ def test_processes_of_a_slurm_job(monkeypatch):
         cluster_environment(1)
     assert choose_devices(None, 1, nodes=2).count == 2
     cluster_environment(2, nodes=2)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(ValueError, match="--num_nodes 2: nothing says where the other nodes are"):
+        cluster_environment(2, nodes=2)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
+    assert cluster_environment(2, nodes=2) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("benchmark", "abc"), ("detect_anomaly", 5), ("deterministic", "no")])
+def test_switches_of_the_trainer_are_switches(name, value):
+    check_trainer_options({name: True})
+    with pytest.raises(ValueError, match=rf"--{name} .* must be true or false"):
+        check_trainer_options({name: value})
+
+
+def test_a_way_of_clipping_needs_a_value_to_clip_at():
+    check_trainer_options({"gradient_clip_algorithm": "value", "gradient_clip_val": 0.5})
+    with pytest.raises(ValueError, match="acts only with --gradient_clip_val"):
+        check_trainer_options({"gradient_clip_algorithm": "value"})
 
 
 def test_run_directories(tmp_path):

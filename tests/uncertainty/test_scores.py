@@ -65,6 +65,10 @@ def test_masks_of_models():
     assert torch.equal(scores.model_mask(lambda _: inside.float()[:, None])(images), inside.double())
     with pytest.raises(ValueError, match="must be"):
         scores.model_mask(lambda _: logits[:, 0] + 3)(images)
+    with pytest.raises(ValueError, match="takes no images"):
+        scores.model_mask(str.upper)(images)
+    with pytest.raises(ValueError, match="gave a int, expected a tensor"):
+        scores.model_mask(len)(images)
 
 
 def test_feature_entropy_is_that_of_independent_normals():
