@@ -47,6 +47,7 @@ class Outcome:
         plane: the rows of oracle 0.
         levels: a row for each posterior and noise level.
         averaging: a row for each ensemble, world and metric.
+        leaders: a row for each question: who is in front, the next, and what bounds them.
         sentences: what may be said.
         meanings: {benchmark: what its number is}.
     """
@@ -57,6 +58,7 @@ class Outcome:
     plane: Sequence[Row]
     levels: Sequence[Row]
     averaging: Sequence[Row]
+    leaders: Sequence[Row]
     sentences: Sequence[str]
     meanings: Mapping[str, str]
 
@@ -82,12 +84,14 @@ def make_outcome(plan: BenchmarkPlan) -> Outcome:
         for data in (FEW_IMAGES, EVERY_IMAGE)
     }
     averaging = compare_averaging(worlds, plan.judge, labels)
-    sentences = [describe_pictures(seeds), *describe_results(results, len(seeds), plan)]
+    leaders = [_find_leader(name, [one for one in results if one.benchmark == name]) for name in LEADERS]
+    leaders = [row for row in leaders if row]
+    sentences = [describe_pictures(seeds), *describe_results(results, len(seeds), plan, leaders)]
     sentences += [*describe_kinds(results, plane), *describe_levels(levels), describe_averaging(averaging)]
     sentences += [f"{name} is not in the tables; {reason}." for name, reason in plan.gaps.items()]
     meanings = {one.name: " ".join(one.meaning.split()) for one in benchmarks}
     overview = [*make_overview(results, OVERVIEW), *list_gaps(plan)]
-    return Outcome(results, overview, list_costs(seeds), plane, levels, averaging, sentences, meanings)
+    return Outcome(results, overview, list_costs(seeds), plane, levels, averaging, leaders, sentences, meanings)
 
 
 def list_gaps(plan: BenchmarkPlan) -> list[Row]:
@@ -124,7 +128,9 @@ def list_costs(seeds: Sequence[SeedScores]) -> list[Row]:
     return rows
 
 
-def describe_results(results: Sequence[MethodResult], seeds: int, plan: BenchmarkPlan) -> list[str]:
+def describe_results(
+    results: Sequence[MethodResult], seeds: int, plan: BenchmarkPlan, leaders: Sequence[Row]
+) -> list[str]:
     """Say who wins what, where the intervals bear it, and where none does."""
     settings = plan.settings
     said = [
@@ -134,8 +140,12 @@ def describe_results(results: Sequence[MethodResult], seeds: int, plan: Benchmar
     ]
     if seeds < 3:
         said.append(f"With {count_seeds(seeds)} nothing is said to be best: intervals over trainings need at least 3.")
-    for name in LEADERS:
-        said.append(_say_leader(name, [one for one in results if one.benchmark == name]))
+    best = [f"{row['in front']} ({row['question']}, {row['value']})" for row in leaders if row["best"]]
+    said.append(
+        f"Of {len(leaders)} questions, best beyond the intervals over seeds: {'; '.join(best)}."
+        if best
+        else f"Of {len(leaders)} questions none has a method that is best beyond the intervals over seeds."
+    )
     beating = [one for one in results if one.benchmark == DETECTION and one.beats_neighbour]
     neighbour = next((one for one in results if (one.benchmark, one.method) == (DETECTION, NEIGHBOUR_NAME)), None)
     if neighbour is not None:
@@ -171,23 +181,27 @@ def _say_neighbour(beating: Sequence[MethodResult], neighbour: MethodResult) -> 
     )
 
 
-def _say_leader(name: str, own: Sequence[MethodResult]) -> str:
-    """Say who leads a benchmark, and whether it is best."""
+def _find_leader(name: str, own: Sequence[MethodResult]) -> Row:
+    """Return who leads a benchmark and whether it is best; empty where no method has its number."""
     ranked = sorted(
         (one for one in own if one.kind != "oracle"),
         key=lambda one: one.value.estimate if name != "AUSE" else -one.value.estimate,
         reverse=True,
     )
     if not ranked:
-        return f"{name}: no method has this number."
+        return {}
     first, second = ranked[0], ranked[min(1, len(ranked) - 1)]
     by = {one.method: show(one.value) for one in own}
-    half = f"; half of the oracle against the other half {by[HALF]}" if HALF in by else ""
-    random = f"; random {by['random']}" if "random" in by else ""
-    words = f"{first.method} {show(first.value)}, then {second.method} {show(second.value)}{random}{half}"
-    if first.best:
-        return f"{name}: best is {words}."
-    return f"{name}: no method is best beyond the intervals over seeds; in front are {words}."
+    return {
+        "question": name,
+        "in front": first.method,
+        "value": show(first.value),
+        "best": first.best,
+        "next": second.method,
+        "its value": show(second.value),
+        "random": by.get("random", ""),
+        HALF: by.get(HALF, ""),
+    }
 
 
 def describe_kinds(results: Sequence[MethodResult], plane: Sequence[Row]) -> list[str]:
@@ -213,16 +227,14 @@ def describe_kinds(results: Sequence[MethodResult], plane: Sequence[Row]) -> lis
 
 
 def describe_levels(rows: Sequence[Row]) -> list[str]:
-    """Say how wide posteriors of the last layer and of more are, at single noise levels."""
+    """Say how wide posteriors of the last layer and of more are, at single noise levels: the least and the largest."""
     said = []
     for name in dict.fromkeys(row["weights"] for row in rows):
         own = [row for row in rows if row["weights"] == name]
         ratios, ranks = ([row[column] for row in own] for column in ("ratio", "picture ranks"))
-        said.append(
-            f"{name}, of x0 predicted at nine noise levels: {min(ratios):.2g} to {max(ratios):.2g} times the oracle's "
-            f"variance, rank correlation of pictures {min(ranks):.2f} to {max(ranks):.2f}."
-        )
-    return said
+        said.append(f"{name} {min(ratios):.2g} to {max(ratios):.2g} ({min(ranks):.2f} to {max(ranks):.2f})")
+    words = "At nine noise levels, variance of predicted clean data over the oracle's (rank correlation of pictures): "
+    return [f"{words}{'; '.join(said)}."] if said else []
 
 
 def describe_averaging(rows: Sequence[Row]) -> str:

@@ -35,6 +35,7 @@ LEVEL_PLOTS = {
     "picture ranks": ("level_ranks.png", "rank correlation of pictures with the oracle's variance", False),
 }
 TABLES = {
+    "leaders.csv": "Who is in front, question by question, beside chance and beside half of the oracle's networks",
     "overview.csv": "Every method: mean over seeds, ± half of Student's 95 % interval over seeds",
     "levels.csv": "Is the last layer enough? Variances of predicted clean data at nine noise levels, over the oracle's",
     "averaging.csv": "One member, and the members' scores averaged: gains with Student's 95 % over seeds and Holm's p",
@@ -42,6 +43,7 @@ TABLES = {
     "costs.csv": "What a method costs beside the base network, and the command of its first cell",
     "benchmark.csv": "Every method under every benchmark, with both intervals and Holm's p",
 }
+FIRST = ("leaders.csv", "overview.csv")
 HOW_TO_READ = (
     "The oracle is the variance of a picture at fixed noise over networks trained from scratch on bootstrapped images; "
     "its row holds one half of them to the other half, which is what its own noise lets anybody reach.",
@@ -60,10 +62,11 @@ HOW_TO_READ = (
 
 
 def write_outcome(outcome: Outcome, out: Path) -> None:
-    """Write benchmark.csv and .json, overview.csv, costs.csv, plane.csv and the pictures, in place of earlier ones."""
+    """Write benchmark.csv and .json, the other tables and the pictures, in place of earlier ones."""
     rows = [result.row() for result in outcome.results]
     notes = [*outcome.sentences, *[f"{name}: {words}" for name, words in outcome.meanings.items()]]
     write_csv(out / "benchmark.csv", rows, notes, overwrite=True)
+    write_csv(out / "leaders.csv", outcome.leaders, ["means over seeds, ± half of Student's 95 %"], overwrite=True)
     write_csv(out / "overview.csv", outcome.overview, outcome.sentences, overwrite=True)
     if outcome.costs:
         write_csv(out / "costs.csv", outcome.costs, overwrite=True)
@@ -113,9 +116,9 @@ def benchmark_sections(folder: Path) -> tuple[list[str], list[Section], set[Path
     content = read_mapping(file, "a benchmark's results", "start decu benchmark again", ("meanings", "sentences"))
     pictures = [folder / name for name in _captions() if (folder / name).exists()]
     tables = [name for name in TABLES if (folder / name).exists()]
-    sections = [Section("Who follows the oracle", _show_tables(folder, tables[:1]))]
+    sections = [Section("Who follows the oracle", _show_tables(folder, [name for name in tables if name in FIRST]))]
     sections.append(Section("Methods side by side", [Picture(path, _captions()[path.name]) for path in pictures]))
-    sections.append(Section("More tables", _show_tables(folder, tables[1:])))
+    sections.append(Section("More tables", _show_tables(folder, [name for name in tables if name not in FIRST])))
     meanings = [f"{name}: {words}" for name, words in content["meanings"].items()]
     reading: list[Any] = [Text(words) for words in HOW_TO_READ]
     sections.append(Section("How a benchmark is read", [*reading, Code("What each number is", "\n".join(meanings))]))

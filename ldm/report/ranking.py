@@ -84,7 +84,8 @@ def ranked_plot(
     else:
         axes.set_xlim(left=min(0.0, *(one.low or 0.0 for one in ordered)))
     axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel(f"{xlabel}\nin brackets: training images; lines: 95 % intervals", fontsize=9)
+    brackets = "in brackets: training images; " if any(one.images is not None for one in classes) else ""
+    axes.set_xlabel(f"{xlabel}\n{brackets}lines: 95 % intervals", fontsize=9)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     save_figure(figure, path, overwrite)
 
