@@ -21,6 +21,8 @@ LEVEL_SPACINGS = ("karras", "exponential", "polyexponential", "vp", "logsnr")
 RHO = {"karras": 7.0, "polyexponential": 1.0}
 # Levels of a flow, which begins at pure noise: those of EDM.
 FLOW_LEVELS = (0.002, 80.0)
+# A level from which on a state is pure noise: rounding leaves 1.6e16 at the end of a cosine.
+PURE_NOISE = 1e8
 # How far beyond a table a level may lie to be taken for its end: published levels are rounded, 0.0292 to 14.6146.
 ROUNDED = 0.01
 
@@ -94,6 +96,6 @@ def _own_range(schedule: Schedule) -> tuple[float, float]:
     if isinstance(schedule, EDMSchedule):
         return schedule.sigma_min, schedule.sigma_max
     highest = float(schedule.ratio(schedule.end))
-    if math.isinf(highest):
+    if highest >= PURE_NOISE:
         return FLOW_LEVELS
     return float(schedule.ratio(1e-3 * schedule.end)), highest

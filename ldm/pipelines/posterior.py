@@ -18,6 +18,7 @@ from ldm.laplace import LastLayerLaplace
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.pipelines.model import ModelPipeline
 from ldm.settings import Guidance
+from ldm.settings.names import ADAPTIVE
 from ldm.uncertainty.propagation import (
     PredictiveDenoiser,
     VarianceStep,
@@ -151,9 +152,9 @@ class PosteriorPipeline:
                 f"{method} follows the one output of a network, and x0_only scales it in x0 alone: "
                 f"use {', '.join(WRAPPED)}"
             )
-        if (method == "redrawn" or method.startswith("bayesdiff")) and sampler == "Dopri5":
+        if (method == "redrawn" or method.startswith("bayesdiff")) and sampler in ADAPTIVE:
             raise ValueError(
-                f"Dopri5 chooses its steps by the state, so {method} cannot draw anew along them: use path, "
+                f"{sampler} chooses its steps by the state, so {method} cannot draw anew along them: use path, "
                 f"{' or '.join(SAMPLED)}"
             )
         recursive = method not in WRAPPED and method != "path"

@@ -14,6 +14,7 @@ SamplerName = Literal[
     "DPM-Solver-2",
     "DPM-Solver-3",
     "DPM-Solver-fast",
+    "DPM-Solver-adaptive",
     "DPM-Solver++2S-ancestral",
     "DPM-Solver++SDE",
     "DPM-Solver++2M-SDE",
@@ -36,6 +37,7 @@ SecondName = Literal[
     "lms",
     "dpm_2",
     "dpm_fast",
+    "dpm_adaptive",
     "euler_ancestral",
     "dpm_2_ancestral",
     "dpmpp_2s_ancestral",
@@ -50,6 +52,7 @@ SECOND_NAMES: dict[str, SamplerName] = {
     "lms": "LMS",
     "dpm_2": "DPM-Solver-2",
     "dpm_fast": "DPM-Solver-fast",
+    "dpm_adaptive": "DPM-Solver-adaptive",
     "euler_ancestral": "Euler-ancestral",
     "dpm_2_ancestral": "DPM-2-ancestral",
     "dpmpp_2s_ancestral": "DPM-Solver++2S-ancestral",
@@ -78,6 +81,9 @@ Spacing = Literal[
 # BayesDiff's name of a spacing.
 SecondSpacing = Literal["logSNR"]
 SECOND_SPACINGS: dict[str, Spacing] = {"logSNR": "logsnr"}
+
+# Samplers that choose their steps by the state.
+ADAPTIVE: tuple[SamplerName, ...] = ("DPM-Solver-adaptive", "Dopri5")
 
 SAMPLER_NAMES: tuple[str, ...] = (*get_args(SamplerName), *get_args(SecondName))
 SPACING_NAMES: tuple[str, ...] = (*get_args(Spacing), *get_args(SecondSpacing))

@@ -180,3 +180,30 @@ def test_dpm_fast(kind, evaluations):
     states = torch.stack([step.x for step in steps])
     torch.testing.assert_close(states, golden[f"run/{kind}/{name}/x"], rtol=0, atol=1e-5)
     torch.testing.assert_close(steps[-1].x_next, golden[f"run/{kind}/{name}/final"], rtol=0, atol=1e-5)
+
+
+# sample_dpm_adaptive of k-diffusion 0.1.1 in float64 from 10 x_unit[:1] to 0.05: steps that it tried and accepted, and
+# the first three elements of the end.
+CONTROLLED = {"pcoeff": 0.2, "icoeff": 0.6, "dcoeff": 0.1}
+EAGER = {"order": 2, "rtol": 0.01, "accept_safety": 0.6, "h_init": 1.0}
+ADAPTIVE_RUNS = [
+    ("gauss", {}, 8, 7, (-0.562980337, 0.323440623, 0.006900982)),
+    ("gauss", {"order": 2}, 12, 10, (-0.557948422, 0.323660239, 0.008152549)),
+    ("gauss", {"rtol": 0.005, "atol": 0.0005}, 13, 11, (-0.526423952, 0.325533756, 0.004191894)),
+    ("gauss", CONTROLLED, 7, 7, (-0.534416887, 0.32505382, 0.005141971)),
+    ("gauss", EAGER, 11, 10, (-0.540984946, 0.324655574, 0.006180616)),
+    ("two", {}, 12, 9, (-1.052174859, -0.906815968, 0.920958286)),
+    ("two", {"order": 2}, 19, 14, (-1.053912889, -0.905305364, 0.923348626)),
+    ("two", CONTROLLED, 11, 9, (-1.051939446, -0.910780241, 0.921620148)),
+    ("two", EAGER, 14, 13, (-1.053073733, -0.905658973, 0.923728807)),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "tried", "accepted", "end"), ADAPTIVE_RUNS)
+def test_dpm_adaptive(kind, options, tried, accepted, end):
+    calls, times = [], make_times(EDM, 1, "logsnr", sigma_min=0.05, sigma_max=10.0)
+    x = read()["x_unit"][:1] * 10
+    found = run(make_sampler("dpm_adaptive", **options)(closed_form(kind, EDM, calls), EDM, x, times))
+    torch.testing.assert_close(found.flatten()[:3], torch.tensor(end, dtype=F64), rtol=0, atol=1e-8)
+    # A step that is tried again keeps its evaluation at the beginning, which theirs repeats.
+    assert len(calls) == options.get("order", 3) * tried - (tried - accepted)

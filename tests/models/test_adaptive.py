@@ -8,8 +8,8 @@ import torch
 
 from ldm.diffusion.denoiser import Prediction
 from ldm.diffusion.ode.tableau import TABLEAUX, Integrator, tableau
-from ldm.diffusion.samplers import dopri5, run
-from ldm.diffusion.schedule import FlowSchedule, LinearVPSchedule
+from ldm.diffusion.samplers import dopri5, dpm_adaptive, make_times, run
+from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule
 from ldm.experiments.toy import GaussianDenoiser
 from tests.models.test_sampler import MEAN, VAR, Counting, draw
 
@@ -83,7 +83,40 @@ def test_times_of_the_grid_only_report():
     torch.testing.assert_close(vp, GaussianDenoiser(schedule, MEAN, VAR).flow(x, 1.0, 0.02), rtol=0, atol=1e-5)
 
 
-def test_step_sizes_look_at_the_first_member_only():
+@pytest.mark.parametrize("schedule", [LinearVPSchedule(), EDMSchedule(), FLOW], ids=["vp", "edm", "flow"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_reaches_the_closed_form_within_the_tolerance(schedule, order):
+    """From the highest level to the lowest; steps from pure noise and to clean data have an error of their own."""
+    times = make_times(schedule, 1, "logsnr", sigma_min=0.05, sigma_max=40.0)
+    x, errors, asked = draw(2, *MEAN.shape) * float(schedule.sigma(times[0])), [], []
+    for tolerance in (1e-2, 1e-4, 1e-5):
+        denoiser = Counting(GaussianDenoiser(schedule, MEAN, VAR))
+        found = run(dpm_adaptive(denoiser, schedule, x, times, order=order, rtol=tolerance, atol=tolerance))
+        errors.append(float((found - denoiser.denoiser.flow(x, float(times[0]), float(times[-1]))).abs().max()))
+        asked.append(len(denoiser.times))
+    assert errors[0] < 0.1 and errors[1] < 1e-3 and errors[2] < 1e-4 and asked[0] < asked[1] < asked[2]
+
+
+@pytest.mark.parametrize("schedule", [LinearVPSchedule(), EDMSchedule(), FLOW], ids=["vp", "edm", "flow"])
+def test_dpm_adaptive_reports_at_the_times_and_reaches_both_ends(schedule):
+    x, denoiser = draw(2, *MEAN.shape) * schedule.prior_std, GaussianDenoiser(schedule, MEAN, VAR)
+    times = torch.tensor([1.0, 0.7, 0.02, 0.0], dtype=F64) * schedule.end
+    steps = list(dpm_adaptive(denoiser, schedule, x, times, rtol=1e-4, atol=1e-4))
+    state = x
+    for step, s in zip(steps, times[1:].tolist(), strict=True):
+        # The steps at the ends are of first order: from a flow's pure noise, and to clean data.
+        torch.testing.assert_close(step.x_next, denoiser.flow(x, float(times[0]), s), rtol=0, atol=2e-3)
+        torch.testing.assert_close(schedule.noised(step.x0, step.eps, step.u), step.x, rtol=0, atol=1e-9)
+        assert torch.equal(step.x, state)
+        state = step.x_next
+    with pytest.raises(ValueError, match="must be 2 or 3, got 1"):
+        run(dpm_adaptive(denoiser, schedule, x, times, order=1))
+    with pytest.raises(ValueError, match=r"adaptive steps did not lead from .* is the state finite"):
+        run(dpm_adaptive(lambda x, u: Prediction(x * math.nan, x * math.nan), schedule, x, times))
+
+
+@pytest.mark.parametrize("solver", [dopri5, dpm_adaptive])
+def test_step_sizes_look_at_the_first_member_only(solver):
     """A second member on which the solver would need many more steps does not change where it asks."""
     easy, hard = GaussianDenoiser(FLOW, MEAN, VAR), GaussianDenoiser(FLOW, MEAN, 1e-6 * VAR)
     alone = Counting(easy)
@@ -94,8 +127,8 @@ def test_step_sizes_look_at_the_first_member_only():
 
     together, times = Counting(both), torch.tensor([1.0, 0.1])
     x = draw(2, *MEAN.shape)
-    image = run(dopri5(alone, FLOW, x, times))
-    assert torch.equal(run(dopri5(together, FLOW, x, times))[0], image) and together.times == alone.times
+    image = run(solver(alone, FLOW, x, times))
+    assert torch.equal(run(solver(together, FLOW, x, times))[0], image) and together.times == alone.times
     assert len(Counting(hard).times) == 0
 
 

@@ -19,7 +19,7 @@ from ldm.diffusion.samplers.registry import sampler_options
 from ldm.diffusion.schedule import EDMSchedule, FlowSchedule, LinearVPSchedule, VPSchedule, make_betas
 from ldm.experiments.toy import GaussianDenoiser, MixtureDenoiser
 from ldm.settings import SamplerName, Sampling
-from ldm.settings.names import SECOND_NAMES, SecondName
+from ldm.settings.names import ADAPTIVE, SECOND_NAMES, SecondName
 
 F64 = torch.float64
 SHAPE = (1, 2, 3)
@@ -204,8 +204,8 @@ def test_a_branch_starts_with_empty_history(name):
     elif name in ("DPM-Solver++2M-SDE", "DPM-Solver++3M-SDE"):
         noisy = next(ddim(denoiser, VP, steps[4].x_next, times, eta=1.0, noise=ImageNoise(1, (0, 1)), start=5))
         torch.testing.assert_close(branched[0].x_next, noisy.x_next, rtol=0, atol=1e-12)
-    elif name == "Dopri5":  # its first step has a size of its own
-        torch.testing.assert_close(branched[-1].x_next, steps[-1].x_next, rtol=0, atol=1e-3)
+    elif name in ADAPTIVE:  # its first step has a size of its own
+        torch.testing.assert_close(branched[-1].x_next, steps[-1].x_next, rtol=0, atol=2e-3)
     elif name != "PLMS":
         assert torch.equal(branched[-1].x_next, steps[-1].x_next)
     with pytest.raises(ValueError, match="not among the"):
@@ -235,7 +235,7 @@ def test_members_are_walked_together(name):
     sampler = partial(make_sampler(name), noise=zero)
     together = run(sampler(members, VP, x, times))
     # Adaptive steps are those of the first member: the others agree within the tolerance.
-    accuracy = 1e-4 if name == "Dopri5" else 1e-12
+    accuracy = {"Dopri5": 1e-4, "DPM-Solver-adaptive": 0.05}.get(name, 1e-12)
     for index, one in enumerate(alone):
         torch.testing.assert_close(together[index], run(sampler(one, VP, x, times)), rtol=0, atol=accuracy)
 

@@ -103,10 +103,19 @@ def test_members_and_tangents_pass_through_it():
 
 
 def test_a_network_that_is_told_no_time():
-    net = Model(ch=32, out_ch=1, ch_mult=[1], num_res_blocks=1, attn_resolutions=[], in_channels=1, resolution=4,
-                use_timestep=False, use_linear_attn=True)  # fmt: skip
-    assert net(torch.zeros(1, 1, 4, 4)).shape == (1, 1, 4, 4)
-    assert net.parts.condition == () and not any("temb" in name for name, _ in net.named_parameters())
+    """Its blocks hold the maps of the time, as published: of the keys it lacks the two linear maps alone."""
+    kinds = {"ch": 32, "out_ch": 1, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "in_channels": 1}
+    kinds |= {"resolution": 4, "use_linear_attn": True}
+    net, told = Model(**kinds, use_timestep=False), Model(**kinds)
+    assert net.parts.condition == () and told.state_dict().keys() - net.state_dict().keys() == {
+        f"temb.dense.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")
+    }
+    x = torch.ones(1, 1, 4, 4)
+    before = net(x)
+    for name, parameter in net.named_parameters():
+        if "temb_proj" in name:
+            torch.nn.init.ones_(parameter)
+    assert torch.equal(net(x), before)
 
 
 def test_errors():

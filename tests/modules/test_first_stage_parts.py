@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses import LPIPS, ActNorm, KLLoss, NLayerDiscriminator, VQLoss, hinge_loss, vanilla_loss
 from ldm.modules.quantize import VectorQuantizer, VectorQuantizer2
@@ -159,3 +160,11 @@ def test_perceptual_term_without_weights_says_what_to_do():
         VQLoss(disc_start=0, disc_conditional=True)
     with pytest.raises(ValueError, match="got 'wgan'"):
         VQLoss(disc_start=0, disc_loss="wgan")
+
+
+@pytest.mark.parametrize("kind", [Encoder, Decoder])
+def test_linear_attention_has_a_former_spelling(kind):
+    shape = {"ch": 32, "out_ch": 1, "num_res_blocks": 1, "attn_resolutions": [4], "in_channels": 1, "resolution": 4}
+    former, now = (kind(**shape, z_channels=1, ch_mult=[1], **more).state_dict()
+                   for more in ({"use_linear_attn": True}, {"attn_type": "linear"}))  # fmt: skip
+    assert "mid.attn_1.to_qkv.weight" in former and former.keys() == now.keys()

@@ -80,6 +80,18 @@ def test_members_and_tangents_pass_through_it():
 
 
 @torch.no_grad()
+def test_dropout_acts_on_sums_of_token_and_position_in_training():
+    """With all of them dropped, what is left of a text is nothing: every token comes out alike, and no text matters."""
+    embedder = BERTEmbedder(8, 1, 20, 6, use_tokenizer=False, embedding_dropout=1.0)
+    assert not any("dropout" in name for name in embedder.state_dict())
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert embedder.eval()(tokens).std(dim=1).min() > 0
+    out = embedder.train()(tokens)
+    torch.testing.assert_close(out, out[:1, :1].expand_as(out))
+    torch.testing.assert_close(out.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)  # the last norm is there
+
+
+@torch.no_grad()
 def test_clip_is_that_of_transformers(tmp_path):
     embedder = small_clip()
     with package("transformers") as transformers:

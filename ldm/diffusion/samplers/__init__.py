@@ -2,6 +2,7 @@
 
 from ldm.diffusion.ode.adaptive import dopri5
 from ldm.diffusion.ode.runge_kutta import euler, heun, midpoint, rk4
+from ldm.diffusion.samplers.adaptive import dpm_adaptive
 from ldm.diffusion.samplers.ancestral import ancestral
 from ldm.diffusion.samplers.multistep import dpm_solver_2m, lms, plms
 from ldm.diffusion.samplers.registry import SAMPLERS, make_sampler
@@ -24,6 +25,7 @@ __all__ = [
     "ddim",
     "dopri5",
     "dpm_2_ancestral",
+    "dpm_adaptive",
     "dpm_fast",
     "dpm_solver_2",
     "dpm_solver_2m",

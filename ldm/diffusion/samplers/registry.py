@@ -9,6 +9,7 @@ from typing import Any
 from ldm.diffusion.ode.adaptive import dopri5
 from ldm.diffusion.ode.own_time import euler_in_time, heun_in_time
 from ldm.diffusion.ode.runge_kutta import euler, heun, midpoint, rk4
+from ldm.diffusion.samplers.adaptive import dpm_adaptive
 from ldm.diffusion.samplers.ancestral import ancestral
 from ldm.diffusion.samplers.multistep import dpm_solver_2m, lms, plms
 from ldm.diffusion.samplers.sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, euler_ancestral
@@ -32,6 +33,7 @@ SAMPLERS: dict[str, Sampler] = {
     "DPM-Solver-2": dpm_solver_2,
     "DPM-Solver-3": dpm_solver_3,
     "DPM-Solver-fast": dpm_fast,
+    "DPM-Solver-adaptive": dpm_adaptive,
     "DPM-Solver++2S-ancestral": dpmpp_2s_ancestral,
     "DPM-Solver++SDE": dpmpp_sde,
     "DPM-Solver++2M-SDE": dpmpp_2m_sde,

@@ -50,10 +50,16 @@ def _first_order(schedule: Schedule, index: int, x: Tensor, prediction: Predicti
     return advance(index, x, prediction.x0, prediction.eps, ddim_transition(schedule, u, s))
 
 
-def _along(schedule: Schedule, index: int, x: Tensor, eps: Tensor, u: float, s: float) -> Step:
+def go_along(schedule: Schedule, index: int, x: Tensor, eps: Tensor, u: float, s: float) -> Step:
     """Line 2 without noise from (x, u) to s with a given eps, whatever field the schedule's own lines keep."""
     alpha, sigma = schedule.coefficients(u, x)
     return advance(index, x, (x - sigma * eps) / alpha, eps, ddim_transition(schedule, u, s))
+
+
+def second_order_eps(denoiser: Denoiser, schedule: Schedule, x: Tensor, first: Tensor, u: float, s: float) -> Tensor:
+    """Return the eps of a step of order 2, that at the middle of the step in lambda, given that at its beginning."""
+    middle = time_between(schedule, u, s, 0.5)
+    return denoiser(go_along(schedule, 0, x, first, u, middle).x_next, middle).eps
 
 
 def second_order_step(denoiser: Denoiser, schedule: Schedule, index: int, x: Tensor, u: float, s: float) -> Step:
@@ -61,29 +67,36 @@ def second_order_step(denoiser: Denoiser, schedule: Schedule, index: int, x: Ten
     first = denoiser(x, u)
     if not math.isfinite(log_width(schedule, u, s)):
         return _first_order(schedule, index, x, first, u, s)
-    middle = time_between(schedule, u, s, 0.5)
-    state = _along(schedule, index, x, first.eps, u, middle).x_next
-    return _along(schedule, index, x, denoiser(state, middle).eps, u, s)
+    return go_along(schedule, index, x, second_order_eps(denoiser, schedule, x, first.eps, u, s), u, s)
 
 
-def _bend(width: float) -> float:
+def bend(width: float) -> float:
     """g(z) = 1 / z - 1 / (e^z - 1): how much of a change of eps over a step its end feels, 1/2 for short steps."""
     return 1 / width - 1 / math.expm1(width)
+
+
+def third_order_eps(
+    denoiser: Denoiser, schedule: Schedule, x: Tensor, first: Tensor, u: float, s: float
+) -> tuple[Tensor, Tensor]:
+    """Return the eps of a step of order 2 that looks at a third of the way, and that of order 3.
+
+    The second looks at a third and at two thirds of the step in lambda; `first` is eps at its beginning.
+    """
+    width = log_width(schedule, u, s)
+    third, later = (time_between(schedule, u, s, fraction) for fraction in (1 / 3, 2 / 3))
+    change = denoiser(go_along(schedule, 0, x, first, u, third).x_next, third).eps - first
+    lower = first + 1.5 * change
+    bent = first + 2 * bend(2 / 3 * width) * change
+    change = denoiser(go_along(schedule, 0, x, bent, u, later).x_next, later).eps - first
+    return lower, first + 1.5 * bend(width) * change
 
 
 def third_order_step(denoiser: Denoiser, schedule: Schedule, index: int, x: Tensor, u: float, s: float) -> Step:
     """Take a step of DPM-Solver-3, with eps at 0, 1/3 and 2/3 of the step in lambda."""
     first = denoiser(x, u)
-    width = log_width(schedule, u, s)
-    if not math.isfinite(width):
+    if not math.isfinite(log_width(schedule, u, s)):
         return _first_order(schedule, index, x, first, u, s)
-    third, later = (time_between(schedule, u, s, fraction) for fraction in (1 / 3, 2 / 3))
-    state = _along(schedule, index, x, first.eps, u, third).x_next
-    change = denoiser(state, third).eps - first.eps
-    bent = first.eps + 2 * _bend(2 / 3 * width) * change
-    state = _along(schedule, index, x, bent, u, later).x_next
-    change = denoiser(state, later).eps - first.eps
-    return _along(schedule, index, x, first.eps + 1.5 * _bend(width) * change, u, s)
+    return go_along(schedule, index, x, third_order_eps(denoiser, schedule, x, first.eps, u, s)[1], u, s)
 
 
 def first_order_step(denoiser: Denoiser, schedule: Schedule, index: int, x: Tensor, u: float, s: float) -> Step:

@@ -81,7 +81,7 @@ class Model(nn.Module):
         resamp_with_conv: bool = True,  # Resample with convolutions.
         in_channels: int,  # Channels of x, and of a context where there is one.
         resolution: ImageSize,  # Height (and width) that `attn_resolutions` are counted from.
-        use_timestep: bool = True,  # Whether the network is told the time.
+        use_timestep: bool = True,  # Whether it is told the time; else the blocks' maps of it are there, unused.
         use_linear_attn: bool = False,  # Former spelling of attn_type: linear.
         attn_type: str = "vanilla",  # "vanilla", "linear" or "none".
     ):
@@ -89,7 +89,7 @@ class Model(nn.Module):
         attn_type = "linear" if use_linear_attn else attn_type
         self.in_channels, self.out_channels, self.ch = in_channels, out_ch, ch
         self.factor = 2 ** (len(ch_mult) - 1)
-        emb = 4 * ch if use_timestep else 0
+        emb = 4 * ch
         if use_timestep:
             self.temb = TimeMaps(ch, emb)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)

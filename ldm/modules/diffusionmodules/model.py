@@ -58,6 +58,7 @@ class Encoder(nn.Module):
         resamp_with_conv: halve with convolutions.
         double_z: predict 2 Z channels.
         attn_type: "vanilla", "linear" or "none".
+        use_linear_attn: former spelling of attn_type "linear".
         tanh_out, give_pre_end: of the decoder.
     """
 
@@ -76,10 +77,12 @@ class Encoder(nn.Module):
         resamp_with_conv: bool = True,
         double_z: bool = True,
         attn_type: str = "vanilla",
+        use_linear_attn: bool = False,
         tanh_out: bool = False,
         give_pre_end: bool = False,
     ):
         super().__init__()
+        attn_type = "linear" if use_linear_attn else attn_type
         self.in_channels, self.factor = in_channels, 2 ** (len(ch_mult) - 1)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         widths = [ch] + [ch * mult for mult in ch_mult]
@@ -132,10 +135,12 @@ class Decoder(nn.Module):
         resamp_with_conv: bool = True,
         double_z: bool = True,
         attn_type: str = "vanilla",
+        use_linear_attn: bool = False,
         tanh_out: bool = False,
         give_pre_end: bool = False,
     ):
         super().__init__()
+        attn_type = "linear" if use_linear_attn else attn_type
         self.tanh_out, self.give_pre_end = tanh_out, give_pre_end
         widths = [ch * mult for mult in ch_mult] + [ch * ch_mult[-1]]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)

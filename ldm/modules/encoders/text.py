@@ -169,7 +169,7 @@ class BERTEmbedder(TransformerEmbedder):
 
     Args:
         use_tokenizer: whether conditions are texts; else they are ids, of coordinates for example, without a null.
-        embedding_dropout: on the context in training.
+        embedding_dropout: on the sums of token and position in training.
         tokenizer: a folder that holds BERT's tokenizer, its name on the hub, or a config of another tokenizer.
         others: see `TransformerEmbedder`.
     """
@@ -192,10 +192,7 @@ class BERTEmbedder(TransformerEmbedder):
         super().__init__(n_embed, n_layer, vocab_size, max_seq_len, device, key, ucg_rate, given, init_std)
         if use_tokenizer and vocab_size == BERT_VOCABULARY:
             self._null = torch.tensor([*BERT_EMPTY, *[0] * (max_seq_len - len(BERT_EMPTY))], device="cpu")
-        self.emb_dropout = nn.Dropout(embedding_dropout)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.emb_dropout(super().embed(tokens))
+        self.transformer.emb_dropout.p = embedding_dropout
 
     def _load_tokenizer(self, version: Any) -> Any:
         if version is None:

@@ -93,6 +93,7 @@ class TokenTransformer(nn.Module):
         self.token_emb = nn.Embedding(num_tokens, dim)
         nn.init.normal_(self.token_emb.weight, std=START)
         self.pos_emb = TokenPositions(dim, max_seq_len)
+        self.emb_dropout = nn.Dropout(0.0)  # on the sums of token and position; a user of it may set its rate
         self.attn_layers = TokenLayers(dim, depth)
         self.norm = nn.LayerNorm(dim)
         # In the released files, and unused for embeddings.
@@ -100,7 +101,7 @@ class TokenTransformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token_emb(tokens) + self.pos_emb(tokens.shape[-1])  # [B, L, D]
-        return self.norm(self.attn_layers(x))
+        return self.norm(self.attn_layers(self.emb_dropout(x)))
 
 
 class ClipAttention(nn.Module):
