@@ -34,6 +34,11 @@ TARGET_ALIASES = {
     "main.LearningRateMonitor": "pytorch_lightning.callbacks.LearningRateMonitor",
     "main.SetupCallback": "ldm.training.callbacks.SetupCallback",
     "main.WrappedDataset": "ldm.data.module.WrappedDataset",
+    # Data sets whose lists were not published; there is no such module, which building one of them says.
+    "taming.data.faceshq.CelebAHQTrain": "ldm.data.faceshq.CelebAHQTrain",
+    "taming.data.faceshq.CelebAHQValidation": "ldm.data.faceshq.CelebAHQValidation",
+    "taming.data.faceshq.FFHQTrain": "ldm.data.faceshq.FFHQTrain",
+    "taming.data.faceshq.FFHQValidation": "ldm.data.faceshq.FFHQValidation",
 }
 # Classes of diffusers that configs may name, and ours that put them in the stages that networks have here.
 DIFFUSERS_TARGETS = {

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import main
+from ldm.trust import is_admitted
 from ldm.util import MOVED_MODULES, RENAMED_TARGETS, TARGET_ALIASES, get_obj_from_str
 
 FILES = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
@@ -97,13 +98,23 @@ def test_every_target_of_the_first_version_resolves():
 
 
 def test_no_alias_is_left_out_of_the_list():
-    assert set(TARGET_ALIASES) <= set(MOVED)
+    faces = {old for old in TARGET_ALIASES if old.startswith("taming.data.faceshq.")}
+    assert set(TARGET_ALIASES) - faces <= set(MOVED)
     assert set(MOVED_MODULES) == {old.rpartition(".")[0] for old in MOVED if not old.startswith(("main", "taming"))} - {
         "ldm.models.diffusion.ddpm",
         "ldm.modules.losses",
         "ldm.modules.losses.contperceptual",
     }
     assert set(RENAMED_TARGETS) <= {names(old) for old in MOVED}
+
+
+def test_data_that_was_never_published_says_what_takes_its_place():
+    """latent-diffusion's own files of faces name them, and a file that travels may."""
+    for name in ("FFHQTrain", "CelebAHQValidation"):
+        target = f"taming.data.faceshq.{name}"
+        assert is_admitted(target) and not is_admitted(f"taming.data.{name}")
+        with pytest.raises(ValueError, match="data sets whose code was not published: name one in its place"):
+            get_obj_from_str(target)
 
 
 def test_configs_name_what_exists_by_its_own_name():

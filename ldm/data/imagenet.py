@@ -27,7 +27,8 @@ from ldm.files import reading
 
 N_CLASSES = 1000
 IGNORED_NAME = "n06596364_9591.JPEG"  # not a JPEG file; left out by latent-diffusion as well
-CONFIG_KEYS = ("size", "random_crop", "flip", "broken", "seed")
+TRAIN_PART = "data_train"
+CONFIG_KEYS = ("size", "random_crop", "flip", "broken", "seed", "train")
 LABEL_LINE = re.compile(r"^\W*(\d+)\s*:\s*(['\"])(.*)\2\W*$")
 
 
@@ -42,7 +43,8 @@ class ImageNetPart(FileImages):
         data_root: folder that holds the parts.
         overwrite_root: another such folder, used instead where given (`--overwrite_data_root`).
         random_crop: crop at random rather than in the centre, unless `config` says.
-        config: any of `size` (pixels, 256), `random_crop`, `flip`, `broken` ("error" or "skip"), `seed`.
+        config: any of `size` (pixels, 256), `random_crop`, `flip`, `broken` ("error" or "skip"), `seed`; and `train`,
+            with which DECU's files say again which part it is.
     """
 
     ignored_keys = (f"{IGNORED_NAME.partition('_')[0]}/{IGNORED_NAME}",)
@@ -59,6 +61,10 @@ class ImageNetPart(FileImages):
         options = dict(config or {})
         if set(options) - set(CONFIG_KEYS):
             raise ValueError(f"config may hold {', '.join(CONFIG_KEYS)}, got {', '.join(sorted(map(str, options)))}")
+        if options.get("train", part == TRAIN_PART) != (part == TRAIN_PART):
+            raise ValueError(
+                f"config says train: {options['train']}, and this is {part}: name the other class, or drop it"
+            )
         if not (overwrite_root or data_root):
             raise ValueError("ImageNet needs data_root, the folder that holds data_train and data_val; got none")
         self.root = Path(overwrite_root or data_root) / part
@@ -125,7 +131,7 @@ class ImageNetTrain(ImageNetPart):
         config: Mapping[str, Any] | None = None,
         dataset_name: str = BINNED,
     ):
-        super().__init__("data_train", process_images, data_root, overwrite_root, True, config)
+        super().__init__(TRAIN_PART, process_images, data_root, overwrite_root, True, config)
         self.lists_folder = self.root
         self.subsets: Subsets | None = None
         self.bins: dict[int, ClassSize] = {}

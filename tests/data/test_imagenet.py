@@ -92,6 +92,14 @@ def test_a_config_as_omegaconf_gives_it(root):
         ImageNetTrain(data_root=str(root / "elsewhere"))
 
 
+def test_the_config_of_decus_own_files_says_the_part_again(root):
+    """nwaftp23/DECU, cin256-v2.yaml: `train: true` beside the size of ImageNetTrain, `false` of ImageNetValidation."""
+    for kind, part in ((ImageNetTrain, True), (ImageNetValidation, False)):
+        assert len(kind(data_root=str(root), config={"size": 16, "train": part})) == len(kind(data_root=str(root)))
+        with pytest.raises(ValueError, match=f"config says train: {not part}, and this is data_"):
+            kind(data_root=str(root), config={"size": 16, "train": not part})
+
+
 def test_a_member_reads_its_published_list_and_bins(root):
     folder = root / "data_train"
     listed = ["n01443537/n01443537_1.JPEG"] * 2 + ["n06596364/n06596364_9591.JPEG", "n01440764/n01440764_0.JPEG"]
