@@ -16,6 +16,7 @@ quickstart     members classes pixels rollout_certain rollout_uncertain    2 min
 toy            toy                                                         1 min
 laplace        bayesdiff_steps bayesdiff_sweep                             2 min; the base model of scripts/quickstart.sh
 acting         acting_promises                                             3 min; the same
+value          acting_value                                                3 min
 ood            acting_ood                                                  2 min; data/mnist, data/omniglot, data/cifar10
 steering       acting_steering                                             1 min
 controls       same_class number_of_members                                ~60 min
@@ -90,6 +91,11 @@ draw_acting() {
     [ -f "$work/digits.safetensors" ] || decu evaluate classifier --base configs/evaluation/digits.yaml --out "$work/digits.safetensors"
     python -m benchmarks.promises --samples "$drawn/many" --judge "$work/digits.safetensors" --risk 0.05 --out "$drawn/promises"
     take "$drawn/promises/promises.png" acting_promises
+}
+
+draw_value() {
+    python -m benchmarks.value --out "$drawn/value"
+    take "$drawn/value/value.png" acting_value
 }
 
 draw_ood() {
