@@ -94,6 +94,8 @@ def summarise_mistakes(rows: Sequence[Row]) -> str:
         known = sum(row["real_recognised"] for row in checked)
         real = sum(row["real"] for row in checked)
         words += f" (of {real} real pictures that it was not trained on: {known / real:.0%})"
+    if worst["recognised"] == worst["samples"]:
+        return f"{words}."
     return f"{words}; it takes the fewest of {worst['name']}: {describe_mistakes(worst)}."
 
 

@@ -85,6 +85,7 @@ def test_words_on_mistakes():
     assert describe_mistakes(row) == "3 of 80 are recognised, 60 are taken for truck"
     said = summarise_mistakes([row, {**row, "name": "cat", "recognised": 77}])
     assert "50% of 160 samples" in said and "80%" in said and "the fewest of ship" in said
+    assert "fewest" not in summarise_mistakes([{**row, "recognised": 80}]), "nothing is behind where all are recognised"
 
 
 def test_principal_components_know_as_much_as_all_pixels():
