@@ -19,6 +19,7 @@ acting         acting_promises                                             3 min
 value          acting_value                                                3 min
 ood            acting_ood                                                  2 min; data/mnist, data/omniglot, data/cifar10
 steering       acting_steering                                             1 min
+benchmark      benchmark_detection                                         24 min
 controls       same_class number_of_members                                ~60 min
 flow           two_kinds bayesflow_methods bayesflow_classes bayesflow_grid flow_ensemble    ~20 min
 digits_vq      digits_latent                                               ~15 min
@@ -107,6 +108,11 @@ draw_ood() {
 draw_steering() {
     python -m benchmarks.steering --out "$drawn/steering"
     take "$drawn/steering/steering.png" acting_steering
+}
+
+draw_benchmark() {
+    decu benchmark --config configs/uncertainty/digits.yaml --out "$work/benchmark" benchmark.seeds=6
+    take "$work/benchmark/detection.png" benchmark_detection
 }
 
 draw_controls() {

@@ -239,6 +239,9 @@ def describe_levels(rows: Sequence[Row]) -> list[str]:
 
 def describe_averaging(rows: Sequence[Row]) -> str:
     """Say what averaged members improve beyond the interval over seeds."""
-    names = [f"{row['metric']} of {row['ensemble']} ({row['images']} images)" for row in rows if row["better"]]
-    words = ", ".join(names) if names else "nothing"
-    return f"Averaged members improve {words}, of {len(rows)} comparisons, beyond the interval after Holm's correction."
+    better: dict[str, list[str]] = {}
+    for row in rows:
+        if row["better"]:
+            better.setdefault(f"{row['ensemble']} ({row['images']} images)", []).append(str(row["metric"]))
+    words = "; ".join(f"{name}: {', '.join(metrics)}" for name, metrics in better.items()) or "nothing"
+    return f"Of {len(rows)} comparisons averaged members improve, beyond the interval after Holm's correction, {words}."
