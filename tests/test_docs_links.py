@@ -83,6 +83,7 @@ def list_nav(node):
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_sections_are_there_once_and_tables_are_whole(page):
     headings = re.findall(r"^#+ .+$", prose(page), re.MULTILINE)
+    assert headings and len(prose(page).split()) > 40, "a page without a text"
     assert sorted(headings) == sorted(set(headings))
     for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
         rows = [re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row)) for row in table.splitlines()]
