@@ -1,4 +1,4 @@
-"""Names beside points: each at its point where it is free, else below those that it would cover, with a line to it."""
+"""Words on pictures: names beside points, each where it is free, else below with a line to it; letters on colours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 # Of no more points than this every one is named.
@@ -53,3 +54,9 @@ def write_names(
         shift = (-6 if at_left else 6, lowered - height)
         text["ha"] = "right" if at_left else "left"
         axes.annotate(names[place], (x[place], y[place]), shift, annotation_clip=False, **text)
+
+
+def ink_on(image: AxesImage, value: float) -> str:
+    """Return the colour of letters that can be read on the colour that a value has in a drawn image."""
+    red, green, blue, _ = image.to_rgba([value])[0]
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"

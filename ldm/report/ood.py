@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ldm.images import save_figure
 from ldm.records import Row
-from ldm.report.plots import ink_on
+from ldm.report.names import ink_on
 
 
 def draw_aurocs(table: Sequence[Row], note: str, path: Path) -> None:

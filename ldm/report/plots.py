@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -38,12 +37,6 @@ class Curve(NamedTuple):
     y: ArrayLike
     low: ArrayLike | None = None
     high: ArrayLike | None = None
-
-
-def ink_on(image: AxesImage, value: float) -> str:
-    """Return the colour of letters that can be read on the colour that a value has in a drawn image."""
-    red, green, blue, _ = image.to_rgba([value])[0]
-    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
 
 
 def per_bin_plot(

@@ -16,8 +16,8 @@ from ldm.evaluation.taps import Reading
 from ldm.images import save_figure
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.features import log_snr
-from ldm.report.names import write_names
-from ldm.report.plots import COLOURS, LINES, MARKERS, ink_on
+from ldm.report.names import ink_on, write_names
+from ldm.report.plots import COLOURS, LINES, MARKERS
 from ldm.report.tables import write_csv
 
 # Columns of alignment, and what they are called.
