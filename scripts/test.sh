@@ -5,7 +5,7 @@
 #   bash scripts/test.sh -m "slow or not slow"  every test
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
-. "$here/install.sh" dev,docs,lsun,wandb,diffusers
+. "$here/install.sh" dev,docs,lsun,wandb,diffusers,text
 
 ruff check .
 ruff format --check .

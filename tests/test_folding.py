@@ -51,16 +51,21 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("kind", LAYERS)
+def list_changes():
+    """Every layer with every change that it has something for: biases alone need a bias."""
+    for kind, (make, _) in LAYERS.items():
+        for change in CHANGES:
+            if change != "biases" or make().bias is not None:
+                yield kind, change
+
+
+@pytest.mark.parametrize(("kind", "change"), list_changes())
 def test_a_folded_layer_is_that_of_each_member(kind, change):
     make, shape = LAYERS[kind]
     network = nn.Sequential(make()).double()
     add_factors(network, ["0"], 2)
     network.load_state_dict({name: draw(f"base {name}", *one.shape) for name, one in network.state_dict().items()})
     overrides = CHANGES[change](network.state_dict())
-    if not overrides:
-        pytest.skip("this layer has no bias")
     x = draw("x", M, *shape)
     assert can_fold(network, overrides)
     folded, present = fold_members(network, overrides)
