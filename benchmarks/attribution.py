@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,52 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from ldm.checkpoint import load_state_dict, save_tensors
 from ldm.commands.line import run_file
-from ldm.experiments.small_networks import SmallNetwork, SmallTraining, draw_noised, read_digits
+from ldm.experiments.head_removals import Effects, HeadRemovals
+from ldm.experiments.kronecker import gather_factors, influence, layer_gradients
+from ldm.experiments.small_networks import (
+    SmallNetwork,
+    SmallTraining,
+    draw_noised,
+    read_digits,
+    unstack_networks,
+)
 from ldm.laplace import LastLayerLaplace, Observation
-from ldm.laplace.attribution import Refit, image_rows, remove_rows
 from ldm.records import Row, write_record
 from ldm.report.tables import markdown_table, write_csv
-from ldm.stats import rank_correlation
+from ldm.stats import mean_interval, rank_correlation
 from ldm.util import generator
 
 # Noise draws of each training image and of each query.
 DRAWS = 4
 QUERY_DRAWS = 16
+# Removals that are held against refits: single images, and groups of images drawn at random.
+SINGLE, GROUPS, GROUP_SIZE = 40, 20, 50
+LAST = "out.1"
+NEAREST = "nearest neighbour"
+FIRST_ORDER = "last layer: K-FAC influence"
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a seed's attributions foretell of the halves, what came of them, and how exact removals are.
+
+    Attributes:
+        foretold: {attribution: of each base network [halves, Q]}.
+        losses: of the queries after each training [halves, starts, Q].
+        removals: {(what is removed, quantity, attribution): Spearman's correlation over removals of each query, and the
+            relative error, of each base network}.
+    """
+
+    foretold: Mapping[str, list[NDArray]]
+    losses: NDArray
+    removals: Mapping[tuple[str, str, str], list[tuple[NDArray, float]]]
+
+    def scores(self) -> dict[str, float]:
+        """Return the linear datamodelling score of each attribution, mean over queries and base networks."""
+        found = {name: _score(own, self.losses.mean(1)) for name, own in self.foretold.items()}
+        if self.losses.shape[1] > 1:
+            found["one start's losses, of the other's"] = _score([self.losses[:, 0]], self.losses[:, 1:].mean(1))
+        return found
 
 
 @dataclass(frozen=True)
@@ -35,178 +70,222 @@ class AttributionStudy:
 
     A linear datamodelling score (Ilyas et al. 2022; Zheng et al. 2024 for diffusion) is Spearman's correlation over
     halves of what an attribution adds up to over the images that a half leaves out, with the loss of a query after
-    training on the half; here its mean over queries, with a bootstrap interval over halves. Attributions are made from
-    --bases networks trained on all images, one after the other. The network is that of `benchmarks/width.py`.
+    training on the half; here its mean over queries. Attributions are made from --bases networks trained on all images,
+    one after the other. Each seed has its own halves, networks and noises; intervals are Student's over seeds. The
+    network is that of `benchmarks/width.py`.
+
+    Removals of 40 images, of the ten classes, and of 20 random groups of 50 images from the last layer's regression are
+    held against regressions fitted from nothing without them: Spearman's correlation over removals for each query.
 
     Examples:
       python -m benchmarks.attribution --out results/attribution
 
-    Writes {out}/networks.safetensors (kept for another call), scores.csv, record.json.
+    Writes {out}/networks_{seed}.safetensors (kept for another call), scores.csv, removals.csv, record.json.
     """
 
     out: str
-    """The folder of the networks and the table."""
-    halves: int = 40
+    """The folder of the networks and the tables."""
+    halves: int = 24
     """Random halves of the training images."""
     starts: int = 2
     """Networks trained on each half, from other starts and noises."""
-    bases: int = 3
+    bases: int = 2
     """Networks trained on all images, from which attributions are made."""
-    queries: int = 48
+    queries: int = 32
     """Test images whose loss is foretold."""
-    steps: int = SmallTraining.steps
+    steps: int = 300
     """Steps of each training."""
-    resamples: int = 200
-    """Bootstrap resamples of the halves."""
+    seeds: int = 3
+    """Seeds of halves, trainings and noises."""
     seed: int = 0
-    """The seed of all draws."""
+    """The first seed."""
 
     def run(self) -> list[Row]:
-        """Train what is missing, print the table and write it."""
-        networks, kept = self.load_networks()
+        """Train what is missing, print the tables and write them; return the rows of scores.csv."""
         begun = time.process_time()
-        losses = torch.stack([self.query_losses(network) for network in networks[self.bases :]]).double()
-        by_start = losses.unflatten(0, (self.halves, self.starts))
-        scores: dict[str, list[NDArray]] = {}
-        for number in range(self.bases):
-            for name, values in self.attribute(networks[number], number).items():
-                foretold = (~kept).double().numpy() @ values  # [halves, queries]
-                scores.setdefault(name, []).append(foretold)
-        actual = by_start.mean(1).numpy()
-        table = [self.make_row(name, own, actual) for name, own in scores.items()]
-        if self.starts > 1:
-            table.append(self.make_row("one start's losses, of the other's", [by_start[:, 0].numpy()],
-                                       by_start[:, 1:].mean(1).numpy()))  # fmt: skip
+        played = [self.play(self.seed + number) for number in range(self.seeds)]
+        table = summarise_scores([each.scores() for each in played])
+        removals = summarise_removals(played)
         seconds = time.process_time() - begun
         note = (
-            f"{self.halves} halves x {self.starts} starts, {self.bases} bases, {self.queries} queries of {QUERY_DRAWS} "
-            f"draws; {seconds:.0f} s of CPU time without the trainings"
+            f"{self.seeds} seeds x {self.halves} halves x {self.starts} starts of {self.steps} steps, {self.bases} "
+            f"bases, {self.queries} queries of {QUERY_DRAWS} draws; Student's intervals over seeds; {seconds:.0f} CPU s"
         )
-        print(markdown_table(table, 3), note, sep="\n")
-        write_csv(Path(self.out) / "scores.csv", table, [note], overwrite=True)
-        write_record(Path(self.out) / "record.json", self, overwrite=True)
+        out = Path(self.out)
+        for name, rows in {"scores": table, "removals": removals}.items():
+            print(markdown_table(rows, 3))
+            write_csv(out / f"{name}.csv", rows, [note], overwrite=True)
+        print(note)
+        write_record(out / "record.json", self, overwrite=True, note=note)
         return table
 
-    def make_row(self, name: str, foretold: list[NDArray], actual: NDArray) -> Row:
-        """Return the score of an attribution: mean over queries and bases, with its interval over halves."""
-        source = generator("halves", self.seed)
-        count = len(actual)
-        value = self.score(foretold, actual, np.arange(count))
-        drawn = torch.randint(count, (self.resamples, count), generator=source).numpy()
-        low, high = np.quantile([self.score(foretold, actual, rows) for rows in drawn], [0.025, 0.975])
-        return {"attribution": name, "score": value, "low": float(low), "high": float(high)}
+    def play(self, seed: int) -> Foretold:
+        """Return what a seed's attributions foretell, and what came of it."""
+        networks, kept = self.load_networks(seed)
+        losses = torch.stack([self.query_losses(network, seed) for network in networks[self.bases :]]).double()
+        foretold: dict[str, list[NDArray]] = {}
+        removals: dict[tuple[str, str, str], list[tuple[NDArray, float]]] = {}
+        for number in range(self.bases):
+            head = self.fit_head(networks[number], number, seed)
+            found = self.attribute(networks[number], head, number, seed)
+            for name, values in found.items():
+                foretold.setdefault(name, []).append((~kept).double().numpy() @ values)  # [halves, Q]
+            for name, agreement in hold_removals(head, found, seed).items():
+                removals.setdefault(name, []).append(agreement)
+        return Foretold(foretold, losses.unflatten(0, (self.halves, self.starts)).numpy(), removals)
 
-    def score(self, foretold: list[NDArray], actual: NDArray, rows: NDArray) -> float:
-        """Return Spearman's correlation over halves, averaged over queries and base networks."""
-        each = [rank_correlation(own[rows].T, actual[rows].T).mean() for own in foretold]
-        return float(np.mean(each))
-
-    def load_networks(self) -> tuple[list[SmallNetwork], Tensor]:
+    def load_networks(self, seed: int) -> tuple[list[SmallNetwork], Tensor]:
         """Return base networks, then those of the halves; and which images each half keeps [halves, N]."""
-        file = Path(self.out) / "networks.safetensors"
+        file = Path(self.out) / f"networks_{seed}.safetensors"
         images, labels = read_digits("train")
         size = len(images)
-        source = generator("halves of the images", self.seed)
+        source = generator("halves of the images", seed)
         orders = torch.stack([torch.randperm(size, generator=source) for _ in range(self.halves)])
         chosen = orders[:, : size // 2]
         kept = torch.zeros(self.halves, size, dtype=torch.bool).scatter_(1, chosen, True)
-        count = self.bases + self.halves * self.starts
         if not file.exists():
             whole = torch.arange(size).repeat(self.bases, 1)
             recipe = SmallTraining(self.steps)
-            trained = recipe.train(images, labels, whole, self.seed)
-            trained += recipe.train(images, labels, chosen.repeat_interleave(self.starts, 0), self.seed + 1)
+            trained = recipe.train(images, labels, whole, 2 * seed)
+            trained += recipe.train(images, labels, chosen.repeat_interleave(self.starts, 0), 2 * seed + 1)
             save_tensors(stack_module_state(trained)[0], file, {}, overwrite=True)
-        stacked = load_state_dict(file)
-        networks = [SmallNetwork().eval().requires_grad_(False) for _ in range(count)]
-        for number, network in enumerate(networks):
-            network.load_state_dict({name: value[number] for name, value in stacked.items()})
-        return networks, kept
+        return unstack_networks(load_state_dict(file)), kept
 
-    def query_rows(self) -> Observation:
+    def query_rows(self, seed: int) -> Observation:
         """Return the rows of the queries, QUERY_DRAWS to each test image."""
         images, labels = read_digits("test")
         chosen = (torch.arange(self.queries) * len(images) // self.queries).repeat_interleave(QUERY_DRAWS)
-        return draw_noised(images[chosen], labels[chosen], generator("queries", self.seed))
+        return draw_noised(images[chosen], labels[chosen], generator("queries", seed))
 
     @torch.no_grad()
-    def query_losses(self, network: SmallNetwork) -> Tensor:
+    def query_losses(self, network: SmallNetwork, seed: int) -> Tensor:
         """Return the mean squared error of each query [Q]."""
-        rows = self.query_rows()
+        rows = self.query_rows(seed)
         errors = (network(rows.x, rows.t, rows.cond) - rows.target).square().mean(1)
         return errors.unflatten(0, (self.queries, QUERY_DRAWS)).mean(1)
 
-    def observe(self, number: int) -> Iterator[Observation]:
-        """Yield rows of the training images, DRAWS to an image."""
-        images, labels = read_digits("train")
-        source = generator("fit", self.seed, number)
-        for part in torch.arange(len(images)).split(128):
-            each = part.repeat_interleave(DRAWS)
-            yield draw_noised(images[each], labels[each], source)
+    @torch.no_grad()
+    def fit_head(self, network: SmallNetwork, number: int, seed: int) -> HeadRemovals:
+        """Fit the last layer's posterior of a base network to all images."""
+        visits = max(1.0, SmallTraining(self.steps).visits(len(read_digits("train")[0])))
+        laplace = LastLayerLaplace(network, visits=visits, chunk=256)
+        seen = observe(number, seed)
+        laplace.fit([seen], draws=DRAWS)
+        laplace.optimize_sigma_noise()
+        laplace.optimize_prior_precision()
+        return HeadRemovals.of(laplace, seen, self.query_rows(seed), QUERY_DRAWS)
 
-    def attribute(self, network: SmallNetwork, number: int) -> dict[str, NDArray]:
+    def attribute(self, network: SmallNetwork, head: HeadRemovals, number: int, seed: int) -> dict[str, NDArray]:
         """Return, by each way, how much a query's loss rises without a training image [N, Q], larger: rises more."""
         images, _ = read_digits("train")
         tests, _ = read_digits("test")
         asked = tests[torch.arange(self.queries) * len(tests) // self.queries]
-        head = self.attribute_by_head(network, number)
-        own, queries = self.gradients(network, number)
-        norms = own.norm(dim=1)[:, None] * queries.norm(dim=1)
-        kernel = own @ own.T
+        effects = Effects(*map(torch.stack, zip(*(head.remove([place]) for place in range(len(images))), strict=True)))
+        seen = observe(number, seed)
+        own, queries = gradients(network, seen, DRAWS), gradients(network, self.query_rows(seed), QUERY_DRAWS)
+        flat, flat_queries = (torch.cat([each.flatten(1) for each in part.values()], 1) for part in (own, queries))
+        kernel = flat @ flat.T
         damped = kernel + kernel.diagonal().mean() * torch.eye(len(kernel))
-        shuffled = torch.rand(head["loss"].shape, generator=generator("chance", self.seed, number))
-        return {
-            "last layer: change of the loss": head["loss"].numpy(),
-            "last layer: certainty": head["certainty"].numpy(),
-            "last layer: mean": head["mean"].numpy(),
-            "whole network: empirical Fisher": torch.linalg.solve(damped, own @ queries.T).double().numpy(),
-            "gradients' cosine": (own @ queries.T / norms).double().numpy(),
-            "nearest neighbour": -torch.cdist(images, asked).double().numpy(),
-            "chance": shuffled.double().numpy(),
+        factors = gather_factors(network, [seen])
+        by_layer = layer_gradients(network, own), layer_gradients(network, queries)
+        product = flat @ flat_queries.T
+        found = {
+            "last layer: change of the loss": effects.loss,
+            "last layer: certainty": effects.certainty,
+            "last layer: mean": effects.mean,
+            FIRST_ORDER: influence(factors, *by_layer, [LAST]),
+            "whole network: K-FAC influence": influence(factors, *by_layer),
+            "whole network: empirical Fisher": torch.linalg.solve(damped, product),
+            "whole network: gradients' cosine": product / (flat.norm(dim=1)[:, None] * flat_queries.norm(dim=1)),
+            NEAREST: -torch.cdist(images, asked),
+            "chance": torch.rand(product.shape, generator=generator("chance", seed, number)),
         }
+        return {name: value.double().numpy() for name, value in found.items()}
 
-    @torch.no_grad()
-    def attribute_by_head(self, network: SmallNetwork, number: int) -> dict[str, Tensor]:
-        """Return what removals from the last layer's regression do [N, Q]: to the loss, the mean, the variance."""
-        visits = max(1.0, SmallTraining(self.steps).visits(len(read_digits("train")[0])))
-        laplace = LastLayerLaplace(network, visits=visits, chunk=256)
-        laplace.fit(self.observe(number), draws=DRAWS)
-        laplace.optimize_sigma_noise()
-        laplace.optimize_prior_precision()
-        refit = Refit.of(laplace)
-        rows = self.query_rows()
-        q = (
-            laplace.layer.patches(laplace.features(rows.x, rows.t, rows.cond)[:, None]).flatten(0, 1).double()
-            @ refit.root
+
+def observe(number: int, seed: int) -> Observation:
+    """Return rows of the training images, DRAWS to an image, for base network `number`."""
+    images, labels = read_digits("train")
+    each = torch.arange(len(images)).repeat_interleave(DRAWS)
+    return draw_noised(images[each], labels[each], generator("fit", seed, number))
+
+
+def gradients(network: SmallNetwork, rows: Observation, draws: int) -> dict[str, Tensor]:
+    """Return gradients of the loss of each image, mean over its draws, {parameter: [N, ...]}."""
+    parameters = {name: value.detach() for name, value in network.named_parameters()}
+
+    def loss(own: dict[str, Tensor], x: Tensor, t: Tensor, label: Any, target: Tensor) -> Tensor:
+        return (functional_call(network, own, (x, t, label)) - target).square().mean()
+
+    one = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0), chunk_size=256)
+    return one(parameters, *(part.unflatten(0, (-1, draws)) for part in rows if part is not None))
+
+
+@torch.no_grad()
+def hold_removals(
+    head: HeadRemovals, attributed: Mapping[str, NDArray], seed: int
+) -> dict[tuple[str, str, str], tuple[NDArray, float]]:
+    """Hold removals against fits from nothing: {(removed, quantity, attribution): (correlations [Q], error)}."""
+    _, labels = read_digits("train")
+    size = len(labels)
+    drawn = [torch.randperm(size, generator=generator("groups", seed, k))[:GROUP_SIZE].tolist() for k in range(GROUPS)]
+    removed = {
+        "an image": [[place * size // SINGLE] for place in range(SINGLE)],
+        "a class": [(labels == label).nonzero().flatten().tolist() for label in range(10)],
+        f"{GROUP_SIZE} images at random": drawn,
+    }
+    found = {}
+    for kind, groups in removed.items():
+        exact, closed = ([way(group) for group in groups] for way in (head.fit_without, head.remove))
+        summed = {name: np.stack([values[group].sum(0) for group in groups]) for name, values in attributed.items()}
+        summed[NEAREST] = np.stack([attributed[NEAREST][group].mean(0) for group in groups])
+        for quantity in ("loss", "certainty"):
+            wanted, own = (
+                torch.stack([getattr(effects, quantity) for effects in each]).numpy() for each in (exact, closed)
+            )
+            ways = {"closed form": own, NEAREST: summed[NEAREST]}
+            ways |= {FIRST_ORDER: summed[FIRST_ORDER]} if quantity == "loss" else {}
+            for name, values in ways.items():
+                error = float(np.linalg.norm(values - wanted) / np.linalg.norm(wanted))
+                found[kind, quantity, name] = (rank_correlation(values.T, wanted.T), error)
+    return found
+
+
+def summarise_scores(each: list[dict[str, float]]) -> list[Row]:
+    """Return a row for each attribution: its score, and what it is above the nearest neighbour's, over seeds."""
+    rows: list[Row] = []
+    for name in each[0]:
+        score = mean_interval([own[name] for own in each])
+        above = mean_interval([own[name] - own[NEAREST] for own in each])
+        row: Row = {"attribution": name, "score": score.estimate, "low": score.low, "high": score.high}
+        rows.append(row | {"over nearest": above.estimate, "its low": above.low, "its high": above.high})
+    return sorted(rows, key=lambda row: -float(row["score"]))  # type: ignore[arg-type]
+
+
+def summarise_removals(played: list[Foretold]) -> list[Row]:
+    """Return a row for each kind of removal, quantity and attribution: correlations and errors over seeds."""
+    rows: list[Row] = []
+    for removed, quantity, name in played[0].removals:
+        own = [each.removals[removed, quantity, name] for each in played]
+        agreement = mean_interval([np.mean([values for values, _ in each]) for each in own])
+        rows.append(
+            {
+                "removed": removed,
+                "of": quantity,
+                "by": name,
+                "rank correlation": agreement.estimate,
+                "low": agreement.low,
+                "high": agreement.high,
+                "least of a query": float(min(values.min() for each in own for values, _ in each)),
+                "relative error": None if name == NEAREST else max(error for each in own for _, error in each),
+            }
         )
-        outputs = network(rows.x, rows.t, rows.cond).double()
-        at_optimum = outputs + q @ torch.linalg.solve(refit.root, refit.change.T)
-        errors = at_optimum - rows.target
-        found: dict[str, list[Tensor]] = {"loss": [], "mean": [], "certainty": []}
-        for each in image_rows(refit, self.observe(number)):
-            removed = remove_rows(*each)
-            moved = q @ removed.change
-            risen = ((q @ removed.rise) * q).sum(1)
-            loss = ((errors + moved).square() - errors.square()).mean(1)
-            for name, value in (("loss", loss), ("mean", moved.square().mean(1)), ("certainty", risen)):
-                found[name].append(value.unflatten(0, (self.queries, QUERY_DRAWS)).mean(1))
-        return {name: torch.stack(values) for name, values in found.items()}
+    return rows
 
-    def gradients(self, network: SmallNetwork, number: int) -> tuple[Tensor, Tensor]:
-        """Return gradients of the loss in all parameters, of training images [N, D] and queries [Q, D]."""
-        parameters = {name: value.detach() for name, value in network.named_parameters()}
 
-        def loss(own: dict[str, Tensor], x: Tensor, t: Tensor, label: Tensor, target: Tensor) -> Tensor:
-            return (functional_call(network, own, (x, t, label)) - target).square().mean()
-
-        one = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))
-
-        def of(rows: Any, draws: int) -> Tensor:
-            shaped = [part.unflatten(0, (-1, draws)) for part in rows]
-            found = one(parameters, *shaped)
-            return torch.cat([value.flatten(1) for value in found.values()], 1)
-
-        return torch.cat([of(rows, DRAWS) for rows in self.observe(number)]), of(self.query_rows(), QUERY_DRAWS)
+def _score(foretold: list[NDArray], actual: NDArray) -> float:
+    """Return Spearman's correlation over halves, averaged over queries and base networks."""
+    return float(np.mean([rank_correlation(own.T, actual.T).mean() for own in foretold]))
 
 
 if __name__ == "__main__":
