@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ldm.records import Row, write_record
 from ldm.report.plots import Curve, curve_plot
 from ldm.report.promises import DRAWN, bad_shares
 from ldm.report.tables import markdown_table, read_csv, write_csv
+from ldm.stats import mean_interval
 from ldm.util import generator
 
 
@@ -23,19 +26,20 @@ from ldm.util import generator
 class PromiseStudy:
     """Promise on a random half of judged samples, and look at the other half: how often promises break.
 
-    --samples is a folder of `decu laplace sample`, --judge a classifier of `decu evaluate classifier`. Each of
-    --splits draws its own half for calibration. Broken is a promise whose accepted share of the other half is worse
+    --samples are folders of `decu laplace sample`, of other seeds or trainings; --judge is a classifier of `decu
+    evaluate classifier`. Each of --splits draws its own half for calibration. Means are over folders, the accepted
+    share with Student's interval over them. Broken is a promise whose accepted share of the other half is worse
     than the risk by the judge; that share has a chance error of its own, so that the broken share is an upper bound.
 
     Examples:
-      python -m benchmarks.promises --samples results/samples --judge models/digits.safetensors --risk 0.05 \\
-          --out results/promises
+      python -m benchmarks.promises --samples results/samples_0 results/samples_1 results/samples_2 \\
+          --judge models/digits.safetensors --risk 0.05 --out results/promises
 
     Writes {out}/promises.csv, promises.png, record.json.
     """
 
-    samples: str
-    """The folder of the samples and their scores."""
+    samples: tuple[str, ...]
+    """The folders of the samples and their scores."""
     judge: str
     """The classifier that says which samples are bad."""
     out: str
@@ -53,21 +57,35 @@ class PromiseStudy:
 
     def run(self) -> list[Row]:
         """Split, promise, look, and write; return the rows of the table."""
-        folder = Path(self.samples)
-        rows = read_csv(folder / "scores.csv")
-        bad = recognise(self.judge, folder, [row["class"] for row in rows], "cpu").bad
-        values = {name: np.array([float(row[name]) for row in rows]) for name in self.scores}  # type: ignore[arg-type]
-        values[CHANCE] = torch.rand(len(bad), generator=generator("random score", self.seed)).double().numpy()
-        table = [self.try_score(name, own, bad) for name, own in values.items()]
-        curves = {name: Curve(DRAWN, bad_shares(own, bad)) for name, own in values.items()}
+        begun = time.process_time()
+        judged = [self.read(Path(folder)) for folder in self.samples]
+        table = [
+            summarise([self.try_score(name, values[name], bad) for values, bad in judged]) for name in judged[0][0]
+        ]
+        curves = {}
+        for name in judged[0][0]:
+            curves[name] = Curve(DRAWN, np.mean([bad_shares(values[name], bad) for values, bad in judged], 0))
         curves["promised at most"] = Curve(DRAWN, np.full(len(DRAWN), self.risk))
-        note = f"{len(bad)} samples, {bad.mean():.1%} bad; halves for calibration, {self.splits} splits"
+        counts = " + ".join(f"{len(bad)}" for _, bad in judged)
+        shares = ", ".join(f"{bad.mean():.1%}" for _, bad in judged)
+        note = (
+            f"{counts} samples, {shares} bad; halves for calibration, {self.splits} splits; confidence "
+            f"{self.confidence:g}; {time.process_time() - begun:.0f} CPU s"
+        )
         print(markdown_table(table, 3), note, sep="\n")
         write_csv(Path(self.out) / "promises.csv", table, [note], overwrite=True)
         curve_plot(curves, Path(self.out) / "promises.png", "accepted share of the samples, the surest first",
                    "bad share of the accepted", note=note, legend="by score", overwrite=True)  # fmt: skip
         write_record(Path(self.out) / "record.json", self, overwrite=True, note=note)
         return table
+
+    def read(self, folder: Path, number: int) -> tuple[dict[str, NDArray], NDArray]:
+        """Return the scores {name: [N]} of a folder's samples, a random one among them, and whether they are bad."""
+        rows = read_csv(folder / "scores.csv")
+        bad = recognise(self.judge, folder, [row["class"] for row in rows], "cpu").bad
+        values = {name: np.array([float(row[name]) for row in rows]) for name in self.scores}  # type: ignore[arg-type]
+        values[CHANCE] = torch.rand(len(bad), generator=generator("random score", self.seed, number)).numpy()
+        return values, bad
 
     def try_score(self, name: str, values: NDArray, bad: NDArray) -> Row:
         """Return how a score's promises go over the splits."""
@@ -89,6 +107,18 @@ class PromiseStudy:
             "bad of the accepted": float(np.mean(shares)) if shares else None,
             "broken": float(np.mean(broken)),
         }
+
+
+def summarise(each: Sequence[Row]) -> Row:
+    """Return the mean of a score's rows over folders, with Student's interval of the accepted share."""
+    row: Row = {"score": each[0]["score"]}
+    for column in ("promised", "accepted share", "bad of the accepted", "broken"):
+        known = [float(own[column]) for own in each if own[column] is not None]  # type: ignore[arg-type]
+        interval = mean_interval(known) if known else None
+        row[column] = None if interval is None else interval.estimate
+        if column == "accepted share" and interval is not None:
+            row |= {"low": interval.low, "high": interval.high}
+    return row
 
 
 if __name__ == "__main__":

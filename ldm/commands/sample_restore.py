@@ -83,7 +83,7 @@ class SampleRestore:
 
         out = Path(self.out)
         refuse_existing([out / "intervals.csv"], self.overwrite)
-        found = self._restore()
+        found = self.restore()
         count = len(found.mean)
         first = self._count_calibrating(count)
         errors = found.errors
@@ -128,7 +128,7 @@ class SampleRestore:
         largest_mean(self.risk, self.confidence, first)
         return first
 
-    def _restore(self) -> RestoredPictures:
+    def restore(self) -> RestoredPictures:
         """Load the model and the pictures, and restore them where there are enough."""
         from omegaconf import OmegaConf
         from tqdm import tqdm

@@ -39,6 +39,9 @@ from ldm.uncertainty.control_maps import edge_strength
 from ldm.uncertainty.information import mutual_information
 from ldm.uncertainty.propagation import PredictiveDenoiser
 
+# Which of the six sums along a path the scores of it take.
+PATH_SUMS = {"path energy": [1], "path curvature": [4], "path, six sums": list(range(6))}
+
 
 @dataclass(frozen=True)
 class Corruption:
@@ -138,21 +141,21 @@ class NetworkReader:
                 denoiser = PredictiveDenoiser(self.laplace, self.schedule, self.target, cond)
                 found["variance"].append(denoiser.law(x, u)[1].double().flatten(1).mean(1))
             if self.taps:
-                found["snapshots"].append(self._snapshot(x, u, cond))
+                found["snapshots"].append(self.snapshot(x, u, cond))
         read = {name: torch.stack(values, 1).cpu().numpy() for name, values in found.items() if values}
-        return Readings(path=self._follow(z, cond, corruption.ratios).cpu().numpy(), **read)
+        return Readings(path=self.follow(z, cond, corruption.ratios).cpu().numpy(), **read)
 
     def _predict(self, network: Network, x: Tensor, u: float, cond: Tensor | None) -> Prediction:
         return NetworkDenoiser(network, self.schedule, self.target, cond, self.learned_range)(x, u)
 
-    def _snapshot(self, x: Tensor, u: float, cond: Tensor | None) -> Tensor:
+    def snapshot(self, x: Tensor, u: float, cond: Tensor | None) -> Tensor:
         """Return the means of the taps' activations over positions [B, F]."""
         scale = self.target.coefficients(*self.schedule.per_image(u))[2].to(x)
         time = self.schedule.time_to_net(u).to(device=x.device, dtype=torch.float32).expand(len(x))
         found = activations(self.network, self.taps or {}, scale * x, time, cond)
         return torch.cat([pool_activation(value).double() for value in found.values()], 1)
 
-    def _follow(self, z: Tensor, cond: Tensor | None, ratios: Sequence[float]) -> Tensor:
+    def follow(self, z: Tensor, cond: Tensor | None, ratios: Sequence[float]) -> Tensor:
         """Return sums of |eps|^p, and of |d eps / d log ratio|^p, p = 1, 2, 3, along the way to noise [B, 6]."""
         said: Prediction | None = None
         sizes: list[Tensor] = []
@@ -243,16 +246,26 @@ class KnownPictures:
                 found[f"{name}, 1 level"] = PictureScore(values[:, self.one], passes)
                 found[f"{name}, {levels} levels"] = PictureScore(np.log(values.clip(1e-30)).mean(1), passes * levels)
         if readings.snapshots is not None and own.snapshots is not None:
-            pairs = list(zip(own.snapshots.swapaxes(0, 1), readings.snapshots.swapaxes(0, 1), strict=True))
-            each = [Law.of(known).distance(asked) for known, asked in pairs]
-            found["snapshot, 1 level"] = PictureScore(each[self.one], 1)
-            found[f"snapshot, {levels} levels"] = PictureScore(np.log(each).mean(0), levels)
-            found["nearest snapshot, 1 level"] = PictureScore(_nearest(*pairs[self.one]), 1)
-        sums = {"path energy": [1], "path curvature": [4], "path, six sums": list(range(6))}
-        for name, columns in sums.items():
-            law = Law.of(np.log(own.path[:, columns]))
-            found[name] = PictureScore(law.distance(np.log(readings.path[:, columns])), levels)
+            each = snapshot_distances(own.snapshots, readings.snapshots)
+            found["snapshot, 1 level"] = PictureScore(each[:, self.one], 1)
+            found[f"snapshot, {levels} levels"] = PictureScore(np.log(each).mean(1), levels)
+            pair = own.snapshots[:, self.one], readings.snapshots[:, self.one]
+            found["nearest snapshot, 1 level"] = PictureScore(_nearest(*pair), 1)
+        for name in PATH_SUMS:
+            found[name] = PictureScore(path_distances(name, own.path, readings.path), levels)
         return found
+
+
+def snapshot_distances(known: NDArray, asked: NDArray) -> NDArray[np.float64]:
+    """Return the distance of snapshots [N, T, F] at each level from the law of known ones [K, T, F]: [N, T]."""
+    pairs = zip(known.swapaxes(0, 1), asked.swapaxes(0, 1), strict=True)
+    return np.stack([Law.of(own).distance(other) for own, other in pairs], 1)
+
+
+def path_distances(name: str, known: NDArray, asked: NDArray) -> NDArray[np.float64]:
+    """Return the distance of paths [N, 6], in the sums that a score of `PATH_SUMS` takes, from known ones [K, 6]."""
+    columns = PATH_SUMS[name]
+    return Law.of(np.log(known[:, columns])).distance(np.log(asked[:, columns]))
 
 
 def _nearest(known: NDArray, asked: NDArray) -> NDArray[np.float64]:
