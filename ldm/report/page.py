@@ -21,6 +21,8 @@ PAGE = "page.html"
 WIDEST_SHOWN = 1600
 # From this width on, in pixels, a picture is not shrunk to a narrow screen.
 WIDE = 600
+# The least width of such a picture there, half a screen's pixel to a pixel, between these, in rem.
+NARROWEST_REM, WIDEST_REM = 34, 62
 # Pictures of more bytes are written as WebP, which takes a fraction of them for photographs.
 LARGE = 60_000
 
@@ -80,14 +82,22 @@ class Picture:
     caption: str
 
     @property
+    def width(self) -> int:
+        """The width of the file in pixels."""
+        if isinstance(self.path, Image.Image):
+            return self.path.size[0]
+        with reading(self.path, "a picture", "make it again, or remove it"), Image.open(self.path) as image:
+            return image.size[0]
+
+    @property
     def wide(self) -> bool:
         """Whether a narrow screen shows it better cut off, to be moved, than as small as the screen."""
-        if isinstance(self.path, Image.Image):
-            size = self.path.size
-        else:
-            with reading(self.path, "a picture", "make it again, or remove it"), Image.open(self.path) as image:
-                size = image.size
-        return size[0] >= WIDE
+        return self.width >= WIDE
+
+    @property
+    def least_rem(self) -> int:
+        """The least width of a wide picture on any screen, in rem of 16 pixels: its letters stay readable."""
+        return min(max(NARROWEST_REM, self.width // 32), WIDEST_REM)
 
     @property
     def source(self) -> str:

@@ -113,6 +113,14 @@ def test_cells_are_sorted_by_numbers_and_show_four_digits():
     assert make_cell("a").number is None and make_cell(True).text == "yes"
 
 
+@pytest.mark.parametrize(("width", "least"), [(700, 34), (1500, 46), (4000, 62)])
+def test_a_wide_picture_is_not_made_smaller_than_half_its_pixels(width, least, tmp_path):
+    Image.new("RGB", (width, 30)).save(tmp_path / "wide.png")
+    sections = [Section("Results", [Picture(tmp_path / "wide.png", "wide")])]
+    path = ResultPage("A title", [], sections).write(tmp_path / "page.html")
+    assert f'class="wide" tabindex="0" style="--least: {least}rem"' in path.read_text()
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at pages with")
 def test_a_browser_shows_it_on_a_narrow_screen_without_overflow_or_error(tmp_path):
     wide = {f"a rather long column {place}": place / 7 for place in range(12)}
