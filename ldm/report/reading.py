@@ -33,6 +33,33 @@ EXPLANATIONS: dict[tuple[str, ...], tuple[str, ...]] = {
         "Filtering keeps the most certain images; the control beside it removes as many at random. What counts is the"
         " difference between the two, against its interval.",
     ),
+    ("laplace filter",): (
+        "A promise holds, with its confidence, for further samples of the same model and settings: of those below the "
+        "threshold at most the promised share is bad. Bad is what the judge calls bad, its errors included.",
+        "The score random knows nothing. A promise that it keeps as well is one that the samples need no score for.",
+    ),
+    ("attribute -",): (
+        "Certainty is how much a sample's variance would rise without a training picture, over that variance; mean is "
+        "how much its outputs would change. Both are exact for the last layer, with the features as they are.",
+        "What the layers below would have learned without a picture only a training tells.",
+    ),
+    ("value -",): (
+        "The fall is how much lower the held-out loss would be with more pictures of a class, after a refit of the "
+        "last layer; the layers below would learn from more pictures, too. Compare it with the number of pictures that "
+        "a class has, which costs nothing.",
+    ),
+    ("sample restore",): (
+        "Of the pixels of further pictures at most the risk's share lies outside of the intervals on average, with the "
+        "confidence over calibration sets. Any map keeps that; a better one does it with shorter intervals.",
+    ),
+    ("uncertainty ood",): (
+        "AUROC is the probability that a picture of the folder scores above a known one: 0.5 where they are not told "
+        "apart. Scores that ask no network stand beside the others: a score is worth what it adds to these.",
+    ),
+    ("evaluate trainings",): (
+        "The band of the mean says how well the mean over trainings is known, the wider one where one more training "
+        "would lie. A ratio near 1 says that trainings add nothing that these samples could show.",
+    ),
     ("exposure",): (
         "Exposure bias is the distance between the noisy images that a network was trained on and those that it meets"
         " when it samples. Epsilon scaling divides the predicted noise by a factor above one to shrink that distance.",

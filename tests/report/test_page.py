@@ -14,6 +14,7 @@ from PIL import Image
 from ldm.commands.report import WritePage
 from ldm.report.page import PageTable, Picture, ResultPage, Section, Text, make_cell
 from ldm.report.pages import make_page
+from ldm.report.reading import how_to_read
 from ldm.report.tables import write_csv
 
 NAMES = ["ant", "bee & <b>wasp</b>", "cat"]
@@ -105,6 +106,22 @@ def test_any_results_have_a_page_and_none_have_not(tmp_path):
         "How to read this",
         "How this was made",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("__main__.py laplace filter --samples a --risk 0.05", "A promise holds"),
+        ("decu attribute --run a", "Certainty is how much"),
+        ("decu value --run a", "The fall is how much"),
+        ("python -m ldm sample restore --run a", "Any map keeps that"),
+        ("decu uncertainty ood --run a", "AUROC is the probability"),
+        ("decu evaluate trainings --runs a b", "one more training"),
+    ],
+)
+def test_results_that_one_acts_on_say_what_they_mean(line, word):
+    text = " ".join(block.text for block in how_to_read([line]).blocks)
+    assert word in text and "comments of each table" not in text
 
 
 def test_cells_are_sorted_by_numbers_and_show_four_digits():
