@@ -21,7 +21,7 @@ from ldm.diffusion.denoiser import Target
 from ldm.evaluation.ood import Corruption, NetworkReader, path_distances, snapshot_distances
 from ldm.util import generator
 
-LEVELS = Corruption.make(0.1, 5.0, 10)
+FAMILIAR_LEVELS = Corruption.make(0.1, 5.0, 10)
 # Training images that pictures are compared with.
 FAMILIAR = 400
 # Places inside of the small network whose activations are snapshots.
@@ -38,7 +38,7 @@ class PathCurvature:
     @torch.no_grad()
     def score(self, problem: Problem) -> Scored:
         """Return a distance of each picture."""
-        asked = make_reader(problem).follow(problem.pictures, problem.labels, LEVELS.ratios)
+        asked = make_reader(problem).follow(problem.pictures, problem.labels, FAMILIAR_LEVELS.ratios)
         return Scored(
             value=torch.from_numpy(path_distances("path curvature", read_known(problem, "path"), asked.numpy()))
         )
@@ -56,7 +56,7 @@ class Snapshots:
         """Return the mean logarithm of the distances of each picture."""
         reader, pictures = make_reader(problem), problem.pictures
         found = []
-        for number, ratio in enumerate(LEVELS.ratios):
+        for number, ratio in enumerate(FAMILIAR_LEVELS.ratios):
             u = float(problem.schedule.time_at(ratio))
             x = problem.schedule.noised(pictures, problem.noise(number, pictures.shape), u)
             found.append(reader.snapshot(x, u, problem.labels))
@@ -76,7 +76,7 @@ def read_known(problem: Problem, name: str) -> np.ndarray:
         images, labels = problem.data
         chosen = torch.randperm(len(images), generator=generator("familiar", problem.world.seed))[:FAMILIAR]
         square: Tensor = problem.trained.source.square(images[chosen])
-        found = make_reader(problem).read(square, labels[chosen], range(len(chosen)), LEVELS)
+        found = make_reader(problem).read(square, labels[chosen], range(len(chosen)), FAMILIAR_LEVELS)
         return {"path": torch.from_numpy(found.path), "snapshots": torch.from_numpy(found.snapshots)}
 
     return problem.trained.artefacts.get("familiar", read)[name].numpy()

@@ -33,7 +33,7 @@ DAMPING = 0.1
 
 
 @dataclass(frozen=True)
-class KroneckerFactors:
+class LayerFactors:
     """The factors of a layer of O outputs and K inputs, the bias's 1 among them.
 
     Attributes:
@@ -53,7 +53,7 @@ class KroneckerFactors:
         return vectors @ (turned / (eigenvalues + damping * eigenvalues.mean())) @ their_vectors.T
 
 
-def gather_factors(network: nn.Module, batches: Iterable[Observation]) -> dict[str, KroneckerFactors]:
+def gather_factors(network: nn.Module, batches: Iterable[Observation]) -> dict[str, LayerFactors]:
     """Return the factors of every linear layer and embedding by its name.
 
     Args:
@@ -79,7 +79,7 @@ def gather_factors(network: nn.Module, batches: Iterable[Observation]) -> dict[s
         count += len(outputs)
     if not count:
         raise ValueError("Kronecker factors are means over rows of the data, and there is no batch")
-    return {name: KroneckerFactors(outputs / count, inputs / count) for name, (outputs, inputs) in sums.items()}
+    return {name: LayerFactors(outputs / count, inputs / count) for name, (outputs, inputs) in sums.items()}
 
 
 def layer_gradients(network: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def layer_gradients(network: nn.Module, gradients: Mapping[str, Tensor]) -> dict
 
 
 def influence(
-    factors: Mapping[str, KroneckerFactors],
+    factors: Mapping[str, LayerFactors],
     own: Mapping[str, Tensor],
     queries: Mapping[str, Tensor],
     layers: Sequence[str] | None = None,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from ldm.benchmark.familiar import FAMILIAR, LEVELS, PathCurvature, Snapshots
+from ldm.benchmark.familiar import FAMILIAR, FAMILIAR_LEVELS, PathCurvature, Snapshots
 from ldm.util import generator
 
 
@@ -54,7 +54,7 @@ def hooked(problem, z, labels, noises):
 @torch.no_grad()
 def test_snapshots_are_mahalanobis_distances_of_activations(problem):
     images, labels = known(problem)
-    usual = hooked(problem, images, labels, LEVELS.noises(range(len(images)), (1, 8, 8)))
+    usual = hooked(problem, images, labels, FAMILIAR_LEVELS.noises(range(len(images)), (1, 8, 8)))
     pictures = problem.pictures
     noises = [problem.noise(number, pictures.shape) for number in range(10)]
     asked = hooked(problem, pictures, problem.labels, noises)
