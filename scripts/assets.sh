@@ -13,6 +13,7 @@ trap 'rm -rf "$drawn"' EXIT
 
 groups="
 quickstart     members classes pixels rollout_certain rollout_uncertain    2 min; the ensemble of scripts/quickstart.sh
+shapes         shapes_pixels shapes_by_images                              36 min
 toy            toy                                                         1 min
 laplace        bayesdiff_steps bayesdiff_sweep                             2 min; the base model of scripts/quickstart.sh
 acting         acting_promises                                             3 min; the same
@@ -69,6 +70,15 @@ draw_quickstart() {
     decu rollout --path "$logs/bootstrapped_digits_5" --branch_at 0.5 --out "$drawn/rollouts"
     take "$(ls "$drawn"/rollouts/rollout_bin1_*.png | head -n 1)" rollout_uncertain # the first class with one image
     take "$(ls "$drawn"/rollouts/rollout_binall_*.png | head -n 1)" rollout_certain # the first with all of its images
+}
+
+draw_shapes() {
+    python -m benchmarks.shapes --out "$work/shapes"
+    [ -f "$work/my.yaml" ] || decu new --data "$work/shapes" --size 32 --out "$work/my.yaml"
+    decu uncertainty study --config "$work/my.yaml" --logdir "$logs" lightning.trainer.max_steps=900
+    decu uncertainty pixels --path "$logs/bootstrapped_my_5" --classes yellow_square white_bars red_disc purple_star orange_triangle magenta_heart green_cross cyan_check brown_stripes blue_ring --out "$drawn/shapes"
+    take "$drawn/shapes/pixel_unc_branch0_0.png" shapes_pixels
+    take "$logs/bootstrapped_my_5/samps_uncs_branch0/by_images.png" shapes_by_images
 }
 
 draw_toy() {
