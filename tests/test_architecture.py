@@ -102,7 +102,7 @@ DRAWS = re.compile(
 )
 DRAWS_IN_PLACE = {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_"}
 GLOBAL_SEEDS = re.compile(
-    r"(torch(\.cuda|\.random)?\.(manual_seed|manual_seed_all|seed)|.*\bseed_everything|random\.\w+)"
+    r"(torch(\.cuda|\.random)?\.(manual_seed|manual_seed_all|seed)|.*\bseed_everything|random\.(?!Random\b)\w+)"
 )
 CODE = (ast.Assign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Return, ast.Raise)
 CODE += (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Assert, ast.Delete)
