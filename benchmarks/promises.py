@@ -58,12 +58,11 @@ class PromiseStudy:
     def run(self) -> list[Row]:
         """Split, promise, look, and write; return the rows of the table."""
         begun = time.process_time()
-        judged = [self.read(Path(folder)) for folder in self.samples]
-        table = [
-            summarise([self.try_score(name, values[name], bad) for values, bad in judged]) for name in judged[0][0]
-        ]
+        judged = [self.read(Path(folder), number) for number, folder in enumerate(self.samples)]
+        names = list(judged[0][0])
+        table = [summarise([self.try_score(name, values[name], bad) for values, bad in judged]) for name in names]
         curves = {}
-        for name in judged[0][0]:
+        for name in names:
             curves[name] = Curve(DRAWN, np.mean([bad_shares(values[name], bad) for values, bad in judged], 0))
         curves["promised at most"] = Curve(DRAWN, np.full(len(DRAWN), self.risk))
         counts = " + ".join(f"{len(bad)}" for _, bad in judged)
@@ -117,7 +116,7 @@ def summarise(each: Sequence[Row]) -> Row:
         interval = mean_interval(known) if known else None
         row[column] = None if interval is None else interval.estimate
         if column == "accepted share" and interval is not None:
-            row |= {"low": interval.low, "high": interval.high}
+            row |= {"low": max(0.0, interval.low), "high": min(1.0, interval.high)}  # a share has no other values
     return row
 
 

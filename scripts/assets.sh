@@ -100,7 +100,7 @@ draw_acting() {
     fit "$(newest digits_base)" digits --draws 4 --visits 4 --also sandwich
     for seed in 0 1 2; do
         decu laplace sample --run "$(newest digits_base)" --posterior "$work/digits" --n 1500 --method path --steps 10 \
-            --control_maps energy edges --seed "$seed" --out "$drawn/many_$seed"
+            --scale 1 --control_maps energy edges --seed "$seed" --out "$drawn/many_$seed"
     done
     [ -f "$work/digits.safetensors" ] || decu evaluate classifier --base configs/evaluation/digits.yaml --out "$work/digits.safetensors"
     python -m benchmarks.promises --samples "$drawn"/many_{0,1,2} --judge "$work/digits.safetensors" --risk 0.05 --out "$drawn/promises"
