@@ -15,7 +15,7 @@ from ldm.commands.line import run_file
 from ldm.commands.shared import Placement
 from ldm.diffusion.samplers import run
 from ldm.ensembles.members import SingleMember
-from ldm.experiments.timing import write_numbers
+from ldm.experiments.timing import count_operations, write_numbers
 from ldm.options import option
 from ldm.pipelines import EnsemblePipeline, load_ensemble
 from ldm.pipelines.information import measure_classes
@@ -32,16 +32,23 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to ask: a sampler, its steps, where members branch, and the precision of the network."""
+    """One way to ask: a sampler, its steps, where members branch, the precision of the network, what it keeps.
+
+    Attributes:
+        deep_every, shallow_blocks: see `ldm.settings.Speed`.
+    """
 
     sampler: SamplerName
     steps: int
     at: float
     precision: Precision = "float32"
+    deep_every: int = 1
+    shallow_blocks: int | None = None
 
     def of(self, pipeline: EnsemblePipeline, seed: int) -> EnsemblePipeline:
         """Return the ensemble asked in this way, on the noises of a seed."""
-        speed = replace(pipeline.speed, precision=self.precision)
+        kept = {"deep_every": self.deep_every, "shallow_blocks": self.shallow_blocks}
+        speed = replace(pipeline.speed, precision=self.precision, **kept)
         sampling = Sampling(self.sampler, self.steps, seed=seed)
         return pipeline.with_(sampling=sampling, branching=Branching(at=self.at), speed=speed)
 
@@ -52,12 +59,13 @@ class Answer:
 
     Attributes:
         mi: [classes, noises], nats.
-        evaluations: passes of the network for one image: those before the branch, and one a member there.
+        evaluations: passes of the network for one image: those before the branch, and one a member there; parts of
+            passes count by their operations.
         seconds: of one noise of one class.
     """
 
     mi: Values
-    evaluations: int
+    evaluations: float
     seconds: float
 
 
@@ -85,12 +93,20 @@ class CountedDenoiser:
         return self.denoiser(*args)
 
 
-def count_evaluations(pipeline: EnsemblePipeline) -> int:
-    """Count passes of the network for one image up to the branched step: one a member there, one before."""
+def count_evaluations(pipeline: EnsemblePipeline) -> float:
+    """Count passes of the network for one image up to the branched step: one a member there, one before.
+
+    Of a network that keeps deep features they are as many as have its operations.
+    """
     chains = pipeline._chains([0], [0], pipeline.bases(0))
-    counted = {name: CountedDenoiser(chains.pop(name)) for name in ("base", "members")}
-    branch(**counted, **chains, only_first=True)
-    return counted["base"].calls + pipeline.members * counted["members"].calls
+    counted = {name: CountedDenoiser(chains[name]) for name in ("base", "members")}
+    branch(**{**chains, **counted}, only_first=True)
+    passes = counted["base"].calls + pipeline.members * counted["members"].calls
+    if pipeline.speed.deep_every == 1:
+        return passes
+    exact = pipeline.with_(deep_every=1, shallow_blocks=None)._chains([0], [0], pipeline.bases(0))
+    made, whole = (count_operations(lambda one=one: branch(**one, only_first=True)) for one in (chains, exact))
+    return passes * made / whole
 
 
 def measure_answer(pipeline: EnsemblePipeline, n: int) -> Answer:
@@ -198,6 +214,10 @@ class AnswerStudy:
     """Where members branch, as fractions of the steps; the reference branches at the first."""
     precisions: tuple[Precision, ...] = ("float32",)
     """The precisions of the network."""
+    deep_everys: tuple[int, ...] = (1,)
+    """How seldom deep features of the network are computed, see --deep_every of commands; 1 computes all."""
+    shallow_blocks: tuple[int, ...] = (1,)
+    """With these, the blocks at either end that are always computed."""
     n: int = 48
     """Noises of a class, from which fewer are drawn."""
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -250,11 +270,13 @@ class AnswerStudy:
     def ways(self) -> Sequence[Way]:
         """Return every way to ask but the reference's."""
         return [
-            Way(sampler, steps, at, precision)
+            Way(sampler, steps, at, precision, every, shallow)
             for sampler in self.samplers
             for steps in self.step_counts
             for at in self.branch_ats
             for precision in self.precisions
+            for every in self.deep_everys
+            for shallow in (self.shallow_blocks if every > 1 else (None,))
         ]
 
     def usable(self, how: str) -> list[int]:
@@ -271,6 +293,7 @@ def _row(
         "steps": way.steps,
         "branch": way.at,
         "precision": way.precision,
+        "deep": "always" if way.deep_every == 1 else f"every {way.deep_every}, {way.shallow_blocks} shallow",
         "noises a class": f"{cost.noises:g}" if reached else f"more than {cost.noises:g}",
         "rank correlation": f"{cost.correlation:.3f} [{cost.low:.3f}, {cost.high:.3f}]",
         "evaluations": f"{cost.evaluations:g}",

@@ -125,6 +125,7 @@ class FitLaplace:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
+        self.speed.check_exact()
         if self.published:
             defaults = {one.name: one.default for one in fields(self)}
             for name, value in PUBLISHED_FIT.items():

@@ -72,6 +72,7 @@ class SampleRestore:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
+        self.speed.check_exact()
         if not self.noise > 0:
             raise ValueError(f"--noise must be above 0, got {self.noise:g}: of a clean picture everything is known")
 

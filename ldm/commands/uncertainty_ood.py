@@ -88,6 +88,7 @@ class UncertaintyOod:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
+        self.speed.check_exact()
         own = (self.source.run, self.source.base, self.source.ckpt) != (None, None, None)
         if own == (self.ensemble is not None):
             raise ValueError("the backbone comes from --run (or --base and --ckpt), or from --ensemble: give one")

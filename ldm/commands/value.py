@@ -60,6 +60,7 @@ class ValueData:
     speed: Speed = Speed()
 
     def __post_init__(self) -> None:
+        self.speed.check_exact()
         if not self.k or min(self.k) < 1:
             raise ValueError(
                 f"--k takes numbers of further pictures from 1, got {' '.join(map(str, self.k)) or 'none'}"

@@ -21,7 +21,7 @@ from ldm.modules.choices import Choices
 from ldm.modules.conditioned import ConditionedNetwork
 from ldm.pipelines.prompts import make_text_choices
 from ldm.pipelines.sizes import resize_states
-from ldm.pipelines.speed import with_speed
+from ldm.pipelines.speed import keep_deep, with_speed
 from ldm.pipelines.wrappers import Wrappers, make_wrappers
 from ldm.settings import Sampling, Speed
 
@@ -105,7 +105,7 @@ class Pipeline:
         if values["sampling"].guidance == self.sampling.guidance:
             kept |= {"guide"}
         if values["speed"] != self.speed:
-            kept -= {"network", "base_network"}
+            kept -= {"network", "base_network", "sampler"}
             model, passes = with_speed(self.model, values["speed"], self.device)
             values.update(model=model, passes=passes)
         made = replace(self, **values)
@@ -287,7 +287,8 @@ class Pipeline:
             variance = "learned_range" if learns else read_scheduled(self.config, "variance")
         shift = None if labels is None else self.wrappers.mean_shift(name, labels)
         eta = self.sampling.eta if "eta" in known else self.sampling.eta or None
-        return make_sampler(name, eta=eta, variance=variance, mean_shift=shift, **self.sampler_options)
+        made = make_sampler(name, eta=eta, variance=variance, mean_shift=shift, **self.sampler_options)
+        return keep_deep(self.model, made)
 
     @cached_property
     def base_network(self) -> ConditionedNetwork:

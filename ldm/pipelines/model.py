@@ -221,7 +221,7 @@ class ModelPipeline(Pipeline):
             **{name: value for name, value in sampling.levels.items() if value is not None},
             **({"sampler_options": self.sampler_options} if self.sampler_options else {}),
             **({} if self.model.choices is None else {"choices": list(self.model.choices.names)}),
-            **({} if self.speed.precision == "float32" else {"precision": self.speed.precision}),
+            **self.speed.describe(),
             **({} if choices is None else {"conditions_sha256": tensors_sha256(choices.tensors())}),
             **self.wrappers.describe(),
             **self._describe_guidance(),

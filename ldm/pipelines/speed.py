@@ -1,4 +1,7 @@
-"""How the network of a loaded model runs: precision, memory layout, compiled code. Each falls back with a message."""
+"""How the network of a loaded model runs: precision, memory layout, compiled code, deep features that are kept.
+
+Each falls back with a message, but for the last, which is refused where it does not act.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.samplers.registry import Sampler
 from ldm.memory import Chunker, is_out_of_memory, keep_freed_memory, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.compiled import compile_blocks, compile_rows
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
 from ldm.modules.parts import find_parts
+from ldm.pipelines.deep import ReusingSampler, Walk
 from ldm.settings import Speed
 
 log = logging.getLogger(__name__)
@@ -22,6 +27,7 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA graphs save the time between kernels, which counts where there are few images.
 GRAPH_ROWS = 64
+_T = TypeVar("_T")
 
 
 class FastFeatures:
@@ -64,21 +70,22 @@ class FastFeatures:
         return FastFeatures(features, self.device, self.precision, self.compiled, self.readout_dtype)
 
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        return self._run(x, emb, context).to(self.readout_dtype)
+        return self._run(self.plain, self._fast, x, emb, context).to(self.readout_dtype)
 
-    def _run(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def _run(self, plain: Callable[..., _T], fast: Callable[..., _T], *inputs: Any) -> _T:
+        """Return `fast(*inputs)`, or `plain(*inputs)` where compiled code does not run."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            if not self.compiled or in_functorch() or in_forward_mode() or torch.is_grad_enabled():
-                return self.plain(x, emb, context)
+            if not self.compiled or _is_transformed():
+                return plain(*inputs)
             try:
-                return self._fast(x, emb, context)
+                return fast(*inputs)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 log.warning("--compile: this network does not compile here (%s); it runs as it is", reason)
                 self.compiled = False
-                return self.plain(x, emb, context)
+                return plain(*inputs)
 
     def _fast(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         rows = max(len(x), len(emb), 0 if context is None else len(context))
@@ -86,6 +93,65 @@ class FastFeatures:
             return self._whole(x, emb, context)
         torch.compiler.cudagraph_mark_step_begin()
         return self._graphed(x, emb, context).clone()  # the next call overwrites what a graph returns
+
+
+class DeepFeatures(FastFeatures):
+    """`unet.features` that runs its deep blocks at every N-th evaluation of a chain, and takes what they gave between.
+
+    Outside a chain, with gradients, under `torch.func` transforms and in forward mode everything runs.
+
+    Args:
+        plain: `unet.features`.
+        speed: N, and how many blocks at either end always run.
+        walk: the chain that is being walked.
+        further: arguments of `FastFeatures`.
+
+    Raises:
+        ValueError: if the network cannot be split, or has fewer blocks than are to run always.
+    """
+
+    def __init__(self, plain: Callable[..., Tensor], speed: Speed, walk: Walk, *further: Any):
+        super().__init__(plain, *further)
+        network = getattr(plain, "__self__", None)
+        if not hasattr(network, "split_features"):
+            raise ValueError(
+                "--deep_every keeps deep features of the UNets of latent-diffusion and ADM; a network of class "
+                f"{type(network).__name__} has none that are kept: leave it out"
+            )
+        self.speed, self.walk = speed, walk
+        self.shallow = speed.shallow_blocks or 1
+        blocks = len(cast(Any, network).input_blocks)
+        if self.shallow > blocks:
+            raise ValueError(f"--shallow_blocks takes at most the {blocks} blocks of this UNet, got {self.shallow}")
+
+    def of(self, unet: nn.Module) -> DeepFeatures:
+        """Return the same for the features of another network."""
+        further = (self.device, self.precision, self.compiled, self.readout_dtype)
+        return DeepFeatures(cast(Any, unet).features, self.speed, self.walk, *further)
+
+    def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        chain = self.walk.chain
+        if chain is None or _is_transformed():
+            return super().__call__(x, emb, context)
+        return chain.run(self._split, self.shallow, x, emb, context)
+
+    def _split(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        plain, fast = (cast(Any, one).__self__.split_features for one in (self.plain, self._whole))
+        features, deep = self._run(plain, fast, *inputs)
+        return features.to(self.readout_dtype), deep
+
+
+def keep_deep(model: LatentDiffusion, sampler: Sampler) -> Sampler:
+    """Return a sampler that keeps deep features of a model's network along its steps, where `speed` asked for that."""
+    features = vars(model.model.diffusion_model).get("features")
+    if not isinstance(features, DeepFeatures):
+        return sampler
+    return ReusingSampler(sampler, features.walk, features.speed.deep_every)
+
+
+def _is_transformed() -> bool:
+    """Whether gradients or forward derivatives are wanted, or a transform of `torch.func` runs."""
+    return in_functorch() or in_forward_mode() or torch.is_grad_enabled()
 
 
 def _compile(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -158,17 +224,19 @@ def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
     plain = getattr(unet, "features", None)
     if isinstance(plain, FastFeatures):
         plain = plain.plain
-    if speed.precision == "float32" and not speed.compile:
+    if speed.precision == "float32" and not speed.compile and speed.deep_every == 1:
         if "features" not in vars(unet):
             return unet
         features = plain
-    elif plain is None:
+    elif plain is None and speed.deep_every == 1:
         log.warning("--precision, --compile: %s has no separate backbone; it runs as it is", type(unet).__name__)
         return unet
     else:
         last = find_parts(unet).last_layer
         dtype = torch.float32 if last is None else next(unet.get_submodule(last).parameters()).dtype
-        features = FastFeatures(plain, device, speed.precision, speed.compile, dtype)
+        further = (device, speed.precision, speed.compile, dtype)
+        keeps = speed.deep_every > 1
+        features = DeepFeatures(plain, speed, Walk(), *further) if keeps else FastFeatures(plain, *further)
     unet = copy.copy(unet)
     vars(unet)["features"] = features  # before the class's method, and no module of its own
     return unet

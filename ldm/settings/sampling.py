@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ldm.options import PAIRS, OptionValue, check_options, one_of, option
 from ldm.settings.guidance import ClassifierGuidance, Guidance, Steering
@@ -206,7 +206,8 @@ class Branching:
 
 @dataclass(frozen=True)
 class Speed:
-    """How the network runs; results agree to the precision that is chosen (docs/performance.md)."""
+    """How the network runs; results agree to the precision that is chosen, and with `deep_every` above 1 they are
+    approximate (docs/performance.md)."""
 
     chunk: Annotated[int | Literal["auto"], option(metavar="N|auto")] = "auto"
     """Images in one pass of the network; auto takes what fits into memory."""
@@ -216,10 +217,36 @@ class Speed:
     """Lay images out with channels innermost."""
     compile: bool = False
     """Compile the blocks of the network, each kind once: a minute at first, less in later commands."""
+    deep_every: int = 1
+    """Run the deep blocks of a UNet at every N-th evaluation of the network, and take what they gave between; 1 is
+    exact, and more is for the steps before a branch (docs/performance.md)."""
+    shallow_blocks: Annotated[int | None, option(metavar="N", default="1")] = None
+    """With --deep_every, the blocks at either end of the UNet that run at every evaluation."""
 
     def __post_init__(self) -> None:
         if self.chunk != "auto" and self.chunk < 1:
             raise ValueError(f"--chunk is a number of images of at least 1, or auto; got {self.chunk}")
+        check_options(self)
+        if self.shallow_blocks is not None and self.deep_every == 1:
+            raise ValueError("--shallow_blocks says what runs where deep features are kept: give --deep_every, 2 say")
+
+    def check_exact(self) -> None:
+        """Refuse deep features that are kept along the steps of a sampler, for what takes no such steps.
+
+        Raises:
+            ValueError: if there are any.
+        """
+        if self.deep_every > 1:
+            raise ValueError(
+                f"--deep_every {self.deep_every} keeps features between the steps of a sampler, and no sampler steps "
+                "here: leave it out"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what results depend on beyond rounding, for records."""
+        found = {"precision": self.precision, "deep_every": self.deep_every, "shallow_blocks": self.shallow_blocks}
+        plain = Speed()
+        return {name: value for name, value in found.items() if value != getattr(plain, name)}
 
 
 @dataclass(frozen=True)

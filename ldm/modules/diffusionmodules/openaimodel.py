@@ -52,8 +52,8 @@ class UNetModel(nn.Module):
 
     `forward(x, t, context, y) == readout(backbone(x, t, context, y))`, where
     `backbone = features(x, condition(t, y), context)` and `readout` is `out` (or `id_predictor`). Each stage is a
-    value,
-    so heads at either end run without the rest. All of it works under `torch.func.functional_call`, `vmap` and `jvp`.
+    value, so heads at either end run without the rest. All of it works under `torch.func.functional_call`, `vmap` and
+    `jvp`.
 
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233, section 3); Rombach et al. 2022 (arXiv 2112.10752, section 3.3).
     State-dict keys, arguments and defaults are the published ones.
@@ -232,17 +232,30 @@ class UNetModel(nn.Module):
         Returns:
             The input `[B, C, H, W]` of `out`, in the type of its parameters.
         """
+        return self.split_features(x, emb, context, 0)[0]
+
+    def split_features(
+        self, x: Tensor, emb: Tensor, context: Tensor | None, shallow: int, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return `features`, and what their last `shallow` blocks take from the blocks below.
+
+        Args:
+            shallow: number of blocks at either end, up to that of `input_blocks`; all others are deep.
+            deep: `[B, C_i, H / f, W / f]`, what an earlier call returned second: no deep block runs then.
+        """
         self._check(x, emb, context)
         h = x.to(self.input_blocks[0][0].weight.dtype)  # [B, in_channels, H, W]
+        below, above = list(self.input_blocks), list(self.output_blocks)
+        split = len(above) - shallow
         skips = []
-        for block in self.input_blocks:
+        for block in below if deep is None else below[:shallow]:
             h = block(h, emb, context)  # [B, C_i, H / f, W / f]
             skips.append(h)
-        h = self.middle_block(h, emb, context)  # [B, C_mid, H / f_max, W / f_max]
-        for block in self.output_blocks:
-            h = torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1)  # [B, C_i + C_skip, H / f, W / f]
-            h = block(h, emb, context)  # [B, C_i, H / f', W / f']
-        return h.to(self.out[-1].weight.dtype)  # [B, C, H, W]
+        if deep is None:
+            h = self.middle_block(h, emb, context)  # [B, C_mid, H / f_max, W / f_max]
+            deep = _run_upwards(above[:split], h, skips, emb, context)
+        h = _run_upwards(above[split:], deep, skips, emb, context)
+        return h.to(self.out[-1].weight.dtype), deep  # [B, C, H, W]
 
     def convert_to_fp16(self) -> None:
         """Convert the linear maps of the torso to float16; embeddings, norms and `out` stay as they are."""
@@ -274,3 +287,13 @@ class UNetModel(nn.Module):
         elif context is None or rows % len(context) or context.shape[-1] != self.context_dim:
             got = "None" if context is None else list(context.shape)
             raise ValueError(f"context must be [{rows}, T, {self.context_dim}], got {got}")
+
+
+def _run_upwards(
+    blocks: Sequence[nn.Module], h: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None
+) -> Tensor:
+    """Run blocks of the upward half, each of which takes the last of the maps that were kept on the way down."""
+    for block in blocks:
+        h = torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1)  # [B, C_i + C_skip, H / f, W / f]
+        h = block(h, emb, context)  # [B, C_i, H / f', W / f']
+    return h
