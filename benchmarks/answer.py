@@ -47,8 +47,12 @@ class Way:
 
     def of(self, pipeline: EnsemblePipeline, seed: int) -> EnsemblePipeline:
         """Return the ensemble asked in this way, on the noises of a seed."""
-        kept = {"deep_every": self.deep_every, "shallow_blocks": self.shallow_blocks}
-        speed = replace(pipeline.speed, precision=self.precision, **kept)
+        speed = replace(
+            pipeline.speed,
+            precision=self.precision,
+            deep_every=self.deep_every,
+            shallow_blocks=self.shallow_blocks,
+        )
         sampling = Sampling(self.sampler, self.steps, seed=seed)
         return pipeline.with_(sampling=sampling, branching=Branching(at=self.at), speed=speed)
 
@@ -105,8 +109,8 @@ def count_evaluations(pipeline: EnsemblePipeline) -> float:
     if pipeline.speed.deep_every == 1:
         return passes
     exact = pipeline.with_(deep_every=1, shallow_blocks=None)._chains([0], [0], pipeline.bases(0))
-    made, whole = (count_operations(lambda one=one: branch(**one, only_first=True)) for one in (chains, exact))
-    return passes * made / whole
+    made = count_operations(lambda: branch(**chains, only_first=True))
+    return passes * made / count_operations(lambda: branch(**exact, only_first=True))
 
 
 def measure_answer(pipeline: EnsemblePipeline, n: int) -> Answer:

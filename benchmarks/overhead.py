@@ -71,6 +71,19 @@ class CPUShares:
 
         return counted
 
+    def leave_out(self, function: Callable[[], Any], part: str) -> Callable[[], Any]:
+        """Return a function whose time does not count to the part that calls it: Lightning's optimisers call a closure
+        that runs the whole of a training step."""
+
+        def apart() -> Any:
+            self.leave(part)
+            try:
+                return function()
+            finally:
+                self.enter()
+
+        return apart
+
 
 @contextmanager
 def counting(shares: CPUShares) -> Iterator[None]:
@@ -79,8 +92,13 @@ def counting(shares: CPUShares) -> Iterator[None]:
     for owner, name, part in PARTS:
         setattr(owner, name, shares.count(getattr(owner, name), part))
 
-    def before(optimizer: Optimizer, *_: Any) -> None:
+    def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         shares.enter()
+        given = [*args, kwargs.get("closure")]
+        closure = next((one for one in given[1:] if callable(one)), None)
+        if closure is None:
+            return None
+        return (args[0], shares.leave_out(closure, UPDATE)), {}
 
     def after(optimizer: Optimizer, *_: Any) -> None:
         shares.leave(UPDATE)

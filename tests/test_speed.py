@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 from torch._inductor import config
 from torch.func import vmap
 
+from ldm.modules.paired import pair_layers
+from ldm.pipelines import speed
 from ldm.pipelines.speed import FastFeatures, speed_up, supported
 from ldm.settings import Speed
 from tests.conftest import tiny_model
@@ -86,3 +89,47 @@ def test_transforms_run_the_plain_code(caplog):
             found = vmap(unet.features, (0, None, None))(x, emb, context)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not caplog.text
+
+
+def apart(unet, features):
+    """Squared distances [ways, ways] of the outputs of rows of one image."""
+    outputs = unet.readout(features).double().flatten(1)
+    return (outputs[:, None] - outputs[None]).square().sum(-1)
+
+
+def rows_of_one_image(spread):
+    """A UNet, one state, its embedding, and five contexts that differ by a share of theirs."""
+    unet = tiny_model().model.diffusion_model
+    draws = torch.Generator().manual_seed(2)
+    x, context = torch.randn(1, 1, 8, 8, generator=draws), torch.randn(1, 1, 8, generator=draws)
+    return unet, x, unet.condition(torch.tensor([500.0])), context + spread * torch.randn(5, 1, 8, generator=draws)
+
+
+@pytest.mark.skipif(supported("bf16", CPU) is None, reason="this CPU computes no bfloat16")
+@pytest.mark.parametrize("spread", [0.3, 0.01, 0.001])
+def test_bf16_keeps_how_far_rows_of_one_image_are_apart(spread, monkeypatch):
+    """Rounded together they are off by the type's own error, 2^-8; each by itself by that of the numbers."""
+    unet, *given = rows_of_one_image(spread)
+    others = ~torch.eye(5, dtype=torch.bool)
+    errors = {}
+    with torch.no_grad():
+        exact = apart(unet, unet.features(*given))[others]
+        for ways in (3, 1000):
+            monkeypatch.setattr(speed, "PAIRED_WAYS", ways)
+            fast = speed_up(unet, Speed(precision="bf16"), CPU)
+            errors[ways] = float((apart(unet, fast.features(*given))[others] / exact - 1).abs().max())
+    assert errors[3] < 0.05
+    assert spread > 0.1 or errors[1000] > 1, "the control: more noise than distance"
+
+
+def test_rows_of_one_image_are_paired_exactly_in_float32():
+    """Without half precision W mean(x) + W (x - mean(x)) is W x, in every kind of layer and at every stride."""
+    draws = torch.Generator().manual_seed(3)
+    layers = [nn.Linear(3, 4), nn.Conv1d(3, 4, 1), nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.Conv2d(3, 4, 3, padding=1)]
+    for layer in layers:
+        size = {nn.Linear: (5, 3), nn.Conv1d: (3, 5)}.get(type(layer), (3, 6, 6))
+        x = torch.randn(8, *size, generator=draws)
+        paired, rows = pair_layers(nn.Sequential(layer))
+        for rows.total, rows.ways in [(8, 4), (8, 1), (16, 4)]:
+            torch.testing.assert_close(paired(x), layer(x))
+        assert paired[0].weight is layer.weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +35,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         derivatives and inside `torch.func` transforms.
     """
     if not (in_forward_mode() or in_functorch()):
-        return F.scaled_dot_product_attention(query, key, value)
+        # What comes in float32 under autocast is to stay so (ldm.modules.paired); all else is in half precision by now.
+        kept = query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type)
+        with torch.autocast(query.device.type, enabled=False) if kept else nullcontext():
+            return F.scaled_dot_product_attention(query, key, value)
     scale = query.shape[-1] ** -0.25  # on both sides, so that half precision does not overflow
     scores = (query * scale) @ (key * scale).mT  # [B, heads, N, T]
     wide = torch.promote_types(scores.dtype, torch.float32)
@@ -180,7 +185,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x `[B, C, H, W]`, context `[B, T, E]` (or a divisor of B rows, repeated); returns `[B, C, H, W]`."""
         if context is not None:
-            context = repeat_rows(context.to(x.dtype), len(x))  # [B, T, E]
+            context = repeat_rows(context.to(self.proj_in.weight.dtype), len(x))  # [B, T, E]
         size = x.shape[2:]
         h = self.proj_in(self.norm(x)).flatten(2).mT  # [B, H W, inner]
         for block in self.transformer_blocks:

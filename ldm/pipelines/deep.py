@@ -67,11 +67,11 @@ class Chain:
             features, deep = split(x, emb, context, shallow)
             self.kept.append((rows, deep))
             return features
-        known = self.taken < len(self.kept) and self.kept[self.taken][0] == rows
-        self.fits = self.fits and known
-        deep = self.kept[self.taken][1] if known else None
+        found = self.kept[self.taken] if self.taken < len(self.kept) else None
         self.taken += 1
-        return split(x, emb, context, shallow, deep)[0]
+        known = found is not None and found[0] == rows
+        self.fits = self.fits and known
+        return split(x, emb, context, shallow, found[1] if found is not None and known else None)[0]
 
 
 @dataclass

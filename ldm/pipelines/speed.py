@@ -18,6 +18,7 @@ from ldm.memory import Chunker, is_out_of_memory, keep_freed_memory, rows_that_f
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.compiled import compile_blocks, compile_rows
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
+from ldm.modules.paired import Rows, pair_layers
 from ldm.modules.parts import find_parts
 from ldm.pipelines.deep import ReusingSampler, Walk
 from ldm.settings import Speed
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # CUDA graphs save the time between kernels, which counts where there are few images.
 GRAPH_ROWS = 64
+# So many rows of one image, and more, are rounded together: members that share a state, not the halves of guidance.
+PAIRED_WAYS = 3
 _T = TypeVar("_T")
 
 
@@ -60,20 +63,33 @@ class FastFeatures:
         self.dtype = supported(precision, device)
         self.precision = "float32" if self.dtype is None else precision
         self.compiled = compiled
-        self._whole = _compile(plain) if compiled else plain
+        self._rows = Rows()
+        self._torso = self._pair(plain) if self.dtype is not None else plain
+        self._whole = _compile(self._torso) if compiled else self._torso
         graphs = compiled and device.type == "cuda"
-        self._graphed = compile_rows(plain, mode="reduce-overhead") if graphs else None
+        self._graphed = compile_rows(self._torso, mode="reduce-overhead") if graphs else None
 
     def of(self, unet: nn.Module) -> FastFeatures:
         """Return the same for the features of another network."""
         features = cast(Any, unet).features
         return FastFeatures(features, self.device, self.precision, self.compiled, self.readout_dtype)
 
+    def _pair(self, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Let the rows of one image be rounded together, in a network that is told which they are."""
+        network = getattr(plain, "__self__", None)
+        if not (isinstance(network, nn.Module) and getattr(network, "shares_x", False)):
+            return plain
+        paired, self._rows = pair_layers(network)
+        return cast(Any, paired).features
+
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        return self._run(self.plain, self._fast, x, emb, context).to(self.readout_dtype)
+        return self._run(self._torso, self._fast, x, emb, context).to(self.readout_dtype)
 
     def _run(self, plain: Callable[..., _T], fast: Callable[..., _T], *inputs: Any) -> _T:
         """Return `fast(*inputs)`, or `plain(*inputs)` where compiled code does not run."""
+        self._rows.total = max(len(one) for one in inputs if isinstance(one, Tensor))
+        ways = self._rows.total // len(inputs[0])
+        self._rows.ways = ways if ways >= PAIRED_WAYS and not in_functorch() else 1
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if not self.compiled or _is_transformed():
                 return plain(*inputs)
@@ -136,7 +152,7 @@ class DeepFeatures(FastFeatures):
         return chain.run(self._split, self.shallow, x, emb, context)
 
     def _split(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        plain, fast = (cast(Any, one).__self__.split_features for one in (self.plain, self._whole))
+        plain, fast = (cast(Any, one).__self__.split_features for one in (self._torso, self._whole))
         features, deep = self._run(plain, fast, *inputs)
         return features.to(self.readout_dtype), deep
 
@@ -236,7 +252,8 @@ def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
         dtype = torch.float32 if last is None else next(unet.get_submodule(last).parameters()).dtype
         further = (device, speed.precision, speed.compile, dtype)
         keeps = speed.deep_every > 1
-        features = DeepFeatures(plain, speed, Walk(), *further) if keeps else FastFeatures(plain, *further)
+        torso = cast(Any, plain)
+        features = DeepFeatures(torso, speed, Walk(), *further) if keeps else FastFeatures(torso, *further)
     unet = copy.copy(unet)
     vars(unet)["features"] = features  # before the class's method, and no module of its own
     return unet
