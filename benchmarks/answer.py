@@ -9,25 +9,22 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ldm.commands.line import run_file
 from ldm.commands.shared import Placement
 from ldm.diffusion.samplers import run
 from ldm.ensembles.members import SingleMember
+from ldm.experiments.ranking_draws import DRAWS, Values, compare_draws, count_noises_of_interval
 from ldm.experiments.timing import count_operations, write_numbers
 from ldm.options import option
 from ldm.pipelines import EnsemblePipeline, load_ensemble
 from ldm.pipelines.information import measure_classes
 from ldm.report.tables import markdown_table
 from ldm.settings import Branching, Precision, SamplerName, Sampling, Speed
-from ldm.stats import mean_interval, rank_correlation
 from ldm.uncertainty.branch import branch
-from ldm.util import generator
 
 REFERENCE = ("DDIM", 200)
 PUBLISHED_NOISES = 10
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -144,54 +141,6 @@ def _first(steps: Iterator[Any], count: int) -> Iterator[Any]:
         yield step
 
 
-def draw_equal(values: Values, n: int, source: torch.Generator) -> Values:
-    """Return means [classes] of n noises, drawn without return, the same noises for every class."""
-    return values[:, torch.randperm(values.shape[1], generator=source)[:n].numpy()].mean(1)
-
-
-def draw_adaptive(values: Values, n: int, source: torch.Generator) -> Values:
-    """Return means [classes] of n noises a class on average, of which classes near a neighbour in rank get more.
-
-    Every class begins with half of them (at least two). Each further one goes to the two neighbours in rank whose means
-    are the fewest standard errors apart, to the one of the two whose mean is less certain.
-    """
-    classes, most = values.shape
-    order = torch.randperm(most, generator=source).numpy()
-    used = np.full(classes, max(2, n // 2))
-    for _ in range(n * classes - int(used.sum())):
-        means = np.array([values[k, order[:u]].mean() for k, u in enumerate(used)])
-        errors = np.array([values[k, order[:u]].var(ddof=1) / u for k, u in enumerate(used)])
-        errors[used >= most] = 0
-        ranked = means.argsort()
-        gaps = np.diff(means[ranked]) / np.sqrt(errors[ranked[1:]] + errors[ranked[:-1]] + 1e-300)
-        pair = ranked[gaps.argmin() : gaps.argmin() + 2]
-        used[pair[errors[pair].argmax()]] += 1
-    return np.array([values[k, order[:u]].mean() for k, u in enumerate(used.clip(max=most))])
-
-
-DRAWS = {"equal": draw_equal, "adaptive": draw_adaptive}
-
-
-def compare_draws(
-    answer: Answer, reference: Values, n: int, how: str, resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """Return the mean rank correlation with the reference of n noises a class, and its 2.5 and 97.5 percentiles."""
-    source = generator("answer", seed, how, n)
-    means = np.stack([DRAWS[how](answer.mi, n, source) for _ in range(resamples)])
-    found = rank_correlation(means, np.broadcast_to(reference.mean(1), means.shape))
-    return float(found.mean()), float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
-
-
-def count_noises_of_interval(answer: Answer, share: float) -> float:
-    """Return noises a class, the mean over classes, until Student's 95 % interval is `share` of the mean wide."""
-    return float(np.mean([_noises_of_interval(row, share) for row in answer.mi]))
-
-
-def _noises_of_interval(row: Values, share: float) -> float:
-    found = mean_interval(row)
-    return max(2.0, found.n * (found.width / (share * found.estimate)) ** 2)
-
-
 @dataclass(frozen=True)
 class AnswerStudy:
     """Ask what it costs to rank classes by mutual information as the slow reference does.
@@ -249,16 +198,16 @@ class AnswerStudy:
         reference = measure_answer(slow.of(pipeline, self.seed + 1), self.n)
         again = measure_answer(slow.of(pipeline, self.seed), self.n)
         published = replace(again, seconds=time_published(slow.of(pipeline, self.seed), PUBLISHED_NOISES))
-        quality = compare_draws(published, reference.mi, min(PUBLISHED_NOISES, self.n), "equal", self.resamples, 0)
+        quality = compare_draws(published.mi, reference.mi, min(PUBLISHED_NOISES, self.n), "equal", self.resamples, 0)
         total = pipeline.n_classes * PUBLISHED_NOISES
         base = Cost(PUBLISHED_NOISES, total * again.evaluations, total * published.seconds, *quality)
         rows = [_row("as published: DDIM, 200, a call a member", slow, base, base, None)]
         numbers: list[dict[str, Any]] = [{"way": asdict(slow), "how": "published", **asdict(base)}]
         answers = {slow: again, **{way: measure_answer(way.of(pipeline, self.seed), self.n) for way in self.ways()}}
         for way, answer in answers.items():
-            wide = count_noises_of_interval(answer, 0.2)
+            wide = count_noises_of_interval(answer.mi, 0.2)
             for how in DRAWS:
-                tried = {n: compare_draws(answer, reference.mi, n, how, self.resamples, n) for n in self.usable(how)}
+                tried = {n: compare_draws(answer.mi, reference.mi, n, how, self.resamples, n) for n in self.usable(how)}
                 enough = next((n for n, found in tried.items() if found[1] >= self.target), None)
                 kept = {"way": asdict(way), "how": how, "tried": tried, "noises_of_interval": wide}
                 chosen = enough or max(tried)

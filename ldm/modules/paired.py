@@ -29,7 +29,7 @@ CONVOLUTIONS_1D = (nn.Conv1d,)
 
 
 @dataclass
-class Rows:
+class ImageRows:
     """How the rows of the present pass belong together.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rows:
 class PairedLayer(nn.Module):
     """What a linear layer or convolution has before its own class: a forward that rounds what rows share once."""
 
-    rows: Rows
+    rows: ImageRows
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output of rows [ways B, ...] in float32; of other numbers of rows as its class does."""
@@ -77,9 +77,9 @@ def _paired_class(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Paired{kind.__name__}", (PairedLayer, kind), {})
 
 
-def pair_layers(network: _N) -> tuple[_N, Rows]:
+def pair_layers(network: _N) -> tuple[_N, ImageRows]:
     """Return a copy of a network around the same weights with paired layers, and what tells them whose rows come."""
-    rows = Rows()
+    rows = ImageRows()
     paired: dict[str, nn.Module] = {}
     for name, layer in network.named_modules():
         if type(layer) in (*LAYERS, *CONVOLUTIONS_1D):

@@ -19,7 +19,7 @@ from ldm.diffusion.denoiser import Denoiser, Prediction
 from ldm.diffusion.samplers.registry import Sampler
 from ldm.diffusion.transition import Steps
 
-Split = Callable[..., tuple[Tensor, Tensor]]
+SplitFeatures = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Chain:
         """Whether the passes of the evaluation that ended were those of the kept one."""
         return self.fresh or (self.fits and self.taken == len(self.kept))
 
-    def run(self, split: Split, shallow: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def run(self, split: SplitFeatures, shallow: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         """Return features of one pass, and keep or take what is deep; see `UNetModel.split_features`."""
         rows = max(len(x), len(emb), 0 if context is None else len(context))
         if self.fresh:
@@ -75,7 +75,7 @@ class Chain:
 
 
 @dataclass
-class Walk:
+class ActiveChain:
     """The chain that is being walked, if any: what a sampler and the features of a network share."""
 
     chain: Chain | None = None
@@ -96,16 +96,16 @@ class ReusingSampler:
 
     Args:
         sampler: with its options bound.
-        walk: what it shares with the features of the network that denoisers ask.
+        active: what it shares with the features of the network that denoisers ask.
         every: evaluations from one of everything to the next.
     """
 
     sampler: Sampler
-    walk: Walk
+    active: ActiveChain
     every: int
 
     def __call__(self, denoiser: Denoiser, *where: Any, **options: Any) -> Steps:
-        return self.sampler(ReusingDenoiser(denoiser, self.walk, Chain(self.every)), *where, **options)
+        return self.sampler(ReusingDenoiser(denoiser, self.active, Chain(self.every)), *where, **options)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ReusingDenoiser:
     """
 
     denoiser: Denoiser
-    walk: Walk
+    active: ActiveChain
     chain: Chain
 
     def __call__(self, x: Tensor, u: Tensor | float) -> Prediction:
@@ -135,5 +135,5 @@ class ReusingDenoiser:
 
     def _evaluate(self, x: Tensor, u: Tensor | float, fresh: bool) -> Prediction:
         self.chain.begin(x.shape, fresh)
-        with self.walk.along(self.chain):
+        with self.active.along(self.chain):
             return self.denoiser(x, u)

@@ -18,9 +18,9 @@ from ldm.memory import Chunker, is_out_of_memory, keep_freed_memory, rows_that_f
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.compiled import compile_blocks, compile_rows
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
-from ldm.modules.paired import Rows, pair_layers
+from ldm.modules.paired import ImageRows, pair_layers
 from ldm.modules.parts import find_parts
-from ldm.pipelines.deep import ReusingSampler, Walk
+from ldm.pipelines.deep import ActiveChain, ReusingSampler
 from ldm.settings import Speed
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class FastFeatures:
         self.dtype = supported(precision, device)
         self.precision = "float32" if self.dtype is None else precision
         self.compiled = compiled
-        self._rows = Rows()
+        self._rows = ImageRows()
         self._torso = self._pair(plain) if self.dtype is not None else plain
         self._whole = _compile(self._torso) if compiled else self._torso
         graphs = compiled and device.type == "cuda"
@@ -119,14 +119,14 @@ class DeepFeatures(FastFeatures):
     Args:
         plain: `unet.features`.
         speed: N, and how many blocks at either end always run.
-        walk: the chain that is being walked.
+        active: the chain that is being walked.
         further: arguments of `FastFeatures`.
 
     Raises:
         ValueError: if the network cannot be split, or has fewer blocks than are to run always.
     """
 
-    def __init__(self, plain: Callable[..., Tensor], speed: Speed, walk: Walk, *further: Any):
+    def __init__(self, plain: Callable[..., Tensor], speed: Speed, active: ActiveChain, *further: Any):
         super().__init__(plain, *further)
         network = getattr(plain, "__self__", None)
         if not hasattr(network, "split_features"):
@@ -134,7 +134,7 @@ class DeepFeatures(FastFeatures):
                 "--deep_every keeps deep features of the UNets of latent-diffusion and ADM; a network of class "
                 f"{type(network).__name__} has none that are kept: leave it out"
             )
-        self.speed, self.walk = speed, walk
+        self.speed, self.active = speed, active
         self.shallow = speed.shallow_blocks or 1
         blocks = len(cast(Any, network).input_blocks)
         if self.shallow > blocks:
@@ -143,10 +143,10 @@ class DeepFeatures(FastFeatures):
     def of(self, unet: nn.Module) -> DeepFeatures:
         """Return the same for the features of another network."""
         further = (self.device, self.precision, self.compiled, self.readout_dtype)
-        return DeepFeatures(cast(Any, unet).features, self.speed, self.walk, *further)
+        return DeepFeatures(cast(Any, unet).features, self.speed, self.active, *further)
 
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        chain = self.walk.chain
+        chain = self.active.chain
         if chain is None or _is_transformed():
             return super().__call__(x, emb, context)
         return chain.run(self._split, self.shallow, x, emb, context)
@@ -162,7 +162,7 @@ def keep_deep(model: LatentDiffusion, sampler: Sampler) -> Sampler:
     features = vars(model.model.diffusion_model).get("features")
     if not isinstance(features, DeepFeatures):
         return sampler
-    return ReusingSampler(sampler, features.walk, features.speed.deep_every)
+    return ReusingSampler(sampler, features.active, features.speed.deep_every)
 
 
 def _is_transformed() -> bool:
@@ -253,7 +253,7 @@ def speed_up(unet: nn.Module, speed: Speed, device: torch.device) -> nn.Module:
         further = (device, speed.precision, speed.compile, dtype)
         keeps = speed.deep_every > 1
         torso = cast(Any, plain)
-        features = DeepFeatures(torso, speed, Walk(), *further) if keeps else FastFeatures(torso, *further)
+        features = DeepFeatures(torso, speed, ActiveChain(), *further) if keeps else FastFeatures(torso, *further)
     unet = copy.copy(unet)
     vars(unet)["features"] = features  # before the class's method, and no module of its own
     return unet

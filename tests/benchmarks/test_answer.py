@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks import answer
-from benchmarks.answer import Answer, AnswerStudy, compare_draws, count_noises_of_interval, draw_adaptive, draw_equal
+from benchmarks.answer import AnswerStudy
 from ldm.commands.shared import Placement
+from ldm.experiments.ranking_draws import compare_draws, count_noises_of_interval, draw_adaptive, draw_equal
 from ldm.util import generator
 from tests.ensembles import write_ensemble
 
@@ -50,7 +51,7 @@ def test_close_classes_get_the_noises():
 
 
 def test_far_classes_are_ranked_by_one_noise_and_equal_ones_are_not():
-    far, alike = Answer(make_values(6, 20, 0.01), 1, 1.0), Answer(make_values(6, 20, 50.0), 1, 1.0)
+    far, alike = make_values(6, 20, 0.01), make_values(6, 20, 50.0)
     reference = make_values(6, 20, 0.0)
     assert compare_draws(far, reference, 1, "equal", 50, 0) == (1, 1, 1)
     assert compare_draws(alike, reference, 1, "equal", 200, 0)[1] < 0.5
@@ -58,5 +59,5 @@ def test_far_classes_are_ranked_by_one_noise_and_equal_ones_are_not():
 
 def test_noises_of_an_interval_are_those_of_its_width():
     """Student's interval shrinks with the root of the noises: four times as many halve it."""
-    found = Answer(10 + make_values(1, 400, 1.0), 1, 1.0)
+    found = 10 + make_values(1, 400, 1.0)
     assert count_noises_of_interval(found, 0.05) == pytest.approx(4 * count_noises_of_interval(found, 0.1), rel=1e-6)

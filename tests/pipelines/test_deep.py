@@ -10,7 +10,7 @@ from ldm.diffusion.samplers import ddim, run
 from ldm.modules.diffusionmodules.util import repeat_rows
 from ldm.modules.dit import DiT
 from ldm.pipelines import load_ensemble
-from ldm.pipelines.deep import Chain, ReusingSampler, Walk
+from ldm.pipelines.deep import ActiveChain, Chain, ReusingSampler
 from ldm.pipelines.speed import speed_up
 from ldm.settings import Branching, Guidance, Sampling, Speed
 from tests.conftest import tiny_config, tiny_model
@@ -105,9 +105,11 @@ def test_an_interval_of_one_is_exact(ensemble):
     noise = ensemble.noise(IMAGES)
     where = (model.schedule, ensemble.initial(noise), ensemble.times)
     kept = ensemble.with_(deep_every=2)
-    walk = kept.model.model.diffusion_model.features.walk
+    active = kept.model.model.diffusion_model.features.active
     with torch.no_grad():
-        found = run(ReusingSampler(ensemble.sampler, walk, 1)(kept.denoiser(torch.tensor(LABELS)), *where, noise=noise))
+        found = run(
+            ReusingSampler(ensemble.sampler, active, 1)(kept.denoiser(torch.tensor(LABELS)), *where, noise=noise)
+        )
     torch.testing.assert_close(found, ensemble.sample_latents(LABELS, IMAGES))
     back = kept.with_(deep_every=1)
     assert torch.equal(back.sample_latents(LABELS, IMAGES), ensemble.sample_latents(LABELS, IMAGES))
@@ -175,4 +177,4 @@ def test_what_keeps_nothing_is_refused(ensemble):
 def test_records_say_what_was_kept(ensemble):
     assert "deep_every" not in ensemble.describe()
     assert ensemble.with_(deep_every=2, shallow_blocks=2).describe()["shallow_blocks"] == 2
-    assert Walk().chain is None
+    assert ActiveChain().chain is None
