@@ -82,7 +82,8 @@ def count_evaluations(pipeline: EnsemblePipeline) -> float:
     passes = counted["base"].calls + pipeline.members * counted["members"].calls
     if pipeline.speed.deep_every == 1:
         return passes
-    exact = pipeline.with_(deep_every=1, shallow_blocks=None)._chains([0], [0], pipeline.bases(0))
+    plain = pipeline.with_(speed=replace(pipeline.speed, deep_every=1, shallow_blocks=None))
+    exact = plain._chains([0], [0], pipeline.bases(0))
     made = count_operations(lambda: branch(**chains, only_first=True))
     return passes * made / count_operations(lambda: branch(**exact, only_first=True))
 

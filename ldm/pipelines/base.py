@@ -92,13 +92,14 @@ class Pipeline:
         return self._changed(values, changes)
 
     def _changed(self, values: dict[str, Any], changes: Mapping[str, Any]) -> Self:
+        given: dict[str, dict[str, Any]] = {}
         for name, change in changes.items():
-            owner = next(
-                (key for key, value in values.items() if name in {field.name for field in fields(value)}), None
-            )
+            known = (key for key, value in values.items() if name in {field.name for field in fields(value)})
+            owner = next(known, None)
             if owner is None:
                 raise ValueError(f"with_ takes {sorted(values)} or one of their fields, got '{name}'")
-            values[owner] = replace(values[owner], **{name: change})
+            given.setdefault(owner, {})[name] = change
+        values.update({owner: replace(values[owner], **own) for owner, own in given.items()})
         kept = {"network", "base_network", "classes", "class_names", "_latent_shape", "null_class", "conditional"}
         if values["sampling"] == self.sampling:
             kept |= {"times", "initial_std", "wrappers", "sampler", "scale", "n_classes"}
@@ -188,8 +189,7 @@ class Pipeline:
 
     @cached_property
     def initial_std(self) -> float:
-        """Standard deviation of the states that sampling starts from: that of the schedule's noisy end, or of the
-        noise at the first time where the levels were chosen."""
+        """Standard deviation of the first states: of the schedule's end, or of the first time where that was chosen."""
         schedule = self.model.schedule
         chosen = self.sampling.sigma_max is not None or self.sampling.spacing == "vp"
         return float(schedule.sigma(self.times[0])) if chosen else schedule.prior_std

@@ -176,5 +176,6 @@ def test_what_keeps_nothing_is_refused(ensemble):
 
 def test_records_say_what_was_kept(ensemble):
     assert "deep_every" not in ensemble.describe()
-    assert ensemble.with_(deep_every=2, shallow_blocks=2).describe()["shallow_blocks"] == 2
+    for given in ({"deep_every": 2, "shallow_blocks": 2}, {"shallow_blocks": 2, "deep_every": 2}):
+        assert ensemble.with_(**given).describe()["shallow_blocks"] == 2
     assert ActiveChain().chain is None
