@@ -92,17 +92,18 @@ def test_transforms_run_the_plain_code(caplog):
 
 
 def apart(unet, features):
-    """Squared distances [ways, ways] of the outputs of rows of one image."""
-    outputs = unet.readout(features).double().flatten(1)
+    """Squared distances [5, 5] of the outputs of the rows of one image but the first."""
+    outputs = unet.readout(features).double().flatten(1)[1:]
     return (outputs[:, None] - outputs[None]).square().sum(-1)
 
 
 def rows_of_one_image(spread):
-    """A UNet, one state, its embedding, and five contexts that differ by a share of theirs."""
+    """A UNet, one state, its embedding, and contexts: one far away, and five that differ by a share of theirs."""
     unet = tiny_model().model.diffusion_model
     draws = torch.Generator().manual_seed(2)
     x, context = torch.randn(1, 1, 8, 8, generator=draws), torch.randn(1, 1, 8, generator=draws)
-    return unet, x, unet.condition(torch.tensor([500.0])), context + spread * torch.randn(5, 1, 8, generator=draws)
+    near = context + spread * torch.randn(5, 1, 8, generator=draws)
+    return unet, x, unet.condition(torch.tensor([500.0])), torch.cat([-context, near])
 
 
 @pytest.mark.skipif(supported("bf16", CPU) is None, reason="this CPU computes no bfloat16")
@@ -123,7 +124,7 @@ def test_bf16_keeps_how_far_rows_of_one_image_are_apart(spread, monkeypatch):
 
 
 def test_rows_of_one_image_are_paired_exactly_in_float32():
-    """Without half precision W mean(x) + W (x - mean(x)) is W x, in every kind of layer and at every stride."""
+    """Without half precision the sums of products of differences are products, in every kind of layer and stride."""
     draws = torch.Generator().manual_seed(3)
     layers = [nn.Linear(3, 4), nn.Conv1d(3, 4, 1), nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.Conv2d(3, 4, 3, padding=1)]
     for layer in layers:

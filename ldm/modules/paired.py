@@ -1,13 +1,13 @@
-"""Half precision that keeps how far rows of one image are apart: what they share is rounded once for all of them.
+"""Half precision that keeps how far rows of one image are apart: each is rounded as a difference from the one before.
 
 Members of an ensemble are compared by small differences of large numbers: rounding each to eight bits puts an error
-into every difference that is a share of the numbers. Here a layer takes apart what rows of an image share, their mean,
-and what each adds to it,
+into every difference that is a share of the numbers. Here a layer computes, of the rows of one image in their order,
 
-    W x_m = W mean(x) + W (x_m - mean(x))
+    W x_1        W x_m = W x_{m-1} + W (x_m - x_{m-1})
 
-with both products in half precision and their sum in float32, in which all else is computed, too. An error of the first
-product is the same in all rows, and one of the second is a share of the difference. It costs one more row an image.
+with all products in half precision and their sums in float32, in which all else is computed, too. The error of the
+first is the same in all rows, and those of the others are shares of the differences: members lie one after the other,
+and what parts them from the null condition comes once, between two of the rows. There are as many products as rows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ImageRows:
 
 
 class PairedLayer(nn.Module):
-    """What a linear layer or convolution has before its own class: a forward that rounds what rows share once."""
+    """What a linear layer or convolution has before its own class: a forward that rounds differences of rows."""
 
     rows: ImageRows
 
@@ -53,16 +53,14 @@ class PairedLayer(nn.Module):
             return super().forward(x)
         weight = self._parameters["weight"]
         assert weight is not None
-        if torch.is_autocast_enabled(x.device.type):
-            weight = weight.to(torch.get_autocast_dtype(x.device.type))  # once for both products
         wide = x.float().unflatten(0, (ways, -1))  # [ways, B, ...]
-        shared = wide.mean(0)  # [B, ...]
-        apart = self._multiply((wide - shared).flatten(0, 1), weight)  # [ways B, ...]
-        common = self._multiply(shared, weight).float()  # [B, ...]
+        parts = torch.cat([wide[:1], wide.diff(dim=0)]).flatten(0, 1)  # [ways B, ...]
+        products = self._multiply(parts, weight).float().unflatten(0, (ways, -1))  # [ways, B, ...]
+        outputs = products.cumsum(0).flatten(0, 1)  # [ways B, ...]
         bias = self._parameters["bias"]
-        if bias is not None:
-            common = common + bias.reshape(-1, *[1] * (0 if isinstance(self, nn.Linear) else x.ndim - 2))
-        return (common + apart.unflatten(0, (ways, -1))).flatten(0, 1)
+        if bias is None:
+            return outputs
+        return outputs + bias.reshape(-1, *[1] * (0 if isinstance(self, nn.Linear) else x.ndim - 2))
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """W x, without a bias."""
@@ -73,7 +71,7 @@ class PairedLayer(nn.Module):
 
 @cache
 def _paired_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a layer's class that rounds what rows share once."""
+    """The subclass of a layer's class that rounds differences of rows."""
     return type(f"Paired{kind.__name__}", (PairedLayer, kind), {})
 
 
