@@ -46,7 +46,9 @@ class TrainingBand:
     def ratio(self) -> float:
         """Standard deviation over trainings over that of the draw of samples.
 
-        Values of trainings hold both, so that a ratio near 1 says that trainings add nothing that could be seen.
+        Where trainings draw from noises of their own, their values hold both, so that a ratio near 1 says that they
+        add nothing that could be seen. From the same noises, as `decu evaluate trainings` draws, they share a part of
+        the samples' deviation: below 1 trainings differ by less than another draw of samples would.
         """
         return self.mean.sd / self.sample_sd if self.sample_sd else math.nan
 

@@ -58,7 +58,8 @@ EXPLANATIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("evaluate trainings",): (
         "The band of the mean says how well the mean over trainings is known, the wider one where one more training "
-        "would lie. A ratio near 1 says that trainings add nothing that these samples could show.",
+        "would lie, from the same noises. A ratio below 1 says that trainings differ by less than another draw of as "
+        "many samples would.",
     ),
     ("exposure",): (
         "Exposure bias is the distance between the noisy images that a network was trained on and those that it meets"
