@@ -65,9 +65,10 @@ class FastFeatures:
         self.compiled = compiled
         self._rows = ImageRows()
         self._torso = self._pair(plain) if self.dtype is not None else plain
-        self._whole = _compile(self._torso) if compiled else self._torso
+        # Rows that are rounded together come at the branched step alone, and run uncompiled: code holds their number.
+        self._whole = _compile(plain) if compiled else self._torso
         graphs = compiled and device.type == "cuda"
-        self._graphed = compile_rows(self._torso, mode="reduce-overhead") if graphs else None
+        self._graphed = compile_rows(plain, mode="reduce-overhead") if graphs else None
 
     def of(self, unet: nn.Module) -> FastFeatures:
         """Return the same for the features of another network."""
@@ -89,9 +90,10 @@ class FastFeatures:
         """Return `fast(*inputs)`, or `plain(*inputs)` where compiled code does not run."""
         self._rows.total = max(len(one) for one in inputs if isinstance(one, Tensor))
         ways = self._rows.total // len(inputs[0])
-        self._rows.ways = ways if ways >= PAIRED_WAYS and not in_functorch() else 1
+        paired = self._torso is not self.plain and ways >= PAIRED_WAYS and not in_functorch()
+        self._rows.ways = ways if paired else 1
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            if not self.compiled or _is_transformed():
+            if not self.compiled or self._rows.ways > 1 or _is_transformed():
                 return plain(*inputs)
             try:
                 return fast(*inputs)

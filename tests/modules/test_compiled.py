@@ -12,6 +12,7 @@ from ldm.modules.dit import DiT
 from ldm.modules.uvit import UViT
 from ldm.pipelines import load_ensemble
 from ldm.pipelines.information import measure_classes
+from ldm.pipelines.speed import speed_up, supported
 from ldm.settings import Sampling, Speed
 from tests.conftest import tiny_model
 from tests.ensembles import write_ensemble
@@ -83,6 +84,22 @@ def test_classes_of_a_report_make_no_code_anew(graphs, tmp_path):
     list(measure_classes(fast, [0], pipeline.make_plan(1), 1))
     list(measure_classes(fast, [3, 5], pipeline.make_plan(7), 2))
     assert graphs() == made
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(supported("bf16", torch.device("cpu")) is None, reason="this CPU computes no bfloat16")
+def test_rows_that_are_rounded_together_make_no_code(graphs):
+    """Passes of several rows an image, of any number of images, are those of the network that is not compiled."""
+    unet = tiny_model().model.diffusion_model
+    fast, plain = (speed_up(unet, Speed(precision="bf16", compile=one), torch.device("cpu")) for one in (True, False))
+    emb = unet.condition(torch.tensor([500.0]))
+    with torch.no_grad():
+        fast.features(make_rows(2, 64).reshape(2, 1, 8, 8), emb, make_rows(4, 8).reshape(4, 1, 8))
+        made = graphs()
+        for images, ways in [(2, 4), (3, 4), (1, 6)]:
+            given = make_rows(images, 64).reshape(images, 1, 8, 8), emb, make_rows(images * ways, 8).reshape(-1, 1, 8)
+            assert torch.equal(fast.features(*given), plain.features(*given))
+    assert made > 0 and graphs() == made
 
 
 def test_code_is_kept_where_the_user_says(monkeypatch, tmp_path):
