@@ -127,3 +127,9 @@ def test_a_prompt_is_known_as_the_classes_that_it_names():
     assert found.sizes == {0: 50, 1: 1, 3: "all"}
     assert [found.groups(prompt).certain for prompt in range(3)] == [(1,), (0, 1), (0, 1)]
     assert found.number("boxes") == 3
+
+
+def test_data_without_the_condition_are_refused_with_what_they_hold():
+    batch = {"image": torch.zeros(2, 8, 8, 1), "class_label": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match=r"hold no 'caption'.*cond_stage_key\), but \['class_label', 'image'\]"):
+        text_model().read_conditions(batch)

@@ -132,13 +132,22 @@ def join_labels(embedder: nn.Module | None, labels: Tensor | None, batch: Mappin
 
 
 def read_conditions(model: HasStages, batch: Mapping[str, Any]) -> Tensor | None:
-    """Return the labels [B], or the token ids [B, L] of the texts, of a batch; None if unconditional."""
-    embedder = model.cond_stage_model
+    """Return the labels [B], or the token ids [B, L] of the texts, of a batch; None if unconditional.
+
+    Raises:
+        ValueError: if the batch does not hold the condition, naming what it holds.
+    """
+    embedder, key = model.cond_stage_model, model.cond_stage_key
     if embedder is None:
         return None
-    if isinstance(embedder, TextEmbedder):
-        return embedder.read(batch[model.cond_stage_key])
-    return batch.get(model.cond_stage_key) if getattr(embedder, "optional", False) else batch[model.cond_stage_key]
+    if key not in batch:
+        if getattr(embedder, "optional", False):
+            return None
+        raise ValueError(
+            f"the data hold no '{key}', which the model is conditioned on (cond_stage_key), but "
+            f"{sorted(map(str, batch))}: name a data set whose items hold it"
+        )
+    return embedder.read(batch[key]) if isinstance(embedder, TextEmbedder) else batch[key]
 
 
 def read_kept_conditions(model: HasStages, batch: Mapping[str, Any], uniform: Tensor) -> Tensor | None:
