@@ -76,6 +76,11 @@ def fit_state(
     for batch in batches:
         if len(batch.x) % draws:
             raise ValueError(f"a batch of {len(batch.x)} rows holds a part of an image of {draws} draws")
+        if layer.places is not None and tuple(batch.target.shape[1:]) != tuple(layer.places.shape):
+            raise ValueError(
+                f"images are {list(batch.target.shape[1:])} as the network takes them, and where its last layer's "
+                f"tokens lie was found for the model's own {list(layer.places.shape)}: give images of that size"
+            )
         inputs = features(batch.x, batch.t, batch.cond)
         output = layer.output(inputs)
         if output.shape != batch.target.shape:

@@ -95,6 +95,16 @@ def test_draws_have_the_variance_and_leave_the_other_half(tmp_path):
     torch.testing.assert_close(again(*batch[:3]), laplace(*batch[:3]), rtol=0, atol=0)
 
 
+def test_images_of_another_size_than_the_arrangements_are_refused():
+    """Where tokens lie is found once, and smaller images have fewer of them."""
+    tokens = Patches()
+    x, t, cond, target = observe(tokens)
+    small = Observation(x[..., :4, :4], t, cond, target[..., :4, :4])
+    laplace = LastLayerLaplace(tokens, "net.final_layer.linear", example=example(tokens), outputs=2)
+    with pytest.raises(ValueError, match=r"images are \[2, 4, 4\].*model's own \[2, 8, 8\]: give images of that size"):
+        laplace.fit([small])
+
+
 def test_what_is_more_than_an_arrangement_is_refused():
     class After(nn.Module):
         def __init__(self, function):
