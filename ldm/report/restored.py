@@ -23,10 +23,10 @@ def restored_figure(arrays: Mapping[str, NDArray], half: NDArray, name: str, pat
         name: of the map.
     """
     count = min(len(half), MOST_RESTORED)
-    rows = ("clean", "noisy", "mean", f"length, {name}", "|error|, outside red")
+    longest = 2 * half[:count].mean(1).max()
+    rows = ("clean", "noisy", "mean", f"length, {name}\n0 to {longest:.2g}", "|error|, outside red")
     figure = Figure(figsize=(0.8 * count + 1.3, 0.85 * len(rows) + 0.3), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
-    longest = 2 * half[:count].mean(1).max()
     for number in range(count):
         pictures = [np.moveaxis(arrays[key][number], 0, -1) for key in ("clean", "noisy", "mean")]
         for axes, picture in zip(grid[:3, number], pictures, strict=True):
