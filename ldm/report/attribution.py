@@ -63,7 +63,7 @@ def attribution_figure(
             order = np.argsort(-values[:, sample], kind="stable")[:top]
             for rank, place in enumerate(order):
                 title = f"{kind}\n" if sample == 0 and rank == 0 else ""
-                shown = f"{values[place, sample]:.1%}" if kind == "certainty" else f"{values[place, sample]:.1e}"
+                shown = f"{100 * values[place, sample]:.2g}%" if kind == "certainty" else f"{values[place, sample]:.1e}"
                 of = f"{trained_names[place]}\n" if trained_names else ""
                 _draw(row[1 + offset * top + rank], trained[place], title + of + shown)
         for offset, (name, values) in enumerate(zip(("mean map", "certainty map"), maps[sample], strict=True)):
