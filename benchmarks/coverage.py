@@ -2,113 +2,57 @@
 
     python benchmarks/coverage.py --repeats 400
 
-Nominal is 95 %. A metric of samples is to cover what repeated draws of as many samples give on average (FID's and IS's
-bias is not an interval's matter); a mean, a rank correlation and an AUROC the value of the law.
+Nominal is 95 % where nothing else is said. A metric of samples is to cover what repeated draws of as many samples give
+on average (FID's and IS's bias is not an interval's matter); a mean, a rank correlation and an AUROC the value of the
+law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 
 import numpy as np
 import torch
 from scipy.stats import norm
-from torch import Tensor
 from tqdm import tqdm
 
+from ldm.benchmark.cells import RETRAINED, OracleCell, ScoreCell
+from ldm.benchmark.measures import SeedScores, make_benchmarks
+from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES
+from ldm.benchmark.table import compare_methods
 from ldm.commands.line import run_file
-from ldm.evaluation.cmmd import cmmd, cubic_kernel, gram_within, mmd2
-from ldm.evaluation.detection import against_class_sizes
-from ldm.evaluation.fid import fid
-from ldm.evaluation.inception_score import measure_inception_scores
-from ldm.evaluation.precision_recall import density_coverage, precision_recall, squared_radii
-from ldm.evaluation.statistics import moments
+from ldm.evaluation.filtering import permutation_p
+from ldm.evaluation.intervals import calibrate_factor, hold
+from ldm.evaluation.metrics import MetricRow
+from ldm.evaluation.ood import conformal_p
+from ldm.evaluation.promises import SHARES, RiskLevel, promise_risk
+from ldm.evaluation.trainings import band_over_trainings
 from ldm.experiments.controls import over_runs
+from ldm.experiments.coverage import (
+    Case,
+    class_cases,
+    feature_cases,
+    pair_cases,
+    score_cases,
+    share_cases,
+    tabulate_coverage,
+    tabulate_promise,
+)
 from ldm.report.tables import markdown_table
-from ldm.stats import Interval, look_level, mean_interval, skewed_mean_interval
+from ldm.stats import Interval, look_level, mean_interval, percentile_interval, rank_correlation, skewed_mean_interval
 from ldm.util import generator
 
-# Draws that a case makes: [repeats] intervals, and the value that they are to hold (None: the mean of the estimates).
-Case = tuple[str, Callable[[int], Interval], float | None]
-DIMENSIONS = 16
-REFERENCE = 1500
-
-
-def draw_features(count: int, seed: int, shift: float = 0.0) -> Tensor:
-    """Draw features [N, 16] of a law that is not normal, float64."""
-    mixing = torch.randn(DIMENSIONS, DIMENSIONS, generator=generator("mixing"), dtype=torch.float64) / DIMENSIONS**0.5
-    rows = torch.randn(count, DIMENSIONS, generator=generator("features", seed), dtype=torch.float64)
-    return torch.relu(rows @ mixing + 0.2) + shift
-
-
-def draw_predictions(count: int, seed: int, classes: int) -> Tensor:
-    """Draw p(y|x) [N, K] of a classifier that is mostly right."""
-    source = generator("predictions", seed)
-    logits = torch.randn(count, classes, generator=source, dtype=torch.float64)
-    logits[torch.arange(count), torch.randint(classes, (count,), generator=source)] += 6
-    return logits.softmax(1)
-
-
-def feature_cases(count: int, shift: float) -> Iterator[Case]:
-    """Metrics of `count` samples whose law is shifted against the reference's."""
-    reference = draw_features(REFERENCE, 0)
-    statistics = moments(reference).statistics()
-    sums = gram_within(cubic_kernel, reference)
-    balls = {k: squared_radii(reference, k) for k in (3, 5)}
-
-    def samples(seed: int) -> Tensor:
-        return draw_features(count, 1 + seed, shift)
-
-    words = f"{count} samples, shift {shift}"
-    yield f"FID, {words}", lambda seed: fid(statistics, samples(seed), 20, seed), None
-    kid = partial(mmd2, cubic_kernel, reference, reference_sums=sums)
-    yield f"KID, {words}", lambda seed: kid(samples(seed), resamples=60, seed=seed), None
-    distance = partial(cmmd, reference, sigma=2.0)
-    yield f"CMMD, {words}", lambda seed: distance(samples(seed), resamples=60, seed=seed), None
-    pairs = (("precision", 3, precision_recall), ("recall", 3, precision_recall))
-    for name, k, function in (*pairs, ("density", 5, density_coverage), ("coverage", 5, density_coverage)):
-        measure = partial(function, reference, k=k, resamples=20, radii=balls[k])
-        yield f"{name}, {words}", partial(_measure_named, measure, samples, name), None
-
-
-def _measure_named(measure: Callable, samples: Callable[[int], Tensor], name: str, seed: int) -> Interval:
-    return getattr(measure(samples=samples(seed), seed=seed), name)
-
-
-def score_cases() -> Iterator[Case]:
-    """Inception Scores: as published, of as many images; and corrected, of the law."""
-    for classes, count in ((10, 500), (100, 5000)):
-        many = draw_predictions(40_000, 99, classes)
-        truth = measure_inception_scores(many, 20).corrected.estimate
-
-        def score(seed: int, name: str, classes: int = classes, count: int = count) -> Interval:
-            found = measure_inception_scores(draw_predictions(count, 100 + seed, classes), 60, seed)
-            return getattr(found, name)
-
-        yield f"IS, {count} images of {classes} classes", partial(score, name="published"), None
-        yield f"IS corrected, {count} images of {classes} classes", partial(score, name="corrected"), truth
-
-
-def draw_scores(seed: int, slope: float) -> np.ndarray:
-    """Draw normal scores of ten classes in bins of 3, 2, 2 and 3."""
-    rows = np.array([3.0, 3, 3, 2, 2, 1, 1, 0, 0, 0]) * slope
-    return rows + torch.randn(10, generator=generator("scores", seed), dtype=torch.float64).numpy()
-
-
-def class_cases() -> Iterator[Case]:
-    """Spearman and AUROC of ten classes against their images per class."""
-    sizes = [1] * 3 + [10] * 2 + [50] * 2 + [1e9] * 3
-    for slope in (0.0, 0.3, 0.6, 1.0):
-        few = np.array([3, 3, 3, 2, 2]) * slope
-        area = float(np.mean(norm.cdf(few / 2**0.5)))
-
-        def compare(seed: int, name: str, slope: float = slope) -> Interval:
-            return getattr(against_class_sizes(draw_scores(seed, slope), sizes), name)
-
-        yield f"Spearman, 10 classes, slope {slope}", partial(compare, name="spearman"), None
-        yield f"AUROC, 10 classes, slope {slope}", partial(compare, name="auroc"), area
+# A promise: its name, how often it is to hold, and whether it does in a simulation; None where nothing is promised.
+PromiseCase = tuple[str, float, Callable[[int], bool | None]]
+# Benchmarks of methods whose numbers have an interval over pictures, one of each kind.
+OVER_PICTURES = (
+    f"pixel ranks: {RETRAINED}, few images", f"picture ranks: {RETRAINED}, few images", "few-image AUROC", "AUSE",
+    "recognised, a fifth dropped", "risk-coverage gain",
+)  # fmt: skip
+KINDS = ("means", "classes", "pairs", "shares", "pictures", "halves", "scores", "features", "promises")
 
 
 def draw_values(law: str, count: int, seed: int) -> np.ndarray:
@@ -143,23 +87,117 @@ def mean_cases() -> Iterator[Case]:
             yield name, lambda seed, k=law, n=count: skewed_mean_interval(draw_values(k, n, seed)), 1.0
         width = 0.2 if law == "normal" else 0.8
         yield f"--ci_width, rounds of 10, {law}", partial(stop_when_narrow, law, 10, width), 1.0
+    yield "pixels inside, 60 pictures", lambda seed: hold(*draw_errors(60, seed), 2.0).coverage, 1 - outside(2.0)
 
 
-def tabulate(name: str, measure: Callable[[int], Interval], truth: float | None, repeats: int) -> dict[str, object]:
-    """Return a row: how many of `repeats` intervals hold the truth, of those that have ends."""
-    every = [measure(seed) for seed in range(repeats)]
-    found = [one for one in every if one.known]
-    target = float(np.mean([one.estimate for one in every])) if truth is None else truth
-    covered = sum(one.low <= target <= one.high for one in found) / max(1, len(found))
-    spread = float(np.std([one.estimate for one in every], ddof=1))
-    half = float(np.mean([one.width / 2 for one in found])) if found else float("nan")
-    return {
-        "interval": name,
-        "nominal": 0.95,
-        "covers": round(covered, 3),
-        "with an interval": f"{len(found)} of {repeats}",
-        "half width / true s.d.": round(half / spread, 2),
-    }
+@cache
+def find_picture_intervals(seed: int, each: int) -> dict[str, Interval]:
+    """Return the intervals over `each` pictures of every class, of one method of the benchmark in one world."""
+    labels = torch.arange(10).repeat_interleave(each)
+    source = generator("pictures", seed)
+    of_class = torch.randn(10, generator=generator("levels"), dtype=torch.float64)[labels]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=source, dtype=torch.float64)
+
+    size = (0.5 * of_class + 0.4 * draw(len(labels)))[:, None]
+    deviation = (size + 0.7 * draw(len(labels), 36)).exp()
+    truth = OracleCell(RETRAINED, deviation * draw(10, len(labels), 36), deviation * draw(len(labels), 36))
+    found = deviation * (0.7 * draw(len(labels), 36)).exp()
+    cell = ScoreCell("asked", "epistemic", "score", found.sum(1), found, {})
+    good = (draw(len(labels)) + size[:, 0] < 1).numpy()
+    worlds = (FEW_IMAGES, EVERY_IMAGE)
+    scores = SeedScores(
+        {data: {"asked": cell} for data in worlds}, {data: {RETRAINED: truth} for data in worlds},
+        (labels < 3).numpy(), dict.fromkeys(worlds, good),
+    )  # fmt: skip
+    chosen = [one for one in make_benchmarks([RETRAINED]) if one.name in OVER_PICTURES]
+    results = compare_methods(chosen, [scores], labels)
+    return {one.benchmark: one.pictures for one in results if one.method == "asked"}
+
+
+def picture_cases() -> Iterator[Case]:
+    """Intervals over pictures of the table of methods, of ten classes."""
+    for each in (4, 12):
+        for name in find_picture_intervals(0, each):
+            yield (
+                f"{name}; {each} pictures a class",
+                lambda seed, k=name, n=each: find_picture_intervals(seed, n)[k],
+                None,
+            )
+
+
+def half_cases() -> Iterator[Case]:
+    """The linear datamodelling score of `benchmarks/attribution.py`: 24 halves, 12 queries, two networks."""
+
+    def score(seed: int, slope: float) -> Interval:
+        source = generator("halves", seed)
+        actual, shared, own = torch.randn(3, 24, 12, generator=source, dtype=torch.float64)
+        start = torch.randn(24, 1, generator=source, dtype=torch.float64)
+        losses = (slope * shared + start + actual).numpy()
+        foretold = [(shared + 0.5 * own).numpy(), (shared - 0.5 * own).numpy()]
+
+        def agree(rows: np.ndarray) -> float:
+            return float(np.mean([rank_correlation(one[rows].T, losses[rows].T).mean() for one in foretold]))
+
+        drawn = torch.randint(24, (100, 24), generator=source).numpy()
+        return percentile_interval(agree(np.arange(24)), [agree(rows) for rows in drawn])
+
+    for slope in (0.0, 0.5, 1.5):
+        yield f"datamodelling score, 24 halves, slope {slope}", partial(score, slope=slope), None
+
+
+def metric_cases() -> Iterator[Case]:
+    """Metrics of samples of the reference's law and of a shifted one."""
+    for count, shift in ((100, 0.0), (400, 0.0), (400, 0.15)):
+        yield from feature_cases(count, shift)
+
+
+def draw_errors(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw errors of pictures [N, 50], each with a deviation of its own, and a map that is 1 everywhere."""
+    source = generator("errors", seed)
+    sizes = (0.5 * torch.randn(count, 1, generator=source, dtype=torch.float64)).exp()
+    return (sizes * torch.randn(count, 50, generator=source, dtype=torch.float64)).numpy(), np.ones((count, 50))
+
+
+def outside(factor: float) -> float:
+    """Return the share of pixels of `draw_errors`' law whose size is above a factor."""
+    quantiles = (np.arange(2000) + 0.5) / 2000
+    return float(np.mean(2 * norm.sf(factor / np.exp(0.5 * norm.ppf(quantiles)))))
+
+
+def promise_cases() -> Iterator[PromiseCase]:
+    """What is said of a further picture, sample or training, or of an error's rate."""
+
+    def usual(seed: int) -> bool:
+        values = draw_values("exponential", 100, seed)
+        return bool(conformal_p(values[1:], values[:1])[0] > 0.05)
+
+    def random_removal(seed: int) -> bool:
+        value, *drawn = draw_values("normal", 21, seed).tolist()
+        p = permutation_p(value, drawn, "fid")
+        return p is None or p > 0.05
+
+    def accept(seed: int, level: RiskLevel) -> bool | None:
+        scores, luck = torch.rand(2, 400, generator=generator("judged", seed), dtype=torch.float64).numpy()
+        found = promise_risk(scores, (luck < scores**2 / 2).astype(float), level)
+        return min(found.threshold, 1.0) ** 2 / 6 <= level.risk if found.holds else None
+
+    def bound_pixels(seed: int) -> bool:
+        return outside(calibrate_factor(*draw_errors(60, seed), 0.1, 0.9)) <= 0.1
+
+    def train_again(seed: int, count: int) -> bool:
+        *values, further = draw_values("normal", count + 1, seed).tolist()
+        rows = [MetricRow("fid", value, value - 0.1, value + 0.1, "", 1, 1) for value in values]
+        band = band_over_trainings(rows).another
+        return band.low <= further <= band.high
+
+    for count in (3, 5):
+        yield f"one further training, of {count}", 0.95, partial(train_again, count=count)
+    yield "conformal p above 0.05, of 99 known pictures", 0.95, usual
+    yield "p of a removal above 0.05, of 20 random ones", 0.95, random_removal
+    yield "accepted samples: risk at most 0.1, 400 judged", 0.9, partial(accept, level=RiskLevel(0.1, 0.9, len(SHARES)))
+    yield "pixels outside: risk at most 0.1, 60 pictures", 0.9, bound_pixels
 
 
 @dataclass(frozen=True)
@@ -168,13 +206,25 @@ class StudyCoverage:
 
     repeats: int = 200
     """Simulations of each case."""
+    only: tuple[str, ...] = KINDS
+    """The kinds of intervals."""
 
     def run(self) -> list[dict[str, object]]:
         """Print the table; return its rows."""
-        cases = [*mean_cases(), *class_cases(), *score_cases()]
-        for count, shift in ((100, 0.0), (400, 0.0), (400, 0.15)):
-            cases += feature_cases(count, shift)
-        rows = [tabulate(*case, self.repeats) for case in tqdm(cases, unit="interval")]
+        makers = (
+            mean_cases,
+            class_cases,
+            pair_cases,
+            share_cases,
+            picture_cases,
+            half_cases,
+            score_cases,
+            metric_cases,
+        )
+        asked = [maker() for kind, maker in zip(KINDS, makers, strict=False) if kind in self.only]
+        rows = [tabulate_coverage(*case, self.repeats) for case in tqdm(list(chain(*asked)), unit="interval")]
+        if "promises" in self.only:
+            rows += [tabulate_promise(*case, self.repeats) for case in promise_cases()]
         print(markdown_table(rows, 3))
         return rows
 

@@ -101,6 +101,21 @@ def skewed_mean_interval(values: ArrayLike, level: float = 0.95, least: float = 
     return replace(plain, low=max(low, least), high=high)
 
 
+def percentile_interval(estimate: float, drawn: ArrayLike, level: float = 0.95) -> Interval:
+    """Interval of an estimate by the percentiles of its values in bootstrap resamples [R].
+
+    The ends are the values at ranks p (R + 1), so that a further resample lies outside with probability 1 - level
+    however few there are; at ranks 1 + p (R - 1), NumPy's default, it does so more often: 8 % in place of 5 % of 60.
+    Values that are NaN are left out. There are no ends where all values are alike: other draws need not be.
+    """
+    drawn = np.asarray(drawn, dtype=np.float64)
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn) or np.ptp(drawn) == 0:
+        return Interval(estimate, resamples=len(drawn))
+    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), method="weibull")
+    return Interval(estimate, float(low), float(high), resamples=len(drawn))
+
+
 def look_level(look: int, level: float = 0.95) -> float:
     """Level of the interval at the k-th look of a rule that stops when it is narrow enough, k = 1, 2, ...
 

@@ -17,6 +17,7 @@ from ldm.stats import (
     holm,
     look_level,
     mean_interval,
+    percentile_interval,
     rank_correlation,
     skewed_mean_interval,
     spearman,
@@ -158,3 +159,18 @@ def test_holm_by_hand():
 def test_errors_say_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("count", [39, 60, 199])
+def test_a_further_resample_lies_outside_percentiles_as_often_as_stated(count):
+    # Of uniform draws, F(the r-th of R) has mean r / (R + 1): ranks p (R + 1) leave 5 % outside, interpolated ones too.
+    found = percentile_interval(0.0, np.arange(1, count + 1))
+    low, high = found.low / (count + 1), found.high / (count + 1)
+    assert low == pytest.approx(0.025) and high == pytest.approx(0.975) and found.resamples == count
+    default = np.quantile(np.arange(1, 61), 0.025) / 61
+    assert 2 * default == pytest.approx(0.081, abs=1e-3), "what NumPy's own rule leaves outside, of 60"
+
+
+def test_percentiles_of_equal_draws_are_no_interval():
+    assert not percentile_interval(1.0, [1.0] * 20).known and not percentile_interval(1.0, [math.nan]).known
+    assert percentile_interval(1.0, [math.nan, *range(39)]).resamples == 39

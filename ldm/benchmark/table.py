@@ -22,7 +22,7 @@ from ldm.benchmark.measures import HALF, Benchmark, SeedScores, draw_pictures
 from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES
 from ldm.experiments.controls import over_runs
 from ldm.records import Row
-from ldm.stats import Interval, holm, mean_interval
+from ldm.stats import Interval, holm, mean_interval, percentile_interval
 from ldm.util import generator
 
 NEIGHBOUR_NAME = "nearest neighbour"
@@ -161,12 +161,7 @@ def _over_pictures(estimate: float, drawn: NDArray[np.float64] | None) -> Interv
 
     There are no ends where all draws are alike, at an AUROC of 1 for example: other pictures need not be.
     """
-    if drawn is None:
-        return Interval(estimate)
-    low, high = np.nanquantile(drawn.mean(0), (LEVEL / 2, 1 - LEVEL / 2))
-    if low == high:
-        return Interval(estimate, resamples=drawn.shape[1])
-    return Interval(estimate, float(low), float(high), resamples=drawn.shape[1])
+    return Interval(estimate) if drawn is None else percentile_interval(estimate, drawn.mean(0))
 
 
 def _compare(benchmark: Benchmark, values: Mapping[str, _Values], kinds: Mapping[str, str]) -> list[MethodResult]:

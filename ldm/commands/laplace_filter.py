@@ -48,7 +48,8 @@ class FilterLaplace:
 
     Writes table.csv: for each score and metric the value; z, its distance from its random removals in their standard
     deviations; and p, the share of random removals that are as good, adjusted for all scores and metrics (Holm). Both
-    are empty where the random removals do not differ. With 20 random removals no p is below 0.048.
+    are empty where the random removals do not differ. With R random removals and K values of p none is below
+    K / (R + 1): 20 reach 0.05 for one score and metric alone, 20 K for all.
     With --risk promise.csv in its place: for each score and class the threshold, what is accepted of the judged
     samples, the upper end of its bad share, and the number of judged samples that a promise needs; and promise.png.
     And kept/SCORE.txt, the positions for `decu evaluate metrics --keep`.
@@ -141,7 +142,10 @@ class FilterLaplace:
         table = removals.table(values)
         kept = f"{self.keep:g}" if self.rule == "share" else "what is at most mean + s.d."
         kept += " of each class" * self.per_class
+        tested = sum(value is not None for row in table for name, value in row.items() if name.startswith("p_"))
+        least = min(1.0, tested / (self.random + 1))
         note = f"kept {kept} of {len(rows)}; z > 0: better than random; p: of random removals, by Holm"
+        note += f", none below {least:.2g} with --random {self.random}"
         print(markdown_table(table, 4), note, sep="\n")
         write_csv(out / "table.csv", table, [note], overwrite=True)
         write_record(out / "record.json", self, overwrite=True)

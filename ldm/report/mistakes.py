@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
+from ldm.evaluation.resampling import clustered_share_interval
 from ldm.experiments.mistakes import ClassMistakes, RealPictures
 from ldm.images import labelled_grid
 from ldm.pipelines import EnsemblePipeline
@@ -21,7 +21,7 @@ TABLE = "mistakes.csv"
 MISTAKES_EXPLAINED = (
     "recognised: samples that a support vector machine on the pixels of the training pictures takes for their class "
     "(every class with the same weight; of 100 principal components where there are more pixels); "
-    "low, high: Wilson's 95 % interval of the share",
+    "low, high: 95 % interval of the share, for the draw of the noises that all members share",
     "taken_for: the class that most of the others are taken for, and how many of them",
     "real, real_recognised: validation pictures of the class, and those of them that are recognised; the control",
     "distance: from the nearest training picture of any class, root mean square in units of -1 .. 1, median of the "
@@ -46,17 +46,17 @@ def write_mistakes(
 
 
 def _make_row(one: ClassMistakes, real: RealPictures, pipeline: EnsemblePipeline) -> dict[str, Any]:
-    count, right = len(one.taken), one.recognised
-    ends = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    inside = torch.from_numpy(one.taken == one.label).reshape(len(one.samples), -1)
+    share = clustered_share_interval(inside)
     known = real.known.get(one.label)
     return {
         "class": one.label,
         "name": pipeline.classes.name(one.label),
         "images": pipeline.classes.sizes.get(one.label),
-        "samples": count,
-        "recognised": right,
-        "low": ends.low,
-        "high": ends.high,
+        "samples": len(one.taken),
+        "recognised": one.recognised,
+        "low": share.low if share.known else None,
+        "high": share.high if share.known else None,
         "taken_for": None if one.other is None else pipeline.classes.name(one.other[0]),
         "taken": None if one.other is None else one.other[1],
         "real": None if known is None else known[0],

@@ -10,6 +10,7 @@ from ldm.benchmark.measures import (
     HALF,
     SeedScores,
     detect_over_control,
+    draw_pictures,
     false_positives,
     make_benchmarks,
     map_errors,
@@ -126,3 +127,14 @@ def test_table_names_losers_and_who_beats_the_neighbour():
     assert not any(one.best for one in results if one.kind == "oracle")
     ratios = [one for one in results if one.benchmark.startswith("ratio")]
     assert {one.method for one in ratios} >= {"knows", "looks", HALF}
+
+
+def test_pictures_drawn_again_scatter_as_much_as_pictures():
+    labels = torch.arange(3).repeat_interleave(2)
+    values = np.array([1.0, 2.0, 0.0, 4.0, 7.0, 7.5])
+    drawn = [draw_pictures(labels, generator("drawn", k)) for k in range(4000)]
+    assert all((labels[torch.from_numpy(one)] == torch.arange(3)).all() for one in drawn[:10])
+    means = [values[one].mean() for one in drawn]
+    # The variance of a mean over three strata of two: sum of s^2 / 2, over 9.
+    exact = values.reshape(3, 2).var(1, ddof=1).sum() / 2 / 9
+    assert np.var(means) == pytest.approx(exact, rel=0.1), "with two draws a class it is half of that"
