@@ -94,7 +94,7 @@ def clustered_share_interval(inside: Tensor, level: float = 0.95) -> Interval:
 
     Samples of one noise resemble each other, so that M n of them are worth fewer independent ones,
 
-        M n p (1 - p) / (n var of a noise's mean),    between n and M n, times (z / t_{n-1})^2 for the estimated var
+        n p (1 - p) / var of a noise's mean,    between n and M n, times (z / t_{n-1})^2 since that is estimated
 
     and Wilson's interval is that of so many (Korn & Graubard 1998, Survey Methodology 24, 193-201, with Wilson's in
     place of Clopper and Pearson's). Where all samples are alike their number is n. One noise has no interval.
@@ -104,9 +104,9 @@ def clustered_share_interval(inside: Tensor, level: float = 0.95) -> Interval:
     if noises < 2:
         return Interval(share, n=noises)
     between = float(inside.double().mean(0).var())
-    alone = members * share * (1 - share) / between if between > 0 else 0.0
+    worth = share * (1 - share) / between if between > 0 else 0.0  # of one noise, in independent samples
     reach = float(norm.ppf((1 + level) / 2))
-    count = noises * min(max(alone, 1.0), members) * (reach / float(t.ppf((1 + level) / 2, noises - 1))) ** 2
+    count = noises * min(max(worth, 1.0), members) * (reach / float(t.ppf((1 + level) / 2, noises - 1))) ** 2
     centre = (share + reach**2 / (2 * count)) / (1 + reach**2 / count)
     half = reach / (1 + reach**2 / count) * (share * (1 - share) / count + reach**2 / (4 * count**2)) ** 0.5
     return Interval(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)), noises)
