@@ -42,7 +42,7 @@ from ldm.experiments.coverage import (
     tabulate_promise,
 )
 from ldm.report.tables import markdown_table
-from ldm.stats import Interval, look_level, mean_interval, percentile_interval, rank_correlation, skewed_mean_interval
+from ldm.stats import Interval, look_level, mean_interval, skewed_mean_interval
 from ldm.util import generator
 
 # A promise: its name, how often it is to hold, and whether it does in a simulation; None where nothing is promised.
@@ -52,7 +52,7 @@ OVER_PICTURES = (
     f"pixel ranks: {RETRAINED}, few images", f"picture ranks: {RETRAINED}, few images", "few-image AUROC", "AUSE",
     "recognised, a fifth dropped", "risk-coverage gain",
 )  # fmt: skip
-KINDS = ("means", "classes", "pairs", "shares", "pictures", "halves", "scores", "features", "promises")
+KINDS = ("means", "classes", "pairs", "shares", "pictures", "scores", "features", "promises")
 
 
 def draw_values(law: str, count: int, seed: int) -> np.ndarray:
@@ -127,26 +127,6 @@ def picture_cases() -> Iterator[Case]:
             )
 
 
-def half_cases() -> Iterator[Case]:
-    """The linear datamodelling score of `benchmarks/attribution.py`: 24 halves, 12 queries, two networks."""
-
-    def score(seed: int, slope: float) -> Interval:
-        source = generator("halves", seed)
-        actual, shared, own = torch.randn(3, 24, 12, generator=source, dtype=torch.float64)
-        start = torch.randn(24, 1, generator=source, dtype=torch.float64)
-        losses = (slope * shared + start + actual).numpy()
-        foretold = [(shared + 0.5 * own).numpy(), (shared - 0.5 * own).numpy()]
-
-        def agree(rows: np.ndarray) -> float:
-            return float(np.mean([rank_correlation(one[rows].T, losses[rows].T).mean() for one in foretold]))
-
-        drawn = torch.randint(24, (100, 24), generator=source).numpy()
-        return percentile_interval(agree(np.arange(24)), [agree(rows) for rows in drawn])
-
-    for slope in (0.0, 0.5, 1.5):
-        yield f"datamodelling score, 24 halves, slope {slope}", partial(score, slope=slope), None
-
-
 def metric_cases() -> Iterator[Case]:
     """Metrics of samples of the reference's law and of a shifted one."""
     for count, shift in ((100, 0.0), (400, 0.0), (400, 0.15)):
@@ -217,7 +197,6 @@ class StudyCoverage:
             pair_cases,
             share_cases,
             picture_cases,
-            half_cases,
             score_cases,
             metric_cases,
         )

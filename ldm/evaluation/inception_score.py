@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from ldm.evaluation.resampling import LEAST_SAMPLES, HalfSampling, draw_halves
@@ -74,7 +75,10 @@ class InceptionScores(NamedTuple):
 
 
 def measure_inception_scores(predictions: Tensor, resamples: int = 0, seed: int = 0) -> InceptionScores:
-    """Score all images as one part.
+    """Score all images as one part, with 95 % intervals.
+
+    ln IS is the mean of the images' KL divergences of p(y|x) from p(y), so that its linear part has the variance of
+    these over N exactly; halves say what its quadratic part adds, and its bias.
 
     Args:
         predictions: p(y|x), [N, K], rows that sum to 1.
@@ -85,13 +89,22 @@ def measure_inception_scores(predictions: Tensor, resamples: int = 0, seed: int 
     if not resamples or len(predictions) < LEAST_SAMPLES:
         return InceptionScores(Interval(value), Interval(math.nan))
     weights = draw_halves(len(predictions), resamples, "inception score", seed)
-    logs = _score(predictions.double(), weights).log()
-    found = HalfSampling.from_halves(math.log(value), logs)
-    published = _exponential(found.interval(math.log(value)))
-    corrected = _exponential(found.interval(math.log(value) - found.bias))
+    predictions = predictions.double()
+    found = HalfSampling.from_halves(math.log(value), _score(predictions, weights).log())
+    deviation = math.hypot(float(_divergences(predictions).std()) / len(predictions) ** 0.5, found.quadratic)
+    reach = float(t.ppf(0.975, len(predictions) - 1)) * deviation
+    published, corrected = (
+        _exponential(Interval(centre, centre - reach, centre + reach, len(predictions)))
+        for centre in (math.log(value), math.log(value) - found.bias)
+    )
     if abs(found.bias) > SMALL_BIAS:
         corrected = replace(corrected, low=math.nan, high=math.nan)
     return InceptionScores(published, corrected)
+
+
+def _divergences(predictions: Tensor) -> Tensor:
+    """KL divergence of each image's p(y|x) [N, K] from the mean over images, [N] in nats."""
+    return torch.special.xlogy(predictions, predictions / predictions.mean(0).clamp_min(1e-300)).sum(1)
 
 
 def _exponential(interval: Interval) -> Interval:

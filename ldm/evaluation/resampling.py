@@ -51,11 +51,13 @@ class HalfSampling:
         deviation: in the units of the metric.
         bias: of the metric of n samples, to the first order in 1 / n.
         splits: number of random splits, the degrees of freedom of `deviation`.
+        quadratic: standard deviation of Q alone.
     """
 
     deviation: float
     bias: float
     splits: int
+    quadratic: float
 
     @classmethod
     def from_halves(cls, value: float, halves: Tensor, smooth: bool = True) -> HalfSampling:
@@ -74,7 +76,7 @@ class HalfSampling:
         bend = (first + second) / 2 - value
         quadratic = bend.var()
         variance = torch.maximum(linear - quadratic, quadratic) if smooth else linear
-        return cls(float(variance.sqrt()), float(bend.mean()), len(first))
+        return cls(float(variance.sqrt()), float(bend.mean()), len(first), float(quadratic.sqrt()))
 
     def interval(self, value: float, level: float = 0.95) -> Interval:
         """Return Student's interval around a value: of what repeated draws of n samples give on average."""
