@@ -113,7 +113,7 @@ def warn_of_few_images(names: Iterable[str], reference: FeatureSet, samples: Fea
 
 Named = dict[str, tuple[Interval, str]]
 HALVES = "draw of the samples, by random halves, 95 %"
-TERMS = "draw of the samples, by the spread of their terms, 95 %"
+IMAGE_TERMS = "draw of the samples, by the spread of their terms, 95 %"
 GROUPED = "draw of the samples, without groups of them in turn, 95 %"
 EXACT = "draw of the samples, 95 %"
 
@@ -127,9 +127,9 @@ def _fid(kind: str, name: str, reference: Reference, samples: FeatureSet, option
 def _is(reference: Reference, samples: FeatureSet, options: Options) -> Named:
     predictions = probabilities(samples.logits)
     whole = measure_inception_scores(predictions, options.resamples, options.seed)
-    found = {"is": (whole.published, f"{TERMS}, of scores of as many images")}
+    found = {"is": (whole.published, f"{IMAGE_TERMS}, of scores of as many images")}
     if options.resamples:
-        found["is_corrected"] = (whole.corrected, f"{TERMS}, without the bias of 1 / N")
+        found["is_corrected"] = (whole.corrected, f"{IMAGE_TERMS}, without the bias of 1 / N")
     if 1 < options.splits <= len(predictions):
         parts = inception_score(predictions, options.splits, options.seed)
         name = f"is_{options.splits}_splits"
