@@ -108,12 +108,12 @@ def percentile_interval(estimate: float, drawn: ArrayLike, level: float = 0.95) 
     however few there are; at ranks 1 + p (R - 1), NumPy's default, it does so more often: 8 % in place of 5 % of 60.
     Values that are NaN are left out. There are no ends where all values are alike: other draws need not be.
     """
-    drawn = np.asarray(drawn, dtype=np.float64)
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn) or np.ptp(drawn) == 0:
-        return Interval(estimate, resamples=len(drawn))
-    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), method="weibull")
-    return Interval(estimate, float(low), float(high), resamples=len(drawn))
+    values = np.asarray(drawn, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values) or np.ptp(values) == 0:
+        return Interval(estimate, resamples=len(values))
+    low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2), method="weibull")
+    return Interval(estimate, float(low), float(high), resamples=len(values))
 
 
 def look_level(look: int, level: float = 0.95) -> float:
