@@ -14,7 +14,7 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
 
     A command, or a value that it holds, may say in `acts_with` which of its fields act only beside another one:
     {"frames": "interpolate", "posterior.every": "method=bayesdiff_skip|published_skip"}, the latter a field of a value
-    that it holds.
+    that it holds. In `stands_alone` it names fields whose option may be followed by nothing.
 
     Args:
         command: made from `words`.
@@ -28,6 +28,8 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
     for value in list_values(command):
         names = {one.name: option_name(value, one.name) for one in fields(value)}
         for field, name in names.items():
+            if field in getattr(value, "stands_alone", ()):
+                continue
             if getattr(value, field) in ((), {}) and not named.isdisjoint(option_spellings(value, field)):
                 raise ValueError(f"--{name} is followed by nothing: give what it names, or leave it out")
         for place, rule in getattr(value, "acts_with", {}).items():

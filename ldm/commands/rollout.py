@@ -32,6 +32,7 @@ class Rollout:
 
     default_steps: ClassVar[int] = 200
     default_scale: ClassVar[float] = 5.0
+    stands_alone: ClassVar[tuple[str, ...]] = ("pair",)
 
     ensemble: EnsembleSource
     classes: SpreadClasses = ()
