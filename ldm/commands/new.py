@@ -95,7 +95,7 @@ class New:
     folder: Annotated[str | None, option(metavar="DIR", default="logs/NAME, NAME that of the config")] = None
     """Where bins, checkpoints and results go."""
     width: Annotated[int | None, option(metavar="CHANNELS", default="32 on a CPU, 96 on a GPU")] = None
-    """Channels of the network's finest resolution."""
+    """Channels of the network's finest resolution, a multiple of 32."""
     space: Literal["auto", "pixels", "latents"] = "auto"
     """What the model generates; auto: latents from 64 pixels on."""
     measure: bool = True
@@ -106,6 +106,8 @@ class New:
     def __post_init__(self) -> None:
         if not self.out.endswith((".yaml", ".yml")):
             raise ValueError(f"--out must end in .yaml, got {self.out}")
+        if self.width is not None and self.width % 32:
+            raise ValueError(f"--width must be a multiple of 32, the groups of the network's norms; got {self.width}")
 
     def run(self) -> Path:
         """Look at the pictures and write the config; return its path."""

@@ -46,6 +46,11 @@ def test_the_config_trains_a_model_of_the_pictures_sizes_and_classes(folder, cap
     assert member.model.learning_rate == 0.05 and "base_learning_rate" not in member.model
 
 
+def test_a_width_that_no_network_has_is_refused():
+    with pytest.raises(ValueError, match="--width must be a multiple of 32"):
+        New(Pictures("pictures"), 8, "my.yaml", width=7)
+
+
 def test_every_key_of_the_config_has_its_value_once(folder):
     text = write_config(folder, measure=False).read_text()
     assert text.count(str(folder / "pictures")) == 1 + 1, "once as a value, once in the command of the first line"
