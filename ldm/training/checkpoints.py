@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm.arguments import check_arguments
 from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.util import atomic_write
 
@@ -134,6 +135,16 @@ class KeepCheckpoints(Checkpoint):
         self.resumed = self.recount = False
         self.validated_step = -1
         self.complete_epoch: int | None = None
+
+    @classmethod
+    def check_values(cls, given: Mapping[str, Any], place: str) -> None:
+        """Make sure that the values of `lightning.modelcheckpoint.params` are of their types and in their ranges.
+
+        Raises:
+            ValueError: naming the key, below `place`.
+        """
+        own = {key.replace("_train_", "_"): value for key, value in given.items() if key not in IGNORED_OPTIONS}
+        check_arguments(cls, own, place, complete=False)
 
     @classmethod
     def from_options(

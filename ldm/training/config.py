@@ -19,8 +19,12 @@ SPLITS = ("train", "validation", "test", "predict")
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Return a config as plain dictionaries, lists and values, with what it refers to filled in."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    """Return a config as plain dictionaries, lists and values, with what it refers to filled in.
+
+    Raises:
+        OmegaConfBaseException: if it refers to what is not there, or leaves a value open (???).
+    """
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 
 def merge_configs(base: DictConfig, over: DictConfig) -> DictConfig:

@@ -17,7 +17,7 @@ from ldm.models.diffusion.alignment import read_alignment
 from ldm.models.diffusion.head_options import check_head_options
 from ldm.ranges import COUNT, FINITE, UP_TO_ONE, Range, check_range
 from ldm.settings.training import CHOSEN_FIELDS, KEPT_FIELDS
-from ldm.training.checkpoints import IGNORED_OPTIONS, OWN_OPTIONS
+from ldm.training.checkpoints import IGNORED_OPTIONS, OWN_OPTIONS, KeepCheckpoints
 from ldm.training.config import SPLITS, load_config, to_plain
 from ldm.training.runs import RunDirectory
 from ldm.util import get_obj_from_str
@@ -138,6 +138,7 @@ def check_sections(config: Mapping[str, Any], before: str = "") -> None:
         if "target" not in checkpoint:
             known = (*OWN_OPTIONS, *IGNORED_OPTIONS, "every_n_train_steps")
             _check_keys(checkpoint.get("params") or {}, known, f"{place}.params")
+            KeepCheckpoints.check_values(checkpoint.get("params") or {}, f"{place}.params")
     for name, part in lightning.items():
         if name not in BLOCK_KEYS:
             check_value(part, Mapping[str, Any], f"{before}lightning.{name}")
