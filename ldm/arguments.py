@@ -33,9 +33,10 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def suggest_key(word: str, known: Iterable[str]) -> str:
     """Return words that name the nearest known key, or all of them where none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    small = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), small, n=1, cutoff=0.5)
     if near:
-        return f"did you mean '{near[0]}'?"
+        return f"did you mean '{small[near[0]]}'?"
     return f"known are {', '.join(names)}" if names else "nothing is known there"
 
 

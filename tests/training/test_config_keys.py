@@ -39,6 +39,7 @@ REFUSED = {
     "lightning.logger.target=foo.bar": "unknown key 'logger'",
     "model.params.monitor=???": "full_key: model.params.monitor",
     "lightning.trainer=null": "must be a mapping",
+    "model.params.TIMESTEPS=100": "takes no 'TIMESTEPS'; did you mean 'timesteps'",
     "lightning=null": "must be a mapping",
     "uncertainty.branchat=0.5": "did you mean 'branch_at'",
     "uncertainty.branch_at=1.5": "at least 0 and at most 1",
