@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import attend
+from ldm.modules.augment_labels import AugmentEmbedding, split_augmented
 from ldm.modules.diffusionmodules.util import timestep_embedding, zero_module
 from ldm.modules.parts import Parts
 from ldm.util import ImageSize, read_image_size, shorten_size
@@ -170,16 +171,19 @@ class DiT(nn.Module):
         class_dropout_prob: float = 0.1,  # Above 0: the table has a null class; labels are dropped by the embedder.
         num_classes: int = 1000,
         learn_sigma: bool = True,  # Also predict the fraction between the bounds of the log-variance.
+        augment_dim: int = 0,  # Augmentation labels that it is told.
     ):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, in_channels * (1 + learn_sigma)
         self.patch_size = patch_size
         self.grid = count_patches(input_size, patch_size, "input_size")
-        self.num_classes = num_classes
+        self.num_classes, self.augment_dim = num_classes, augment_dim
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, null=class_dropout_prob > 0)
         self.pos_embed = nn.Parameter(grid_positions(hidden_size, self.grid)[None], requires_grad=False)
+        if augment_dim:
+            self.augment_emb = AugmentEmbedding(augment_dim, hidden_size)
         self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         for block in self.blocks:
@@ -201,14 +205,17 @@ class DiT(nn.Module):
         return Parts(
             class_tables={"y_embedder.embedding_table.weight": 0},
             time_embedding=("t_embedder.*",),
-            condition=("t_embedder.*", "y_embedder.*"),
+            condition=("t_embedder.*", "y_embedder.*", *(("augment_emb.*",) if self.augment_dim else ())),
             output=("final_layer.linear.*",),
             last_layer="final_layer.linear",
             taps=self.taps,
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """`[B, out_channels, H, W]` of latents `[B, C, H, W]`, times `[B]` and labels `[B]`; None: the null class."""
+        """`[B, out_channels, H, W]` of latents `[B, C, H, W]`, times `[B]` and labels `[B]`; None: the null class.
+
+        With augmentation labels y is `[B, 1 + A]`, the class first.
+        """
         return self.readout(self.backbone(x, timesteps, y))
 
     def backbone(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
@@ -216,12 +223,14 @@ class DiT(nn.Module):
         return self.features(x, self.condition(timesteps, y))
 
     def condition(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Embedding `[B, D]` of times `[B]` and labels `[B]`."""
-        if y is None:
+        """Embedding `[B, D]` of times `[B]` and labels y, see `forward`."""
+        labels, changes = split_augmented(y, self.augment_dim, labelled=True)
+        if labels is None:
             if self.y_embedder.embedding_table.num_embeddings == self.num_classes:
                 raise ValueError("this network has no null class (class_dropout_prob: 0): give labels y [B]")
-            y = torch.full((len(timesteps),), self.num_classes, device=timesteps.device)
-        return self.t_embedder(timesteps) + self.y_embedder(y)
+            labels = torch.full((len(timesteps),), self.num_classes, device=timesteps.device)
+        emb = self.t_embedder(timesteps) + self.y_embedder(labels)
+        return emb if changes is None else emb + self.augment_emb(changes)
 
     def features(self, x: Tensor, emb: Tensor, context: None = None) -> Tensor:
         """The input `[B, N, D]` of the last layer for latents and an embedding `[B, D]`."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import attend
+from ldm.modules.augment_labels import AugmentEmbedding, split_augmented
 from ldm.modules.diffusionmodules.util import checkpoint, timestep_embedding
 from ldm.modules.dit import PatchEmbed, count_patches
 from ldm.modules.parts import Parts
@@ -104,12 +105,13 @@ class UViT(nn.Module):
         use_checkpoint: bool = False,  # Recompute activations in the backward pass.
         conv: bool = True,  # Whether a 3x3 convolution ends the network.
         skip: bool = True,  # Whether blocks of the second half read those of the first.
+        augment_dim: int = 0,  # Augmentation labels that it is told, in the token of the time.
     ):
         super().__init__()
         if embed_dim % 2:
             raise ValueError(f"embed_dim must be even, got {embed_dim}")
         self.in_channels, self.out_channels = in_chans, in_chans
-        self.embed_dim, self.num_classes = embed_dim, num_classes
+        self.embed_dim, self.num_classes, self.augment_dim = embed_dim, num_classes, augment_dim
         self.patch_size = patch_size
         self.grid = count_patches(img_size, patch_size, "img_size")
         self.extras = 1 + (num_classes > 0)  # tokens before the patches
@@ -118,6 +120,8 @@ class UViT(nn.Module):
         self.time_embed = nn.Identity() if not mlp_time_embed else make_time_mlp(embed_dim)
         if num_classes > 0:
             self.label_emb = nn.Embedding(num_classes, embed_dim)
+        if augment_dim:
+            self.augment_emb = AugmentEmbedding(augment_dim, embed_dim)
         kinds = (num_heads, mlp_ratio, qkv_bias, qk_scale, norm_layer)
         plain = [UViTBlock(embed_dim, *kinds, False, use_checkpoint) for _ in range(depth // 2 + 1)]
         self.in_blocks = nn.ModuleList(plain[:-1])
@@ -128,7 +132,7 @@ class UViT(nn.Module):
         self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not isinstance(module, AugmentEmbedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -146,17 +150,21 @@ class UViT(nn.Module):
         convolves = isinstance(self.final_layer, nn.Conv2d)
         time = ("time_embed.*",) if isinstance(self.time_embed, nn.Sequential) else ()
         labels = ("label_emb.*",) if self.num_classes > 0 else ()
+        changes = ("augment_emb.*",) if self.augment_dim else ()
         return Parts(
             class_tables={"label_emb.weight": 0} if labels else {},
             time_embedding=time,
-            condition=time + labels,
+            condition=time + labels + changes,
             output=("decoder_pred.*", "final_layer.*") if convolves else ("decoder_pred.*",),
             last_layer="final_layer" if convolves else "decoder_pred",
             taps=self.taps,
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """`[B, C, H, W]` of states `[B, C, H, W]`, times `[B]` and labels `[B]`; None: the null class."""
+        """`[B, C, H, W]` of states `[B, C, H, W]`, times `[B]` and labels `[B]`; None: the null class.
+
+        With augmentation labels y is `[B, 1 + A]`, the class first, or `[B, A]` without classes.
+        """
         return self.readout(self.backbone(x, timesteps, y))
 
     def backbone(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
@@ -164,16 +172,19 @@ class UViT(nn.Module):
         return self.features(x, self.condition(timesteps, y))
 
     def condition(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Tokens `[B, 1, D]` of times `[B]`; of a network with labels `[B, 2, D]`, the label's first."""
+        """Tokens `[B, 1, D]` of times `[B]`; of a network with labels y, see `forward`, `[B, 2, D]`, theirs first."""
+        labels, changes = split_augmented(y, self.augment_dim, labelled=self.num_classes > 0)
         sinusoids = timestep_embedding(timesteps, self.embed_dim).to(self.pos_embed.dtype)
         time = self.time_embed(sinusoids)[:, None]  # [B, 1, D]
+        if changes is not None:
+            time = time + self.augment_emb(changes)[:, None]
         if self.num_classes < 1:
-            if y is not None:
+            if labels is not None:
                 raise ValueError("this network is unconditional (num_classes: -1) and takes no labels y")
             return time
-        if y is None:
-            y = torch.full((len(timesteps),), self.num_classes - 1, device=timesteps.device)
-        return torch.cat([self.label_emb(y)[:, None], time], dim=1)  # [B, 2, D]
+        if labels is None:
+            labels = torch.full((len(timesteps),), self.num_classes - 1, device=timesteps.device)
+        return torch.cat([self.label_emb(labels)[:, None], time], dim=1)  # [B, 2, D]
 
     def features(self, x: Tensor, emb: Tensor, context: None = None) -> Tensor:
         """The input `[B, N, D]` of `decoder_pred` for states and the tokens of `condition`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.modules.augment_labels import AugmentEmbedding, split_augmented
 from ldm.modules.diffusionmodules.blocks import Upsample
 from ldm.modules.diffusionmodules.resnet import MiddleBlocks, PaddedDownsample, ResnetBlock, make_attn
 from ldm.modules.diffusionmodules.util import normalization
@@ -84,6 +85,7 @@ class Model(nn.Module):
         use_timestep: bool = True,  # Whether it is told the time; else the blocks' maps of it are there, unused.
         use_linear_attn: bool = False,  # Former spelling of attn_type: linear.
         attn_type: str = "vanilla",  # "vanilla", "linear" or "none".
+        augment_dim: int = 0,  # Augmentation labels that it is told beside the time.
     ):
         super().__init__()
         attn_type = "linear" if use_linear_attn else attn_type
@@ -92,6 +94,11 @@ class Model(nn.Module):
         emb = 4 * ch
         if use_timestep:
             self.temb = TimeMaps(ch, emb)
+        self.augment_dim = augment_dim
+        if augment_dim and not use_timestep:
+            raise ValueError("augmentation labels are added to the time's embedding: use_timestep must be True")
+        if augment_dim:
+            self.augment_emb = AugmentEmbedding(augment_dim, emb)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         widths = [ch, *(ch * mult for mult in ch_mult)]
         height, _ = read_image_size(resolution, "resolution")
@@ -140,29 +147,35 @@ class Model(nn.Module):
         time = ("temb.*",) if hasattr(self, "temb") else ()
         return Parts(
             time_embedding=time,
-            condition=time,
+            condition=(*time, *(("augment_emb.*",) if self.augment_dim else ())),
             output=("norm_out.*", "conv_out.*"),
             last_layer="conv_out",
             taps=self.taps,
         )
 
-    def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """`[B, out_ch, H, W]` of states `[B, C, H, W]` at times `[B]`."""
-        return self.readout(self.backbone(x, t, context))
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """`[B, out_ch, H, W]` of states `[B, C, H, W]` at times `[B]`; y: augmentation labels `[B, A]`, where told."""
+        return self.readout(self.backbone(x, t, context, y))
 
-    def backbone(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def backbone(
+        self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
         """The input `[B, ch, H, W]` of `readout`; arguments of `forward`."""
-        return self.features(x, self.condition(t), context)
+        return self.features(x, self.condition(t, y), context)
 
-    def condition(self, t: Tensor | None, y: None = None) -> Tensor | None:
-        """Embedding `[B, 4 ch]` of times `[B]`; None of a network that is told no time."""
-        if y is not None:
+    def condition(self, t: Tensor | None, y: Tensor | None = None) -> Tensor | None:
+        """Embedding `[B, 4 ch]` of times `[B]` and augmentation labels `[B, A]`; None of a network told no time."""
+        labels, changes = split_augmented(y, self.augment_dim, labelled=False)
+        if labels is not None:
             raise ValueError("this network takes no labels y")
         if not hasattr(self, "temb"):
             return None
         if t is None:
             raise ValueError("this network needs times t [B], got None")
-        return self.temb(ddpm_embedding(t, self.ch).to(self.conv_in.weight.dtype))
+        emb = self.temb(ddpm_embedding(t, self.ch).to(self.conv_in.weight.dtype))
+        return emb if changes is None else emb + self.augment_emb(changes)
 
     def features(self, x: Tensor, emb: Tensor | None, context: Tensor | None = None) -> Tensor:
         """The input `[B, ch, H, W]` of `readout` for states, an embedding `[B, 4 ch]` and a context."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
+from ldm.modules.augment_labels import AugmentEmbedding, split_augmented
 from ldm.modules.diffusionmodules.blocks import (
     AttentionBlock,
     BlockFactory,
@@ -89,6 +90,7 @@ class UNetModel(nn.Module):
         legacy: bool = True,  # Head widths of spatial transformers fill the level's width.
         ensemble_size: int = 1,  # Accepted for DECU's configs; members live outside the network.
         old_ensemble: bool = False,  # Accepted for DECU's configs.
+        augment_dim: int = 0,  # Augmentation labels that it is told.
     ):
         super().__init__()
         if use_spatial_transformer != (context_dim is not None):
@@ -106,6 +108,7 @@ class UNetModel(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.model_channels, self.emb_channels = model_channels, 4 * model_channels
         self.num_classes, self.context_dim, self.n_embed = num_classes, context_dim, n_embed
+        self.augment_dim = augment_dim
         self.num_res_blocks, self.channel_mult = num_res_blocks, tuple(channel_mult)
         self.attention_resolutions = tuple(attention_resolutions)
         residual = (dropout, dims, use_checkpoint, use_scale_shift_norm, conv_resample, resblock_updown)
@@ -120,6 +123,8 @@ class UNetModel(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(self.model_channels, width), nn.SiLU(), nn.Linear(width, width))
         if self.num_classes is not None:
             self.label_emb = nn.Embedding(self.num_classes, width)
+        if self.augment_dim:
+            self.augment_emb = AugmentEmbedding(self.augment_dim, width)
         self.input_blocks, skips, factor = build_encoder(
             blocks,
             self.in_channels,
@@ -171,7 +176,7 @@ class UNetModel(nn.Module):
         return Parts(
             class_tables={"label_emb.weight": 0} if classes else {},
             time_embedding=("time_embed.*",),
-            condition=("time_embed.*", *classes),
+            condition=("time_embed.*", *classes, *(("augment_emb.*",) if self.augment_dim else ())),
             output=(f"{self.head_name}.*",),
             last_layer=f"{self.head_name}.{len(getattr(self, self.head_name)) - 1}",
             taps=self.taps,
@@ -186,7 +191,8 @@ class UNetModel(nn.Module):
             x: `[B, in_channels, H, W]`.
             timesteps: `[B]`, whole or fractional, or one for all `[]`.
             context: `[B, T, context_dim]`, for spatial transformers.
-            y: labels `[B]`, if there are `num_classes`.
+            y: labels `[B]`, if there are `num_classes`; with augmentation labels `[B, 1 + A]`, the class first, or
+                `[B, A]` without classes.
 
         Returns:
             `[B, out_channels, H, W]` (`[B, n_embed, H, W]` with `n_embed`).
@@ -204,13 +210,14 @@ class UNetModel(nn.Module):
         return getattr(self, self.head_name)(h)
 
     def condition(self, timesteps: Tensor | None, y: Tensor | None = None) -> Tensor:
-        """Embedding of time `[B]` (or `[]`) and labels `[B]`: `[B, 4 model_channels]` (a time `[]` alone: B = 1).
+        """Embedding of time `[B]` (or `[]`) and labels y: `[B, 4 model_channels]` (a time `[]` alone: B = 1).
 
         Of more labels than times, label j has time j mod B.
         """
         if timesteps is None:
             raise ValueError("the network needs timesteps [B], got None")
-        if (y is None) != (self.num_classes is None):
+        labels, changes = split_augmented(y, self.augment_dim, labelled=self.num_classes is not None)
+        if (labels is None) != (self.num_classes is None):
             raise ValueError(
                 f"labels y are needed exactly if num_classes is set; num_classes={self.num_classes}, "
                 f"y={'None' if y is None else list(y.shape)}"
@@ -218,9 +225,9 @@ class UNetModel(nn.Module):
         dtype = self.time_embed[0].weight.dtype
         t = timesteps.to(torch.promote_types(dtype, torch.float32)).reshape(-1)  # [B]
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(dtype))  # [B, 4 model_channels]
-        if y is not None:
-            emb = repeat_rows(emb, max(len(emb), len(y))) + self.label_emb(y)  # [B, 4 model_channels]
-        return emb
+        if labels is not None:
+            emb = repeat_rows(emb, max(len(emb), len(labels))) + self.label_emb(labels)  # [B, 4 model_channels]
+        return emb if changes is None else emb + self.augment_emb(changes)
 
     def features(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """Run the torso: x `[B, in_channels, H, W]`, emb `[B, 4 model_channels]`, context `[B, T, E]` or None.

@@ -1,4 +1,4 @@
-"""A class embedder that also says how images were augmented, for networks that read conditions by cross-attention."""
+"""A class embedder that also says how images were augmented, for every network of classes but EDM's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class AugmentedClassEmbedder(ClassEmbedder):
 
     Samples are conditioned on a = 0, images that were left alone, for which this is a `ClassEmbedder`: of the same
     table, null class and names. W starts at zero. In training on a batch with augmentation labels a condition is
-    [B, 1 + A], the label first.
+    [B, 1 + A], the label first. A network that takes labels itself (`conditioning_key: adm`) reads it as it is, with
+    its `augment_dim`; the embedder has the width 0 then, and no W.
 
     Source: Karras et al. 2022, appendix F.2, where the labels go into the embedding of the noise level.
 
@@ -31,7 +32,9 @@ class AugmentedClassEmbedder(ClassEmbedder):
     def __init__(self, embed_dim: int, *, augment_dim: int = 9, augment_key: str = "augment_labels", **classes: Any):
         super().__init__(embed_dim, **classes)
         self.augment_key = augment_key
-        self.augmentation = zero_module(nn.Linear(augment_dim, embed_dim, bias=False))
+        self.augment_dim = augment_dim
+        if embed_dim:
+            self.augmentation = zero_module(nn.Linear(augment_dim, embed_dim, bias=False))
 
     def join(self, labels: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Return labels [B] and the augmentation labels of a batch as [B, 1 + A]; without these the labels."""
