@@ -30,6 +30,8 @@ TRUE_HALF = frozenset({"bf16-true", "16-true"})
 SHARDED = ("fsdp", "deepspeed", "model_parallel")
 # Names of Lightning's for data-parallel training, and whether parameters may go without a gradient.
 DATA_PARALLEL = {"ddp": False, "ddp_find_unused_parameters_false": False, "ddp_find_unused_parameters_true": True}
+# The same, with the state of the optimiser shared out among the processes.
+SHARED_STATE = "ddp_zero1"
 # What tells a process where the others of a training are, by torchrun, LSF, MPI or by hand.
 LAUNCHED = {"MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}
 # Options of Lightning 1.x that released YAMLs use and that changed nothing in the result.
@@ -74,10 +76,30 @@ class Devices:
         return torch.device("cuda", devices[local_rank() % len(devices)])
 
     def for_module(self, module: pl.LightningModule) -> Devices:
-        """These devices for a module; one with several optimisers gives some parameters no gradient in each step."""
+        """These devices for a module; one with several optimisers gives some parameters no gradient in each step.
+
+        Raises:
+            ValueError: if the optimiser's state is to be shared out, and the module's optimiser does not do it.
+        """
+        shares = isinstance(self.options["strategy"], SharedStateStrategy)
+        if shares and not getattr(module, "shares_optimiser_state", False):
+            raise ValueError(
+                f"--strategy {SHARED_STATE} shares out the optimiser's state of a whole diffusion model, and not that "
+                f"of a {type(module).__name__}: use --strategy ddp"
+            )
         if module.automatic_optimization or not isinstance(self.options["strategy"], DDPStrategy):
             return self
         return replace(self, options={**self.options, "strategy": make_data_parallel(unused=True)})
+
+
+class SharedStateStrategy(DDPStrategy):
+    """DDP whose processes keep a part of the optimiser's state each (ZeRO, stage 1: Rajbhandari et al. 2020).
+
+    Weights and gradients are whole in every process, and so are checkpoints. Module's `configure_optimizers` makes the
+    optimiser that shares its state where the strategy says so (`ldm.models.diffusion.optimisation.make_optimiser`).
+    """
+
+    shares_state = True
 
 
 def choose_devices(
@@ -86,7 +108,7 @@ def choose_devices(
     """The devices of --gpus, else `cpus` processes on the CPU, of each machine. Several train data-parallel.
 
     Args:
-        strategy: a name of Lightning's by which they train together; None, auto: ddp.
+        strategy: a name of Lightning's by which they train together, or `SHARED_STATE`; None, auto: ddp.
 
     Raises:
         ValueError: if --gpus cannot be read, or asks for devices that are not there, or for a strategy that shards.
@@ -127,25 +149,26 @@ def check_strategy(strategy: Any) -> None:
     if strategy.startswith(SHARDED):
         raise ValueError(
             f"--strategy {strategy} keeps a part of each weight in each process, and the averages, pictures and "
-            "metrics of a training read whole weights: use --strategy ddp, and for room --gradient_checkpointing and "
-            "--precision bf16-mixed"
+            f"metrics of a training read whole weights: use --strategy {SHARED_STATE}, which shares out the "
+            "state of the optimiser, and for more room --gradient_checkpointing and --precision bf16-mixed"
         )
 
 
 def choose_strategy(count: int, name: str | None) -> str | DDPStrategy:
     """Return how `count` processes train together: one needs nothing, several that are told nothing else use ddp."""
-    if name not in (None, "auto", *DATA_PARALLEL):
+    if name not in (None, "auto", SHARED_STATE, *DATA_PARALLEL):
         return str(name)
-    return "auto" if count == 1 else make_data_parallel(DATA_PARALLEL.get(str(name), False))
+    kind = SharedStateStrategy if name == SHARED_STATE else DDPStrategy
+    return "auto" if count == 1 else make_data_parallel(DATA_PARALLEL.get(str(name), False), kind)
 
 
-def make_data_parallel(unused: bool) -> DDPStrategy:
+def make_data_parallel(unused: bool, kind: type[DDPStrategy] = DDPStrategy) -> DDPStrategy:
     """Make DDP; `unused`: some parameters have no gradient in a step."""
     # Buffers need no broadcast in every step: averages are stepped alike in every process, all else is constant.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {"find_unused_parameters": unused, name: False}
-    return DDPStrategy(**options)
+    return kind(**options)
 
 
 def cluster_environment(count: int, nodes: int = 1) -> list[ClusterEnvironment]:

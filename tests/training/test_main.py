@@ -4,6 +4,7 @@ import os
 import re
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
@@ -19,6 +20,7 @@ from ldm.training.trainer import (
     parse_gpus,
     split_trainer_options,
 )
+from tests.conftest import tiny_model
 from tests.training.runs import assert_same_end, end_state, losses, resume, run_command_line, run_training
 
 
@@ -176,6 +178,11 @@ def test_strategies_by_name():
             choose_devices(None, 2, strategy=name)
     with pytest.raises(ValueError, match="takes a name of Lightning's"):
         choose_devices(None, 2, strategy=2)
+    shared = choose_devices(None, 2, strategy="ddp_zero1")
+    assert choose_devices(None, 1, strategy="ddp_zero1").options["strategy"] == "auto"
+    assert shared.for_module(tiny_model()) is shared
+    with pytest.raises(ValueError, match="not that of a LightningModule: use --strategy ddp"):
+        shared.for_module(pl.LightningModule())
 
 
 def test_processes_of_a_slurm_job(monkeypatch):

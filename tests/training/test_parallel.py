@@ -13,7 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ldm.checkpoint import save_checkpoint
+from ldm.checkpoint import load_checkpoint, save_checkpoint
+from ldm.diffusion.weighting import LOSS_WEIGHTS
 from tests.conftest import tiny_model
 from tests.training.runs import end_state, losses, run_training
 
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parent.parent.parent
 TRAINER = {"precision": "64-true", "every_n_steps": 3}
 WORDS = ["model.params.unet_config.params.dropout=0"]
 SAME = [*(word for name, value in TRAINER.items() for word in (f"--{name}", str(value))), *WORDS]
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 def call(config, tmp_path, name, *words):
@@ -36,8 +39,7 @@ def call(config, tmp_path, name, *words):
         str(tmp_path / name),
         *words,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=300)
     found = list((tmp_path / name).glob("*"))
     return found[0] if found else None, done.returncode, done.stdout + done.stderr
 
@@ -74,6 +76,49 @@ def test_two_processes_give_the_losses_of_one(config, tmp_path):
     assert validation(two) == pytest.approx(validation(one), rel=1e-9)
     ends = [end_state(run) for run in (one, two)]
     assert ends[0].keys() == ends[1].keys()
+    for name, value in ends[0].items():
+        torch.testing.assert_close(
+            ends[1][name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", sorted(LOSS_WEIGHTS))
+def test_two_processes_train_under_each_loss_weight_as_one(config, tmp_path, weight):
+    """Losses and weights up to rounding, what a learned weight learns among them."""
+    words = [f"model.params.loss_weight={weight}", *WORDS]
+    own = {**TRAINER, "scale_lr": False, "max_steps": 4}
+    one = run_training(config, tmp_path / "one", *words, "data.params.batch_size=16", **own)
+    given = ["--cpus", "2", "--scale_lr", "False", "--max_steps", "4", *SAME, words[0], "data.params.batch_size=8"]
+    two, code, printed = call(config, tmp_path, "two", *given)
+    assert code == 0, printed
+    first, second = losses(one), losses(two)
+    assert len(first) == 4 and list(second.values()) == pytest.approx(list(first.values()), rel=1e-9)
+    ends = [end_state(run) for run in (one, two)]
+    assert any(name.startswith("loss_weight.") for name in ends[0]) == (weight == "learned")
+    for name, value in ends[0].items():
+        torch.testing.assert_close(
+            ends[1][name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.slow
+def test_an_optimiser_whose_state_is_shared_out_trains_and_resumes_as_one(config, tmp_path):
+    """The weights of one process, from a checkpoint that holds the whole state and that one process can continue."""
+    one = run_training(config, tmp_path / "one", *WORDS, "data.params.batch_size=16", **TRAINER, scale_lr=False)
+    given = ["--cpus", "2", "--strategy", "ddp_zero1", "--scale_lr", "False", *SAME, "data.params.batch_size=8"]
+    two, code, printed = call(config, tmp_path, "two", *given, "--max_steps", "4")
+    assert code == 0, printed
+    state = load_checkpoint(two / "checkpoints" / "last.ckpt")["optimizer_states"][0]["state"]
+    trained = [value for value in tiny_model().parameters() if value.requires_grad]
+    assert len(state) == len(trained), "the moments of all parameters"
+    resumed = ["--resume", str(two), "-t", "--cpus", "2", "--strategy", "ddp_zero1", "--max_steps", "8"]
+    done = subprocess.run([sys.executable, str(ROOT / "main.py"), *resumed, "--precision", "64-true"],
+                          capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = losses(one), losses(two)
+    assert len(first) == 8 and list(second.values()) == pytest.approx(list(first.values()), rel=1e-9)
+    ends = [end_state(run) for run in (one, two)]
     for name, value in ends[0].items():
         torch.testing.assert_close(
             ends[1][name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"

@@ -69,6 +69,11 @@ def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
         return None
 
 
+def shares_state(trainer: pl.Trainer | None) -> bool:
+    """Whether a trainer's processes keep a part of the optimiser's state each."""
+    return trainer is not None and getattr(trainer.strategy, "shares_state", False)
+
+
 def find_training_data(trainer: pl.Trainer | None) -> Any:
     """Return the training images of a trainer's data module.
 
@@ -102,6 +107,7 @@ def make_optimiser(
     decay: float,
     schedule: Mapping[str, Any] | None,
     rules: Mapping[nn.Parameter, RowRule] | None = None,
+    shared: bool = False,
 ) -> Any:
     """Make an AdamW over the parameters that require gradients, in the form that Lightning takes.
 
@@ -111,15 +117,25 @@ def make_optimiser(
         decay: weight decay.
         schedule: config of an object whose `schedule(step)` multiplies the rate; None leaves the rate as it is.
         rules: of tables that are trained by row (`RowAdam`).
+        shared: keep in each process the moments of a part of the parameters, and step these (ZeRO, stage 1).
 
     Raises:
-        ValueError: if there is no rate.
+        ValueError: if there is no rate, or moments are to be shared out of tables that are trained by row.
     """
     if rate is None:
         raise ValueError("no learning rate: set model.base_learning_rate in the config, or model.learning_rate")
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    adamw: torch.optim.AdamW
-    if rules:
+    adamw: torch.optim.Optimizer
+    if rules and shared:
+        raise ValueError(
+            "--strategy ddp_zero1 shares out the state of AdamW, and these heads train by row (heads.init: anchored, "
+            "heads.row_rates: equal): use --strategy ddp"
+        )
+    if shared:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        adamw = ZeroRedundancyOptimizer(trained, torch.optim.AdamW, lr=rate, weight_decay=decay)
+    elif rules:
         adamw = RowAdam(trained, rules, rate, decay)
     else:
         adamw = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)

@@ -28,6 +28,7 @@ from ldm.models.diffusion.optimisation import (
     make_optimiser,
     positions,
     read_states,
+    shares_state,
 )
 
 Batch = Mapping[str, Any]
@@ -79,6 +80,7 @@ class DDPM(DiffusionModel):
     member: MemberTraining | None
     alignment: Alignment | None
     time_importance: LossSecondMoments | None
+    shares_optimiser_state = True
     draw_input = read_states
     setup = set_up_alignment
 
@@ -271,8 +273,10 @@ class DDPM(DiffusionModel):
 
     def configure_optimizers(self) -> Any:
         """Make an AdamW over everything that trains, with the configured warm-up rule per step."""
-        rules = None if self.member is None else self.member.row_rules(self, attached_trainer(self))
-        return make_optimiser(self.parameters(), self.learning_rate, self.weight_decay, self.scheduler_config, rules)
+        trainer = attached_trainer(self)
+        rules = None if self.member is None else self.member.row_rules(self, trainer)
+        own = (self.learning_rate, self.weight_decay, self.scheduler_config)
+        return make_optimiser(self.parameters(), *own, rules, shares_state(trainer))
 
     # Member of an ensemble
 
