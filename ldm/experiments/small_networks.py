@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ldm.data.digits import Digits
 from ldm.laplace import Observation
+from ldm.modules.augment_labels import AugmentEmbedding, split_augmented
 from ldm.util import generator
 
 # The earliest and the latest time that the network is trained at.
@@ -29,15 +30,20 @@ FIRST_TIME, LAST_TIME = 0.02, 0.98
 class SmallNetwork(nn.Module):
     """Predict the noise in a picture, or v, at time t [B] in (0, 1), of class label [B]; of digits 26,000 parameters.
 
-    States are [B, pixels] or [B, C, H, W]. `masks` [blocks, width] multiply the activations inside of the blocks: they
-    are 1, and a member that overrides them is the network with units dropped.
+    States are [B, pixels] or [B, C, H, W]. Of 11 `classes` the last is the null class of guidance. A network of
+    `augment_dim` A > 0 takes conditions [B, 1 + A] too, see `ldm.modules.augment_labels`. `masks` [blocks, width]
+    multiply the activations inside of the blocks: they are 1, and a member that overrides them is the network with
+    units dropped.
     """
 
     masks: Tensor
 
-    def __init__(self, width: int = 64, blocks: int = 2, pixels: int = 64):
+    def __init__(self, width: int = 64, blocks: int = 2, pixels: int = 64, classes: int = 10, augment_dim: int = 0):
         super().__init__()
-        self.labels = nn.Embedding(10, width)
+        self.augment_dim = augment_dim
+        self.labels = nn.Embedding(classes, width)
+        if augment_dim:
+            self.augment_emb = AugmentEmbedding(augment_dim, width)
         self.times = nn.Linear(32, width)
         self.first = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
@@ -50,7 +56,7 @@ class SmallNetwork(nn.Module):
         """Draw all parameters as the layers' constructors do, from a generator, and return the network."""
         self.labels.weight.normal_(generator=source)
         for layer in self.modules():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear) and not isinstance(layer, AugmentEmbedding):
                 bound = layer.in_features**-0.5
                 layer.weight.uniform_(-bound, bound, generator=source)
                 layer.bias.uniform_(-bound, bound, generator=source)
@@ -59,7 +65,9 @@ class SmallNetwork(nn.Module):
     def backbone(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """Return what the last layers take, [B, width]."""
         angles = t[:, None] * torch.exp(torch.linspace(0, math.log(100), 16, device=x.device))
-        condition = F.silu(self.times(torch.cat([angles.sin(), angles.cos()], 1)) + self.labels(label))
+        plain, changes = split_augmented(label, self.augment_dim, labelled=True)
+        embedding = self.times(torch.cat([angles.sin(), angles.cos()], 1)) + self.labels(plain)
+        condition = F.silu(embedding if changes is None else embedding + self.augment_emb(changes))
         h = self.first(x.flatten(1))
         for number, block in enumerate(self.blocks):
             inside = F.silu(h + self.conditions[number](condition))
@@ -191,8 +199,10 @@ def unstack_networks(parameters: Mapping[str, Tensor]) -> list[SmallNetwork]:
     """Return networks [M] of parameters {name: [M, ...]}, ready to be asked."""
     networks = []
     width, pixels = parameters["first.weight"].shape[1:]
+    classes = parameters["labels.weight"].shape[1] if "labels.weight" in parameters else 10
+    told = parameters["augment_emb.weight"].shape[2] if "augment_emb.weight" in parameters else 0
     for number in range(len(next(iter(parameters.values())))):
-        network = SmallNetwork(width, pixels=pixels)
+        network = SmallNetwork(width, pixels=pixels, classes=classes, augment_dim=told)
         state = {name: value[number] for name, value in parameters.items()}
         network.load_state_dict({**network.state_dict(), **state})
         networks.append(network.eval().requires_grad_(False))

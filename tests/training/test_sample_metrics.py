@@ -1,12 +1,16 @@
 """Metrics of samples in a training: the numbers of a pipeline's own samples, their table, and the best checkpoint."""
 
+import base64
 import csv
+import re
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ldm import Sampling, load_model
 from ldm.checkpoint import load_checkpoint
+from ldm.commands.report import WritePage
 from ldm.data.digits import Digits
 from ldm.evaluation.classifier import Architecture, SmallClassifier, save_classifier
 from ldm.evaluation.features import ClassifierFeatures
@@ -17,6 +21,7 @@ from ldm.training.config_keys import check_config
 from ldm.training.runs import RunDirectory
 from tests.training.conftest import write_config
 from tests.training.runs import run_training
+from tests.training.test_parallel import SAME, call
 
 PLACE = "lightning.callbacks.sample_metrics.params"
 
@@ -78,6 +83,38 @@ def test_curves_are_logged_and_choose_the_best_checkpoint(run):
     assert (run.path / "sample_metrics.png").stat().st_size > 5000
     (best,) = [state["best"] for state in kept.values() if "best" in state]
     assert sorted(best.values()) == pytest.approx(sorted(float(row["value"]) for row in table), rel=1e-5)
+
+
+def test_curves_are_in_tensorboard_and_on_the_page(run):
+    """Two values at the steps of the table, as its own reader and the page of the run have them."""
+    rows = [row for row in read_rows(run.path / "sample_metrics.csv") if row["metric"] == "fid"][1:]
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    for name in ("fid", "recognised"):
+        own = [row for row in read_rows(run.path / "sample_metrics.csv") if row["metric"] == name][1:]
+        logged = events.Scalars(f"sample/{name}")
+        assert [one.value for one in logged] == pytest.approx([float(row["value"]) for row in own], rel=1e-5)
+        assert [one.step for one in logged] == [int(row["step"]) - 1 for row in own]
+    (path,) = WritePage((str(run.path),)).run()
+    page = path.read_text()
+    assert all(f"{float(row['value']):.4g}" in page for row in rows)
+    (kind, content) = re.findall(r'src="data:image/(\w+);base64,([^"]+)" alt="sample metrics"', page)[0]
+    assert kind == "webp" or base64.b64decode(content) == (run.path / "sample_metrics.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_samples_of_one(weights, tmp_path):
+    """Each samples a share of the images, which have their own noises: one table."""
+    given = [*words(weights, metrics="[fid,recognised]"), "--strategy", "ddp", *SAME]
+    tables = []
+    for name, cpus, size in (("one", "1", 16), ("two", "2", 8)):
+        made = ["--cpus", cpus, *given, f"data.params.batch_size={size}"]
+        run, code, printed = call(write_config(tmp_path), tmp_path, name, *made)
+        assert code == 0, printed
+        tables.append(read_rows(run / "sample_metrics.csv"))
+    assert [row["step"] for row in tables[1]] == [row["step"] for row in tables[0]]
+    values = [[float(row["value"]) for row in table] for table in tables]
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
 def test_measurements_wait_for_their_steps_and_leave_the_training_alone(run, weights, tmp_path):

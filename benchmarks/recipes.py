@@ -1,0 +1,247 @@
+"""What loss weights, averages, guidance, alignment and recipes for few images are worth, on digits that anyone has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ldm.commands.line import run_file
+from ldm.experiments.aligned_digits import AlignmentTrainings
+from ldm.experiments.judged_digits import Judge
+from ldm.experiments.recipe_samples import SampleStudy, Values, list_ways
+from ldm.experiments.recipes import LAST, WIDTH, DigitBank, Recipe, RecipeResult, RecipeTraining
+from ldm.records import Row, write_record
+from ldm.report.recipes import draw_recipes
+from ldm.report.tables import markdown_table, write_csv
+from ldm.stats import Interval, mean_interval
+
+PLAIN = Recipe()
+# What may help where there are few images.
+SMALL_DATA = {
+    "plain": PLAIN,
+    "a quarter of the rate": replace(PLAIN, rate=PLAIN.rate / 4),
+    "dropout 0.2": replace(PLAIN, dropout=0.2),
+    "augmented": replace(PLAIN, augmented=True),
+}
+WEIGHTS = ("simple", "min_snr", "soft_min_snr", "p2", "edm", "sigmoid")
+WIDTHS = (0.02, 0.05, 0.1, 0.15, 0.25)
+
+
+@dataclass(frozen=True)
+class RecipeStudy:
+    """Train small digits networks that differ in one thing, and measure their samples and their held-out loss.
+
+    The networks are perceptrons of 27,000 parameters that regress v, all trained in one pass; alignment is of a small
+    DiT, trained by `decu train`. FD is the Frechet distance to all digits in the features of a classifier of them;
+    precision and recall are taken there too; "recognised" is the share of samples that it takes for their class. The
+    held-out loss is the mean squared error of v on the test split. Where nothing else is said, weights are averages of
+    width 0.1, and samples are drawn without guidance by DDIM. A seed draws the weights, the order, the noises, and
+    which images a small number of them is. Intervals are Student's over seeds; differences are paired, seed by seed.
+
+    Examples:
+      python -m benchmarks.recipes --out results/recipes
+
+    Writes {out}/: small_data.csv, averages.csv, weights.csv, guidance.csv, alignment.csv, pictures, record.json.
+    """
+
+    out: str
+    """The folder of everything."""
+    seeds: int = 5
+    """Seeds of the perceptrons."""
+    steps: int = 2000
+    """Steps of their trainings, of 64 images."""
+    per_class: tuple[int, ...] = (5, 20)
+    """Images of each class in the small sets; all 144 are there, too."""
+    n: int = 400
+    """Samples of a measurement."""
+    sampler_steps: int = 25
+    """Steps of DDIM."""
+    transformer_seeds: int = 3
+    """Seeds of the transformers; 0 leaves alignment out."""
+    transformer_steps: int = 600
+    """Steps of their trainings, of 32 images."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2 or self.transformer_seeds == 1:
+            raise ValueError(f"an interval takes 2 seeds or more, got {self.seeds} and {self.transformer_seeds}")
+
+    def run(self) -> dict[str, list[Row]]:
+        """Train, measure, print and write; return the tables."""
+        begun = time.process_time()
+        real = self.over_seeds(lambda seed: self.study.measure_real(seed)["frechet"])
+        note = (
+            f"{self.seeds} seeds, {self.steps} steps of 64 images, {self.n} samples; as many real digits have an FD of "
+            f"{real.estimate:.3g} [{real.low:.3g}, {real.high:.3g}]"
+        )
+        made: dict[str, Callable[[], list[Row]]] = {
+            "small_data": self.compare_small_data,
+            "averages": self.compare_averages,
+            "weights": self.compare_weights,
+            "guidance": self.compare_guidance,
+        }
+        made |= {"alignment": self.compare_alignment} if self.transformer_seeds else {}
+        tables = {}
+        for name, make in made.items():
+            tables[name] = make()
+            print(name, markdown_table(tables[name], 3), sep="\n", flush=True)
+            write_csv(self.folder / f"{name}.csv", tables[name], [note], overwrite=True)
+            print(f"{time.process_time() - begun:.0f} CPU s", flush=True)
+        draw_recipes(tables, self.folder, note)
+        seconds = time.process_time() - begun
+        print(note, f"{seconds:.0f} CPU s", sep="; ")
+        write_record(self.folder / "record.json", self, overwrite=True, note=note, cpu_seconds=seconds)
+        return tables
+
+    # What is shared
+
+    @property
+    def folder(self) -> Path:
+        """The folder of everything."""
+        folder = Path(self.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @cached_property
+    def study(self) -> SampleStudy:
+        """What draws samples and measures them."""
+        return SampleStudy(Judge.make(), self.n, self.sampler_steps)
+
+    @cached_property
+    def trained(self) -> dict[float, RecipeResult]:
+        """The networks of all recipes and seeds, by their rate."""
+        recipes = [replace(one, per_class=count) for count in self.sizes.values() for one in SMALL_DATA.values()]
+        recipes += [replace(PLAIN, weight=name) for name in WEIGHTS]
+        bank = DigitBank.make()
+        results = {}
+        for rate in dict.fromkeys(recipe.rate for recipe in recipes):
+            own = list(dict.fromkeys(recipe for recipe in recipes if recipe.rate == rate))
+            pairs = [(recipe, seed) for recipe in own for seed in range(self.seeds)]
+            results[rate] = RecipeTraining(bank, pairs, WIDTHS, self.steps).run(0, rate)
+        return results
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The numbers of images of a class by the number of all images."""
+        return {**{str(10 * count): count for count in self.per_class}, "1437": None}
+
+    def over_seeds(self, value: Callable[[int], float]) -> Interval:
+        """Return the mean of a value of each seed."""
+        return mean_interval([value(seed) for seed in range(self.seeds)])
+
+    def collect(self, recipe: Recipe, which: object = WIDTH) -> list[Values]:
+        """Return what is measured of each seed's samples."""
+        networks = [self.trained[recipe.rate].network(recipe, seed, which) for seed in range(self.seeds)]
+        return [self.study.measure(seed, network) for seed, network in enumerate(networks)]
+
+    # Tables
+
+    def compare_small_data(self) -> list[Row]:
+        """Return a row for each number of images and recipe."""
+        rows = []
+        for images, count in self.sizes.items():
+            recipes = {name: replace(recipe, per_class=count) for name, recipe in SMALL_DATA.items()}
+            cases = {name: (recipe, WIDTH) for name, recipe in recipes.items()}
+            cases["plain, stopped early"] = (recipes["plain"], "best")
+            found = {name: self.collect(*case) for name, case in cases.items()}
+            losses = {name: self.collect_losses(*case) for name, case in cases.items()}
+            for name, (recipe, _) in cases.items():
+                result = self.trained[recipe.rate]
+                steps = [float(result.best_step(recipe, seed)) for seed in range(self.seeds)]
+                row: Row = {"images": images, "recipe": name, **describe("FD", pick(found[name], "frechet"))}
+                row |= contrast("FD", pick(found[name], "frechet"), pick(found["plain"], "frechet"))
+                row |= describe("held-out loss", losses[name])
+                row |= contrast("held-out loss", losses[name], losses["plain"])
+                for column in ("precision", "recall", "recognised"):
+                    row[column] = mean_interval(pick(found[name], column)).estimate
+                rows.append({**row, "best step": mean_interval(steps).estimate})
+        return rows
+
+    def collect_losses(self, recipe: Recipe, which: object) -> list[float]:
+        """Return the held-out loss of each seed, at the end or the least."""
+        result = self.trained[recipe.rate]
+        return [result.loss(recipe, seed, best=which == "best") for seed in range(self.seeds)]
+
+    def compare_averages(self) -> list[Row]:
+        """Return a row for each number of images and width of the average; 0 stands for the last weights."""
+        rows = []
+        for images, count in self.sizes.items():
+            recipe = replace(PLAIN, per_class=count)
+            found = {width: pick(self.collect(recipe, width or LAST), "frechet") for width in (0.0, *WIDTHS)}
+            for width, values in found.items():
+                row = {"images": images, "width": width, **describe("FD", values)}
+                rows.append(row | contrast("FD", values, found[0.0]))
+        return rows
+
+    def compare_weights(self) -> list[Row]:
+        """Return a row for each loss weight, half-way and at the end."""
+        rows = []
+        for part in (2, 4):
+            step = part * max(1, self.steps // 4)
+            found = {name: self.collect(replace(PLAIN, weight=name), (step, WIDTH)) for name in WEIGHTS}
+            for name, values in found.items():
+                row: Row = {"step": step, "loss weight": name, **describe("FD", pick(values, "frechet"))}
+                row |= contrast("FD", pick(values, "frechet"), pick(found["simple"], "frechet"))
+                row["recognised"] = mean_interval(pick(values, "recognised")).estimate
+                rows.append(row)
+        return rows
+
+    def compare_guidance(self) -> list[Row]:
+        """Return a row for each way of guidance and scale; the networks of all seeds are the members of MI."""
+        result = self.trained[PLAIN.rate]
+        networks = [result.network(PLAIN, seed) for seed in range(self.seeds)]
+        early = [result.network(PLAIN, seed, (self.steps // 4, WIDTH)) for seed in range(self.seeds)]
+        rows = []
+        base: list[Values] = []
+        for way in (None, *list_ways()):
+            values = [self.study.measure(seed, networks[seed], way, early[seed]) for seed in range(self.seeds)]
+            base = base or values
+            row: Row = {"guidance": way.name if way else "none", "scale": float(way.rule.scale) if way else 1.0}
+            row |= describe("FD", pick(values, "frechet"))
+            row |= contrast("FD", pick(values, "frechet"), pick(base, "frechet"))
+            row |= describe("recall", pick(values, "recall")) | describe("precision", pick(values, "precision"))
+            row["recognised"] = mean_interval(pick(values, "recognised")).estimate
+            rows.append(row | describe("MI", self.study.information(networks, way, early[0]).tolist()))
+        return rows
+
+    def compare_alignment(self) -> list[Row]:
+        """Return a row for the transformer with and without alignment, at equal steps."""
+        trainings = AlignmentTrainings(self.folder, self.transformer_steps, 32)
+        found = {}
+        for name, aligned in {"plain": False, "aligned": True}.items():
+            seeds = range(self.transformer_seeds)
+            found[name] = [trainings.measure(aligned, seed, self.study.judge, self.n) for seed in seeds]
+        rows = []
+        for name, values in found.items():
+            row: Row = {"training": name}
+            for column, key in {"FD": "frechet", "recognised": "recognised", "recall": "recall"}.items():
+                own, plain = pick(values, key), pick(found["plain"], key)
+                row |= describe(column, own) | contrast(column, own, plain)
+            rows.append(row)
+        return rows
+
+
+def pick(values: Iterable[Values], key: str) -> list[float]:
+    """Return one value of each seed."""
+    return [one[key] for one in values]
+
+
+def describe(name: str, values: Sequence[float]) -> Row:
+    """Return the mean and its interval as columns."""
+    found = mean_interval(values)
+    return {name: found.estimate, f"{name} low": found.low, f"{name} high": found.high}
+
+
+def contrast(name: str, own: Sequence[float], other: Sequence[float]) -> Row:
+    """Return the mean paired difference and its interval as columns; empty of a row and itself."""
+    columns = (f"{name} difference", f"{name} difference low", f"{name} difference high")
+    if own == other:
+        return dict.fromkeys(columns)
+    found = mean_interval([one - two for one, two in zip(own, other, strict=True)])
+    return dict(zip(columns, (found.estimate, found.low, found.high), strict=True))
+
+
+if __name__ == "__main__":
+    run_file(RecipeStudy)

@@ -1,0 +1,33 @@
+"""The study of recipes: its tables have a row for each case, differences are paired, and bad options are refused."""
+
+import pytest
+
+from benchmarks.recipes import SMALL_DATA, WEIGHTS, WIDTHS, RecipeStudy, contrast, describe
+from ldm.report.tables import read_csv
+
+
+@pytest.mark.slow
+def test_a_small_study_writes_every_table(tmp_path):
+    small = {"seeds": 2, "steps": 20, "per_class": (5,), "n": 20, "sampler_steps": 4}
+    tables = RecipeStudy(str(tmp_path), **small, transformer_seeds=2, transformer_steps=4).run()
+    assert len(tables["small_data"]) == 2 * (len(SMALL_DATA) + 1)
+    assert len(tables["averages"]) == 2 * (len(WIDTHS) + 1) and len(tables["weights"]) == 2 * len(WEIGHTS)
+    assert [row["training"] for row in tables["alignment"]] == ["plain", "aligned"]
+    for name, rows in tables.items():
+        assert len(read_csv(tmp_path / f"{name}.csv")) == len(rows)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"averages.png", "weights.png", "guidance.png"}
+    plain = next(row for row in tables["small_data"] if row["recipe"] == "plain")
+    assert plain["FD"] == tables["averages"][WIDTHS.index(0.1) + 1]["FD"], "one network in two tables"
+
+
+def test_differences_are_paired():
+    """The same shift of every seed has an interval of no width, however far the seeds are apart."""
+    found = contrast("FD", [11.0, 21.0, 1.0], [10.0, 20.0, 0.0])
+    assert list(found.values()) == pytest.approx([1.0, 1.0, 1.0])
+    assert set(contrast("FD", [1.0, 2.0], [1.0, 2.0]).values()) == {None}
+    assert describe("FD", [1.0, 3.0])["FD"] == 2.0
+
+
+def test_one_seed_is_refused():
+    with pytest.raises(ValueError, match="2 seeds or more"):
+        RecipeStudy("o", seeds=1)
