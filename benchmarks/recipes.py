@@ -51,13 +51,13 @@ class RecipeStudy:
     """The folder of everything."""
     seeds: int = 5
     """Seeds of the perceptrons."""
-    steps: int = 2000
+    steps: int = 1200
     """Steps of their trainings, of 64 images."""
     per_class: tuple[int, ...] = (5, 20)
     """Images of each class in the small sets; all 144 are there, too."""
     n: int = 400
     """Samples of a measurement."""
-    sampler_steps: int = 25
+    sampler_steps: int = 20
     """Steps of DDIM."""
     transformer_seeds: int = 3
     """Seeds of the transformers; 0 leaves alignment out."""
@@ -110,6 +110,11 @@ class RecipeStudy:
         return SampleStudy(Judge.make(), self.n, self.sampler_steps)
 
     @cached_property
+    def measured(self) -> dict[tuple[Recipe, object, int], Values]:
+        """What was measured of a recipe, of the state that was taken, and of a seed."""
+        return {}
+
+    @cached_property
     def trained(self) -> dict[float, RecipeResult]:
         """The networks of all recipes and seeds, by their rate."""
         recipes = [replace(one, per_class=count) for count in self.sizes.values() for one in SMALL_DATA.values()]
@@ -133,8 +138,14 @@ class RecipeStudy:
 
     def collect(self, recipe: Recipe, which: object = WIDTH) -> list[Values]:
         """Return what is measured of each seed's samples."""
-        networks = [self.trained[recipe.rate].network(recipe, seed, which) for seed in range(self.seeds)]
-        return [self.study.measure(seed, network) for seed, network in enumerate(networks)]
+        found = []
+        for seed in range(self.seeds):
+            key = (recipe, which, seed)
+            if key not in self.measured:
+                network = self.trained[recipe.rate].network(recipe, seed, which)
+                self.measured[key] = self.study.measure(seed, network)
+            found.append(self.measured[key])
+        return found
 
     # Tables
 

@@ -27,7 +27,7 @@ from ldm.util import generator
 
 NULL = 10
 # Augmented versions of each image that trainings draw from, and the share of images that each change happens to.
-VERSIONS, AUGMENTED_SHARE = 16, 0.12
+VERSIONS, AUGMENTED_SHARE = 8, 0.12
 # Widths of the averages that are stepped, and of which snapshots are kept.
 STEPPED = (0.05, 0.1)
 # The average that is taken where nothing else is said; "last" are the weights as they are.
@@ -156,7 +156,7 @@ class RecipeTraining:
     bank: DigitBank
     recipes: Sequence[tuple[Recipe, int]]
     widths: Sequence[float]
-    steps: int = 2000
+    steps: int = 1200
     batch: int = 64
     width: int = 64
     warm_up: int = 100

@@ -86,12 +86,14 @@ def test_curves_are_logged_and_choose_the_best_checkpoint(run):
 
 
 def test_curves_are_in_tensorboard_and_on_the_page(run):
-    """Two values at the steps of the table, as its own reader and the page of the run have them."""
-    rows = [row for row in read_rows(run.path / "sample_metrics.csv") if row["metric"] == "fid"][1:]
+    """The values of the table at its steps, as TensorBoard's own reader and the page of the run have them."""
+    table = read_rows(run.path / "sample_metrics.csv")
+    rows = [row for row in table if row["step"] != "real"]
+    assert {row["metric"] for row in rows} == {"fid", "recognised"}
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     for name in ("fid", "recognised"):
-        own = [row for row in read_rows(run.path / "sample_metrics.csv") if row["metric"] == name][1:]
+        own = [row for row in rows if row["metric"] == name]
         logged = events.Scalars(f"sample/{name}")
         assert [one.value for one in logged] == pytest.approx([float(row["value"]) for row in own], rel=1e-5)
         assert [one.step for one in logged] == [int(row["step"]) - 1 for row in own]

@@ -196,3 +196,14 @@ def test_resuming_in_float64_is_exact(config, tmp_path):
     resume(part, QUIET)
     assert losses(part) == losses(whole)
     assert_same_end(part, whole)
+
+
+def test_a_training_stops_early_where_its_held_out_loss_stays(config, tmp_path):
+    """At the rate 0 no validation is better than the first: it ends at the third, and the first is kept as the best."""
+    stop = "lightning.callbacks.early_stopping.params"
+    words = ["model.base_learning_rate=0.0", "model.params.monitor=val/loss", f"{stop}.monitor=val/loss"]
+    words.append(f"{stop}.patience=2")
+    run = RunDirectory(run_training(config, tmp_path, *words, val_check_interval=2, max_steps=40))
+    assert len(set(validations(run.path).values())) == 1 and len(validations(run.path)) == 3
+    assert json.loads(run.finished.read_text())["step"] == len(losses(run.path)) == 7
+    assert [path.name for path in run.checkpoints.glob("best-*")] == ["best-epoch=000000-step=00000002.ckpt"]
