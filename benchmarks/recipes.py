@@ -12,16 +12,18 @@ from ldm.commands.line import run_file
 from ldm.experiments.aligned_digits import AlignmentTrainings
 from ldm.experiments.judged_digits import Judge
 from ldm.experiments.recipe_samples import SampleStudy, Values, list_ways
-from ldm.experiments.recipes import LAST, WIDTH, DigitBank, Recipe, RecipeResult, RecipeTraining
+from ldm.experiments.recipes import LAST, WIDTH, DigitBank, RecipeResult, RecipeTraining, SmallRecipe
 from ldm.records import Row, write_record
 from ldm.report.recipes import draw_recipes
 from ldm.report.tables import markdown_table, write_csv
 from ldm.stats import Interval, mean_interval
 
-PLAIN = Recipe()
+PARTS = ("small_data", "averages", "weights", "guidance", "alignment")
+PLAIN = SmallRecipe()
+PLAIN_NAME = "plain"
 # What may help where there are few images.
 SMALL_DATA = {
-    "plain": PLAIN,
+    PLAIN_NAME: PLAIN,
     "a quarter of the rate": replace(PLAIN, rate=PLAIN.rate / 4),
     "dropout 0.2": replace(PLAIN, dropout=0.2),
     "augmented": replace(PLAIN, augmented=True),
@@ -49,24 +51,34 @@ class RecipeStudy:
 
     out: str
     """The folder of everything."""
-    seeds: int = 5
+    seeds: int = 3
     """Seeds of the perceptrons."""
-    steps: int = 1200
+    steps: int = 1000
     """Steps of their trainings, of 64 images."""
-    per_class: tuple[int, ...] = (5, 20)
-    """Images of each class in the small sets; all 144 are there, too."""
+    per_class: tuple[int, ...] = (5, 20, 0)
+    """Images of each class in the sets of images; 0: all, about 144."""
+    parts: tuple[str, ...] = PARTS
+    """The tables that are made: small_data, averages, weights, guidance, alignment."""
+    recipes: tuple[str, ...] = tuple(SMALL_DATA)
+    """What is tried on few images, beside stopping early."""
     n: int = 400
     """Samples of a measurement."""
     sampler_steps: int = 20
     """Steps of DDIM."""
     transformer_seeds: int = 3
-    """Seeds of the transformers; 0 leaves alignment out."""
+    """Seeds of the transformers."""
     transformer_steps: int = 600
     """Steps of their trainings, of 32 images."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 2 or self.transformer_seeds == 1:
+        if min(self.seeds, self.transformer_seeds) < 2:
             raise ValueError(f"an interval takes 2 seeds or more, got {self.seeds} and {self.transformer_seeds}")
+        wrong = sorted({*self.parts} - {*PARTS} | {*self.recipes} - {*SMALL_DATA})
+        if wrong or PLAIN_NAME not in self.recipes:
+            raise ValueError(
+                f"--parts takes {', '.join(PARTS)}, and --recipes {', '.join(SMALL_DATA)}, {PLAIN_NAME} among them; "
+                f"got {wrong or list(self.recipes)}"
+            )
 
     def run(self) -> dict[str, list[Row]]:
         """Train, measure, print and write; return the tables."""
@@ -81,11 +93,11 @@ class RecipeStudy:
             "averages": self.compare_averages,
             "weights": self.compare_weights,
             "guidance": self.compare_guidance,
+            "alignment": self.compare_alignment,
         }
-        made |= {"alignment": self.compare_alignment} if self.transformer_seeds else {}
         tables = {}
-        for name, make in made.items():
-            tables[name] = make()
+        for name in self.parts:
+            tables[name] = made[name]()
             print(name, markdown_table(tables[name], 3), sep="\n", flush=True)
             write_csv(self.folder / f"{name}.csv", tables[name], [note], overwrite=True)
             print(f"{time.process_time() - begun:.0f} CPU s", flush=True)
@@ -110,15 +122,17 @@ class RecipeStudy:
         return SampleStudy(Judge.make(), self.n, self.sampler_steps)
 
     @cached_property
-    def measured(self) -> dict[tuple[Recipe, object, int], Values]:
+    def measured(self) -> dict[tuple[SmallRecipe, object, int], Values]:
         """What was measured of a recipe, of the state that was taken, and of a seed."""
         return {}
 
     @cached_property
     def trained(self) -> dict[float, RecipeResult]:
         """The networks of all recipes and seeds, by their rate."""
-        recipes = [replace(one, per_class=count) for count in self.sizes.values() for one in SMALL_DATA.values()]
-        recipes += [replace(PLAIN, weight=name) for name in WEIGHTS]
+        tried = [SMALL_DATA[name] for name in self.recipes] if "small_data" in self.parts else [PLAIN]
+        recipes = [replace(one, per_class=count) for count in self.sizes.values() for one in tried]
+        recipes += [PLAIN] if "guidance" in self.parts else []
+        recipes += [replace(PLAIN, weight=name) for name in WEIGHTS] if "weights" in self.parts else []
         bank = DigitBank.make()
         results = {}
         for rate in dict.fromkeys(recipe.rate for recipe in recipes):
@@ -130,13 +144,13 @@ class RecipeStudy:
     @property
     def sizes(self) -> dict[str, int | None]:
         """The numbers of images of a class by the number of all images."""
-        return {**{str(10 * count): count for count in self.per_class}, "1437": None}
+        return {str(10 * count or 1437): count or None for count in self.per_class}
 
     def over_seeds(self, value: Callable[[int], float]) -> Interval:
         """Return the mean of a value of each seed."""
         return mean_interval([value(seed) for seed in range(self.seeds)])
 
-    def collect(self, recipe: Recipe, which: object = WIDTH) -> list[Values]:
+    def collect(self, recipe: SmallRecipe, which: object = WIDTH) -> list[Values]:
         """Return what is measured of each seed's samples."""
         found = []
         for seed in range(self.seeds):
@@ -153,7 +167,7 @@ class RecipeStudy:
         """Return a row for each number of images and recipe."""
         rows = []
         for images, count in self.sizes.items():
-            recipes = {name: replace(recipe, per_class=count) for name, recipe in SMALL_DATA.items()}
+            recipes = {name: replace(SMALL_DATA[name], per_class=count) for name in self.recipes}
             cases = {name: (recipe, WIDTH) for name, recipe in recipes.items()}
             cases["plain, stopped early"] = (recipes["plain"], "best")
             found = {name: self.collect(*case) for name, case in cases.items()}
@@ -170,7 +184,7 @@ class RecipeStudy:
                 rows.append({**row, "best step": mean_interval(steps).estimate})
         return rows
 
-    def collect_losses(self, recipe: Recipe, which: object) -> list[float]:
+    def collect_losses(self, recipe: SmallRecipe, which: object) -> list[float]:
         """Return the held-out loss of each seed, at the end or the least."""
         result = self.trained[recipe.rate]
         return [result.loss(recipe, seed, best=which == "best") for seed in range(self.seeds)]

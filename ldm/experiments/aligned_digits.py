@@ -23,7 +23,7 @@ from ldm.settings import Sampling, Training
 from ldm.training.runs import RunDirectory, runs_named
 from ldm.training.session import train
 
-CONFIG = "configs/uvit/digits.yaml"
+DIGITS_CONFIG = "configs/uvit/digits.yaml"
 DIT = (
     "model.params.unet_config.target=ldm.modules.dit.DiT",
     "model.params.unet_config.params={input_size: 8, patch_size: 2, in_channels: 1, hidden_size: 64, depth: 4, "
@@ -74,7 +74,7 @@ class AlignmentTrainings:
             words.append(f"model.params.alignment_config.weights={self.teacher}")
         options = {"max_steps": self.steps, "enable_progress_bar": False, "limit_val_batches": 0}
         name = f"{'aligned' if aligned else 'plain'}_seed{seed}"
-        return Training(base=(CONFIG,), name=name, logdir=str(self.folder / "runs"), seed=seed, scale_lr=False,
+        return Training(base=(DIGITS_CONFIG,), name=name, logdir=str(self.folder / "runs"), seed=seed, scale_lr=False,
                         gpus="0", trainer=options, changes=tuple(words))  # fmt: skip
 
     def run(self, aligned: bool, seed: int) -> RunDirectory:

@@ -16,7 +16,7 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.transition import ddim
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.experiments.judged_digits import Judge
-from ldm.experiments.recipes import NULL
+from ldm.experiments.recipes import NULL_LABEL
 from ldm.experiments.small_networks import FIRST_TIME, LAST_TIME, SmallNetwork, read_digits
 from ldm.uncertainty.quantities import Estimator, compute_quantities
 from ldm.util import generator
@@ -65,7 +65,7 @@ class SampleStudy:
     @property
     def labels(self) -> Tensor:
         """The class of each sample [n]."""
-        return torch.arange(self.n) % NULL
+        return torch.arange(self.n) % NULL_LABEL
 
     @property
     def times(self) -> Tensor:
@@ -87,7 +87,7 @@ class SampleStudy:
         if way.weaker:
             assert weaker is not None, "autoguidance leads away from a network"
             guide = SharedDenoiser(weaker, schedule, target, self.labels)
-        return RuledGuidance(own, guide, torch.full_like(self.labels, NULL), way.rule)
+        return RuledGuidance(own, guide, torch.full_like(self.labels, NULL_LABEL), way.rule)
 
     @torch.no_grad()
     def measure(
@@ -117,4 +117,4 @@ class SampleStudy:
         before = [*ddim(self.denoiser(networks[0], way, weaker), schedule, self.start(0), times[: half + 1])]
         step = next(iter(ddim(self.denoiser(members, way, weaker), schedule, before[-1].x_next, times[half:])))
         found = compute_quantities(step.distribution, Estimator()).mi
-        return torch.stack([found[self.labels == label].mean() for label in range(NULL)])
+        return torch.stack([found[self.labels == label].mean() for label in range(NULL_LABEL)])

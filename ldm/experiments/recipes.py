@@ -25,7 +25,7 @@ from ldm.experiments.small_networks import SmallNetwork, draw_noised, read_digit
 from ldm.modules.power_averages import PowerAverages, Profile, combine_profiles, exponent_of
 from ldm.util import generator
 
-NULL = 10
+NULL_LABEL = 10
 # Augmented versions of each image that trainings draw from, and the share of images that each change happens to.
 VERSIONS, AUGMENTED_SHARE = 8, 0.12
 # Widths of the averages that are stepped, and of which snapshots are kept.
@@ -33,12 +33,12 @@ STEPPED = (0.05, 0.1)
 # The average that is taken where nothing else is said; "last" are the weights as they are.
 WIDTH, LAST = 0.1, "last"
 # Snapshots of a training, at which the held-out loss is taken as well.
-SNAPSHOTS = 20
+SNAPSHOT_COUNT = 20
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SmallRecipe:
     """How one network is trained.
 
     Attributes:
@@ -108,26 +108,26 @@ class RecipeResult:
         losses: held-out loss of the average of `WIDTH` by step, [M] each.
     """
 
-    recipes: Sequence[tuple[Recipe, int]]
+    recipes: Sequence[tuple[SmallRecipe, int]]
     states: Mapping[object, State]
     losses: Mapping[int, Tensor]
 
-    def network(self, recipe: Recipe, seed: int, which: object = WIDTH) -> SmallNetwork:
+    def network(self, recipe: SmallRecipe, seed: int, which: object = WIDTH) -> SmallNetwork:
         """Return a network, ready to be asked."""
         place = list(self.recipes).index((recipe, seed))
         return make_network({name: value[place] for name, value in self.states[which].items()})
 
-    def loss(self, recipe: Recipe, seed: int, best: bool = False) -> float:
+    def loss(self, recipe: SmallRecipe, seed: int, best: bool = False) -> float:
         """Return the held-out loss at the end, or the least."""
         own = self.curve(recipe, seed)
         return min(own.values()) if best else own[max(own)]
 
-    def best_step(self, recipe: Recipe, seed: int) -> int:
+    def best_step(self, recipe: SmallRecipe, seed: int) -> int:
         """Return the step of the least held-out loss."""
         own = self.curve(recipe, seed)
         return min(own, key=own.__getitem__)
 
-    def curve(self, recipe: Recipe, seed: int) -> dict[int, float]:
+    def curve(self, recipe: SmallRecipe, seed: int) -> dict[int, float]:
         """Return the held-out loss by step."""
         place = list(self.recipes).index((recipe, seed))
         return {step: float(values[place]) for step, values in self.losses.items()}
@@ -136,7 +136,7 @@ class RecipeResult:
 def make_network(state: Mapping[str, Tensor]) -> SmallNetwork:
     """Return the network of one state, frozen."""
     width, pixels = state["first.weight"].shape
-    network = SmallNetwork(width, pixels=pixels, classes=NULL + 1, augment_dim=NonLeaky.size)
+    network = SmallNetwork(width, pixels=pixels, classes=NULL_LABEL + 1, augment_dim=NonLeaky.size)
     network.load_state_dict({**network.state_dict(), **state})
     return network.eval().requires_grad_(False)
 
@@ -154,9 +154,9 @@ class RecipeTraining:
     """
 
     bank: DigitBank
-    recipes: Sequence[tuple[Recipe, int]]
+    recipes: Sequence[tuple[SmallRecipe, int]]
     widths: Sequence[float]
-    steps: int = 1200
+    steps: int = 1000
     batch: int = 64
     width: int = 64
     warm_up: int = 100
@@ -178,7 +178,7 @@ class RecipeTraining:
         place = (torch.rand(shape, generator=source) * self.counts[:, None]).long()
         index = self.chosen.gather(1, place)
         version = torch.randint(1, len(self.bank.images), shape, generator=source) * self.augmented[:, None]
-        label = torch.where(torch.rand(shape, generator=source) < 0.1, NULL, self.bank.labels[index])
+        label = torch.where(torch.rand(shape, generator=source) < 0.1, NULL_LABEL, self.bank.labels[index])
         changes = self.bank.changes[version, index]
         return self.bank.images[version, index], torch.cat([label[..., None], changes], dim=2)
 
@@ -197,7 +197,7 @@ class RecipeTraining:
     def run(self, seed: int, rate: float) -> RecipeResult:
         """Train all networks under one rate."""
         source = generator("recipes", seed, f"{rate:g}")
-        starts = {own: SmallNetwork(self.width, classes=NULL + 1, augment_dim=NonLeaky.size)
+        starts = {own: SmallNetwork(self.width, classes=NULL_LABEL + 1, augment_dim=NonLeaky.size)
                   .initialise(generator("recipe start", own)) for _, own in self.recipes}  # fmt: skip
         network = starts[self.recipes[0][1]]
         stacked = stack_module_state([starts[own] for _, own in self.recipes])[0]
@@ -220,7 +220,7 @@ class RecipeTraining:
             self.weigh(error, rows.t).mean(1).sum().backward()
             optimizer.step()
             averages.update(parameters)
-            if step % max(1, self.steps // SNAPSHOTS) == 0:
+            if step % max(1, self.steps // SNAPSHOT_COUNT) == 0:
                 self.keep(averages)
                 losses[step] = self.hold_out(forward, averages.averages[WIDTH])
                 best = pick_best(best, averages.averages[WIDTH], losses, step)

@@ -34,17 +34,15 @@ def draw_recipes(tables: Mapping[str, Sequence[Row]], folder: Path, note: str) -
     """
     if "averages" in tables:
         curves = make_curves(tables["averages"], "images", "width", "FD")
-        _draw(
-            curves, folder / "averages.png", "width of the average", "Width of averaged weights", note, "images", True
-        )
+        _draw(curves, folder / "averages.png", "width of the average", "Width of averaged weights", note, "images")
     if "weights" in tables:
         curves = make_curves(tables["weights"], "loss weight", "step", "FD")
-        _draw(curves, folder / "weights.png", "step", "Loss weights", note, "loss weight", True)
+        _draw(curves, folder / "weights.png", "step", "Loss weights", note, "loss weight")
     if "guidance" in tables:
         rows = [row for row in tables["guidance"] if row["guidance"] != "none"]
         curves = make_curves(rows, "guidance", "recall", "FD")
-        _draw(curves, folder / "guidance.png", "recall", "Guidance of growing scale", note, "guidance", False)
+        _draw(curves, folder / "guidance.png", "recall", "Guidance of growing scale", note, "guidance")
 
 
-def _draw(curves: dict[str, Curve], path: Path, x: str, title: str, note: str, legend: str, log: bool) -> None:
-    curve_plot(curves, path, x, "FD", title, note, legend=legend, log=log, overwrite=True)
+def _draw(curves: dict[str, Curve], path: Path, x: str, title: str, note: str, legend: str) -> None:
+    curve_plot(curves, path, x, "FD", title, note, legend=legend, overwrite=True)

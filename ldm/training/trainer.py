@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldm.arguments import check_value, suggest_key
 from ldm.jobs import local_rank, step_from_environment
+from ldm.models.diffusion.training import DDPM
 from ldm.ranges import COUNT, FINITE, Range, check_range
 
 TRAINER_KEYS = frozenset(inspect.signature(pl.Trainer.__init__).parameters) - {
@@ -82,7 +83,7 @@ class Devices:
             ValueError: if the optimiser's state is to be shared out, and the module's optimiser does not do it.
         """
         shares = isinstance(self.options["strategy"], SharedStateStrategy)
-        if shares and not getattr(module, "shares_optimiser_state", False):
+        if shares and not isinstance(module, DDPM):
             raise ValueError(
                 f"--strategy {SHARED_STATE} shares out the optimiser's state of a whole diffusion model, and not that "
                 f"of a {type(module).__name__}: use --strategy ddp"

@@ -8,7 +8,7 @@ from ldm.report.tables import read_csv
 
 @pytest.mark.slow
 def test_a_small_study_writes_every_table(tmp_path):
-    small = {"seeds": 2, "steps": 20, "per_class": (5,), "n": 20, "sampler_steps": 4}
+    small = {"seeds": 2, "steps": 20, "per_class": (5, 0), "n": 20, "sampler_steps": 4}
     tables = RecipeStudy(str(tmp_path), **small, transformer_seeds=2, transformer_steps=4).run()
     assert len(tables["small_data"]) == 2 * (len(SMALL_DATA) + 1)
     assert len(tables["averages"]) == 2 * (len(WIDTHS) + 1) and len(tables["weights"]) == 2 * len(WEIGHTS)
@@ -31,3 +31,9 @@ def test_differences_are_paired():
 def test_one_seed_is_refused():
     with pytest.raises(ValueError, match="2 seeds or more"):
         RecipeStudy("o", seeds=1)
+
+
+@pytest.mark.parametrize("given", [{"parts": ("weight",)}, {"recipes": ("plain", "drop")}, {"recipes": ("augmented",)}])
+def test_what_is_not_known_is_refused(given):
+    with pytest.raises(ValueError, match="--parts takes small_data"):
+        RecipeStudy("o", **given)

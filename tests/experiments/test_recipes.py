@@ -8,11 +8,11 @@ import torch
 from ldm.diffusion.guidance import GuidanceRule
 from ldm.experiments.judged_digits import Judge
 from ldm.experiments.recipe_samples import SampleStudy, Way, list_ways
-from ldm.experiments.recipes import LAST, NULL, DigitBank, Recipe, RecipeTraining, pick_best
+from ldm.experiments.recipes import LAST, NULL_LABEL, DigitBank, RecipeTraining, SmallRecipe, pick_best
 from ldm.experiments.small_networks import read_digits
 from ldm.util import generator
 
-PLAIN = Recipe()
+PLAIN = SmallRecipe()
 RECIPES = [(replace(PLAIN, per_class=3), 0), (replace(PLAIN, per_class=3, augmented=True), 0)]
 RECIPES += [(replace(PLAIN, weight="min_snr"), 1), (replace(PLAIN, dropout=0.5), 1)]
 
@@ -56,7 +56,7 @@ def test_each_network_draws_its_own_images(bank, training):
     assert {tuple(row) for row in images[0].tolist()} == plain
     assert {tuple(row) for row in images[1].tolist()} <= versions
     assert not cond[0, :, 1:].any() and cond[1, :, 1:].any()
-    dropped = (cond[:, :, 0] == NULL).double().mean()
+    dropped = (cond[:, :, 0] == NULL_LABEL).double().mean()
     assert float(dropped) == pytest.approx(0.1, abs=4 * (0.09 / cond[:, :, 0].numel()) ** 0.5)
 
 

@@ -80,7 +80,6 @@ class DDPM(DiffusionModel):
     member: MemberTraining | None
     alignment: Alignment | None
     time_importance: LossSecondMoments | None
-    shares_optimiser_state = True
     draw_input = read_states
     setup = set_up_alignment
 
@@ -273,10 +272,9 @@ class DDPM(DiffusionModel):
 
     def configure_optimizers(self) -> Any:
         """Make an AdamW over everything that trains, with the configured warm-up rule per step."""
-        trainer = attached_trainer(self)
-        rules = None if self.member is None else self.member.row_rules(self, trainer)
+        rules = None if self.member is None else self.member.row_rules(self, attached_trainer(self))
         own = (self.learning_rate, self.weight_decay, self.scheduler_config)
-        return make_optimiser(self.parameters(), *own, rules, shares_state(trainer))
+        return make_optimiser(self.parameters(), *own, rules, shares_state(attached_trainer(self)))
 
     # Member of an ensemble
 
