@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import stack_module_state
 
 from ldm.diffusion.affine import CosineSchedule
-from ldm.diffusion.denoiser import Denoiser, NetworkDenoiser, Target
+from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, Target
 from ldm.diffusion.guidance import GuidanceRule, RuledGuidance, SharedDenoiser
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.transition import ddim
@@ -77,7 +77,7 @@ class SampleStudy:
         """Return the first noises [n, 1, 8, 8]."""
         return ImageNoise(seed, tuple(range(self.n))).initial((self.n, 1, 8, 8))
 
-    def denoiser(self, network, way: Way | None = None, weaker: SmallNetwork | None = None) -> Denoiser:
+    def denoiser(self, network: Network, way: Way | None = None, weaker: SmallNetwork | None = None) -> Denoiser:
         """Return the denoiser of a network, or of members of one, under a way of guidance."""
         schedule, target = CosineSchedule(), Target("v")
         own = NetworkDenoiser(network, schedule, target, self.labels)

@@ -6,7 +6,7 @@ of trainings by a config. Images are drawn evenly with replacement, so that few 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -246,7 +246,7 @@ class RecipeTraining:
         return {name: value.float() for name, value in total.items()}
 
     @torch.no_grad()
-    def hold_out(self, forward, state: State, draws: int = 4) -> Tensor:
+    def hold_out(self, forward: Callable[..., Tensor], state: State, draws: int = 4) -> Tensor:
         """Return the mean squared error of v on held-out images [M], at noises that are the same every time."""
         images, labels = (part.repeat(draws, *[1] * (part.ndim - 1)) for part in self.bank.held_out)
         rows = draw_noised(images, labels, generator("held-out noise"), "v")
