@@ -125,14 +125,9 @@ class UNetModel(nn.Module):
             self.label_emb = nn.Embedding(self.num_classes, width)
         if self.augment_dim:
             self.augment_emb = AugmentEmbedding(self.augment_dim, width)
-        self.input_blocks, skips, factor = build_encoder(
-            blocks,
-            self.in_channels,
-            self.model_channels,
-            self.num_res_blocks,
-            self.attention_resolutions,
-            self.channel_mult,
-        )
+        sizes = (self.in_channels, self.model_channels, self.num_res_blocks)
+        encoder = build_encoder(blocks, *sizes, self.attention_resolutions, self.channel_mult)
+        self.input_blocks, skips, factor = encoder
         channels = skips[-1]
         self.middle_block = build_middle(blocks, channels)
         self.output_blocks = nn.ModuleList()
@@ -191,8 +186,7 @@ class UNetModel(nn.Module):
             x: `[B, in_channels, H, W]`.
             timesteps: `[B]`, whole or fractional, or one for all `[]`.
             context: `[B, T, context_dim]`, for spatial transformers.
-            y: labels `[B]`, if there are `num_classes`; with augmentation labels `[B, 1 + A]`, the class first, or
-                `[B, A]` without classes.
+            y: labels `[B]` of `num_classes`; with augmentation labels `[B, 1 + A]`, or `[B, A]` without classes.
 
         Returns:
             `[B, out_channels, H, W]` (`[B, n_embed, H, W]` with `n_embed`).
