@@ -11,7 +11,7 @@ from pathlib import Path
 from ldm.commands.line import run_file
 from ldm.experiments.aligned_digits import AlignmentTrainings
 from ldm.experiments.judged_digits import Judge
-from ldm.experiments.recipe_samples import SampleStudy, Values, list_ways
+from ldm.experiments.recipe_samples import Measured, SampleStudy, list_ways
 from ldm.experiments.recipes import LAST, WIDTH, DigitBank, RecipeResult, RecipeTraining, SmallRecipe
 from ldm.records import Row, write_record
 from ldm.report.recipes import draw_recipes
@@ -122,7 +122,7 @@ class RecipeStudy:
         return SampleStudy(Judge.make(), self.n, self.sampler_steps)
 
     @cached_property
-    def measured(self) -> dict[tuple[SmallRecipe, object, int], Values]:
+    def measured(self) -> dict[tuple[SmallRecipe, object, int], Measured]:
         """What was measured of a recipe, of the state that was taken, and of a seed."""
         return {}
 
@@ -150,7 +150,7 @@ class RecipeStudy:
         """Return the mean of a value of each seed."""
         return mean_interval([value(seed) for seed in range(self.seeds)])
 
-    def collect(self, recipe: SmallRecipe, which: object = WIDTH) -> list[Values]:
+    def collect(self, recipe: SmallRecipe, which: object = WIDTH) -> list[Measured]:
         """Return what is measured of each seed's samples."""
         found = []
         for seed in range(self.seeds):
@@ -219,7 +219,7 @@ class RecipeStudy:
         networks = [result.network(PLAIN, seed) for seed in range(self.seeds)]
         early = [result.network(PLAIN, seed, (self.steps // 4, WIDTH)) for seed in range(self.seeds)]
         rows = []
-        base: list[Values] = []
+        base: list[Measured] = []
         for way in (None, *list_ways()):
             values = [self.study.measure(seed, networks[seed], way, early[seed]) for seed in range(self.seeds)]
             base = base or values
@@ -248,7 +248,7 @@ class RecipeStudy:
         return rows
 
 
-def pick(values: Iterable[Values], key: str) -> list[float]:
+def pick(values: Iterable[Measured], key: str) -> list[float]:
     """Return one value of each seed."""
     return [one[key] for one in values]
 

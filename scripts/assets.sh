@@ -20,6 +20,7 @@ acting         acting_promises                                             3 min
 value          acting_value                                                3 min
 ood            acting_ood                                                  2 min; data/mnist, data/omniglot, data/cifar10
 steering       acting_steering                                             1 min
+recipes        recipes_averages recipes_guidance                           ~20 min
 benchmark      benchmark_detection                                         24 min
 controls       same_class number_of_members                                ~60 min
 flow           two_kinds bayesflow_methods bayesflow_classes bayesflow_grid flow_ensemble    ~20 min
@@ -121,6 +122,12 @@ draw_ood() {
 draw_steering() {
     python -m benchmarks.steering --out "$drawn/steering"
     take "$drawn/steering/steering.png" acting_steering
+}
+
+draw_recipes() {
+    python -m benchmarks.recipes --out "$work/recipes" --parts small_data averages weights guidance
+    take "$work/recipes/averages.png" recipes_averages
+    take "$work/recipes/guidance.png" recipes_guidance
 }
 
 draw_benchmark() {

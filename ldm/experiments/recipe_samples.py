@@ -21,11 +21,11 @@ from ldm.experiments.small_networks import FIRST_TIME, LAST_TIME, SmallNetwork, 
 from ldm.uncertainty.quantities import Estimator, compute_quantities
 from ldm.util import generator
 
-Values = dict[str, float]
+Measured = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Way:
+class GuidanceWay:
     """A way of guidance.
 
     Attributes:
@@ -39,13 +39,13 @@ class Way:
     weaker: bool = False
 
 
-def list_ways() -> list[Way]:
+def list_ways() -> list[GuidanceWay]:
     """Return the ways that are compared."""
     scales = (1.5, 2.0, 3.0)
-    ways = [Way("plain", GuidanceRule(scale)) for scale in scales]
-    ways += [Way("interval 0.2 to 5", GuidanceRule(scale, 0.2, 5.0)) for scale in scales]
-    ways += [Way("autoguidance", GuidanceRule(scale), weaker=True) for scale in scales]
-    return [*ways, Way("rescale 0.7", GuidanceRule(3.0, rescale=0.7))]
+    ways = [GuidanceWay("plain", GuidanceRule(scale)) for scale in scales]
+    ways += [GuidanceWay("interval 0.2 to 5", GuidanceRule(scale, 0.2, 5.0)) for scale in scales]
+    ways += [GuidanceWay("autoguidance", GuidanceRule(scale), weaker=True) for scale in scales]
+    return [*ways, GuidanceWay("rescale 0.7", GuidanceRule(3.0, rescale=0.7))]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class SampleStudy:
         """Return the first noises [n, 1, 8, 8]."""
         return ImageNoise(seed, tuple(range(self.n))).initial((self.n, 1, 8, 8))
 
-    def denoiser(self, network: Network, way: Way | None = None, weaker: SmallNetwork | None = None) -> Denoiser:
+    def denoiser(
+        self, network: Network, way: GuidanceWay | None = None, weaker: SmallNetwork | None = None
+    ) -> Denoiser:
         """Return the denoiser of a network, or of members of one, under a way of guidance."""
         schedule, target = CosineSchedule(), Target("v")
         own = NetworkDenoiser(network, schedule, target, self.labels)
@@ -91,13 +93,13 @@ class SampleStudy:
 
     @torch.no_grad()
     def measure(
-        self, seed: int, network: SmallNetwork, way: Way | None = None, weaker: SmallNetwork | None = None
-    ) -> Values:
+        self, seed: int, network: SmallNetwork, way: GuidanceWay | None = None, weaker: SmallNetwork | None = None
+    ) -> Measured:
         """Measure the samples of a network: precision, recall, frechet and recognised, see `Classed`."""
         *_, last = ddim(self.denoiser(network, way, weaker), CosineSchedule(), self.start(seed), self.times)
         return asdict(self.judge.measure(last.x_next, self.labels))
 
-    def measure_real(self, seed: int) -> Values:
+    def measure_real(self, seed: int) -> Measured:
         """Measure as many real digits of the training split: what a perfect model scores."""
         images, labels = read_digits("train")
         drawn = torch.randperm(len(images), generator=generator("real digits", seed))[: self.n]
@@ -105,7 +107,7 @@ class SampleStudy:
 
     @torch.no_grad()
     def information(
-        self, networks: Sequence[SmallNetwork], way: Way | None = None, weaker: SmallNetwork | None = None
+        self, networks: Sequence[SmallNetwork], way: GuidanceWay | None = None, weaker: SmallNetwork | None = None
     ) -> Tensor:
         """Return the mutual information between the members and a state half-way, mean of each class [10], in nats.
 

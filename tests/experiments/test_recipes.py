@@ -7,7 +7,7 @@ import torch
 
 from ldm.diffusion.guidance import GuidanceRule
 from ldm.experiments.judged_digits import Judge
-from ldm.experiments.recipe_samples import SampleStudy, Way, list_ways
+from ldm.experiments.recipe_samples import GuidanceWay, SampleStudy, list_ways
 from ldm.experiments.recipes import LAST, NULL_LABEL, DigitBank, RecipeTraining, SmallRecipe, pick_best
 from ldm.experiments.small_networks import read_digits
 from ldm.util import generator
@@ -95,11 +95,11 @@ def test_ways_of_guidance_that_change_nothing(result, study):
     """The scale 1, an interval that no level is in, and a weaker network that is the network itself."""
     network = result.network(*RECIPES[2])
     expected = study.measure(0, network)
-    assert study.measure(0, network, Way("plain", GuidanceRule(1.0))) == pytest.approx(expected)
-    assert study.measure(0, network, Way("interval", GuidanceRule(3.0, 1e3, 2e3))) == pytest.approx(expected)
-    itself = study.measure(0, network, Way("autoguidance", GuidanceRule(3.0), weaker=True), network)
+    assert study.measure(0, network, GuidanceWay("plain", GuidanceRule(1.0))) == pytest.approx(expected)
+    assert study.measure(0, network, GuidanceWay("interval", GuidanceRule(3.0, 1e3, 2e3))) == pytest.approx(expected)
+    itself = study.measure(0, network, GuidanceWay("autoguidance", GuidanceRule(3.0), weaker=True), network)
     assert itself == pytest.approx(expected, rel=1e-3)
-    assert study.measure(0, network, Way("plain", GuidanceRule(3.0))) != pytest.approx(expected, rel=1e-3)
+    assert study.measure(0, network, GuidanceWay("plain", GuidanceRule(3.0))) != pytest.approx(expected, rel=1e-3)
     assert len({(way.name, way.rule.scale) for way in list_ways()}) == len(list_ways())
 
 
