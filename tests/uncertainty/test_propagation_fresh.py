@@ -9,8 +9,10 @@ from ldm.diffusion.denoiser import NetworkDenoiser, Target
 from ldm.diffusion.epsilon_scaling import EpsilonScaling, scaled
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import make_sampler, run
+from ldm.diffusion.schedule import FlowSchedule
+from ldm.laplace import LastLayerLaplace, Observation
 from ldm.uncertainty.propagation import PredictiveDenoiser, bayesdiff, beginning, trajectory_integral
-from tests.uncertainty.test_propagation import LABELS, PATHS, X, posterior, setting
+from tests.uncertainty.test_propagation import LABELS, PATHS, Smooth, X, posterior, setting
 
 
 def parts(name="flow", bend=False, scale=1.0, local=False):
@@ -213,3 +215,26 @@ def test_epsilon_scaling_divides_the_noise_and_its_variance(name):
     torch.testing.assert_close(slope**2 * variance, wrapper.eps_variance(slope**2 * gamma, u))
     walked = walk(make_sampler("DDIM")(wrapper, schedule, X, times), corrected)
     assert torch.equal(walked[-1].step.x_next, run(make_sampler("DDIM")(wrapper, schedule, X, times)))
+
+
+class Tinted(Smooth):
+    """The network under a condition of pictures [B, 1, 3, 4]."""
+
+    def backbone(self, x, t, cond):
+        return self.first(x + 0.5 * cond)
+
+
+def test_states_of_an_image_have_the_condition_of_that_image():
+    """A condition of several dimensions, pictures for example, goes with its image, whatever the number of states."""
+    network = Tinted().double()
+    pictures = 0.3 * X.flip(0)
+    laplace = LastLayerLaplace(network, prior_precision=2.0)
+    laplace.fit([Observation(X, torch.ones(2).double(), pictures, network(X, None, pictures).detach())])
+    schedule, target = FlowSchedule(), Target("velocity")
+    states = torch.stack([X, 2 * X, X - 1])  # [N, B, C, H, W]
+    mean, variance = PredictiveDenoiser(laplace, schedule, target, pictures).states(states, 0.4)
+    for image in range(2):
+        alone = PredictiveDenoiser(laplace, schedule, target, pictures[image : image + 1])
+        wanted = alone.states(states[:, image : image + 1], 0.4)
+        torch.testing.assert_close((mean[:, image : image + 1], variance[:, image : image + 1]), wanted)
+    torch.testing.assert_close(mean[0], network(X, None, pictures).detach())

@@ -77,7 +77,7 @@ class PredictiveDenoiser:
     def _features(self, x: Tensor, u: float) -> Iterator[Tensor]:
         """`features` in pieces of at most `chunk` states."""
         repeats = 1 if self.cond is None else len(x) // len(self.cond)
-        labels = [None if each is None else each.repeat(repeats) for each in (self.cond, self.null)]
+        labels = [None if one is None else one.repeat(repeats, *[1] * (one.ndim - 1)) for one in (self.cond, self.null)]
         scale = self.target.coefficients(*self.schedule.per_image(u))[2].to(x)
         time = self.schedule.time_to_net(u).to(device=x.device, dtype=torch.float32)
         for rows in torch.arange(len(x), device=x.device).split(self.chunk or len(x)):
