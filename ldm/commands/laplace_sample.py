@@ -197,7 +197,7 @@ class SampleLaplace:
 
     def _measures(self, posterior: PosteriorPipeline) -> Measures:
         """Return what is measured of every image."""
-        from ldm.evaluation.extractors import make_extractor
+        from ldm.evaluation.extractors import EXTRACTORS, make_extractor
         from ldm.experiments.variance_samples import Measures
         from ldm.uncertainty.scores import MASKS, Mask, model_mask
 
@@ -209,7 +209,8 @@ class SampleLaplace:
         extractor = None
         if self.features is not None:
             params = read_params(self.features_params)
-            extractor = make_extractor(self.features, self.weights, params, pipeline.model.channels)
+            channels = 3 if self.features in EXTRACTORS else pipeline.model.channels
+            extractor = make_extractor(self.features, self.weights, params, channels)
             extractor = extractor.to(pipeline.device)
         return Measures(
             masks,

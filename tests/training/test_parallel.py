@@ -96,9 +96,10 @@ def test_two_processes_train_under_each_loss_weight_as_one(config, tmp_path, wei
     assert len(first) == 4 and list(second.values()) == pytest.approx(list(first.values()), rel=1e-9)
     ends = [end_state(run) for run in (one, two)]
     assert any(name.startswith("loss_weight.") for name in ends[0]) == (weight == "learned")
+    # Weights of the loss multiply its gradients, and with them the rounding of sums in another order.
     for name, value in ends[0].items():
         torch.testing.assert_close(
-            ends[1][name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            ends[1][name], value, rtol=0, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -177,7 +178,7 @@ def test_two_processes_train_the_members_of_one(config, tmp_path):
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(
-                two[name], value, rtol=0, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
+                two[name], value, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
