@@ -22,7 +22,7 @@ from ldm.pipelines import PosteriorPipeline, chosen_positions, observations
 from ldm.records import Row, write_record
 from ldm.report.tables import markdown_table, write_csv
 from ldm.settings import Sampling, Speed
-from ldm.training.config_keys import read_data_config
+from ldm.training.data_words import read_data_config
 from ldm.uncertainty.agreement import agreement
 from ldm.uncertainty.propagation import all_directions
 from ldm.util import generator, instantiate_from_config

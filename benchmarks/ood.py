@@ -37,7 +37,7 @@ Folder = Annotated[str | None, option(metavar="DIR", default="left out")]
 
 @dataclass(frozen=True)
 class OodStudy:
-    """PictureScore pictures that small networks do not know, under the protocol of `decu uncertainty ood`.
+    """Score pictures that small networks do not know, under the protocol of `decu uncertainty ood`.
 
     A world is a seed and a digit that is held out: --members networks are trained from scratch on the training
     images of the other nine, the first is the backbone. Known are the nine digits' test images. Unknown are the digit

@@ -21,7 +21,7 @@ from ldm.diffusion.steering import SteeredDenoiser, spread_times
 from ldm.diffusion.transition import ddim
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.experiments.judged_digits import Classed, Judge
-from ldm.experiments.small_networks import FIRST_TIME, LAST_TIME, SmallNetwork, SmallTraining, read_digits
+from ldm.experiments.small_networks import SmallNetwork, SmallTraining, read_digits, sampling_times
 from ldm.pipelines.steering import edges_of, fixed_direction, members_apart
 from ldm.records import Row, write_record
 from ldm.report.plots import Curve, curve_plot
@@ -99,7 +99,7 @@ class SteeringStudy:
     def play(self, seed: int, judge: Judge) -> tuple[dict[tuple[str, float], Classed], dict[str, float]]:
         """Return what is measured of each way and strength, and the errors of few steps by the layout of times."""
         world = SteeredWorld.train(seed, self.members, self.training_steps, self.each)
-        times = even_times(self.sampler_steps)
+        times = sampling_times(self.sampler_steps)
         found = {("none", 0.0): judge.measure(world.sample(world.base, times), world.labels)}
         for name, measure in world.measures().items():
             for strength in STRENGTHS:
@@ -170,11 +170,11 @@ class SteeredWorld:
     @torch.no_grad()
     def errors_of_few_steps(self) -> dict[str, float]:
         """Return the root mean square difference from the fine solution, by how the times are laid out."""
-        exact = self.sample(self.base, even_times(FINE))
-        even = even_times(FEW)
+        exact = self.sample(self.base, sampling_times(FINE))
+        even = sampling_times(FEW)
         apart, turns, before = [], [], None
         members = members_apart(self.members)
-        fine = even_times(FEW * 8)
+        fine = sampling_times(FEW * 8)
         for step in ddim(self.base, CosineSchedule(), self.start(), fine):
             apart.append(float(members(step.x, step.u).mean()))
             turns.append(0.0 if before is None else float((step.eps - before).square().mean()))
@@ -190,12 +190,6 @@ class SteeredWorld:
 
     def _error(self, times: Tensor, exact: Tensor) -> float:
         return float((self.sample(self.base, times) - exact).square().mean().sqrt())
-
-
-def even_times(steps: int) -> Tensor:
-    """Return times from the latest trained one to the earliest, evenly, then clean [steps + 1]."""
-    grid = torch.linspace(LAST_TIME, FIRST_TIME, steps, dtype=torch.float64)
-    return torch.cat([grid, grid.new_zeros(1)])
 
 
 def make_table(found: list[dict[tuple[str, float], Classed]]) -> list[Row]:

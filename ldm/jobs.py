@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.files import read_json, reading
+from ldm.files import read_mapping
 from ldm.util import atomic_write
 
 log = logging.getLogger(__name__)
@@ -138,8 +138,7 @@ class WorkList:
         settings = json.loads(json.dumps(dict(settings), default=str))
         file = self.folder / "settings.json"
         if file.exists():
-            with reading(file, "the settings of a work list", "delete its folder"):
-                before = dict(json.loads(file.read_text()))
+            before = read_mapping(file, "the settings of a work list", "delete its folder")
             changed = [key for key in {*before, *settings} if before.get(key) != settings.get(key)]
             if changed:
                 differences = ", ".join(f"{key}: {before.get(key)} -> {settings.get(key)}" for key in sorted(changed))
@@ -172,11 +171,7 @@ class WorkList:
 
     def load(self, key: str) -> dict[str, Any]:
         """An item's result."""
-        file = self._file(key)
-        found = read_json(file, "the result of a part", self.again(key))
-        if not isinstance(found, dict):
-            raise ValueError(f"{file} is not the result of a part, but a {type(found).__name__}: {self.again(key)}")
-        return found
+        return read_mapping(self._file(key), "the result of a part", self.again(key))
 
     def again(self, key: str) -> str:
         """What makes an item's result again where it cannot be read, as an order."""

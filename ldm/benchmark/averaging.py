@@ -14,10 +14,9 @@ from ldm.benchmark.problem import Problem
 from ldm.benchmark.quality import PICTURE_METRICS, PictureJudge
 from ldm.benchmark.table import LEVEL, paired_p
 from ldm.benchmark.trained import REGRESSED
-from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.checkpoint import save_tensors
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.experiments.small_networks import draw_noised
-from ldm.files import read_metadata
 from ldm.records import Row
 from ldm.stats import holm, mean_interval
 from ldm.util import generator
@@ -74,14 +73,6 @@ def find_losses(problem: Problem, network: MemberNetwork) -> Tensor:
     outputs = network(images.square(rows.x), rows.t, rows.cond).flatten(2)
     every = torch.cat([outputs, outputs.mean(0, keepdim=True)])
     return (every - rows.target).square().mean((1, 2))
-
-
-def read_averaging(file: Path) -> dict[str, Tensor]:
-    """Read what `measure_averaging` wrote."""
-    name = read_metadata(file, "name")["name"]
-    if name != "averaging":
-        raise ValueError(f"{file} holds '{name}', expected averaging; remove it, and start the command again")
-    return load_state_dict(file)
 
 
 def compare_averaging(

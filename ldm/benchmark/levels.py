@@ -14,10 +14,9 @@ from ldm.benchmark.measures import HALF
 from ldm.benchmark.method import find_gap
 from ldm.benchmark.problem import Problem
 from ldm.benchmark.whole_network import KroneckerPosterior, RandomSubset
-from ldm.checkpoint import load_state_dict, save_tensors
+from ldm.checkpoint import save_tensors
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.experiments.controls import over_runs
-from ldm.files import read_metadata
 from ldm.records import Row
 from ldm.stats import rank_correlation
 
@@ -53,14 +52,6 @@ def measure_levels(problem: Problem, file: Path) -> None:
         variances = [denoiser(x, u).x0.double().var(0).flatten(1) for u, x, _ in noised]
         found[name] = torch.stack(variances).float()
     save_tensors(found, file, {"name": "levels"}, overwrite=True)
-
-
-def read_levels(file: Path) -> dict[str, Tensor]:
-    """Read what `measure_levels` wrote."""
-    name = read_metadata(file, "name")["name"]
-    if name != "levels":
-        raise ValueError(f"{file} holds '{name}', expected levels; remove it, and start the command again")
-    return load_state_dict(file)
 
 
 def compare_levels(seeds: Sequence[Mapping[str, Tensor]]) -> list[Row]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ldm.benchmark.averaging import compare_averaging, read_averaging
+from ldm.benchmark.averaging import compare_averaging
 from ldm.benchmark.cells import ORACLES, RETRAINED
 from ldm.benchmark.detections import make_detections
 from ldm.benchmark.images import KNOWN_CLASSES, LEFT_OUT_CLASS
-from ldm.benchmark.levels import compare_levels, read_levels
+from ldm.benchmark.levels import compare_levels
 from ldm.benchmark.measures import HALF, SeedScores, make_benchmarks
 from ldm.benchmark.plan import AVERAGING_STUDY, LEVELS_STUDY, BenchmarkPlan
 from ldm.benchmark.plane import measure_plane
@@ -27,6 +27,14 @@ DETECTION = "few-image AUROC minus control"
 LEFT_OUT_PICTURES = "left-out class, pictures: AUROC minus control"
 LEFT_OUT_REALS = "left-out class, real images: AUROC minus control"
 OTHER_DATA = "other data, mean: AUROC"
+# Columns of the costs: fields of `MethodCost`, and the unit in which they are written.
+COST_COLUMNS = {
+    "evaluations a picture": ("evaluations", 1),
+    "seconds of all pictures": ("seconds", 1),
+    "seconds of training beside the base": ("train_seconds", 1),
+    "KiB kept beside the base": ("disk_bytes", 2**10),
+    "MiB of tensors at once": ("memory_bytes", 2**20),
+}
 # Below this share of recognised pictures the page warns.
 LEAST_RECOGNISED = 0.5
 OVERVIEW = (PIXEL_RANKS, PICTURE_RANKS, RATIO, "few-image AUROC", "few-image AUROC, control", DETECTION,
@@ -78,10 +86,9 @@ def make_outcome(plan: BenchmarkPlan) -> Outcome:
     labels = plan.problem(World(FEW_IMAGES, 0)).labels
     results = compare_methods(benchmarks, seeds, labels)
     plane = measure_plane()
-    levels = compare_levels([read_levels(plan.study_file(LEVELS_STUDY, FEW_IMAGES, seed)) for seed in numbers])
+    levels = compare_levels([plan.read_study(LEVELS_STUDY, FEW_IMAGES, seed) for seed in numbers])
     worlds = {
-        data: [read_averaging(plan.study_file(AVERAGING_STUDY, data, seed)) for seed in numbers]
-        for data in (FEW_IMAGES, EVERY_IMAGE)
+        data: [plan.read_study(AVERAGING_STUDY, data, seed) for seed in numbers] for data in (FEW_IMAGES, EVERY_IMAGE)
     }
     averaging = compare_averaging(worlds, plan.judge, labels)
     leaders = [_find_leader(name, [one for one in results if one.benchmark == name]) for name in LEADERS]
@@ -104,27 +111,19 @@ def list_gaps(plan: BenchmarkPlan) -> list[Row]:
 
 
 def list_costs(seeds: Sequence[SeedScores]) -> list[Row]:
-    """Return a row a method of what it costs: means over the worlds, beside the base network."""
-    rows = []
+    """Return a row a method of what it costs: means over the worlds, beside the base network; empty where not known.
+
+    What scores made elsewhere have cost is not known.
+    """
+    rows: list[Row] = []
     for name, cell in seeds[0].cells[FEW_IMAGES].items():
         own: list[Mapping[str, Any]] = [
             seed.cells[data][name].record.get("cost", {}) for seed in seeds for data in (FEW_IMAGES, EVERY_IMAGE)
         ]
-        if not own[0]:
-            continue
-        mean = {key: float(np.mean([one[key] for one in own])) for key in own[0]}
-        rows.append(
-            {
-                "method": name,
-                "kind": cell.kind,
-                "evaluations a picture": mean["evaluations"],
-                "seconds of all pictures": mean["seconds"],
-                "seconds of training beside the base": mean["train_seconds"],
-                "KiB kept beside the base": mean["disk_bytes"] / 2**10,
-                "MiB of tensors at once": mean["memory_bytes"] / 2**20,
-                "command": seeds[0].cells[FEW_IMAGES][name].record.get("command", ""),
-            }
-        )
+        row: Row = {"method": name, "kind": cell.kind}
+        for column, (key, unit) in COST_COLUMNS.items():
+            row[column] = float(np.mean([one[key] for one in own])) / unit if all(own) else ""
+        rows.append({**row, "command": cell.record.get("command", "")})
     return rows
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ldm.benchmark.averaging import measure_averaging
 from ldm.benchmark.cells import (
     LAYER_REFITTED,
+    MEASURE_AGAIN,
     RETRAINED,
     has_row,
     make_file_name,
@@ -31,7 +33,9 @@ from ldm.benchmark.method import Counted, UncertaintyMethod, find_gap
 from ldm.benchmark.problem import Problem
 from ldm.benchmark.quality import KeptPictures, PictureJudge
 from ldm.benchmark.settings import CLASS_LEFT_OUT, EVERY_IMAGE, FEW_IMAGES, WORLD_NAMES, BenchmarkSettings, World
+from ldm.checkpoint import load_state_dict
 from ldm.experiments.small_networks import SmallNetwork, SmallTraining
+from ldm.files import read_metadata
 from ldm.jobs import WorkList
 
 # Studies of networks: variances at single noise levels, and averaged members.
@@ -173,6 +177,18 @@ class BenchmarkPlan:
     def study_file(self, name: str, data: str, seed: int) -> Path:
         """Return the file of a study of networks."""
         return self.out / "cells" / World(data, seed).name / f"{name}.safetensors"
+
+    def read_study(self, name: str, data: str, seed: int) -> dict[str, Tensor]:
+        """Return what a study of networks wrote.
+
+        Raises:
+            ValueError: if its file holds something else.
+        """
+        file = self.study_file(name, data, seed)
+        found = read_metadata(file, "name")["name"]
+        if found != name:
+            raise ValueError(f"{file} holds '{found}', expected {name}; {MEASURE_AGAIN}")
+        return load_state_dict(file)
 
     def read_seed(self, seed: int) -> SeedScores | None:
         """Return what a seed gave; None while a cell of it is missing."""

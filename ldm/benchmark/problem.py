@@ -18,7 +18,7 @@ from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step
 from ldm.diffusion.transition import ddim
 from ldm.ensembles.members import Members
-from ldm.experiments.small_networks import FIRST_TIME, LAST_TIME, SmallNetwork
+from ldm.experiments.small_networks import SmallNetwork, sampling_times
 from ldm.uncertainty.propagation import PredictiveDenoiser, sampled
 
 # Images in one pass of members.
@@ -112,8 +112,7 @@ class Problem:
     @property
     def times(self) -> Tensor:
         """Times of the sampler [steps + 1]: evenly from the latest trained time to the earliest, then clean."""
-        grid = torch.linspace(LAST_TIME, FIRST_TIME, self.steps, dtype=torch.float64)
-        return torch.cat([grid, grid.new_zeros(1)])
+        return sampling_times(self.steps)
 
     @property
     def x(self) -> Tensor:
@@ -204,8 +203,7 @@ class RealProblem(Problem):
     @property
     def times(self) -> Tensor:
         """Times [steps + 1] from `RENOISED_TIME` on."""
-        grid = torch.linspace(RENOISED_TIME, FIRST_TIME, self.steps, dtype=torch.float64)
-        return torch.cat([grid, grid.new_zeros(1)])
+        return sampling_times(self.steps, RENOISED_TIME)
 
     @property
     def x(self) -> Tensor:

@@ -75,7 +75,7 @@ class Attribute:
         from ldm.records import refuse_existing, write_record
         from ldm.report.attribution import nearness
         from ldm.report.tables import markdown_table
-        from ldm.training.config_keys import read_data_config
+        from ldm.training.data_words import read_data_config
 
         out = Path(self.out)
         refuse_existing([out / "images.csv"], self.overwrite)

@@ -88,7 +88,7 @@ class ImageSource:
     def _load_all(self, channels: int, device: str) -> ImageSet:
         from ldm.data.own import build_dataset
         from ldm.pipelines.images import DataSetImages, SampledImages, load_images
-        from ldm.training.config_keys import read_data_config
+        from ldm.training.data_words import read_data_config
 
         if self.images is not None:
             return load_images(self.images, channels, self.image_size)

@@ -230,7 +230,7 @@ class FitLaplace:
         """
         from ldm.data.own import build_dataset, splits_of
         from ldm.training.agreement import check_data
-        from ldm.training.config_keys import read_data_config
+        from ldm.training.data_words import read_data_config
         from ldm.training.labels import check_shown_names
 
         if self.data is not None and split == self.split:

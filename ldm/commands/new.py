@@ -99,7 +99,7 @@ class New:
     space: Literal["auto", "pixels", "latents"] = "auto"
     """What the model generates; auto: latents from 64 pixels on."""
     measure: bool = True
-    """Train a few steps on noise, to say how long a training takes here."""
+    """Train a few steps on noise, to say how long a training takes here; --no_measure leaves that out."""
     overwrite: bool = False
     """Replace configs that exist."""
 

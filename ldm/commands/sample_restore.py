@@ -131,22 +131,16 @@ class SampleRestore:
 
     def restore(self) -> RestoredPictures:
         """Load the model and the pictures, and restore them where there are enough."""
-        from omegaconf import OmegaConf
         from tqdm import tqdm
 
         from ldm.data.own import build_dataset
         from ldm.pipelines import chosen_positions, load_posterior
         from ldm.pipelines.restoring import restore_pictures
-        from ldm.training.config_keys import read_data_config
+        from ldm.training.data_words import choose_data_config
 
         pipeline = self.source.load(None, self.speed, self.place.device)
         laplace = None if self.posterior is None else load_posterior(self.posterior, pipeline).laplace
-        if self.data is not None:
-            config = read_data_config(self.data)
-        else:
-            config = OmegaConf.select(OmegaConf.create(dict(pipeline.config)), f"data.params.{self.split}")
-        if config is None:
-            raise ValueError(f"the config has no data.params.{self.split}: name the pictures with --data")
+        config = choose_data_config(self.data, pipeline.config, self.split, "name the pictures with --data")
         data = build_dataset(config)
         positions = chosen_positions(len(data), self.n, self.seed, "restore")  # type: ignore[arg-type]
         self._count_calibrating(len(positions))  # before anything is computed

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UncertaintyOod:
-    """PictureScore pictures by how little the model knows of their law, beside simple baselines.
+    """Score pictures by how little the model knows of their law, beside simple baselines.
 
     Pictures of every folder get the same noises, and one backbone looks at them under one condition:
       denoising loss   of the noise, on one level or as mean logarithm over all of them
@@ -176,21 +176,15 @@ class UncertaintyOod:
     ) -> tuple[Tensor, Tensor | None]:
         """Return up to `most` pictures [N, C, H, W] in [-1, 1] of a data set, and their classes where it has them."""
         import torch
-        from omegaconf import OmegaConf
 
         from ldm.data.own import build_dataset
         from ldm.pipelines import chosen_positions
-        from ldm.training.config_keys import read_data_config
+        from ldm.training.data_words import choose_data_config
 
-        config: Any
-        if given is not None:
-            config = read_data_config(given)
-        else:
-            config = OmegaConf.select(OmegaConf.create(dict(reader.pipeline.config)), f"data.params.{split}")
-        if config is None:
-            word = "--data" if split == "train" else "--known"
-            raise ValueError(f"the config has no data.params.{split}: name pictures with {word}")
-        data: Any = build_dataset(config)
+        word = "--data" if split == "train" else "--known"
+        data: Any = build_dataset(
+            choose_data_config(given, reader.pipeline.config, split, f"name pictures with {word}")
+        )
         count = None if most is None else min(most, len(data))
         positions = chosen_positions(len(data), count, self.seed, f"ood {split}")
         images = torch.stack([torch.as_tensor(data[position]["image"]).float() for position in positions])

@@ -76,7 +76,7 @@ class ValueData:
         from ldm.records import refuse_existing, write_record
         from ldm.report.tables import markdown_table, write_csv
         from ldm.report.value import draw_values
-        from ldm.training.config_keys import read_data_config
+        from ldm.training.data_words import read_data_config
 
         out = Path(self.out)
         refuse_existing([out / "value.csv"], self.overwrite)
@@ -108,19 +108,13 @@ class ValueData:
     def _read_held(self, model: Any) -> tuple[Dataset, list[int], Any]:
         """Return the held-out data set, positions in it, and the classes at these positions."""
         import torch
-        from omegaconf import OmegaConf
 
         from ldm.data.own import build_dataset
         from ldm.pipelines import chosen_positions
-        from ldm.training.config_keys import read_data_config
+        from ldm.training.data_words import choose_data_config
 
-        if self.held is not None:
-            config = read_data_config(self.held)
-        else:
-            config = OmegaConf.select(OmegaConf.create(dict(model.config)), "data.params.validation")
-        if config is None:
-            raise ValueError("the config has no data.params.validation: name held-out pictures with --held")
-        held = build_dataset(config)
+        remedy = "name held-out pictures with --held"
+        held = build_dataset(choose_data_config(self.held, model.config, "validation", remedy))
         positions = chosen_positions(len(held), self.n, self.seed, "value")  # type: ignore[arg-type]
         known = getattr(held, "labels", None)
         if known is None:

@@ -117,10 +117,24 @@ def check_item(dataset: Any, item: Any) -> None:
         raise ValueError(
             f"the images of {name} must be [H, W, C] with 1 or 3 channels; the first is {list(image.shape)}"
         )
-    low, high = float(image.min()), float(image.max())
-    if not image.is_floating_point() or low < -1.001 or high > 1.001:
-        found = f"{image.dtype} from {low:g} to {high:g}"
-        raise ValueError(f"the images of {name} must be floating-point numbers in [-1, 1]; the first holds {found}")
+    check_pixels(image, f"the images of {name}")
+
+
+def check_pixels(image: Any, shown: str) -> None:
+    """Make sure that an image is of floating-point numbers in [-1, 1], as networks and samplers take it.
+
+    Args:
+        image: the first of a data set.
+        shown: what names the images, for the message.
+
+    Raises:
+        ValueError: saying what it holds.
+    """
+    numbers = torch.as_tensor(image)
+    low, high = float(numbers.min()), float(numbers.max())
+    if not numbers.is_floating_point() or low < -1.001 or high > 1.001:
+        found = f"{numbers.dtype} from {low:g} to {high:g}"
+        raise ValueError(f"{shown} must be floating-point numbers in [-1, 1]; the first holds {found}")
 
 
 def check_map_style(made: Any, config: Mapping[str, Any], before: str = "") -> None:

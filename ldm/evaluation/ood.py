@@ -180,7 +180,7 @@ def _powers(eps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Law:
-    """KnownPictures values as a Gaussian with Ledoit and Wolf's (2004) covariance, each number in its own deviation."""
+    """Reference values as a Gaussian with Ledoit and Wolf's (2004) covariance, each number in its own deviation."""
 
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]

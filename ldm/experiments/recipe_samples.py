@@ -17,7 +17,7 @@ from ldm.diffusion.transition import ddim
 from ldm.ensembles.members import MemberNetwork, Members
 from ldm.experiments.judged_digits import Judge
 from ldm.experiments.recipes import NULL_LABEL
-from ldm.experiments.small_networks import FIRST_TIME, LAST_TIME, SmallNetwork, read_digits
+from ldm.experiments.small_networks import SmallNetwork, read_digits, sampling_times
 from ldm.uncertainty.quantities import Estimator, compute_quantities
 from ldm.util import generator
 
@@ -69,9 +69,8 @@ class SampleStudy:
 
     @property
     def times(self) -> Tensor:
-        """The times from the latest trained one to the earliest, evenly, then clean [steps + 1]."""
-        grid = torch.linspace(LAST_TIME, FIRST_TIME, self.steps, dtype=torch.float64)
-        return torch.cat([grid, grid.new_zeros(1)])
+        """The times of sampling [steps + 1]."""
+        return sampling_times(self.steps)
 
     def start(self, seed: int) -> Tensor:
         """Return the first noises [n, 1, 8, 8]."""

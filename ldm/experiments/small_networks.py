@@ -27,6 +27,12 @@ from ldm.util import generator
 FIRST_TIME, LAST_TIME = 0.02, 0.98
 
 
+def sampling_times(steps: int, first: float = LAST_TIME) -> Tensor:
+    """Return the times of a sampler [steps + 1] in float64: evenly from `first` to the earliest trained, then clean."""
+    grid = torch.linspace(first, FIRST_TIME, steps, dtype=torch.float64)
+    return torch.cat([grid, grid.new_zeros(1)])
+
+
 class SmallNetwork(nn.Module):
     """Predict the noise in a picture, or v, at time t [B] in (0, 1), of class label [B]; of digits 26,000 parameters.
 

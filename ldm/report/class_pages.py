@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.files import read_arrays, read_mapping
+from ldm.arguments import check_value
+from ldm.files import read_arrays, read_mapping, reading
 from ldm.records import Row
 from ldm.report.mistakes import MISTAKES_FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
 from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
@@ -32,6 +33,21 @@ COLUMNS = {
     "residual_p": "p of standing out",
     "recognised": "samples recognised",
     "real_recognised": "real pictures recognised",
+}
+
+
+# What a summary beside a table of classes may hold that a page reads; what other keys hold is not looked at.
+_SUMMARY = {
+    "meaning": str,
+    "silent": str,
+    "bins": list[dict],
+    "spearman": dict,
+    "spearman.estimate": float | None,
+    "spearman.low": float | None,
+    "spearman.high": float | None,
+    "standing_out": dict,
+    "standing_out.rate": float,
+    "standing_out.classes": list[str],
 }
 
 
@@ -57,9 +73,23 @@ def read_classes(path: Path) -> list[Row]:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Return the summary beside a table of classes, empty where there is none."""
+    """Return the summary beside a table of classes, empty where there is none.
+
+    Raises:
+        ValueError: if there is one that holds anything else than a report writes.
+    """
     summary = path.with_name("summary.json")
-    return read_mapping(summary, "a summary of classes", REMEDY) if summary.exists() else {}
+    if not summary.exists():
+        return {}
+    found = read_mapping(summary, "a summary of classes", REMEDY)
+    with reading(summary, "a summary of classes", REMEDY):
+        for key, hint in _SUMMARY.items():
+            first, *rest = key.split(".")
+            inside = found.get(first, {}) if rest else found
+            name = rest[0] if rest else first
+            if name in inside:
+                check_value(inside[name], hint, key)
+    return found
 
 
 def rank_rows(rows: Sequence[Row]) -> list[Row]:

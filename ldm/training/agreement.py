@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.data.own import check_pixels
 from ldm.models.autoencoder import IdentityFirstStage
 from ldm.models.diffusion.base import DiffusionModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -103,6 +104,7 @@ def _check_item(model: DiffusionModel, item: Any, place: str) -> None:
         )
     if "encoded" not in item:
         _check_shape(model, shape, place)
+        check_pixels(image, f"images of {place}")
 
 
 def _needs_condition(model: LatentDiffusion) -> bool:

@@ -279,22 +279,3 @@ def read_model_config(run: RunDirectory | None, base: str | Path | None) -> Dict
     config = run.config()
     check_config(config, ("model",), f"the config in {run.path}: ")
     return config
-
-
-def read_data_config(words: Sequence[str]) -> dict[str, Any]:
-    """Return the `target` and `params` of a data set named by words: target=.. params.x=.., or CONFIG.yaml:train a.b=c.
-
-    Raises:
-        ValueError: if the words name no target, or the config has no such split.
-    """
-    if ".yaml" not in words[0]:
-        own = to_plain(OmegaConf.from_dotlist(list(words)))
-        if "target" not in own:
-            raise ValueError(f"--data needs target=..., or CONFIG.yaml:train; got {' '.join(words)}")
-        return own
-    file, _, split = words[0].partition(":")
-    params = load_checked_config([file], words[1:], needs=("data",), build=()).data.params
-    if split not in params or split not in SPLITS:
-        known = ", ".join(f"{file}:{name}" for name in SPLITS if name in params)
-        raise ValueError(f"--data {words[0]}: expected one of {known}")
-    return to_plain(params[split])

@@ -15,8 +15,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ldm.checkpoint import averaged, free_name, load_checkpoint, save_tensors, sha256, unwrap_state_dict
+from ldm.checkpoint import averaged, free_name, load_checkpoint, matches, save_tensors, sha256, unwrap_state_dict
 from ldm.ensembles.storage import write_ensemble
+from ldm.models.diffusion.weights import WEIGHT_KEYS
 from ldm.modules.conditioned import EMBEDDER, UNET
 from ldm.records import refuse_existing
 from ldm.training.gathering import describe_training_data
@@ -25,8 +26,6 @@ from ldm.training.runs import RunDirectory, find_run
 
 # What a training from scratch trains: the network, and the embedder of its condition.
 TRAINED = (UNET, EMBEDDER)
-# What trains beside it, and takes no part in sampling.
-TRAINED_BESIDE = ("loss_weight.", "alignment.")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def check_alike(runs: Sequence[WholeRun]) -> None:
                 f"{', model.params.'.join(differing)}"
             )
         for name, value in first.state.items():
-            kept = not name.startswith((*TRAINED, *TRAINED_BESIDE)) and name != "logvar"
+            kept = not name.startswith(TRAINED) and not matches(name, WEIGHT_KEYS) and name != "logvar"
             if kept and not torch.equal(value, other.state[name]):
                 raise ValueError(
                     f"{other.run.path} has another {name} than {first.run.path}: members share a first stage and a "

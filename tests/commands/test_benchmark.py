@@ -72,7 +72,9 @@ def test_tables_hold_every_method_with_its_controls(written):
     own = [row for row in rows if row["benchmark"] == "few-image AUROC minus control"]
     assert names <= {row["method"] for row in own}
     assert not any(row["best"] or row["beats_neighbour"] for row in rows)  # one seed bears nothing
-    assert {row["method"] for row in read_csv(written / "costs.csv")} == names
+    costs = {row.pop("method"): row for row in read_csv(written / "costs.csv")}
+    assert set(costs) == {*names, "given"} and costs["given"].pop("kind") == "control"
+    assert not any(costs["given"].values()) and all(costs["deep ensemble"].values())
     assert json.loads((written / "benchmark.json").read_text())["sentences"]
     assert (written / "detection.png").exists()
     assert {row["weights"] for row in read_csv(written / "levels.csv")} >= {"Laplace full, last layer", HALF}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ldm.data.digits import Digits
 from ldm.pipelines.images import Chosen, DataSetImages, NpzImages, TensorImages, as_bytes, load_images, positions_of
-from ldm.training.config_keys import read_data_config
+from ldm.training.data_words import read_data_config
 from ldm.util import generator
 
 PIXELS = torch.randint(256, (7, 6, 5, 3), generator=generator("sources"), dtype=torch.uint8)  # [N, H, W, C]

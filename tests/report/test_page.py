@@ -69,6 +69,28 @@ def test_the_page_of_an_ensemble_ranks_its_classes_and_stands_alone(results):
     assert "decu uncertainty classes" in text and "in nats" in text and "abc" in text
 
 
+@pytest.mark.parametrize(
+    ("summary", "words"),
+    [
+        ({"meaning": 3}, "meaning must be a word, got 3"),
+        ({"silent": None}, "silent must be a word, got null"),
+        ({"spearman": "-0.7"}, "spearman must be a mapping of keys, got the word '-0.7'"),
+        ({"spearman": {"estimate": "-0.7"}}, "spearman.estimate must be a number or null, got the word '-0.7'"),
+        ({"bins": [3]}, "bins must be a list, each a mapping of keys, got [3]"),
+        (
+            {"standing_out": {"rate": 0.1, "classes": "bee"}},
+            "standing_out.classes must be a list, each a word, got the word",
+        ),
+        ({"standing_out": {"rate": 0.1, "classes": [1]}}, "standing_out.classes must be a list, each a word, got [1]"),
+    ],
+)
+def test_a_summary_of_other_types_is_refused(results, summary, words):
+    (results / "samps_uncs_branch0" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=re.escape(words)) as refusal:
+        make_page(results).write(results / "page.html")
+    assert "summary.json is damaged, or is not a summary of classes" in str(refusal.value)
+
+
 def test_cards_say_what_samples_are_taken_for(results):
     rows = [
         {"class": place, "name": name, "samples": 10, "recognised": right, "taken_for": "ant", "taken": 10 - right}

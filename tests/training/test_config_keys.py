@@ -8,7 +8,8 @@ from ldm.arguments import check_arguments, find_arguments
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.ranges import OPTIONS, check_range
 from ldm.training.config import packaged_configs, read_config
-from ldm.training.config_keys import check_config, load_checked_config, read_data_config
+from ldm.training.config_keys import check_config, load_checked_config
+from ldm.training.data_words import read_data_config
 from ldm.util import get_obj_from_str, instantiate_from_config
 from tests.models.test_compvis_configs import MODELS
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from ldm.commands.line import parse
 from ldm.commands.train import Train
+from ldm.data.digits import Digits
 from ldm.images import save_image
 from ldm.ranges import OPTIONS, PARAMETERS
 from ldm.settings import Training
@@ -55,8 +56,19 @@ STAGED = {
     "model.params.first_stage_config.params": STAGE,
     "model.params.image_size": 4,
 }
+
+
+class Bytes(Digits):
+    """Digits whose images are numbers from 0 to 255, as pictures are read from files."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {**item, "image": (item["image"] + 1) * 127.5}
+
+
 # Changes that do not agree with the rest, and what the refusal names.
 APART = [
+    ({"data.params.train.target": f"{__name__}.Bytes"}, r"numbers in \[-1, 1\]; .*float32 from 0 to 239"),
     ({"data.params.train.params.image_size": 16}, "are 16 x 16, and the model's are 8 x 8"),
     ({"data.params.validation": {**DATA, "params": {"image_size": 16}}}, "data.params.validation are 16 x 16"),
     ({"data.params.train.params.channels": 3}, "have 3 channels, and the model's have 1"),

@@ -188,7 +188,9 @@ class SongUNet(EDMNetwork):
     def readout(self, h: Tensor) -> Tensor:
         """`[B, out_channels, H, W]` of features."""
         norm, conv = (self.get_submodule(name) for name in self.out_names)
+        channels = norm.num_channels
+        if h.shape[1] == channels:
+            return conv(F.silu(norm(h)))
         # group_norm cannot tell the layout of some slices
-        h, image = h[:, : norm.num_channels].clone(memory_format=torch.contiguous_format), h[:, norm.num_channels :]
-        out = conv(F.silu(norm(h)))
-        return out + image if image.shape[1] else out
+        own = h[:, :channels].clone(memory_format=torch.contiguous_format)
+        return conv(F.silu(norm(own))) + h[:, channels:]
