@@ -90,7 +90,7 @@ class Pairs(Dataset):
         return len(CAPTIONS)
 
     def __getitem__(self, place):
-        return {"image": captioned_batch()["image"][place], "caption": CAPTIONS[place]}
+        return {"image": captioned_batch()["image"][place].tanh(), "caption": CAPTIONS[place]}
 
 
 def test_laplace_observes_captions_and_drops_them_as_training_does():
