@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gaussian_kde
@@ -90,8 +91,9 @@ def per_bin_plot(
         axes.set_ylim(bottom=0)
     note = _draw_ceiling(axes, ceiling, every.max() * (LOG_FROM / CEILING_IN_VIEW if log else 1), note)
     _write_texts(axes, xlabel, ylabel, title, note, "points: classes; diamond: mean ± s.d.")
-    for place, (bin_, own) in enumerate(named.items()):
-        write_names(axes, own, np.full(len(own), place + 0.08), bins[bin_], left=True)
+    if named:
+        places = np.repeat(np.arange(len(bins)), [len(own) for own in named.values()]) + 0.08
+        write_names(axes, [name for own in named.values() for name in own], places, every, left=True)
     save_figure(figure, path, overwrite)
 
 
@@ -247,10 +249,11 @@ def _write_texts(axes: Axes, xlabel: str, ylabel: str, title: str, note: str, ke
 
 def wrap_text(text: str, width: float, size: float) -> list[str]:
     """Break a line between words into lines of at most `width` points at a font size; a longer word stands alone."""
+    font = FontProperties(size=size)
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and TextPath((0, 0), longer, size=size).get_extents().width <= width:
+        if lines and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= width:
             lines[-1] = longer
         else:
             lines.append(word)
