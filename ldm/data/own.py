@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -92,8 +92,10 @@ def splits_of(config: Mapping[str, Any], *needed: str, remedy: str = "") -> Mapp
     Raises:
         ValueError: naming the split that the config has not.
     """
-    own: Any = OmegaConf.to_container(OmegaConf.create({"data": config.get("data")}), resolve=True)
-    params = (own["data"] or {}).get("params") or {}
+    whole = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    data = OmegaConf.select(whole, "data")  # inside of the whole config, whose other sections it may refer to
+    own: Any = OmegaConf.to_container(data, resolve=True) if OmegaConf.is_config(data) else {}
+    params = own.get("params") or {}
     for split in needed:
         if not params.get(split):
             other = "write one with `bases` naming this and a section data, and give it as --base with --ckpt"

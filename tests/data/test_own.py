@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import Dataset
 
 from ldm.commands.data_bins import MakeBins
@@ -77,6 +78,8 @@ def test_a_config_without_images_says_which_split_it_lacks(config):
         splits_of(config, "train")
     with pytest.raises(ValueError, match="reads: give another"):
         splits_of(config, "train", remedy="give another")
-    assert splits_of({"data": {"params": {"size": 3, "train": {"params": {"n": "${data.params.size}"}}}}}, "train")[
-        "train"
-    ] == {"params": {"n": 3}}
+    own = {"data": {"params": {"size": 3, "train": {"params": {"n": "${data.params.size}"}}}}}
+    assert splits_of(own, "train")["train"] == {"params": {"n": 3}}
+    whole = {"paths": {"root": "here"}, "data": {"params": {"train": {"params": {"root": "${paths.root}"}}}}}
+    for config in (whole, OmegaConf.create(whole)):
+        assert splits_of(config, "train")["train"]["params"] == {"root": "here"}, "from another section of the config"
