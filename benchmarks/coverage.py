@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ldm.benchmark.cells import RETRAINED, OracleCell, ScoreCell
 from ldm.benchmark.measures import SeedScores, make_benchmarks
 from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES
-from ldm.benchmark.table import compare_methods
+from ldm.benchmark.table import NEIGHBOUR_NAME, compare_methods
 from ldm.commands.line import run_file
 from ldm.evaluation.filtering import permutation_p
 from ldm.evaluation.intervals import calibrate_factor, hold
@@ -92,7 +92,7 @@ def mean_cases() -> Iterator[Case]:
 
 @cache
 def find_picture_intervals(seed: int, each: int) -> dict[str, Interval]:
-    """Return the intervals over `each` pictures of every class, of one method of the benchmark in one world."""
+    """Return the intervals over `each` pictures of every class in one world, of a method and over a rival."""
     labels = torch.arange(10).repeat_interleave(each)
     source = generator("pictures", seed)
     of_class = torch.randn(10, generator=generator("levels"), dtype=torch.float64)[labels]
@@ -103,17 +103,26 @@ def find_picture_intervals(seed: int, each: int) -> dict[str, Interval]:
     size = (0.5 * of_class + 0.4 * draw(len(labels)))[:, None]
     deviation = (size + 0.7 * draw(len(labels), 36)).exp()
     truth = OracleCell(RETRAINED, deviation * draw(10, len(labels), 36), deviation * draw(len(labels), 36))
-    found = deviation * (0.7 * draw(len(labels), 36)).exp()
-    cell = ScoreCell("asked", "epistemic", "score", found.sum(1), found, {})
+    found = [deviation * (noise * draw(len(labels), 36)).exp() for noise in (0.7, 1.0)]
+    cells = {
+        name: ScoreCell(name, "epistemic", "score", own.sum(1), own, {})
+        for name, own in zip(("asked", NEIGHBOUR_NAME), found, strict=True)
+    }
     good = (draw(len(labels)) + size[:, 0] < 1).numpy()
     worlds = (FEW_IMAGES, EVERY_IMAGE)
     scores = SeedScores(
-        {data: {"asked": cell} for data in worlds}, {data: {RETRAINED: truth} for data in worlds},
+        dict.fromkeys(worlds, cells), {data: {RETRAINED: truth} for data in worlds},
         (labels < 3).numpy(), dict.fromkeys(worlds, good),
     )  # fmt: skip
     chosen = [one for one in make_benchmarks([RETRAINED]) if one.name in OVER_PICTURES]
     results = compare_methods(chosen, [scores], labels)
-    return {one.benchmark: one.pictures for one in results if one.method == "asked"}
+    intervals = {}
+    for one in results:
+        if one.method == "asked":
+            assert one.over_neighbour_pictures is not None  # both methods are in the world
+            intervals[one.benchmark] = one.pictures
+            intervals[f"{one.benchmark}, over a rival"] = one.over_neighbour_pictures
+    return intervals
 
 
 def picture_cases() -> Iterator[Case]:

@@ -72,6 +72,19 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, count, sd)
 
 
+def ratio_interval(above: ArrayLike, below: ArrayLike, level: float = 0.95) -> Interval:
+    """Geometric mean of the ratios of pairs of positive values, with Student's interval of their logarithms.
+
+    Raises:
+        ValueError: as `mean_interval`, or if a value is not positive.
+    """
+    above, below = check_vectors(1, above=above, below=below)
+    if not (above > 0).all() or not (below > 0).all():
+        raise ValueError("a geometric mean of ratios needs positive values on both sides")
+    logs = mean_interval(np.log(above / below), level)
+    return Interval(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high), logs.n)
+
+
 def skewed_mean_interval(values: ArrayLike, level: float = 0.95, least: float = -math.inf) -> Interval:
     """Interval of a mean of skewed values: Student's under Hall's cubic transformation, which removes the skewness.
 

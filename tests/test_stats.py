@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm, t
+from scipy.stats import norm, t, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from ldm.stats import (
@@ -19,6 +19,7 @@ from ldm.stats import (
     mean_interval,
     percentile_interval,
     rank_correlation,
+    ratio_interval,
     skewed_mean_interval,
     spearman,
     spearman_interval,
@@ -141,6 +142,17 @@ def test_few_classes_have_intervals_that_cover():
     ranks = [spearman_interval(order, row) for row in scores]
     mean = np.mean([found.estimate for found in ranks])
     assert 930 < sum(found.low <= mean <= found.high for found in ranks) < 1000
+
+
+def test_a_ratio_s_interval_is_that_of_a_mean_of_logarithms():
+    above, below = np.exp(draw(2, 9, key="ratio"))
+    found = ratio_interval(above, below)
+    ends = ttest_1samp(np.log(above) - np.log(below), 0).confidence_interval(0.95)
+    assert found.estimate == pytest.approx(np.prod(above / below) ** (1 / 9)) and found.n == 9
+    np.testing.assert_allclose((found.low, found.high), np.exp([ends.low, ends.high]))
+    assert not ratio_interval([2.0], [1.0]).known
+    with pytest.raises(ValueError, match="positive values"):
+        ratio_interval([1.0, 2.0], [0.0, 1.0])
 
 
 def test_holm_by_hand():

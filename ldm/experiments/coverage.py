@@ -17,7 +17,7 @@ from ldm.evaluation.inception_score import measure_inception_scores
 from ldm.evaluation.precision_recall import density_coverage, precision_recall, squared_radii
 from ldm.evaluation.resampling import clustered_share_interval
 from ldm.evaluation.statistics import moments
-from ldm.stats import Interval, auroc_interval, spearman_interval
+from ldm.stats import Interval, auroc_interval, ratio_interval, spearman_interval
 from ldm.util import generator
 
 # Draws that a case makes: [repeats] intervals, and the value that they are to hold (None: the mean of the estimates).
@@ -129,12 +129,19 @@ def pair_cases() -> Iterator[Case]:
 
         yield f"AUROC, {count} of each kind", separate, float(norm.cdf(0.5**0.5))
 
-    def pair(seed: int) -> Interval:
+    def draw_groups(seed: int) -> Tensor:
         level, *own = torch.randn(3, 10, generator=generator("groups", seed), dtype=torch.float64)
-        values = torch.stack([level + 0.5 * own[0], level + 0.5 * own[1] + 0.5], 1).flatten()
-        return auroc_interval(values.numpy(), np.arange(20) % 2 == 1)
+        return torch.stack([level + 0.5 * own[0], level + 0.5 * own[1] + 0.5], 1)
 
-    yield "AUROC, two groups of members on 10 classes", pair, float(norm.cdf(0.5 / 2.5**0.5))
+    def detect(seed: int) -> Interval:
+        return auroc_interval(draw_groups(seed).flatten().numpy(), np.arange(20) % 2 == 1)
+
+    def divide(seed: int) -> Interval:
+        below, above = draw_groups(seed).exp().T.numpy()
+        return ratio_interval(above, below)
+
+    yield "AUROC, two groups of members on 10 classes", detect, float(norm.cdf(0.5 / 2.5**0.5))
+    yield "ratio, two groups of members on 10 classes", divide, float(np.exp(0.5))
 
 
 def share_cases() -> Iterator[Case]:

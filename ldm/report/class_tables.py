@@ -12,7 +12,7 @@ from ldm.data.bins import class_size_order
 from ldm.evaluation.detection import against_class_sizes
 from ldm.pipelines import EnsemblePipeline
 from ldm.report.plots import Curve
-from ldm.stats import Interval, auroc_interval, mean_interval, skewed_mean_interval
+from ldm.stats import Interval, auroc_interval, mean_interval, ratio_interval, skewed_mean_interval
 from ldm.uncertainty.information import saturation
 from ldm.uncertainty.results import ClassInformation
 
@@ -141,9 +141,8 @@ def _masked_summary(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], 
         return {}, ["groups: no class has two members or more on both sides; nothing to compare"]
     if np.ptp(pairs) == 0:
         return {}, [f"groups: the mean distance is {pairs[0][0]:.3g} in every one; nothing to compare"]
-    ratios = [math.log(max(uncertain, 1e-300) / max(certain, 1e-300)) for certain, uncertain in pairs]
-    logs = mean_interval(ratios)
-    ratio = Interval(*(math.exp(value) for value in (logs.estimate, logs.low, logs.high)), n=logs.n)
+    certain, uncertain = np.maximum(np.asarray(pairs), 1e-300).T
+    ratio = ratio_interval(uncertain, certain)
     scores, positives = np.asarray(pairs).ravel(), np.tile([False, True], len(pairs))
     area = auroc_interval(scores, positives)
     found = {"hidden_to_seen": ratio.as_dict(), "auroc_groups": area.as_dict(), "compared_classes": len(pairs)}

@@ -215,6 +215,9 @@ def test_epsilon_scaling_divides_the_noise_and_its_variance(name):
     torch.testing.assert_close(slope**2 * variance, wrapper.eps_variance(slope**2 * gamma, u))
     walked = walk(make_sampler("DDIM")(wrapper, schedule, X, times), corrected)
     assert torch.equal(walked[-1].step.x_next, run(make_sampler("DDIM")(wrapper, schedule, X, times)))
+    in_data = scaled(build(network), schedule, EpsilonScaling(1.2, direction="x0_only"), times)
+    with pytest.raises(ValueError, match="changes x0 alone"):
+        walk(make_sampler("DDIM")(in_data, schedule, X, times), replace(corrected, factor=in_data.factor))
 
 
 class Tinted(Smooth):

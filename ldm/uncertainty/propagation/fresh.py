@@ -243,8 +243,10 @@ def _check_first_order(step: Step, expected: Tensor) -> None:
     went = step.distribution.mean
     if float((went - expected).norm()) > 1e-3 * float(went.norm()) + 1e-6:
         raise ValueError(
-            f"step {step.index} is not first order: its sampler evaluates several times or remembers earlier steps. "
-            "Pass begin=beginning(sampler, schedule, times); the published form takes DDIM, DDPM and Euler only"
+            f"step {step.index} is not first order in the network's output: a sampler evaluates several times or "
+            "remembers earlier steps (pass begin=beginning(sampler, schedule, times); the published form takes DDIM, "
+            "DDPM and Euler only), or what acts on predictions changes x0 alone (clipping, x0_only scaling): take "
+            "redrawn_steps or tangents"
         )
 
 
