@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -165,20 +166,24 @@ def pooled_scores(
         return {"runs": len(runs), **dict.fromkeys(POOLED)}
     scores = [against_class_sizes(*pair) for pair in zip(values, class_sizes, strict=True)]
     found: dict[str, Any] = {"runs": len(runs)}
-    for name, least in (("spearman", -1.0), ("auroc", 0.0)):
+    ceiling = float(np.mean([one.ceiling for one in scores]))
+    for name, ends in (("spearman", (-ceiling, ceiling)), ("auroc", (0.0, 1.0))):
         each = [getattr(one, name).estimate for one in scores]
-        interval = over_runs(each)
-        ends = np.clip([interval.low, interval.high], least, 1).tolist()
-        found.update({name: interval.estimate, f"{name}_low": ends[0], f"{name}_high": ends[1]})
+        interval = over_runs(each, *ends)
+        found.update({name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high})
         found[f"{name}_worst"] = max(each) if name == "spearman" else min(each)
-    found["ratio"] = found["spearman"] / -float(np.mean([one.ceiling for one in scores]))
+    found["ratio"] = found["spearman"] / -ceiling
     return found
 
 
-def over_runs(values: ArrayLike) -> Interval:
+def over_runs(values: ArrayLike, least: float = -math.inf, most: float = math.inf) -> Interval:
     """Mean of a value that every run has, with Student's interval over runs.
 
-    One run has no interval, nor have runs that are all equal: their spread is not known.
+    One run has no interval, nor have runs that are all equal: their spread is not known. Ends beyond the least and the
+    most that the mean can be are moved there, which leaves the coverage as it is.
     """
     found = mean_interval(values)
-    return found if found.sd > 0 else Interval(found.estimate, n=found.n)
+    if not found.sd > 0:
+        return Interval(found.estimate, n=found.n)
+    ends = np.clip((found.low, found.high), min(least, found.estimate), max(most, found.estimate))
+    return replace(found, low=float(ends[0]), high=float(ends[1]))

@@ -62,7 +62,7 @@ def baseline_table(runs: Mapping[int, Mapping[float, Sequence[Row]]], controls: 
                 good = {one["class"]: better * one[quality] for one in own[rotation]}
                 each.append(spearman([values[label] for label in good], list(good.values())))
             each = [value for value in each if value == value]  # a run without differences in quality has none
-            found = over_runs(each) if each else None
+            found = over_runs(each, -1.0, 1.0) if each else None
             names = (f"rho_{quality}", f"rho_{quality}_low", f"rho_{quality}_high")
             row.update(zip(names, (found.estimate, found.low, found.high) if found else (None,) * 3, strict=True))
         table.append(row)

@@ -8,7 +8,14 @@ import torch
 
 from ldm import Branching, Sampling, load_ensemble
 from ldm.evaluation.recognition import PixelClassifier, nearest_distances
-from ldm.experiments.controls import class_controls, embedding_spread, members_study, pooled_scores, same_class
+from ldm.experiments.controls import (
+    class_controls,
+    embedding_spread,
+    members_study,
+    over_runs,
+    pooled_scores,
+    same_class,
+)
 from ldm.experiments.cost import measure_ensemble_costs
 from ldm.report.control_report import baseline_table, variant_table, write_control_report
 from ldm.report.tables import read_csv
@@ -44,7 +51,18 @@ def test_pooled_scores_turn_the_sign_and_average():
     assert (mixed["spearman"], mixed["auroc"]) == (0, 0.5)
     assert (mixed["auroc_worst"], mixed["spearman_worst"]) == (0, 1)
     assert (mixed["auroc_low"], mixed["auroc_high"]) == (0, 1)
+    assert (mixed["spearman_low"], mixed["spearman_high"]) == (-1, 1)
+    tied = [[{**row, "bin": "all" if row["bin"] == "50" else row["bin"]} for row in run] for run in (best, worst)]
+    ceiling = pooled_scores([tied[0]] * 2)["spearman"]
+    assert pooled_scores(tied)["spearman_low"] == pytest.approx(ceiling) and -1 < ceiling < -0.9
     assert pooled_scores([[{**row, "mi_mean": 1.0} for row in best]])["auroc"] is None
+
+
+def test_an_interval_over_runs_ends_where_the_mean_does():
+    """Three runs, 0.2, 0.9 and 1: their mean is 0.7, and Student's interval 0.7 -+ 4.303 0.4359 / sqrt(3)."""
+    free, bound = over_runs([0.2, 0.9, 1.0]), over_runs([0.2, 0.9, 1.0], -1.0, 1.0)
+    assert (free.low, free.high) == pytest.approx((-0.3828, 1.7828), abs=1e-3)
+    assert (bound.low, bound.high) == (free.low, 1.0)
 
 
 def test_number_of_members_with_known_information():
