@@ -147,7 +147,8 @@ class FeaturesProbe:
         write_record(out / "record.json", self, overwrite=True, **facts, n_train=len(study.positions))
         for name in (name for name in results if name != "pixels"):
             write_places(out, name, results[name], reading, pipeline.model, self.overwrite)
-        rows = write_probes(out, results, tuned, self.overwrite)
+        names = getattr(study.data["train"], "human_names", ())
+        rows = write_probes(out, results, tuned, self.overwrite, names)
         print(markdown_table(rows))
         return results
 

@@ -101,7 +101,7 @@ class Survey:
     def warnings(self, size: int) -> list[str]:
         """Return what somebody who trains pictures of this size should know: small pictures, classes without any."""
         train, held = self.counts("train"), self.counts("validation")
-        found = []
+        found = self._suggest_depth()
         small = sum(min(sides) < size for sides in self.sizes)
         if small:
             found.append(f"{small} of {len(self.sizes)} pictures are smaller than {size} pixels and are enlarged")
@@ -115,6 +115,26 @@ class Survey:
                 f"{_count(len(absent), 'class has', 'classes have')} no picture for validation: {', '.join(absent[:8])}"
             )
         return found
+
+    def _suggest_depth(self) -> list[str]:
+        """Return what to say where every picture lies in one more level of folders than those that name classes."""
+        layout = self.layout
+        depth = layout.shared.get("depth", 0)
+        if not depth:
+            return []
+        above = depth + ("folder" in layout.train)
+        below = {PurePosixPath(path).parts[above:-1] for owned in layout.owners.values() for path in owned}
+        deeper = {
+            "/".join(PurePosixPath(path).parts[above - depth : above + 1])
+            for owned in layout.owners.values()
+            for path in owned
+        }
+        if () in below or len(deeper) <= len(self.class_names):
+            return []
+        return [
+            f"every picture lies in a folder inside its class's, {min(deeper)} for example: where these are the "
+            f"classes, {len(deeper)} in all, add --depth {depth + 1}"
+        ]
 
 
 def _count(number: int, one: str, several: str) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 from ldm.files import read_json
 from ldm.report.benchmark_page import benchmark_sections
 from ldm.report.class_pages import class_sections, summarise_table
+from ldm.report.findings import describe_tables
 from ldm.report.mistakes import MISTAKES_FOLDER, TABLE
 from ldm.report.page import PAGE, Code, PageTable, Picture, ResultPage, Section, Text
 from ldm.report.reading import how_to_read
+from ldm.report.sampling_sentences import describe_posterior
 from ldm.report.tables import REMEDY, read_comments, read_csv
 
 # Longer tables are cut, with a word.
@@ -25,6 +27,19 @@ KNOWN = {
     "samples": "Samples of the members",
     "pixel_unc": "Where in the picture it does not know",
     "mistakes": "What samples are near to",
+}
+# Pictures whose names are short, by what they show.
+CAPTIONS = {
+    "maps": "Samples, and below each the variance of its pixels (brighter: more)",
+    "ranked": "The samples of least and of greatest variance",
+    "steps": "The variance of the state step by step, from noise to picture",
+    "norms": "Length of the predicted noise, in training and in sampling",
+    "ratios": "Length of the predicted noise in sampling over that in training; 1 would be no exposure bias",
+    "delta": "delta_t after each step, and the floor that a perfect sampler has",
+    "distance": "Squared distance of an element of x_t in sampling from the true one",
+    "choice": "What was tried",
+    "trained": "Accuracy of probes by layer and noise level; the frame marks the place that was chosen",
+    "untrained": "The same of a network with fresh weights",
 }
 # Folders below results whose files belong to a run that goes on, or to single classes.
 _APART = ("classes_", "kept", "checkpoints", "parts")
@@ -51,8 +66,8 @@ def make_page(folder: str | Path) -> ResultPage:
     records = find_records(folder)
     tables = sorted(_own_files(folder, "*.csv"))
     pictures = sorted(_own_files(folder, "*.png"))
-    if not tables and not pictures:
-        raise ValueError(f"{folder} holds no results: no table (.csv) and no picture (.png)")
+    if not tables and not pictures and not _describe_posteriors(records):
+        raise ValueError(f"{folder} holds no results: no table (.csv), no picture (.png) and no posterior")
     reports = [path for path in tables if path.name == "uncertainty.csv"]
     summary, sections, used = benchmark_sections(folder)
     tables = [path for path in tables if path not in used]
@@ -61,6 +76,7 @@ def make_page(folder: str | Path) -> ResultPage:
         found, own = class_sections(path, folder, len(reports) == 1)
         sections += found
         used |= own
+    summary += [*_describe_posteriors(records), *describe_tables(tables, folder)]
     sections += _picture_sections(folder, [path for path in pictures if path not in used])
     shown = [*reports, *([folder / MISTAKES_FOLDER / TABLE] if reports else [])]
     sections += _table_sections(folder, [path for path in tables if path not in shown])
@@ -77,6 +93,11 @@ def find_records(folder: Path) -> dict[Path, dict[str, Any]]:
         if isinstance(content, dict) and "command" in content and "revision" in content:
             found[path] = content
     return dict(sorted(found.items(), key=lambda item: str(item[1].get("time", ""))))
+
+
+def _describe_posteriors(records: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """Return what the records of fits of posteriors say in sentences."""
+    return [sentence for record in records.values() for sentence in describe_posterior(record.get("found"))]
 
 
 def _own_files(folder: Path, pattern: str) -> Iterable[Path]:
@@ -112,7 +133,7 @@ def _title(folder: Path, path: Path, kind: str) -> str:
 
 
 def _caption(path: Path) -> str:
-    return path.stem.replace("_", " ")
+    return CAPTIONS.get(path.stem, path.stem.replace("_", " "))
 
 
 def _table(path: Path) -> list[Any]:

@@ -56,13 +56,19 @@ def write_places(
 
 
 def write_probes(
-    out: Path, results: Mapping[str, ProbeResult], tuned: Sequence[float] | None, overwrite: bool = False
+    out: Path,
+    results: Mapping[str, ProbeResult],
+    tuned: Sequence[float] | None,
+    overwrite: bool = False,
+    class_names: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Write results.csv and errors.csv, and return the rows of results.csv.
 
     Args:
         results: by what the features are: trained, untrained, pixels.
         tuned: test accuracies of the encoder fine-tuned at the place of `trained`, one a seed.
+        overwrite: replace tables that exist.
+        class_names: names of the classes; without any, errors.csv has their numbers only.
     """
     rows: list[dict[str, Any]] = []
     for name, result in results.items():
@@ -78,7 +84,11 @@ def write_probes(
     errors = []
     for name, result in results.items():
         means = 100 * np.mean(result.errors, axis=0)
-        errors += [{"features": name, "class": label, "error": float(error)} for label, error in enumerate(means)]
+        names = [{"name": str(class_names[label])} if class_names else {} for label in range(len(means))]
+        errors += [
+            {"features": name, "class": label, **names[label], "error": float(error)}
+            for label, error in enumerate(means)
+        ]
     write_csv(out / "errors.csv", errors, ["% of each class's test images that the probe mistakes"], overwrite)
     return rows
 

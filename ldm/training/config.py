@@ -155,7 +155,7 @@ def _load(files: Sequence[str], dotlist: Sequence[str], component: bool, start: 
         raise ValueError("words components.A=B change members, which train with --start_from_pretrained: add it")
     for part in (components, own):
         if component and part is not None:
-            config = merge_configs(config, _as_components(part))
+            config = merge_configs(config, _take_replaced(_as_components(part), config))
     if "bases" in words:
         raise ValueError(f"bases={words.bases} acts only in a YAML file; give several files instead: --base A B")
     return merge_configs(config, words)
@@ -193,6 +193,23 @@ def _as_components(section: Any) -> DictConfig:
     if not isinstance(section, DictConfig):
         raise ValueError(f"components must be a mapping of sections, got '{section}'")
     return section
+
+
+def _take_replaced(section: DictConfig, config: DictConfig) -> DictConfig:
+    """Return a section that goes on top of a config, where ${a.b} inside its own key a.b is what the config has there.
+
+    So members' training data can wrap those of the base model, `dataset: ${data.params.train}`, whatever these are.
+    """
+    return OmegaConf.create(_fill_replaced(OmegaConf.to_container(section, resolve=False), "", config))
+
+
+def _fill_replaced(node: Any, path: str, config: DictConfig) -> Any:
+    if isinstance(node, dict):
+        return {key: _fill_replaced(value, f"{path}{key}.", config) for key, value in node.items()}
+    if isinstance(node, str) and node.startswith("${") and path.startswith(f"{node[2:-1]}."):
+        found = OmegaConf.select(config, node[2:-1])
+        return OmegaConf.to_container(found, resolve=False) if OmegaConf.is_config(found) else node
+    return node
 
 
 def point_data(config: DictConfig, component: int | None, root: str = "", synset_bins: bool = False) -> DictConfig:

@@ -58,6 +58,8 @@ def test_linear_probe(source, tmp_path):
     rows = read_csv(tmp_path / "trained.csv")
     assert len(rows) == 4
     assert sum(row["chosen"] for row in rows) == 1
+    errors = read_csv(tmp_path / "errors.csv")
+    assert [str(row["name"]) for row in errors[:10]] == Digits().human_names, "classes are named"
     best = max(rows, key=lambda row: row["validation"])
     assert (best["t"], best["layer"]) == results["trained"].place
     assert (tmp_path / "trained.png").is_file()

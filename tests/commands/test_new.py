@@ -4,8 +4,10 @@ import shlex
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+from ldm.commands.data_bins import MakeBins
 from ldm.commands.new import CheckData, New, Pictures
 from ldm.commands.study import Study
 from ldm.data.bins import plan_natural
@@ -87,6 +89,48 @@ def test_checking_says_what_lies_there_and_writes_nothing(folder, capsys):
     said = capsys.readouterr().out
     assert "37 of 37 pictures are smaller than 32 pixels" in said
     assert [path.name for path in folder.iterdir()] == ["pictures"]
+
+
+def test_nested_class_folders_are_told_of_depth(folder, capsys):
+    for name in ("ant", "bee"):
+        for place, path in enumerate(sorted((folder / "pictures" / name).iterdir())):
+            (folder / "nested" / name / f"kind{place % 2}").mkdir(parents=True, exist_ok=True)
+            path.rename(folder / "nested" / name / f"kind{place % 2}" / path.name)
+    CheckData(Pictures(str(folder / "nested"))).run()
+    said = capsys.readouterr().out
+    assert "ant/kind0 for example: where these are the classes, 4 in all, add --depth 2" in said
+    assert len(CheckData(Pictures(str(folder / "nested"), depth=2)).run().class_names) == 4
+    assert "--depth" not in capsys.readouterr().out
+    CheckData(Pictures(str(folder / "pictures"))).run()
+    assert "--depth" not in capsys.readouterr().out, "nothing lies deeper"
+
+
+class Squares(torch.utils.data.Dataset):
+    """A data set of somebody's own: four classes of two pictures, without a word about them."""
+
+    def __init__(self, count=8):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return {"image": torch.full((8, 8, 3), index / 8), "class_label": index % 4}
+
+
+def test_a_data_set_of_ones_own_in_both_splits_is_enough_for_members_too(folder, monkeypatch):
+    """What reads the pictures is replaced in the two splits, as docs/own_pictures.md says, and nowhere else."""
+    monkeypatch.chdir(folder)
+    path = write_config(folder, measure=False)
+    config = OmegaConf.load(path)
+    for split, count in (("train", 8), ("validation", 4)):
+        config.data.params[split] = {"target": f"{__name__}.Squares", "params": {"count": count}}
+    OmegaConf.save(config, "own.yaml")
+    MakeBins(base="own.yaml", out=str(folder / "logs" / "bins"), natural=True, components=2).run()
+    member = load_checked_config(["own.yaml"], component=True)
+    data = instantiate_from_config(member.data.params.train)
+    assert len(data) == 8 and data.n_classes == 4 and data.image_shape == (8, 8, 3)
+    assert sorted(data.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3], "a bootstrap within each class"
 
 
 def test_natural_bins_are_bootstraps_of_the_pictures_as_they_are():

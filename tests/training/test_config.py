@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ldm.training.config import find_config, load_config, packaged_configs, read_config, take_section
+from ldm.training.config import find_config, load_config, packaged_configs, read_config, take_section, to_plain
 from ldm.training.runs import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -222,3 +222,14 @@ def test_an_interpolation_that_is_none_names_the_file(write):
     file = write(half="model: {params: {timesteps: '${'}}")
     with pytest.raises(ValueError, match=r"half.yaml is damaged, or is not a config"):
         read_config(file)
+
+
+def test_components_may_wrap_what_they_replace(write):
+    """`dataset: ${data.train}` inside the key data.train of `components` is what the file itself has there."""
+    inner = "data: {size: 3, train: {target: a.Own, params: {size: '${data.size}'}}}"
+    outer = "components: {data: {train: {target: b.Subset, params: {dataset: '${data.train}', size: '${data.size}'}}}}"
+    path = str(write(own=f"model: {{}}\n{inner}\n{outer}\n"))
+    member = to_plain(load_config([path], ["data.size=4"], component=True))
+    own = {"target": "a.Own", "params": {"size": 4}}
+    assert member["data"]["train"] == {"target": "b.Subset", "params": {"dataset": own, "size": 4}}
+    assert to_plain(load_config([path]))["data"]["train"]["params"] == {"size": 3}
