@@ -51,7 +51,8 @@ def find_picture_layout(
     """Find how a folder or a .zip names classes and splits.
 
     In this order: the list `classes_from`; a list or captions at the root; folders train and val (or valid,
-    validation, dev, test) that hold class folders; class folders; a flat folder, which is one class.
+    validation, dev, test) that hold class folders; class folders; a flat folder, which is one class. Class folders, and
+    train and val, may lie in one folder together, as in a .zip of a folder.
 
     Args:
         root: folder or .zip.
@@ -71,11 +72,13 @@ def find_picture_layout(
             return _listed(files, root, name, rows, found, held_out)
     if any(files.has(name) for name in CAPTION_LISTS) or _texts_beside(files, found):
         return _captioned(files, root, found, held_out)
-    tops = Counter(PurePosixPath(path).parts[0] if "/" in path else "" for path in found)
+    around = _find_folder_around(found) if depth == 1 else ""
+    level = len(PurePosixPath(around).parts)
+    tops = Counter(PurePosixPath(path).parts[level] if "/" in path else "" for path in found)
     flat = tops.pop("", 0)
     parts = name_parts(tops)
     if parts is not None:
-        return _parted(root, found, parts, depth)
+        return _parted(root, found, parts, depth, around)
     if not tops:
         return _flat(root, found, held_out)
     if flat:
@@ -84,7 +87,17 @@ def find_picture_layout(
             f"{root} holds {len(loose)} pictures beside {len(tops)} class folders, {loose[0]} for example: move them "
             "into folders of their classes, or give a list with --classes_from"
         )
-    return _class_folders(root, found, depth, held_out)
+    return _class_folders(root, found, depth, held_out, around)
+
+
+def _find_folder_around(found: Sequence[str]) -> str:
+    """Return the folder that all pictures lie in folders of, as in a .zip of one folder; "" where there is none."""
+    shared = []
+    for parts in zip(*(PurePosixPath(path).parts[:-1] for path in found), strict=False):
+        if len(set(parts)) > 1:
+            return "/".join(shared)
+        shared.append(parts[0])
+    return ""
 
 
 def _at_root(name: str, suffixes: Sequence[str]) -> bool:
@@ -119,12 +132,15 @@ def _drawn(
     return Layout(kind, _name_of(data), names, shared, {"split": "train"}, {"split": "test"}, owners)
 
 
-def _class_folders(root: str, found: Sequence[str], depth: int, held_out: float) -> Layout:
-    owners = [parse_class(path, 0, depth) for path in found]
-    refuse_other_levels(found, owners, 0, depth)
-    shared = {"root": root, "depth": depth, "test_fraction": held_out}
+def _class_folders(root: str, found: Sequence[str], depth: int, held_out: float, around: str) -> Layout:
+    level = len(PurePosixPath(around).parts)
+    owners = [parse_class(path, level, depth) for path in found]
+    refuse_other_levels(found, owners, level, depth)
+    inside = {"folder": around} if around else {}
+    shared = {"root": root, **inside, "depth": depth, "test_fraction": held_out}
     names = sorted(set(owners))
-    return _drawn("class folders", ImageFolder, names, shared, _halves(found, owners, names, held_out, "folder"))
+    kind = f"class folders in {around}" if around else "class folders"
+    return _drawn(kind, ImageFolder, names, shared, _halves(found, owners, names, held_out, "folder"))
 
 
 def _flat(root: str, found: Sequence[str], held_out: float) -> Layout:
@@ -133,13 +149,14 @@ def _flat(root: str, found: Sequence[str], held_out: float) -> Layout:
     return _drawn("a flat folder", ImageFolder, names, shared, owners)
 
 
-def _parted(root: str, found: Sequence[str], parts: tuple[str, str], depth: int) -> Layout:
+def _parted(root: str, found: Sequence[str], parts: tuple[str, str], depth: int, around: str) -> Layout:
     owners, skipped = {"train": {}, "validation": {}}, {}  # type: ignore[var-annotated]
     places = dict(zip(parts, owners, strict=True))
+    level = len(PurePosixPath(around).parts)
     for path in found:
-        top = PurePosixPath(path).parts[0]
+        top = PurePosixPath(path).parts[level]
         if top in places:
-            owners[places[top]][path] = parse_class(path, 1, depth)
+            owners[places[top]][path] = parse_class(path, level + 1, depth)
         else:
             skipped[path] = f"in {top}, which is neither {parts[0]} nor {parts[1]}"
     names = sorted(set(owners["train"].values()))
@@ -147,8 +164,8 @@ def _parted(root: str, found: Sequence[str], parts: tuple[str, str], depth: int)
     if strange:
         raise ValueError(f"{parts[1]} has classes that {parts[0]} has not: {', '.join(strange[:5])}")
     shared = {"root": root, "depth": depth, "class_names": names}
-    kind = f"folders {parts[0]} and {parts[1]} with class folders"
-    own = [{"folder": part} for part in parts]
+    kind = f"folders {parts[0]} and {parts[1]} with class folders" + (f" in {around}" if around else "")
+    own = [{"folder": f"{around}/{part}" if around else part} for part in parts]
     return Layout(kind, _name_of(ImageFolder), names, shared, *own, owners, skipped)
 
 

@@ -122,7 +122,7 @@ class Survey:
         depth = layout.shared.get("depth", 0)
         if not depth:
             return []
-        above = depth + ("folder" in layout.train)
+        above = depth + len(PurePosixPath({**layout.shared, **layout.train}.get("folder", "")).parts)
         below = {PurePosixPath(path).parts[above:-1] for owned in layout.owners.values() for path in owned}
         deeper = {
             "/".join(PurePosixPath(path).parts[above - depth : above + 1])

@@ -62,6 +62,8 @@ def captions():
 
 LAYOUTS = {"class folders": class_folders, "parts": parts, "list": listed, "parts of a list": lambda: listed(True)}
 LAYOUTS["captions"] = captions
+LAYOUTS["class folders in a folder"] = lambda: {f"my/own/{name}": own for name, own in class_folders().items()}
+LAYOUTS["parts in a folder"] = lambda: {f"my/{name}": own for name, own in parts().items()}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
