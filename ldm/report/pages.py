@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ CAPTIONS = {
     "trained": "Accuracy of probes by layer and noise level; the frame marks the place that was chosen",
     "untrained": "The same of a network with fresh weights",
 }
+# A commit by all of its name, of which the first twelve letters are shown.
+_FULL_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")
 # Folders below results whose files belong to a run that goes on, or to single classes.
 _APART = ("classes_", "kept", "checkpoints", "parts")
 
@@ -159,17 +162,24 @@ def _made_by(records: Mapping[Path, Mapping[str, Any]]) -> Section:
     rows = [
         {
             "time (UTC)": str(content.get("time", ""))[:19].replace("T", " "),
-            "command": shlex.join(map(str, content["command"])),
-            "revision": str(content.get("revision", ""))[:48],
+            "made": f"{path.parent.name}/{path.name}",
+            "command": shlex.join(_own_words(content["command"])),
+            "revision": _FULL_HASH.sub(r"\1", str(content.get("revision", ""))[:48]),
             "versions": ", ".join(f"{name} {value}" for name, value in content.get("versions", {}).items()),
         }
-        for content in records.values()
+        for path, content in records.items()
     ]
     settings = [
         Code(f"Options and settings of {path.name} in {path.parent.name}", json.dumps(_facts(content), indent=1))
         for path, content in records.items()
     ]
     return Section("How this was made", [PageTable(list(rows[0]), rows, "Commands in the order of time"), *settings])
+
+
+def _own_words(command: Sequence[Any]) -> list[str]:
+    """Return the words of a command as one gives them; `python -m ldm` leaves the name of a file in place of decu."""
+    first, *words = map(str, command)
+    return ["decu" if first == "__main__.py" else first, *words]
 
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,10 +96,16 @@ def test_corrected_norms_and_an_edge_are_told(tmp_path):
 
 
 def test_a_posterior_has_a_page_of_its_own(tmp_path):
-    record = {"command": ["decu", "laplace", "fit"], "revision": "a", "found": FIT}
+    record = {
+        "command": ["__main__.py", "laplace", "fit", "--out", "a b"],
+        "revision": "0123456789abcdef" * 2 + "0" * 8,
+    }
+    record["found"] = FIT
     (tmp_path / "record.json").write_text(json.dumps(record))
     page = make_page(tmp_path)
     assert "stands on 200 images with 2 draws of noise each; they stand for 1,438" in page.summary[0]
+    (row,) = page.sections[-1].blocks[0].rows
+    assert (row["command"], row["revision"]) == ("decu laplace fit --out 'a b'", "0123456789ab")
     assert "determine 289 of the 289 weights of each output" in page.summary[1]
     assert describe_posterior({**FIT, "images": "many"}) == [], "what no fit writes is left alone"
 
