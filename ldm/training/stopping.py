@@ -120,6 +120,7 @@ class SaveWhenStopped(Callback):
             self.requeue(next(names[name] for name in self.REQUEUE if name in names), None)
         for name in self.STOP:
             if name in names:
+                log.info("the training goes on with --resume %s -t", path.parent.parent)
                 raise StoppedBySignal(names[name])
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

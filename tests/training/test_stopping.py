@@ -31,7 +31,7 @@ QUIET = "lightning.callbacks.disturb=null"
     [("SIGINT", 3, False, 130), ("SIGTERM", 5, False, 143), ("SIGTERM", 5, True, 143)],
     ids=["ctrl-c", "sigterm-at-epoch-end", "sigterm-in-validation"],
 )
-def test_signals_save_and_the_resumed_run_is_exact(config, tmp_path, whole, name, step, validation, code):
+def test_signals_save_and_the_resumed_run_is_exact(config, tmp_path, whole, caplog, name, step, validation, code):
     """Training stops after the step that the signal falls into, also one that ends an epoch, or in a validation."""
     before = signal.getsignal(getattr(signal, name))
     changes = disturbance("SendSignal", name=name, step=step - (not validation), validation=validation)
@@ -41,6 +41,7 @@ def test_signals_save_and_the_resumed_run_is_exact(config, tmp_path, whole, name
     assert ended.value.code == code
     assert signal.getsignal(getattr(signal, name)) == before
     part = only_run(tmp_path)
+    assert f"{name}: saved" in caplog.text and f"goes on with --resume {part} -t" in caplog.text
     assert sorted(losses(part)) == list(range(step))
     assert load_checkpoint(part / "checkpoints" / "last.ckpt")["global_step"] == step
     assert resume(part, QUIET) == part
