@@ -44,7 +44,7 @@ def describe_plan(
     if subsets.dataset_name != BINNED:
         for member, classes in subsets.sees.items():
             hidden = [label for label in range(len(subsets.class_names)) if label not in set(classes)]
-            named = _name_some(hidden) or "none"
+            named = _name_some(hidden, subsets.class_names) or "none"
             lines.append(f"  member {member} sees {len(classes)} classes; hidden: {named}")
     return lines
 
@@ -71,15 +71,16 @@ def describe_folder(folder: str | Path) -> list[str]:
     return lines
 
 
-def _name_some(classes: Sequence[int]) -> str:
-    """Return the numbers of the first few classes."""
-    return " ".join(map(str, classes[:SHOWN_CLASSES])) + (" ..." if len(classes) > SHOWN_CLASSES else "")
+def _name_some(classes: Sequence[int], names: Sequence[str]) -> str:
+    """Return the names of the first few classes."""
+    more = f" and {len(classes) - SHOWN_CLASSES} more" if len(classes) > SHOWN_CLASSES else ""
+    return ", ".join(str(names[label]) for label in classes[:SHOWN_CLASSES]) + more
 
 
 def _bin_rows(subsets: Subsets, lists: Mapping[int | None, Tensor], labels: Tensor) -> list[list[str]]:
     """Return, of each bin, its classes, images without bootstrap, images per member, and distinct ones."""
     members = [one for one in lists if one is not None]
-    table = [["bin", "classes", "images", "per member", "distinct per member", "class ids"]]
+    table = [["bin", "classes", "images", "per member", "distinct per member", "which"]]
     for size in sorted(set(subsets.bins.values()), key=class_size_order):
         classes = [label for label, value in subsets.bins.items() if value == size]
         in_bin = torch.zeros(len(subsets.class_names), dtype=torch.bool)
@@ -87,5 +88,6 @@ def _bin_rows(subsets: Subsets, lists: Mapping[int | None, Tensor], labels: Tens
         inside = {one: positions[in_bin[labels[positions]]] for one, positions in lists.items()}
         sizes = " ".join(str(len(inside[one])) for one in members)
         distinct = " ".join(str(len(inside[one].unique())) for one in members)
-        table.append([str(size), str(len(classes)), str(len(inside[None])), sizes, distinct, _name_some(classes)])
+        which = _name_some(classes, subsets.class_names)
+        table.append([str(size), str(len(classes)), str(len(inside[None])), sizes, distinct, which])
     return table

@@ -217,6 +217,8 @@ def test_make_bins_reads_a_config_and_shows_what_the_files_hold(tmp_path, capsys
     data = Digits("test", subset="bins", component=1)
     row = next(line.split() for line in shown.splitlines() if line.split()[:2] == ["2", "4"])
     small = [item["index"] for item in data if read.bins[item["class_label"]] == 2]
+    names = [data.class_names[label] for label, size in read.bins.items() if size == 2]
+    assert [one.rstrip(",") for one in row[7:]] == names, "classes by their names"
     assert row[2:5] == ["8", "8", "8"] and row[6] == str(len(set(small)))
 
 
