@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ldm.records import Row
 from ldm.report.wording import is_known, name_class, number, write_ends
 
-WORDS = {
+PROBED = {
     "trained": "the trained network's features",
     "untrained": "an untrained network's features",
     "pixels": "the pixels themselves",
@@ -19,7 +19,7 @@ def describe_probes(rows: Sequence[Row]) -> list[str]:
     """Say what probes recognise, by rows of results.csv."""
     found = []
     for row in rows:
-        name = WORDS.get(str(row["features"]), str(row["features"]))
+        name = PROBED.get(str(row["features"]), str(row["features"]))
         spread = f" ± {row['deviation']:.2g} (s.d. of {row['seeds']} seeds)" if row["seeds"] > 1 else ""
         where = f" at {row['layer']}, t = {number(row['t'])}" if row["features"] in ("trained", "untrained") else ""
         found.append(f"{row['test']:.1f} %{spread} of test images by {name}{where}")
