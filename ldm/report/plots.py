@@ -26,9 +26,8 @@ LINES = ("-", "--", ":")  # one after the colours are used up
 CEILING_IN_VIEW = 2.5
 # Positive values whose largest is more than this many times the least are drawn on a logarithmic axis.
 LOG_FROM = 10
-# Points of a title's letters, and inches of a figure beside its axes: the ticks and the label on the left.
-TITLE_SIZE = 9
-BESIDE = 0.75
+TITLE_SIZE = 9  # points of a title's letters
+BESIDE = 0.75  # inches of a figure beside its axes: the ticks and the label on the left
 
 
 class Curve(NamedTuple):

@@ -10,7 +10,7 @@ from ldm.report.wording import is_known, list_names, name_class, number, write_e
 from ldm.stats import mean_interval
 
 # Adjusted p values up to this are said to be other than chance.
-LARGEST_P = 0.05
+MOST_P = 0.05
 # Numbers of a fit's record.
 _OF_FITS = ("images", "draws", "data_size", "visits", "entries", "prior_precision")
 
@@ -113,17 +113,17 @@ def describe_removals(rows: Sequence[Row]) -> list[str]:
     found = []
     ways = [row for row in rows if row["removed by"] != "none" and not str(row["removed by"]).startswith("random")]
     for metric in [name.removeprefix("p_") for name in rows[0] if name.startswith("p_")]:
-        told = [row for row in ways if is_known(row[f"p_{metric}"]) and row[f"p_{metric}"] <= LARGEST_P]
+        told = [row for row in ways if is_known(row[f"p_{metric}"]) and row[f"p_{metric}"] <= MOST_P]
         names = {
             word: [str(row["removed by"]) for row in told if (row[f"z_{metric}"] > 0) == better]
             for word, better in (("better", True), ("worse", False))
         }
         words = [f"{word} than random removal by {list_names(own)}" for word, own in names.items() if own]
         found.append(
-            f"{metric} of what is kept is {' and '.join(words)} (p at most {LARGEST_P:g} by Holm), of {len(ways)} scores."
+            f"{metric} of what is kept is {' and '.join(words)} (p at most {MOST_P:g} by Holm), of {len(ways)} scores."
             if words
             else f"{metric} of what is kept is told from random removal by none of {len(ways)} scores (p at most "
-            f"{LARGEST_P:g} by Holm)."
+            f"{MOST_P:g} by Holm)."
         )
     return found
 
