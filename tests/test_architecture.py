@@ -32,6 +32,7 @@ EXEMPT: dict[tuple[str, str], str] = {
     ("damage_is_named", "ldm/data/decoding.py"): "of bytes alone; `read_named` names the picture",
     ("damage_is_named", "ldm/data/lists.py"): "of a text alone; `read_rows` names the list",
     ("damage_is_named", "ldm/report/page.py"): "a picture that was just encoded",
+    ("files_are_written_whole", "ldm/training/lock.py"): "a lock is linked to its name once it is written",
     (
         "no_global_randomness",
         "ldm/pipelines/features.py",
@@ -40,6 +41,9 @@ EXEMPT: dict[tuple[str, str], str] = {
 
 # What reads a file, and knows nothing of it where it is damaged.
 READERS = {"np.load", "json.load", "json.loads", "yaml.safe_load", "OmegaConf.load", "safe_open", "Image.open"}
+
+# What writes a file in place, which a full disk or a kill leaves half written.
+WRITERS = {"savez", "savez_compressed", "write_text", "write_bytes", "savefig"}
 
 # Public names that several modules of `ldm` may define.
 SHARED_NAMES = {"log"}
@@ -291,6 +295,16 @@ def rule_damage_is_named(file):
             yield f"{node.lineno}: {name} names no file where it is damaged, use ldm.files"
 
 
+def rule_files_are_written_whole(file):
+    whole = set()
+    for node in walk(file, ast.With):
+        if any(name_of(getattr(item.context_expr, "func", item.context_expr)) == "atomic_write" for item in node.items):
+            whole |= {child for part in node.body for child in ast.walk(part)}
+    for node, name in calls(file) if file.path.startswith("ldm/") else ():
+        if name.split(".")[-1] in WRITERS and node not in whole:
+            yield f"{node.lineno}: {name} may leave half a file behind, use ldm.files.atomic_write"
+
+
 def rule_no_global_randomness(file):
     for node, name in calls(file):
         given = any(keyword.arg == "generator" for keyword in node.keywords)
@@ -434,6 +448,8 @@ OFFENCES = [
     ("damage_is_named", BRANCH, "x = np.load(file)"),
     ("damage_is_named", BRANCH, "with open(file) as f:\n    x = json.load(f)"),
     ("damage_is_named", BRANCH, "try:\n    pass\nexcept ValueError:\n    x = json.loads(text)"),
+    ("files_are_written_whole", BRANCH, "np.savez(out / 'a.npz', x=x)"),
+    ("files_are_written_whole", BRANCH, "with open(file) as partial:\n    partial.write_text(x)"),
     ("no_global_randomness", MODULE, "torch.manual_seed(1)"),
     ("no_global_randomness", "main.py", "pl.seed_everything(1)"),
     ("no_global_randomness", MODULE, "random.shuffle(x)"),
@@ -464,6 +480,7 @@ INNOCENT = [
     ("damage_is_named", BRANCH, "with reading(file, 'a list', 'mend it'), open(file) as f:\n    x = json.load(f)"),
     ("damage_is_named", BRANCH, "try:\n    x = np.load(file)\nexcept ValueError:\n    pass"),
     ("damage_is_named", BRANCH, "x = json.loads(json.dumps(y))"),
+    ("files_are_written_whole", BRANCH, "with atomic_write(file) as partial:\n    np.savez(partial, x=x)"),
     (
         "no_global_randomness",
         MODULE,

@@ -113,13 +113,15 @@ class Attribute:
 
         from ldm.report.attribution import attribution_figure
         from ldm.report.tables import write_csv
+        from ldm.util import atomic_write
 
         note = found.describe_order()
         write_csv(out / "images.csv", found.rows(self.top), [note], overwrite=True)
         if by_group:
             write_csv(out / "groups.csv", by_group, overwrite=True)
         arrays = {"positions": np.array(found.positions), "mean": found.mean, "certainty": found.certainty}
-        np.savez(out / "attribution.npz", **arrays)  # type: ignore[arg-type]
+        with atomic_write(out / "attribution.npz", overwrite=True) as partial:
+            np.savez(partial, **arrays)  # type: ignore[arg-type]
         shown = (pictures, trained, found.certainty, found.mean, maps, self.top)
         attribution_figure(*shown, out / "attribution.png", found.named(found.labels), found.named(found.classes))
         return note

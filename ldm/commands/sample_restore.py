@@ -153,10 +153,12 @@ class SampleRestore:
         import numpy as np
 
         from ldm.report.restored import restored_figure
+        from ldm.util import atomic_write
 
         shape = found.mean[first:].shape
         half = reach[first:].reshape(shape)
         arrays = {"clean": found.clean[first:], "noisy": found.noisy[first:], "mean": found.mean[first:]}
         ends = {"low": arrays["mean"] - half, "high": arrays["mean"] + half}
-        np.savez(out / "restored.npz", **arrays, **ends)  # type: ignore[arg-type]
+        with atomic_write(out / "restored.npz", overwrite=True) as partial:
+            np.savez(partial, **arrays, **ends)  # type: ignore[arg-type]
         restored_figure(arrays, half, name, out / "restored.png")

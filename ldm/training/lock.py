@@ -98,8 +98,8 @@ def hold_run(run: RunDirectory) -> Iterator[None]:
 def _take(path: Path, own: Holder) -> None:
     """Write a lock, in place of one whose process has ended."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    new.write_text(json.dumps(asdict(own)) + "\n")
     try:
+        new.write_text(json.dumps(asdict(own)) + "\n")
         while not _link(new, path):
             with suppress(FileNotFoundError):  # it was let go in this moment
                 silence = new.stat().st_mtime - path.stat().st_mtime  # by one clock, that of the file system
