@@ -48,6 +48,9 @@ NOT_NEGATIVE = Range(low=0)
 POSITIVE = Range(low=0, open_low=True)
 UP_TO_ONE = Range(low=0, high=1)
 OPEN_SHARE = Range(low=0, high=1, open_low=True, open_high=True)
+# Blocks of a network: each is built, so that a slip of the keyboard would fill the memory.
+SOME_BLOCKS = Range(low=1, high=1000)
+ANY_BLOCKS = Range(low=0, high=1000)
 COUNT_OR_UNSET = Range(low=1, also=(-1,))
 # Integers that torch holds.
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
@@ -63,18 +66,20 @@ PARAMETERS: dict[str, Range] = _name(
     {
         COUNT: "image_size img_size img_resolution input_size resolution image_shape channels in_channels in_chans "
         "out_channels out_ch ch model_channels n_channels hidden_size n_embed z_channels "
-        "num_blocks n_blocks n_layer patch_size timesteps num_timesteps_cond batch_size global_batch_size "
-        "n_classes max_length max_seq_len vocab_size rank n_labels factor transformer_depth dims ensemble_size "
-        "ch_mult ch_mults cycle_lengths max_decay_steps latent_views width num_features disc_num_layers "
+        "patch_size timesteps num_timesteps_cond batch_size global_batch_size "
+        "n_classes max_length max_seq_len vocab_size rank n_labels factor dims ensemble_size "
+        "ch_mult ch_mults cycle_lengths max_decay_steps latent_views width num_features "
         "disc_in_channels channel_mult_emb channel_mult_noise attn_channels_per_head context_dim max_images epochs "
         "ddim_steps N",
         COUNT_OR_UNSET: "num_heads num_head_channels num_heads_upsample",
         NOT_NEGATIVE: "num_workers weight_decay kl_weight disc_weight disc_factor codebook_weight perceptual_weight "
         "pixelloss_weight disc_start warm_up_steps f_min f_max f_start lr_min lr_max lr_start batch_frequency noise "
-        "component comp_numb depth embed_dim num_res_blocks label_dim n_stages input_perturbation "
+        "component comp_numb embed_dim label_dim n_stages input_perturbation "
         "original_elbo_weight l_simple_weight "
         "lr_g_factor every_n_epochs every_n_steps every_n_train_steps shift init_std "
         "ddim_eta verbosity_interval",
+        SOME_BLOCKS: "num_blocks n_blocks n_layer transformer_depth disc_num_layers",
+        ANY_BLOCKS: "depth num_res_blocks",
         POSITIVE: "scale_factor cosine_s P_std sigma_data channel_mult mlp_ratio time_scale qk_scale attn_scale "
         "learning_rate base_learning_rate sigma_max",
         OPEN_SHARE: "linear_start linear_end",
@@ -91,8 +96,8 @@ OPTIONS: dict[str, Range] = _name(
         "top rounds points frames columns members components ensemble_comps classes_at_once data_size rank bins "
         "image_size picture_size width depth quality_n real images_per_pass jobs max_n states map_size by_steps "
         "flow_steps diffusion_steps sample_sizes splits steps cut cpus seeds chunk compare "
-        "deep_every shallow_blocks",
-        SEVERAL: "particles random kid_subset_size noise_levels",
+        "deep_every shallow_blocks calibrate",
+        SEVERAL: "particles random kid_subset_size noise_levels variants",
         NOT_NEGATIVE: "resamples fid_resamples kid_subsets probes image shift warm_up hidden_from rotation strength "
         "prior_precision sigma_noise label epoch every_n_epochs every_n_steps gpus map_class component "
         "observations sizes size_observations map_observations unc_branch branch_t index sigma_min pair t step "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from ldm.commands.shared import ModelSource, Placement, PosteriorSource
+from ldm.commands.shared import DRAWS_NOTHING, ModelSource, Placement, PosteriorSource
 from ldm.options import option
 from ldm.settings import Sampling, Speed
 
@@ -44,6 +44,7 @@ class Attribute:
 
     default_steps: ClassVar[int] = 50
     default_scale: ClassVar[float] = 1.0
+    without_effect: ClassVar[Mapping[str, str]] = DRAWS_NOTHING
 
     source: ModelSource
     posterior: PosteriorSource

@@ -14,7 +14,8 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
 
     A command, or a value that it holds, may say in `acts_with` which of its fields act only beside another one:
     {"frames": "interpolate", "posterior.every": "method=bayesdiff_skip|published_skip"}, the latter a field of a value
-    that it holds. In `stands_alone` it names fields whose option may be followed by nothing.
+    that it holds. In `stands_alone` it names fields whose option may be followed by nothing, and in `without_effect`
+    those of values that it holds and has no use for: {"posterior.draws": "no weights are drawn here"}.
 
     Args:
         command: made from `words`.
@@ -32,12 +33,12 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
                 continue
             if getattr(value, field) in ((), {}) and not named.isdisjoint(option_spellings(value, field)):
                 raise ValueError(f"--{name} is followed by nothing: give what it names, or leave it out")
+        for place, reason in getattr(value, "without_effect", {}).items():
+            shown, given = _find_given(value, place, named)
+            if given:
+                raise ValueError(f"--{shown} has no effect here: {reason}; leave it out")
         for place, rule in getattr(value, "acts_with", {}).items():
-            holder, _, name = place.rpartition(".")
-            owner = getattr(value, holder) if holder else value
-            shown, *_ = spellings = option_spellings(owner, name)
-            changed = getattr(owner, name) != _default(type(owner).__dataclass_fields__[name])
-            given = changed or not named.isdisjoint(spellings)
+            shown, given = _find_given(value, place, named)
             if given and not _holds(value, rule):
                 other, _, wanted = rule.partition("=")
                 beside = f"--{names.get(other, other)}" + (f" {wanted.replace('|', ' or ')}" if wanted else "")
@@ -72,6 +73,15 @@ def list_values(command: Any) -> Iterator[Any]:
             yield from list_values(held)
 
 
+def _find_given(value: Any, place: str, named: set[str]) -> tuple[str, bool]:
+    """Return the option of a field, or of one of a held value ("posterior.draws"), and whether it was given."""
+    holder, _, name = place.rpartition(".")
+    owner = getattr(value, holder) if holder else value
+    shown, *_ = spellings = option_spellings(owner, name)
+    changed = getattr(owner, name) != _default(type(owner).__dataclass_fields__[name])
+    return shown, changed or not named.isdisjoint(spellings)
+
+
 def _default(field: Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
@@ -81,5 +91,7 @@ def _holds(value: Any, rule: str) -> bool:
     found = getattr(value, name)
     if not wanted:
         return found not in (None, (), "", False)
+    if found is None:  # the command chooses, and may choose that
+        return True
     named = found if isinstance(found, tuple) else (found,)
     return any(str(one) in wanted.split("|") for one in named)

@@ -38,6 +38,16 @@ class MetricSettings:
     """Splits of the published Inception Score."""
 
 
+# Under which metrics of a command the fields of its `settings` act, for its `acts_with`.
+ACTS_UNDER_METRICS = {
+    "settings.sigma": "metrics=cmmd|cmmd_biased",
+    "settings.kid_subsets": "metrics=kid",
+    "settings.kid_subset_size": "metrics=kid",
+    "settings.splits": "metrics=is",
+    "settings.fid_resamples": "metrics=fid|sfid",
+}
+
+
 @dataclass(frozen=True)
 class EvaluateMetrics:
     """Measure images: FID, sFID, Inception Score, KID, CMMD, precision, recall, density and coverage, with intervals.
@@ -64,6 +74,7 @@ class EvaluateMetrics:
     acts_with: ClassVar[Mapping[str, str]] = {
         "repeats": "sample_sizes",
         "levels": "distortions",
+        **ACTS_UNDER_METRICS,
     }
 
     images: ImageSource

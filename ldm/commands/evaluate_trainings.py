@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ldm.commands.evaluate_metrics import MetricName, MetricSettings
+from ldm.commands.evaluate_metrics import ACTS_UNDER_METRICS, MetricName, MetricSettings
 from ldm.commands.images import FeatureChoice
 from ldm.commands.shared import ModelSource, Placement
 from ldm.options import option
@@ -39,6 +39,7 @@ class EvaluateTrainings:
 
     default_steps: ClassVar[int] = 200
     default_scale: ClassVar[float] = 1.0
+    acts_with: ClassVar[Mapping[str, str]] = ACTS_UNDER_METRICS
 
     ref: str
     """The reference: a folder of `decu evaluate reference`; .npz with mu and sigma, or arr_0; or images."""

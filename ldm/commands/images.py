@@ -52,8 +52,11 @@ class ImageSource:
             raise ValueError(f"--n and --batch_size must be at least 1, got {self.n} and {self.batch_size}")
         if self.sampled and self.n is None:
             raise ValueError("--n is needed: how many images to sample")
-        if not self.sampled and (self.sampling, self.speed) != (Sampling(seed=self.sampling.seed), Speed()):
-            raise ValueError("options of the sampler and of its speed go with a model to sample from: give --run")
+        unused = (ModelSource(), Sampling(seed=self.sampling.seed), Speed())
+        if not self.sampled and (self.model, self.sampling, self.speed) != unused:
+            raise ValueError(
+                "options of a model, of its sampler and of its speed go with a model to sample from: give --run"
+            )
 
     @property
     def sampled(self) -> bool:

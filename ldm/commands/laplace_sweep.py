@@ -39,6 +39,10 @@ class SweepLaplace:
     default_steps: ClassVar[int] = 10
     default_scale: ClassVar[float] = 1.0
     acts_with: ClassVar[Mapping[str, str]] = ACTS_UNDER_METHOD
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "posterior.sigma_noise": "--sigmas names its values",
+        "posterior.prior_precision": "--precisions names its values",
+    }
 
     source: ModelSource
     posterior: PosteriorSource

@@ -73,6 +73,10 @@ class SampleRestore:
 
     def __post_init__(self) -> None:
         self.speed.check_exact()
+        if self.data is not None and self.split != "validation":
+            raise ValueError(
+                f"--split {self.split} is of the run's data, and --data names others: leave out one of them"
+            )
         if not self.noise > 0:
             raise ValueError(f"--noise must be above 0, got {self.noise:g}: of a clean picture everything is known")
 

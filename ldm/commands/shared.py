@@ -162,6 +162,8 @@ ACTS_UNDER_METHOD = {
     "posterior.particles": "method=bayesdiff|bayesdiff_skip|published|published_skip",
     "posterior.every": "method=bayesdiff_skip|published_skip",
 }
+# The same of commands that draw neither weights nor states, for their `without_effect`.
+DRAWS_NOTHING = dict.fromkeys(ACTS_UNDER_METHOD, "this command draws neither weights nor states")
 
 
 @dataclass(frozen=True)

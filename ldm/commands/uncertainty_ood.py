@@ -92,6 +92,10 @@ class UncertaintyOod:
         own = (self.source.run, self.source.base, self.source.ckpt) != (None, None, None)
         if own == (self.ensemble is not None):
             raise ValueError("the backbone comes from --run (or --base and --ckpt), or from --ensemble: give one")
+        if self.ensemble is not None and self.source != ModelSource():
+            raise ValueError(
+                "--pretrained, --no-ema and prompts are of a model of --run: beside --ensemble leave them out"
+            )
         if not self.pictures:
             raise ValueError("name pictures with --pictures")
         if not 0 < self.flag < 1:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from ldm.commands.shared import ModelSource, Placement, PosteriorSource
+from ldm.commands.shared import DRAWS_NOTHING, ModelSource, Placement, PosteriorSource
 from ldm.options import option
 from ldm.settings import Speed
 
@@ -37,6 +38,8 @@ class ValueData:
     Writes value.csv (a row for each class and k, the most valuable first), value.npz (loss and falls of every held-out
     picture), value.png, record.json.
     """
+
+    without_effect: ClassVar[Mapping[str, str]] = DRAWS_NOTHING
 
     source: ModelSource
     posterior: PosteriorSource

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.arguments import check_arguments
 from ldm.checkpoint import load_into, load_state_dict
 from ldm.models.diffusion.optimisation import make_factor
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
@@ -68,6 +69,7 @@ class FirstStage(pl.LightningModule):
         self.batch_resize_range = None if batch_resize_range is None else tuple(batch_resize_range)
         if monitor is not None:
             self.monitor = monitor
+        check_arguments(Encoder, dict(ddconfig), "ddconfig")
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.loss = instantiate_as(nn.Module, lossconfig, "model.params.lossconfig")

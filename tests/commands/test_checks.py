@@ -1,0 +1,75 @@
+"""No option is without effect: what a command has no use for is refused, with the option that it goes with."""
+
+import pytest
+
+from ldm.arguments import check_arguments
+from ldm.commands.line import load_command, parse
+from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+IMAGES = ["--images", "x", "--ref", "r", "--out", "o"]
+LAPLACE = ["--run", "r", "--posterior", "p", "--out", "o"]
+WITHOUT_EFFECT = [
+    ("evaluate metrics", [*IMAGES, "--no-ema"], "go with a model to sample from"),
+    ("evaluate metrics", [*IMAGES, "--pretrained", "p"], "go with a model to sample from"),
+    ("evaluate metrics", [*IMAGES, "--metrics", "fid", "--sigma", "3"], "--sigma acts only with --metrics cmmd"),
+    ("evaluate metrics", [*IMAGES, "--metrics", "is", "--kid_subsets", "9"], "acts only with --metrics kid"),
+    ("evaluate metrics", [*IMAGES, "--metrics", "fid", "--splits", "10"], "--splits acts only with --metrics is"),
+    ("evaluate trainings", [*IMAGES[2:], "--ensemble", "e", "--n", "3", "--sigma", "3"], "acts only with --metrics"),
+    ("uncertainty ood", ["--ensemble", "e", "--pictures", "p", "--out", "o", "--no-ema"], "are of a model of --run"),
+    ("sample restore", ["--run", "r", "--out", "o", "--data", "x", "--split", "train"], "--data names others"),
+    ("laplace sweep", [*LAPLACE, "--sigma_noise", "3"], "--sigma_noise has no effect here: --sigmas names"),
+    ("laplace sweep", [*LAPLACE, "--prior_precision", "3"], "--prior_precision has no effect here"),
+    ("laplace resample", [*LAPLACE, "--cut", "1", "--variants", "1"], "--variants must be at least 2"),
+    ("value", [*LAPLACE, "--every", "5"], "--every has no effect here: this command draws neither"),
+    ("attribute", [*LAPLACE, "--samples", "s", "--draws", "2"], "--draws has no effect here"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "message"), WITHOUT_EFFECT)
+def test_an_option_without_effect_is_refused(name, words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(load_command(name), words, "decu")
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+ACTING = [
+    ("evaluate metrics", [*IMAGES, "--sigma", "3", "--splits", "5"]),  # metrics are chosen by what can be measured
+    ("evaluate metrics", [*IMAGES, "--metrics", "fid", "cmmd", "--sigma", "3"]),
+    ("evaluate metrics", [*IMAGES[2:], "--run", "x", "--n", "3", "--no-ema", "--steps", "3"]),
+    ("laplace sweep", [*LAPLACE, "--temperature", "2"]),
+    ("value", [*LAPLACE, "--prior_precision", "3"]),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), ACTING)
+def test_the_same_options_are_taken_where_they_act(name, words):
+    assert parse(load_command(name), words, "decu")
+
+
+@pytest.mark.parametrize(
+    ("target", "params", "message"),
+    [
+        (Encoder, {"ch": 1.5}, "ddconfig.ch must be a whole number, got 1.5"),
+        (Decoder, {"num_res_block": 2}, "did you mean 'num_res_blocks'"),
+        (UNetModel, {"num_res_blocks": 2**31}, "num_res_blocks must be at least 0 and at most 1000"),
+        (UNetModel, {"transformer_depth": 0}, "transformer_depth must be at least 1"),
+    ],
+)
+def test_numbers_of_a_network_are_checked_before_it_is_built(target, params, message):
+    with pytest.raises(ValueError, match=message):
+        check_arguments(target, params, "ddconfig", complete=False)
+
+
+def test_a_first_stage_checks_its_coders():
+    from ldm.util import instantiate_from_config
+
+    coder = {"ch": 32, "out_ch": 3, "in_channels": 3, "resolution": 8, "z_channels": 3, "num_res_blocks": 0}
+    coder |= {"attn_resolutions": [], "double_z": False, "ch_mult": [1]}
+    params = {"embed_dim": 3, "n_embed": 8, "lossconfig": {"target": "torch.nn.Identity"}}
+    target = "ldm.models.autoencoder.VQModelInterface"
+    assert instantiate_from_config({"target": target, "params": {**params, "ddconfig": coder}})
+    for wrong, message in (({"ch": 1.5}, "ch must be a whole number"), ({"chmult": [1]}, "did you mean 'ch_mult'")):
+        with pytest.raises(ValueError, match=message):
+            instantiate_from_config({"target": target, "params": {**params, "ddconfig": {**coder, **wrong}}})
