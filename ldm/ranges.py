@@ -101,12 +101,13 @@ OPTIONS: dict[str, Range] = _name(
         NOT_NEGATIVE: "resamples fid_resamples kid_subsets probes image shift warm_up hidden_from rotation strength "
         "prior_precision sigma_noise label epoch every_n_epochs every_n_steps gpus map_class component "
         "observations sizes size_observations map_observations unc_branch branch_t index sigma_min pair t step "
-        "guide_epoch steer_steps",
+        "guide_epoch",
         POSITIVE: "temperature visits sigmas precisions learning_rate tuning_rate limit ci_width sigma low high rho "
         "between sigma_max prior_kappa prior_shape prior_rate",
         UP_TO_ONE: "eta branch_at levels noise_share keep guidance_rescale",
         OPEN_SHARE: "validation risk confidence flag",
         Range(low=0, high=100): "percentile",
+        Range(low=0, high=10): "steer_steps",  # a power of a variance
         Range(low=0, infinite=True): "eps_window guidance_interval",
         SEED: "seed interpolate",
     }

@@ -67,6 +67,8 @@ def read_reference_features(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if it names a network that is not known (`ldm.trust`).
     """
+    if not Path(path).exists():
+        raise ValueError(f"there is no reference {path}: check the path, or make it by `decu evaluate reference`")
     settings = open_features(path).settings if is_feature_folder(path) else {}
     made = dict(accept(settings, path).get("features") or {})
     extractor = made.get("extractor", "")
@@ -95,7 +97,10 @@ def choose_extractor(
         ValueError: if neither names one, or it is not the one that the reference was made with.
     """
     if features is None and not made:
-        raise ValueError("--features is needed: inception, clip, classifier or a dotted target")
+        raise ValueError(
+            "--features is needed, since the reference is no folder of `decu evaluate reference`, which names them: "
+            "inception, clip, classifier or a dotted target"
+        )
     if features is None:
         assert made is not None
         extractor = make_extractor(

@@ -156,7 +156,11 @@ def find_run(resume: str | Path, epoch: int | None = None) -> tuple[RunDirectory
         raise ValueError(f"--epoch {epoch} chooses a checkpoint of a run directory, but {resume} is a checkpoint")
     if path.is_file():
         run = RunDirectory(path.parent.parent)
-        run.config_files()
+        if not run.has_config:
+            raise ValueError(
+                f"{resume} is a file that lies in no run directory (RUN/checkpoints/NAME.ckpt): name a run, or give a "
+                "checkpoint with its config (--base CONFIG --ckpt FILE)"
+            )
         return run, path
     if path.is_dir():
         run = RunDirectory(path)

@@ -3,7 +3,7 @@
 import pytest
 
 from ldm.arguments import check_arguments
-from ldm.commands.line import load_command, parse
+from ldm.commands.line import load_command, parse, run_command
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -32,6 +32,26 @@ def test_an_option_without_effect_is_refused(name, words, message, capsys):
         parse(load_command(name), words, "decu")
     assert stop.value.code == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("sample model", ["--run", "{file}", "--n", "1"], "{file} is a file that lies in no run directory"),
+        ("train", ["--resume", "{file}"], "{file} is a file that lies in no run directory"),
+        ("evaluate metrics", ["--images", "{file}", "--ref", "{file}x"], "there is no reference {file}x"),
+        ("evaluate metrics", ["--images", "{file}", "--ref", "{file}"], "--features is needed, since the reference"),
+        ("uncertainty study", ["--config", "configs/latent-diffusion/digits.yaml", "--gpus", "a"], "--gpus expects"),
+    ],
+)
+def test_what_is_named_is_called_what_it_is(name, words, message, tmp_path):
+    file = tmp_path / "page.ckpt"
+    file.write_text("<!DOCTYPE html>")
+    out = {"sample model": "--out", "evaluate metrics": "--out", "uncertainty study": "--logdir", "train": "--logdir"}
+    place = [] if name == "train" else [out[name], str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        run_command(name, [*(word.format(file=file) for word in words), *place])
+    assert message.format(file=file) in str(stop.value.code) and not (tmp_path / "out").exists()
 
 
 ACTING = [
