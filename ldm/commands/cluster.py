@@ -127,6 +127,7 @@ class ClusterTrain:
 
         Raises:
             ValueError: if the training has no config, or the ensemble's name is none for a folder.
+            SystemExit: for words that `decu train` does not take, before each job ends with them.
         """
         from ldm.util import check_plain_name
 
@@ -134,11 +135,15 @@ class ClusterTrain:
             raise ValueError("--ensemble_name is empty, and `decu gather` finds the members by it: give a name")
         if not {"--base", "-b"} & set(self.training_words):
             raise ValueError("name the training's config: --base FILE.yaml, and any other option of main.py")
+        if any(word.partition("=")[0] == "--component" for word in self.training_words):
+            raise ValueError("--component is that of each line, 0 to --members - 1: leave it out")
         lines = []
         for member in range(self.members):
             words = [*self.jobs.python, "main.py", "-t", "--gpus", f"{self.jobs.gpus}", "--start_from_pretrained"]
             words += [*self.training_words, "--logdir", self.logdir, "--ensemble_name", self.ensemble_name]
-            lines.append(shlex.join([*words, "--component", str(member), "--seed", str(self.seed + member)]))
+            words += ["--component", str(member), "--seed", str(self.seed + member)]
+            _check_words("train", words[words.index("-t") :])
+            lines.append(shlex.join(words))
         gather = ["python", "save_ensemble.py", "--path", self.logdir, "--ensemble_name", self.ensemble_name]
         self.jobs.write(lines, shlex.join([*gather, "--ensemble_comps", str(self.members)]))
         return lines
@@ -184,6 +189,7 @@ class ClusterShare:
 
         Raises:
             ValueError: if the command does not share its work.
+            SystemExit: for words that it does not take, before each job ends with them.
         """
         shared = " ".join(self.command[:2]) in SHARED_COMMANDS
         if not shared and self.command[:1] not in [(script,) for script in SHARED_SCRIPTS]:
@@ -191,8 +197,17 @@ class ClusterShare:
             raise ValueError(
                 f"give a command that shares its work after --, one of {known}; got {list(self.command[:2])}"
             )
+        if shared:
+            _check_words(" ".join(self.command[:2]), self.command[2:])
         start = ["-m", "ldm"] if shared else []
         line = shlex.join([*self.jobs.python, *start, *self.command])
         lines = [f"RANK={rank} WORLD_SIZE={self.count} {line}" for rank in range(self.count)]
         self.jobs.write(lines, "the job that finishes last writes the results, or one more call of the command")
         return lines
+
+
+def _check_words(name: str, words: Sequence[str]) -> None:
+    """End the process with code 2 and a message, where a command does not take words."""
+    from ldm.commands.line import load_command, parse
+
+    parse(load_command(name), words, f"decu {name}")

@@ -99,8 +99,23 @@ def test_commands_share_their_work_as_scripts_do():
         (lambda: ClusterShare(count=0), "at least one job"),
         (lambda: ClusterTrain("../x", training_words=("--base", "a.yaml")).run(), "holds no path"),
         (lambda: ClusterTrain(" ", training_words=("--base", "a.yaml")).run(), "give a name"),
+        (lambda: ClusterTrain("b", training_words=("--base", "a", "--component", "3")).run(), "that of each line"),
     ],
 )
 def test_errors_say_what_is_wrong(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cluster train", *TRAIN, "--max_stepz", "3"],
+        ["cluster train", *TRAIN, "--component", "all", "--members", "2"],
+        ["cluster share", "--", "uncertainty", "classes", "--path", "x", "--stepz", "3"],
+    ],
+)
+def test_words_that_the_jobs_would_end_with_are_refused_here(words, capsys):
+    with pytest.raises((SystemExit, ValueError)):
+        call(words[0], words[1:])
+    assert "python" not in capsys.readouterr().out
