@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-from ldm.ranges import OPTIONS, check_range
+from ldm.ranges import DISTINCT, OPTIONS, check_range
 from ldm.settings.names import choose_name
 
 OptionValue = bool | int | float | str
@@ -95,10 +95,13 @@ def check_options(value: Any) -> None:
     """Make sure that the numbers of a command, or of one of its values, lie in the ranges of `ldm.ranges.OPTIONS`.
 
     Raises:
-        ValueError: naming the option, its range and what came.
+        ValueError: naming the option, its range and what came; or what a list names twice.
     """
     for name, given in option_values(value).items():
         check_range(name, given, OPTIONS, f"--{name}")
+        twice = [one for one in given if given.count(one) > 1] if name in DISTINCT and isinstance(given, list) else []
+        if twice:
+            raise ValueError(f"--{name} names {twice[0]} twice: name it once")
 
 
 def option_name(value: Any, field: str) -> str:

@@ -114,6 +114,24 @@ OPTIONS: dict[str, Range] = _name(
 )
 # Options that mean one thing as a number, and another as a list.
 LISTED = {"seeds": SEED}
+# Options that name different things, each of which is done once.
+DISTINCT = frozenset(
+    [
+        "metrics",
+        "kinds",
+        "scores",
+        "space",
+        "keep_images",
+        "distortions",
+        "levels",
+        "sample_sizes",
+        "k",
+        "sigmas",
+        "precisions",
+        "layers",
+        "control_maps",
+    ]
+)
 # Lists that hold at least one number.
 FILLED = ("channel_mult", "ch_mult", "ch_mults", "cycle_lengths", "warm_up_steps", "f_min", "f_max", "f_start")
 
