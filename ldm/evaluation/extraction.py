@@ -29,6 +29,7 @@ from ldm.evaluation.statistics import (
 from ldm.files import open_array, read_arrays, read_mapping, reading
 from ldm.jobs import WorkList
 from ldm.memory import keep_freed_memory
+from ldm.trust import accept
 from ldm.util import atomic_write
 
 FEATURE_KINDS = Activations._fields
@@ -216,6 +217,7 @@ def open_features(folder: str | Path) -> FeatureSet:
 
     Raises:
         FileNotFoundError: if the extraction was not completed.
+        ValueError: if a file is damaged, or it names a network that is not known (`ldm.trust`).
     """
     folder = Path(folder)
     needed = (folder / "parts" / "settings.json", folder / "statistics.npz")
@@ -239,4 +241,6 @@ def open_features(folder: str | Path) -> FeatureSet:
         given = made.get(key) if isinstance(made, dict) else None
         with reading(needed[0], FEATURES, EXTRACT_AGAIN):
             check_value(given, hint, f"features.{key}")
-    return FeatureSet(**arrays, given=statistics, settings=settings)
+    if "." in made["extractor"]:
+        accept({"features": {"target": made["extractor"]}}, folder)
+    return FeatureSet(**arrays, given=statistics, settings=accept(settings, folder))

@@ -19,7 +19,6 @@ from ldm.evaluation.metrics import METRICS, MetricRow, Options, Reference, measu
 from ldm.evaluation.statistics import load_statistics
 from ldm.jobs import shard_from_environment
 from ldm.pipelines.images import load_images
-from ldm.trust import accept
 from ldm.util import ImageSize
 
 
@@ -69,12 +68,7 @@ def read_reference_features(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).exists():
         raise ValueError(f"there is no reference {path}: check the path, or make it by `decu evaluate reference`")
-    settings = open_features(path).settings if is_feature_folder(path) else {}
-    made = dict(accept(settings, path).get("features") or {})
-    extractor = made.get("extractor", "")
-    if "." in str(extractor):
-        accept({"features": {"target": extractor}}, path)
-    return made
+    return dict(open_features(path).settings["features"]) if is_feature_folder(path) else {}
 
 
 def choose_extractor(
