@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +178,27 @@ def _name_file(error: Exception, partial: Path, path: Path) -> None:
         number = cause.errno if isinstance(cause, OSError) and cause.errno else errno.ENOSPC
         number = int(stated[1]) if stated else number
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Before anything is computed, make sure that files can be written at a path, or in the folder that it will be.
+
+    Raises:
+        OSError: as the system would at the first file, where the disk is read-only, there is no permission, a part of
+            the path is a file, or it is too long.
+    """
+    place = Path(path).absolute()
+    with suppress(FileNotFoundError, NotADirectoryError):
+        place.stat()
+    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    number = 0
+    if not nearest.is_dir():
+        number = 0 if nearest == place else errno.ENOTDIR  # a file in the way is the command's to replace or refuse
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        fixed = hasattr(os, "statvfs") and os.statvfs(nearest).f_flag & os.ST_RDONLY
+        number = errno.EROFS if fixed else errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number), str(path))
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ldm.checkpoint import load_state_dict, save_tensors
-from ldm.files import open_array, read_arrays, read_json, read_mapping, read_metadata, reading
+from ldm.files import check_writable, open_array, read_arrays, read_json, read_mapping, read_metadata, reading
 from ldm.util import atomic_write
 
 BROKEN = ["", "[1, 2", "- a\n- b\n", "a: [", "\x00\x01", "just words", "!!python/object/apply:os.getcwd []"]
@@ -129,3 +131,19 @@ def test_a_write_that_fails_names_the_file_that_was_asked_for(error, tmp_path):
 def test_other_errors_of_a_write_stay_what_they_are(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"), atomic_write(tmp_path / "last.ckpt"):
         raise RuntimeError("shapes do not fit")
+
+
+def test_a_place_where_nothing_can_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for good in ("new", "new/deeper", "file", "."):
+        check_writable(tmp_path / good)
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+    for bad, number in (("file/deeper/x", errno.ENOTDIR), ("a" * 5000, errno.ENAMETOOLONG)):
+        with pytest.raises(OSError) as raised:
+            check_writable(tmp_path / bad)
+        assert raised.value.errno == number
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != locked)  # root may write anywhere
+    with pytest.raises(PermissionError, match="locked"):
+        check_writable(locked / "x")

@@ -45,6 +45,16 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
                 raise ValueError(f"--{shown} acts only with {beside}: add it, or leave --{shown} out")
 
 
+def run_checked(command: Any) -> Any:
+    """Run a command where files can be written at its --out; hours of work would else end with what is known now."""
+    from ldm.files import check_writable
+
+    place = getattr(command, "out", None) or getattr(command, "outdir", None)
+    if isinstance(place, str) and not getattr(command, "dry_run", False):
+        check_writable(place)
+    return command.run()
+
+
 def find_named(words: Sequence[str]) -> set[str]:
     """Return the options that words give, as they spell them but for the dashes."""
     return {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("-")}

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 import tyro
 
-from ldm.commands.checks import check_command, tell_named
+from ldm.commands.checks import check_command, run_checked, tell_named
 from ldm.commands.failures import describe_failure, end_bars, refused_words, take_debug, until_reader_leaves
 from ldm.commands.words import collapse, normalise, take_trusted
 from ldm.options import SHOWN
@@ -236,7 +236,7 @@ def _run(kind: type[Command], words: Sequence[str], prog: str, page: bool = Fals
     requeue_when_asked()
     try:
         with trusting(trusted):
-            found = command.run()
+            found = run_checked(command)
         if page:
             write_own_page(command)
         return found
