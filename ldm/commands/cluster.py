@@ -172,6 +172,10 @@ class ClusterShare:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"expected at least one job, got --jobs {self.count}")
+        if self.jobs.slurm is None and self.jobs.gpus != ClusterJobs.gpus:
+            raise ValueError(
+                f"--gpus {self.jobs.gpus} is of the jobs that --slurm FILE asks for: add it, or leave it out"
+            )
 
     def add_words(self, words: Sequence[str]) -> ClusterShare:
         """Return the command with the words after --.

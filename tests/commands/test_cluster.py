@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from ldm.commands.cluster import SHARED_COMMANDS, ClusterShare, ClusterTrain
+from ldm.commands.cluster import SHARED_COMMANDS, ClusterJobs, ClusterShare, ClusterTrain
 from ldm.commands.line import COMMANDS, load_command, parse
 from ldm.commands.train import Train
 from ldm.settings import Training
@@ -97,6 +97,7 @@ def test_commands_share_their_work_as_scripts_do():
         (lambda: ClusterShare().add_words(["--members", "3", "--", "get_unc_synsets.py"]), "unknown options"),
         (lambda: ClusterTrain("b", members=0), "at least one job"),
         (lambda: ClusterShare(count=0), "at least one job"),
+        (lambda: ClusterShare(jobs=ClusterJobs(gpus=2)), "--gpus 2 is of the jobs that --slurm FILE asks for"),
         (lambda: ClusterTrain("../x", training_words=("--base", "a.yaml")).run(), "holds no path"),
         (lambda: ClusterTrain(" ", training_words=("--base", "a.yaml")).run(), "give a name"),
         (lambda: ClusterTrain("b", training_words=("--base", "a", "--component", "3")).run(), "that of each line"),
