@@ -11,7 +11,19 @@ from ldm.diffusion.levels import LEVEL_SPACINGS, level_range, spaced_levels, vp_
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
 from ldm.diffusion.shifted import shifted_times
 
-TABLE_SPACINGS = ("trailing", "published", "leading", "leading_offset", "quad", "respace")
+TABLE_SPACINGS = (
+    "trailing",
+    "trailing_first",
+    "published",
+    "leading",
+    "leading_first",
+    "leading_offset",
+    "leading_offset_clean",
+    "quad",
+    "respace",
+)
+# diffusers' `leading`: the offset of its times, and the u that it ends at.
+LEADING = {"leading": (0, 0), "leading_first": (0, 1), "leading_offset": (1, 1), "leading_offset_clean": (1, 0)}
 SPACINGS = ("auto", *TABLE_SPACINGS, "time_uniform", "time_quadratic", *LEVEL_SPACINGS)
 
 
@@ -29,10 +41,13 @@ def vp_times(schedule: VPSchedule, steps: int | str, spacing: str = "auto") -> T
     """Whole-numbered times for a table of betas.
 
     trailing: T = u_0 > .. > u_S = 0, evenly spaced and rounded (Lin et al. 2024): exactly S steps for any S.
+    trailing_first: the same, ending at u = 1 (alpha-bar_0): diffusers' where `set_alpha_to_one` is false.
     published: latent-diffusion's range(0, T, T // S) + 1 as network times; ends at u = 1 (alpha-bar_0) and may have
         more steps than asked for (S = 30 gives 31).
     leading: diffusers' default, range(0, T, T // S) as network times, the first S of them; ends at clean data.
-    leading_offset: the same one entry later (`steps_offset` 1), which ends at u = 1: published where S divides T.
+    leading_first: the same, ending at u = 1.
+    leading_offset: one entry later (`steps_offset` 1), ending at u = 1: published where S divides T.
+    leading_offset_clean: one entry later, ending at clean data.
     quad: latent-diffusion's quadratic times, (linspace(0, sqrt(0.8 T), S))^2 + 1 as network times, ends at u = 1; times
         that it repeats from about S = 29 on are steps that go nowhere, and are left out.
     respace: ADM's timestep_respacing "S", both ends of the table included.
@@ -51,12 +66,13 @@ def vp_times(schedule: VPSchedule, steps: int | str, spacing: str = "auto") -> T
         spacing = default_spacing(steps, schedule.end)
     if spacing in ("time_uniform", "time_quadratic"):
         return even_times(schedule, steps, 1 if spacing == "time_uniform" else 2)
-    if spacing == "trailing":
-        return (schedule.end * (steps - torch.arange(steps + 1, dtype=torch.float64)) / steps).round()
-    if spacing.startswith("leading"):
-        offset = int(spacing == "leading_offset")
+    if spacing in ("trailing", "trailing_first"):
+        even = (schedule.end * (steps - torch.arange(steps + 1, dtype=torch.float64)) / steps).round()
+        return even if spacing == "trailing" else even.clamp(min=1).unique().flip(0)
+    if spacing in LEADING:
+        offset, last = LEADING[spacing]
         kept = (torch.arange(steps, dtype=torch.float64) * (schedule.end // steps) + offset).clamp(max=schedule.end - 1)
-        return torch.cat([torch.tensor([float(offset)], dtype=torch.float64), kept + 1]).unique().flip(0)
+        return torch.cat([torch.tensor([float(last)], dtype=torch.float64), kept + 1]).unique().flip(0)
     if spacing == "published":
         times = torch.arange(0, schedule.end, schedule.end // steps, dtype=torch.float64) + 1
     elif spacing == "quad":

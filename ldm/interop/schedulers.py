@@ -7,7 +7,8 @@
 | rescale_betas_zero_snr | given_betas, the last of them 1 |
 | clip_sample (to 1) | clip_denoised; DDIM's steps keep the predicted eps: x0_only |
 | variance_type learned_range; fixed_large | learned_variance; variance |
-| timestep_spacing leading, trailing | spacing leading, or with steps_offset 1 leading_offset; trailing |
+| timestep_spacing leading, with steps_offset 1; trailing | spacing leading, leading_offset; trailing |
+| last step to clean data, or the first entry | trailing, leading_offset_clean; trailing_first, leading_first |
 | use_karras_sigmas, use_exponential_sigmas | spacing karras, exponential |
 | FlowMatchEulerDiscreteScheduler, shift | `FlowSchedule`, target velocity, shift of its times |
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ from ldm.diffusion.denoiser import Clipping
 from ldm.diffusion.process import BetaSchedule
 from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.settings.names import Spacing
 
-FolderSpacing = Literal["auto", "trailing", "leading", "leading_offset", "karras", "exponential"]
 log = logging.getLogger(__name__)
 
 BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
@@ -43,9 +44,16 @@ DDIMS = ("DDIMScheduler", "DDIMParallelScheduler")
 # Whether the last step ends at clean data where the config does not say; False: at the first entry of the table.
 ENDS_CLEAN = {"PNDMScheduler": False, **dict.fromkeys(DDIMS, True)}
 # Spacings by the offset of their entries, and by whether the last step ends at clean data.
-LEADING: dict[tuple[int, bool], FolderSpacing] = {(0, True): "leading", (1, False): "leading_offset"}
-# Schedulers whose `leading` has other times, for they count one step more.
+LEADING_SPACINGS: dict[tuple[int, bool], Spacing] = {
+    (0, True): "leading",
+    (0, False): "leading_first",
+    (1, False): "leading_offset",
+    (1, True): "leading_offset_clean",
+}
+# Schedulers whose `leading` has other times, for they count one step more; their levels are those of the whole table.
 OTHER_LEADING = ("DPMSolver", "DEIS", "UniPC", "SASolver")
+# Those that space their times `leading` where their config does not say; the others `linspace`.
+LEADS = ("DDIM", "DDPM", "PNDM")
 FIXED_VARIANCES = {"fixed_large": "fixed_large", "fixed_large_log": "fixed_large"}
 # Arguments that make the process another one, by the values under which they do not.
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -80,7 +88,7 @@ class SchedulerFacts:
     """
 
     params: Mapping[str, Any]
-    spacing: FolderSpacing = "auto"
+    spacing: Spacing = "auto"
     shift: float = 1.0
     variance: str | None = None
 
@@ -205,18 +213,24 @@ def _read_table(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"timesteps": steps, "beta_schedule": BETAS[name], "linear_start": start, "linear_end": end}
 
 
-def _read_spacing(name: str, config: Mapping[str, Any]) -> FolderSpacing:
-    if config.get("use_karras_sigmas"):
-        return "karras"
-    if config.get("use_exponential_sigmas"):
-        return "exponential"
-    spacing = config.get("timestep_spacing", "leading")
-    if spacing == "trailing":
-        return "trailing"
+def _read_spacing(name: str, config: Mapping[str, Any]) -> Spacing:
+    spacing = config.get("timestep_spacing", "leading" if name.startswith(LEADS) else "linspace")
+    levels: Spacing
+    for levels in ("karras", "exponential"):
+        if config.get(f"use_{levels}_sigmas"):
+            if spacing != "linspace" and not name.startswith(OTHER_LEADING):
+                log.warning(
+                    "the %s levels of %s lie between those of its timesteps (%s), here between the first and the last "
+                    "of the table: say sigma_min and sigma_max for others",
+                    *(levels, name, spacing),
+                )
+            return levels
     offset = int(config.get("steps_offset", 0))
     clean = bool(config.get("set_alpha_to_one", ENDS_CLEAN[name])) if name in ENDS_CLEAN else True
-    if spacing == "leading" and not name.startswith(OTHER_LEADING) and (offset, clean) in LEADING:
-        return LEADING[offset, clean]
+    if spacing == "trailing":
+        return "trailing" if clean else "trailing_first"
+    if spacing == "leading" and not name.startswith(OTHER_LEADING) and (offset, clean) in LEADING_SPACINGS:
+        return LEADING_SPACINGS[offset, clean]
     log.warning(
         "timestep_spacing %s (steps_offset %s, last step to clean data: %s) of %s is not taken over: samples are taken "
         "at other times",

@@ -65,9 +65,12 @@ SECOND_NAMES: dict[str, SamplerName] = {
 Spacing = Literal[
     "auto",
     "trailing",
+    "trailing_first",
     "published",
     "leading",
+    "leading_first",
     "leading_offset",
+    "leading_offset_clean",
     "quad",
     "respace",
     "karras",

@@ -93,7 +93,8 @@ class Sampling:
     """The scale of classifier-free guidance; 1 turns it off."""
     spacing: Annotated[Spacing | SecondSpacing, one_of(SPACING_NAMES), option("--skip_type", metavar="HOW")] = "auto"
     """How the steps are spaced: auto, trailing, published (CompVis), leading or leading_offset (diffusers), quad,
-    respace, time_uniform or time_quadratic; by sigma / alpha karras, exponential, polyexponential, vp or logsnr."""
+    respace, time_uniform or time_quadratic; by sigma / alpha karras, exponential, polyexponential, vp or logsnr.
+    trailing_first, leading_first and leading_offset_clean end elsewhere (docs/samplers.md)."""
     rho: Annotated[float | None, option(metavar="R", default="7, or 1 of polyexponential")] = None
     """The power of the spacings karras (auto on EDM's schedule) and polyexponential."""
     sigma_min: Annotated[float | None, option(metavar="S", default="the schedule's")] = None

@@ -42,9 +42,18 @@ def test_leading_times_are_those_of_diffusers(steps):
     kept = [place * (1000 // steps) for place in range(steps)]
     times = vp_times(VP, steps, "leading")
     assert VP.time_to_net(times[:-1]).flip(0).tolist() == kept and times[-1] == 0
-    times = vp_times(VP, steps, "leading_offset")
-    assert VP.time_to_net(times[:-1]).flip(0).tolist() == sorted({min(one + 1, 999) for one in kept})
-    assert times[-1] == 1
+    for spacing, last in (("leading_offset", 1), ("leading_offset_clean", 0)):
+        times = vp_times(VP, steps, spacing)
+        assert VP.time_to_net(times[:-1]).flip(0).tolist() == sorted({min(one + 1, 999) for one in kept})
+        assert times[-1] == last
+
+
+@pytest.mark.parametrize("steps", [1, 7, 999, 1000])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_times_that_end_at_the_first_entry(spacing, steps):
+    """A step that would go from the first entry to itself is none."""
+    clean, kept = vp_times(VP, steps, spacing), vp_times(VP, steps, f"{spacing}_first")
+    assert kept[-1] == 1 and set(kept.tolist()) == {1.0, *clean[:-1].tolist()}
 
 
 def test_published_times_never_leave_the_table():
