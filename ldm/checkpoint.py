@@ -76,6 +76,11 @@ def load_content(path: str | os.PathLike) -> Any:
             containers, or is damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is a folder, and a checkpoint is a file: a run directory and a folder of diffusers are given as "
+            "--run, in Python as load_model(FOLDER)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; check the path (model.params.ckpt_path, pretrained_path)")
     if find_kind(path) == SAFETENSORS:

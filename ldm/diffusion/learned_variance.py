@@ -78,11 +78,11 @@ def check_out_channels(network: object, channels: int, learned: LearnedVariance 
     """Make sure that a network has 2 C output channels where it learns a variance, and C where it does not.
 
     Raises:
-        ValueError: if it has the one where the other is needed; other numbers are not judged.
+        ValueError: if it has another number. A network that does not say its `out_channels` is not judged.
     """
     expected = channels * (1 if learned is None else 2)
     found = getattr(network, "out_channels", None)
-    if found != expected and found in (channels, 2 * channels):
+    if found is not None and found != expected:
         raise ValueError(
             f"learned_variance: {'null' if learned is None else learned.loss} needs a network with out_channels: "
             f"{expected} for {channels} channels, got {found}; {2 * channels} go with learned_variance: hybrid"

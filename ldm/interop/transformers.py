@@ -260,6 +260,7 @@ class StagedFlux(_FlowStages, FluxTransformer2DModel):
                 f"got {self.config.patch_size} and {self.config.in_channels}"
             )
         self.in_channels = self.config.in_channels // self.patch**2
+        self.out_channels = self.proj_out.out_features // self.patch**2
         self.context_dim = self.config.joint_attention_dim
         self.guidance = guidance
         self.keep_size(sample_size, guidance=guidance)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.choices import Choices, Condition, split_condition
-from ldm.modules.parts import Parts, find_parts
+from ldm.modules.parts import Parts, check_call, find_parts
 from ldm.state_dicts import bare_names, choose_weights, is_state_dict
 from ldm.util import instantiate_as
 
@@ -108,6 +108,7 @@ class DiffusionWrapper(nn.Module):
         if conditioning_key not in CONDITIONING_KEYS:
             raise ValueError(f"conditioning_key must be one of {CONDITIONING_KEYS}, got '{conditioning_key}'")
         self.diffusion_model = instantiate_as(nn.Module, diff_model_config, "model.params.unet_config")
+        check_call(self.diffusion_model, conditioning_key)
         self.conditioning_key = conditioning_key
 
     def forward(

@@ -6,12 +6,15 @@ output; its further heads are named by patterns.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 LAYERS = (nn.Conv2d, nn.Linear)
+# The argument of the network, after states and times, that takes the rest of the condition.
+CONDITION_ARGUMENTS = {"crossattn": "context", "hybrid": "context", "adm": "y"}
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,22 @@ def find_parts(network: nn.Module) -> Parts:
     if not layers:
         return Parts()
     return Parts(output=(f"{layers[-1]}.*",), last_layer=layers[-1])
+
+
+def check_call(network: nn.Module, conditioning_key: str | None) -> None:
+    """Check that a network takes states, times and the condition that `conditioning_key` hands it.
+
+    Raises:
+        ValueError: saying what it takes.
+    """
+    name = CONDITION_ARGUMENTS.get(conditioning_key or "")
+    own = inspect.signature(network.forward)
+    try:
+        own.bind(None, None, **({} if name is None else {name: None}))
+    except TypeError:
+        given = "x, t" if name is None else f"x, t, {name}={name}"
+        taken = ", ".join(own.parameters)
+        raise ValueError(
+            f"model.params.unet_config: a network with conditioning_key {conditioning_key or 'null'} is called as "
+            f"network({given}), and a {type(network).__name__} takes ({taken})"
+        ) from None
