@@ -183,8 +183,10 @@ class Export:
         model = load_model(diffusers=self.source, device="cpu")
         save_state_dict(model.model.state_dict(), out, self.overwrite)
         heading = f"# The model of a folder of diffusers, {Path(self.source).name}, as `decu export` read it.\n"
+        said = OmegaConf.create(dict(model.config))
+        said.model.params.pretrained_path = str(out)  # members start from it
         with atomic_write(config, self.overwrite) as partial:
-            partial.write_text(heading + OmegaConf.to_yaml(OmegaConf.create(dict(model.config))), encoding="utf-8")
+            partial.write_text(heading + OmegaConf.to_yaml(said), encoding="utf-8")
         write_record(out.with_suffix(".json"), self, overwrite=True)
         print(out)
         return out

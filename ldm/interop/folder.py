@@ -32,6 +32,11 @@ FIRST_STAGES = ("vae", "vqvae")
 DOWNLOADED = ("*.json", "*.txt", "*.model", "*.safetensors")
 # Names of attention layers in weights written before diffusers 0.15.
 FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# What the published folders of DiT and PixArt call their network, and its present class by its `norm_type`.
+FORMER_TRANSFORMER = "Transformer2DModel"
+PRESENT_TRANSFORMERS = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+# Values of arguments that change nothing where the installed version does not know them.
+WITHOUT_EFFECT = (None, False, "default")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -92,6 +97,7 @@ class ModelFolder:
         first_stage: None for a model of pixels.
         scheduler: scheduler_config.json.
         conditioning: conditioning.json, which `decu export` writes where no pipeline of diffusers says it.
+        class_names: of the pipeline's classes, where it names them.
     """
 
     root: Path
@@ -100,6 +106,7 @@ class ModelFolder:
     first_stage: Component | None
     scheduler: Mapping[str, Any]
     conditioning: Mapping[str, Any]
+    class_names: tuple[str, ...] = ()
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -133,7 +140,15 @@ def read_folder(path: str | Path) -> ModelFolder:
         None if stage is None else _read_component(root / stage),
         _read_scheduler_file(root),
         _read_config(root / CONDITIONING) if (root / CONDITIONING).is_file() else {},
+        _read_class_names(index),
     )
+
+
+def _read_class_names(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of classes 0 .. K - 1 by DiT's `id2label`; none where it is absent, or leaves a class out."""
+    named = index.get("id2label") or {}
+    numbers = [str(number) for number in range(len(named))]
+    return tuple(str(named[number]) for number in numbers) if set(numbers) == set(named) else ()
 
 
 def find_folder(path: str | Path) -> Path:
@@ -158,13 +173,15 @@ def find_folder(path: str | Path) -> Path:
 
 
 def _read_component(folder: Path) -> Component:
-    """Read the config of one network; arguments that the installed version does not know are left out."""
+    """Read the config of one network, of its present class; arguments that this does not know are left out."""
     found = _read_config(folder / "config.json")
     name = str(found.get("_class_name"))
+    if name == FORMER_TRANSFORMER:
+        name = PRESENT_TRANSFORMERS.get(str(found.get("norm_type")), name)
     cls = find_class(name)
     known = {argument for base in cls.__mro__ for argument in inspect.signature(base.__init__).parameters}
     given = {key: value for key, value in found.items() if not key.startswith("_")}
-    unknown = sorted(given.keys() - known)
+    unknown = sorted(key for key, value in given.items() if key not in known and value not in WITHOUT_EFFECT)
     if unknown:
         log.warning("%s: %s does not know %s; left out", folder, name, ", ".join(unknown))
     return Component(folder, name, {key: value for key, value in given.items() if key in known})

@@ -41,12 +41,14 @@ class EmbeddedContext(nn.Module):
     Args:
         max_length: tokens L of a text.
         key: entry of a batch that holds contexts.
+        folder: of diffusers, whose text encoders embed prompts; None: the caller does.
     """
 
-    def __init__(self, max_length: int = TEXT_LENGTH, key: str = "context"):
+    def __init__(self, max_length: int = TEXT_LENGTH, key: str = "context", folder: str | None = None):
         super().__init__()
         self.max_length = max_length
         self.key = key
+        self.folder = folder
 
     def forward(self, batch: Mapping[str, Tensor], key: str | None = None) -> Tensor:
         """Contexts `[B, L, D]` of a batch."""
@@ -85,7 +87,10 @@ def make_config(folder: ModelFolder) -> dict[str, Any]:
         log.warning("clip_sample of the scheduler is not taken over: this model diffuses latents, which have no bounds")
         params["clip_denoised"] = False
     model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
-    return {"model": model, "diffusers": {"scheduler": dict(folder.scheduler), **facts.sampling}}
+    rows = _class_rows(folder)
+    named = rows is not None and len(folder.class_names) in (rows - 1, rows)
+    names = {"class_names": list(folder.class_names)} if named else {}
+    return {"model": model, "diffusers": {"scheduler": dict(folder.scheduler), **facts.sampling, **names}}
 
 
 def load_folder_weights(model: LatentDiffusion, folder: ModelFolder) -> None:
@@ -162,7 +167,10 @@ def _condition(folder: ModelFolder) -> dict[str, Any]:
         clip = _clip_encoder(folder)
         if clip is not None:
             return {"cond_stage_config": clip, "conditioning_key": "crossattn", "cond_stage_key": "txt"}
-        stage = {"target": "ldm.interop.loading.EmbeddedContext", "params": {"max_length": _context_length(folder)}}
+        params: dict[str, Any] = {"max_length": _context_length(folder)}
+        if (folder.root / "text_encoder").is_dir():
+            params["folder"] = str(folder.root)
+        stage = {"target": "ldm.interop.loading.EmbeddedContext", "params": params}
         return {"cond_stage_config": stage, "conditioning_key": "crossattn", "cond_stage_key": "context"}
     if rows is None:
         return {"cond_stage_config": "__is_unconditional__"}

@@ -17,7 +17,7 @@ from ldm.diffusion.samplers import run
 from ldm.diffusion.samplers.registry import Sampler
 from ldm.ensembles.classes import Classes
 from ldm.memory import ChunkedNetwork
-from ldm.pipelines.base import Pipeline, find_spacing
+from ldm.pipelines.base import Pipeline, find_spacing, read_scheduled
 from ldm.pipelines.guides import Guide, check_guidance, load_guide, make_guided
 from ldm.settings import Guidance, Steering
 from ldm.util import instantiate_from_config
@@ -49,7 +49,8 @@ class ModelPipeline(Pipeline):
             data = None if train is None else instantiate_from_config(train)
         except (ValueError, FileNotFoundError):
             return ()
-        names = getattr(data, "human_names", None) or getattr(data, "class_names", None) or ()
+        names = getattr(data, "human_names", None) or getattr(data, "class_names", None)
+        names = names or read_scheduled(self.config, "class_names") or ()
         return tuple(str(name) for name in names)
 
     def choose_classes(self, given: Sequence[int | str] | None, count: int | None = None) -> list[int]:

@@ -10,6 +10,8 @@ import torch
 from ldm.ensembles.classes import SHOW_ALL, Classes
 from ldm.ensembles.storage import read_ensemble
 from ldm.files import reading
+from ldm.interop.loading import EmbeddedContext
+from ldm.interop.prompts import encode_prompts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.choices import Choices
 from ldm.modules.encoders.text import TextEmbedder
@@ -27,10 +29,17 @@ def make_text_choices(model: LatentDiffusion, prompts: Sequence[str], embedded: 
         ValueError: if the model takes no texts, there are no prompts, a prompt comes twice, or there is no tokenizer.
     """
     embedder = model.cond_stage_model
-    if not isinstance(embedder, TextEmbedder):
+    if isinstance(embedder, EmbeddedContext) and embedder.folder is None:
+        raise ValueError(
+            "this model reads embedded prompts, and its folder has no text encoder: embed them yourself, in Python "
+            "pipeline.with_choices(Choices(prompts, context=..., null=True))"
+        )
+    if not isinstance(embedder, TextEmbedder | EmbeddedContext):
         raise ValueError("this model takes no texts: leave out --prompt and --prompts")
     if not prompts or len(set(prompts)) != len(prompts):
         raise ValueError(f"prompts must be different texts, at least one; got {list(prompts)}")
+    if isinstance(embedder, EmbeddedContext):
+        return encode_prompts(str(embedder.folder), prompts)
     tokens = embedder.read(list(prompts))
     null = embedder.has_null
     if null:

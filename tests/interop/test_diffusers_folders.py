@@ -26,6 +26,7 @@ from tests.interop.models import (
     THEIR_UNET,
     filled,
     flux_output,
+    latent_diffusion,
     randn,
     relative,
 )
@@ -234,12 +235,25 @@ def test_table_that_ends_in_pure_noise_is_sampled_as_theirs(prediction, tmp_path
         assert bool(found.isfinite().all())
 
 
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0)])
+def test_steps_lie_and_end_where_theirs_do(spacing, offset, clean, tmp_path):
+    unet = filled(diffusers.UNet2DModel(**THEIR_UNET))
+    scheduler = diffusers.DDIMScheduler(
+        timestep_spacing=spacing, steps_offset=offset, set_alpha_to_one=clean, clip_sample=False
+    )
+    pipeline = load_model(diffusers=saved(tmp_path, unet=unet, scheduler=scheduler), sampling=Sampling(steps=4))
+    noise = randn(2, 3, 8, 8).float()
+    expected = their_samples(scheduler, lambda x, t: unet(x, t).sample, noise, 4)
+    assert relative(pipeline.sample_latents(None, range(2), noise), expected) < 1e-5
+
+
 TAKEN = {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
 LEFT_OUT = [
     ("DDIMScheduler", {"timestep_spacing": "linspace"}, "timestep_spacing linspace"),
-    ("DDIMScheduler", {"steps_offset": 0}, "steps_offset 0, last step to clean data: False"),
-    ("PNDMScheduler", {"steps_offset": 0}, "timestep_spacing leading"),
-    ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, "clean data: True"),
+    ("DDIMScheduler", {"steps_offset": 2}, "steps_offset 2, last step to clean data: False"),
+    ("EulerDiscreteScheduler", {}, "timestep_spacing linspace"),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}, "karras levels of Euler"),
     ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 0}, "of DPMSolverMultistep"),
     ("DDPMScheduler", {"thresholding": True, "steps_offset": 0}, "not taken over: thresholding True"),
     ("EulerDiscreteScheduler", {"use_beta_sigmas": True, "timestep_spacing": "trailing"}, "use_beta_sigmas True"),
@@ -260,7 +274,13 @@ def test_what_is_not_taken_over_is_named(name, changes, words, caplog):
     [
         ("DDIMScheduler", {}, "leading_offset"),
         ("PNDMScheduler", {"skip_prk_steps": True}, "leading_offset"),
-        ("EulerDiscreteScheduler", {"steps_offset": 0, "interpolation_type": "linear"}, "leading"),
+        ("DDIMScheduler", {"steps_offset": 0}, "leading_first"),
+        ("DDIMScheduler", {"timestep_spacing": "trailing"}, "trailing_first"),
+        ("DDIMScheduler", {"timestep_spacing": "trailing", "set_alpha_to_one": True}, "trailing"),
+        ("PNDMScheduler", {"timestep_spacing": "trailing"}, "trailing_first"),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, "leading_offset_clean"),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 0}, "leading"),
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}, "karras"),
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "linspace"}, "karras"),
         ("HeunDiscreteScheduler", {"use_exponential_sigmas": True}, "exponential"),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "auto"),
@@ -287,6 +307,19 @@ def test_another_process_is_refused(name, changes, words):
         read_scheduler({"_class_name": name, "beta_schedule": "linear", **TAKEN, **changes})
 
 
+def test_networks_that_do_not_fit_are_refused_when_they_are_built(tmp_path):
+    """A first stage is no network, and one output channel would be spread over three."""
+    build = {"target": "diffusers.AutoencoderKL", "params": {"block_out_channels": [32], "latent_channels": 3}}
+    with pytest.raises(ValueError, match=r"is called as network\(x, t\), and a StagedAutoencoderKL takes \(x\)"):
+        latent_diffusion(build)
+    unet = diffusers.UNet2DModel(**{**THEIR_UNET, "out_channels": 1})
+    folder = saved(tmp_path / "unet", unet=unet, scheduler=diffusers.DDIMScheduler())
+    with pytest.raises(ValueError, match="out_channels: 3 for 3 channels, got 1"):
+        load_model(diffusers=folder)
+    with pytest.raises(FileNotFoundError, match=r"is a folder, and a checkpoint is a file: .* --run"):
+        load_model(base="configs/latent-diffusion/digits.yaml", ckpt=folder)
+
+
 def test_noise_says_nothing_of_pure_noise(tmp_path):
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match="goes with prediction_type v_prediction or sample"):
@@ -301,8 +334,12 @@ def test_dit_pipeline_is_loaded_and_sampled_as_theirs(tmp_path):
     stage = filled(diffusers.AutoencoderKL(block_out_channels=(32,), latent_channels=4))
     scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     folder = saved(tmp_path, transformer=network, vae=stage, scheduler=scheduler)
+    index = json.loads((folder / "model_index.json").read_text())
+    names = {str(label): f"thing {label}" for label in reversed(range(10))}
+    (folder / "model_index.json").write_text(json.dumps({**index, "id2label": names}))
     pipeline = load_model(diffusers=folder, sampling=Sampling(steps=20, scale=4.0))
     assert (pipeline.n_classes, pipeline.null_class) == (10, 10)
+    assert pipeline.choose_classes(["thing 7", "3"]) == [7, 3]
     labels, noise = torch.tensor([1, 9]), randn(2, 4, 8, 8).float()
 
     def predict(x, t):
@@ -312,6 +349,24 @@ def test_dit_pipeline_is_loaded_and_sampled_as_theirs(tmp_path):
 
     expected = their_samples(scheduler, predict, noise, 20)
     assert relative(pipeline.sample_latents(labels.tolist(), range(2), noise), expected) < 1e-4
+
+
+def test_published_transformers_have_a_former_name(tmp_path, caplog):
+    """facebook/DiT-XL-2-256 and PixArt-XL-2-512x512 say Transformer2DModel, with the arguments that it had."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    for kind, config in (("DiTTransformer2DModel", THEIR_DIT), ("PixArtTransformer2DModel", THEIR_PIXART)):
+        network = filled(getattr(diffusers, kind)(**config))
+        file = saved(tmp_path / kind, transformer=network, scheduler=scheduler) / "transformer" / "config.json"
+        former = {"num_vector_embeds": None, "double_self_attention": False, "_class_name": "Transformer2DModel"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | former))
+        found = load_model(diffusers=tmp_path / kind).model.model.diffusion_model
+        assert type(found) is get_obj_from_str(f"diffusers.{kind}")
+        last = found.parts.last_layer
+        assert torch.equal(found.get_submodule(last).weight, network.get_submodule(last).weight)
+    assert not caplog.text
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"norm_type": "layer_norm"}))
+    with pytest.raises(ValueError, match="got 'Transformer2DModel'"):
+        load_model(diffusers=tmp_path / kind)
 
 
 def test_only_listed_classes_are_taken_and_nothing_is_executed(tmp_path):

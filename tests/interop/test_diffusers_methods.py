@@ -137,7 +137,7 @@ def test_members_train_on_an_exported_base(folders, tmp_path):
         "target": "main.DataModuleFromConfig",
         "params": {"batch_size": 4, "num_workers": 0, "train": digits},
     }
-    config.model.params.pretrained_path = str(out)
+    assert config.model.params.pretrained_path == str(out)
     config.model.base_learning_rate = 1e-2
     config.lightning = {
         "trainer": {"max_steps": 1, "enable_progress_bar": False},

@@ -121,7 +121,10 @@ def test_flows_are_loaded_and_sampled_as_theirs(kind, tmp_path):
     scale = 4.0 if sd3 else 1.0
     sampling = Sampling(sampler="Euler", steps=6, scale=scale)
     choices = Choices(tuple(PROMPTS), context=pack_pooled(tokens, pooled), null=True)
-    pipeline = load_model(diffusers=folder, sampling=sampling).with_choices(choices)
+    loaded = load_model(diffusers=folder, sampling=sampling)
+    with pytest.raises(ValueError, match="its folder has no text encoder: embed them yourself"):
+        loaded.with_prompts(PROMPTS)
+    pipeline = loaded.with_choices(choices)
 
     def of(x, t, rows):
         if sd3:
@@ -166,8 +169,10 @@ def test_pixart_attends_to_the_tokens_that_count(tmp_path):
             tokens = encoder(read.input_ids, attention_mask=read.attention_mask).last_hidden_state
         folder = saved(tmp_path, transformer=network, vae=stage, scheduler=scheduler)
         choices = encode_prompts(folder, ["a bold three", "an eight"], t5_length=16)
+        loaded = load_model(diffusers=folder, sampling=Sampling(steps=20, scale=4.5))
+        prompted = loaded.with_prompts(["a bold three", "an eight"])  # of 120 tokens, most of which only fill
     assert read.attention_mask.sum(1).unique().numel() > 1
-    pipeline = load_model(diffusers=folder, sampling=Sampling(steps=20, scale=4.5)).with_choices(choices)
+    pipeline = loaded.with_choices(choices)
 
     def predict(x, t):
         of = [network(x, tokens[rows], t.expand(2), encoder_attention_mask=read.attention_mask[rows]).sample[:, :4]
@@ -177,3 +182,4 @@ def test_pixart_attends_to_the_tokens_that_count(tmp_path):
     noise = randn(2, 4, 8, 8).float()
     expected = their_samples(scheduler, predict, noise, 20)
     assert relative(pipeline.sample_latents([0, 1], range(2), noise), expected) < 1e-4
+    assert relative(prompted.sample_latents([0, 1], range(2), noise), expected) < 1e-4

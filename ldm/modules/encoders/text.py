@@ -247,7 +247,8 @@ class FrozenCLIPEmbedder(TextEmbedder):
 
     def _load_folder(self, folder: Path) -> None:
         """Read the weights of a folder, where it holds any."""
-        files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
+        names = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
+        files = [folder / name for name in names if (folder / name).exists()]
         if files:
             state = self.released_names(load_state_dict(files[0]))
             own = self.state_dict()
