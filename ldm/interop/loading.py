@@ -13,8 +13,10 @@ from ldm.checkpoint import load_into, load_state_dict
 from ldm.files import read_mapping
 from ldm.interop.folder import WEIGHTS, ModelFolder
 from ldm.interop.schedulers import read_scheduler
+from ldm.interop.text_parts import load_bert, read_bert_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import UNET
+from ldm.modules.encoders.modules import BERTEmbedder
 from ldm.util import read_image_size, shorten_size
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,8 @@ def load_folder_weights(model: LatentDiffusion, folder: ModelFolder) -> None:
         ValueError: if tensors are missing, unknown or of another shape.
     """
     load_into(model, read_state(folder), _absent(model), folder.root)
+    if isinstance(model.cond_stage_model, BERTEmbedder):
+        load_bert(model.cond_stage_model, folder.root / "bert")
 
 
 def read_state(folder: ModelFolder) -> dict[str, Tensor]:
@@ -164,9 +168,9 @@ def _condition(folder: ModelFolder) -> dict[str, Any]:
             raise ValueError("a UNet with a table of classes and a context takes two conditions; give one of the two")
         if said.get("class_embedding"):
             return _classes(said["rows"], said["null_class"], "crossattn", int(network.config["cross_attention_dim"]))
-        clip = _clip_encoder(folder)
-        if clip is not None:
-            return {"cond_stage_config": clip, "conditioning_key": "crossattn", "cond_stage_key": "txt"}
+        encoder = _clip_encoder(folder) or read_bert_config(folder.root)
+        if encoder is not None:
+            return {"cond_stage_config": encoder, "conditioning_key": "crossattn", "cond_stage_key": "txt"}
         params: dict[str, Any] = {"max_length": _context_length(folder)}
         if (folder.root / "text_encoder").is_dir():
             params["folder"] = str(folder.root)

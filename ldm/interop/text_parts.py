@@ -1,4 +1,4 @@
-"""Text encoders of ours in transformers' words, with the tokenizer's files and the pipeline that reads them.
+"""Text encoders of ours in transformers' words and back, with the tokenizer's files and the pipeline that reads them.
 
 | here | there | pipeline |
 | --- | --- | --- |
@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ldm.checkpoint import load_into, load_state_dict
 from ldm.files import read_mapping
 from ldm.interop.converted import Converted, tensors_below
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -23,6 +24,9 @@ from ldm.modules.encoders.text import TextEmbedder
 
 # Files of a tokenizer's folder that are taken along; its tokenizer_config.json is written anew.
 TOKENIZER_PARTS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
+# Sizes of latent-diffusion's text encoder that its constructor does not name, and the files of its weights.
+BERT_SIZES = {"encoder_attention_heads": 8, "head_dim": 64, "activation_function": "gelu"}
+BERT_FILES = ("model.safetensors", "pytorch_model.bin")
 LDM_LENGTH, LDM_FACTOR = 77, 8  # ids of a text, and pixels of a latent one, in `LDMTextToImagePipeline`
 
 
@@ -167,6 +171,43 @@ def _convert_bert(embedder: BERTEmbedder) -> Converted:
     for place, (attend, forward) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
         state |= _convert_pair(attend, forward, f"model.layers.{place}")
     return Converted("LDMBertModel", config, state)
+
+
+def read_bert_config(root: Path) -> dict[str, Any] | None:
+    """Return the config of the `BERTEmbedder` that is a folder's `bert/`, None where there is none.
+
+    Raises:
+        ValueError: for one that ours cannot compute, naming the argument.
+    """
+    file = root / "bert" / "config.json"
+    if not file.is_file() or not (root / "tokenizer").is_dir():
+        return None
+    found = read_mapping(file, "the config of a text encoder", "fetch the folder again")
+    width = int(found["d_model"])
+    for name, taken in {**BERT_SIZES, "encoder_ffn_dim": 4 * width}.items():
+        if found.get(name, taken) != taken:
+            raise ValueError(f"{file}: {name} must be {taken} here, got {found[name]!r}")
+    params = {
+        "n_embed": width,
+        "n_layer": int(found["encoder_layers"]),
+        "vocab_size": int(found["vocab_size"]),
+        "max_seq_len": int(found["max_position_embeddings"]),
+        "tokenizer": str(root / "tokenizer"),
+    }
+    return {"target": "ldm.modules.encoders.modules.BERTEmbedder", "params": params}
+
+
+def load_bert(embedder: BERTEmbedder, folder: Path) -> None:
+    """Copy the weights of diffusers' `LDMBertModel` into ours, strictly.
+
+    Args:
+        folder: `bert/` of a pipeline's folder.
+    """
+    file = next((folder / name for name in BERT_FILES if (folder / name).is_file()), folder / BERT_FILES[0])
+    places = {value.data_ptr(): name for name, value in embedder.state_dict().items()}
+    names = {theirs: places[value.data_ptr()] for theirs, value in _convert_bert(embedder).state.items()}
+    state = {names.get(name, name): value.float() for name, value in load_state_dict(file).items()}
+    load_into(embedder, state, (), folder)
 
 
 def _convert_pair(attend: nn.Module, forward: nn.Module, name: str) -> dict[str, Tensor]:

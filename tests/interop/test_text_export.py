@@ -17,7 +17,6 @@ from tests.interop.test_diffusers_text import PROMPTS, save_text_encoder
 from tests.texts import text_params
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusers` is not installed")
-pytest.importorskip("transformers", reason="the extra `text` is not installed")
 
 CLIP = {
     "vocab_size": 54,
@@ -54,6 +53,13 @@ def our_images(model, tokens, noise, scale):
         return (model.decode_first_stage(z) / 2 + 0.5).clamp(0, 1)
 
 
+def save_words(folder):
+    """A folder of BERT's tokenizer that knows twelve pieces of words, as text."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"athre", "eight"]))
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
@@ -65,15 +71,14 @@ def tokenizer(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "LDMTextToImagePipeline"])
 def test_their_pipeline_of_the_folder_samples_the_same(kind, tokenizer, tmp_path):
     """Guidance 7.5, 20 steps from the same noise; the encoder, the tokenizer and the first stage are the folder's."""
+    if not diffusers.utils.is_transformers_available():
+        pytest.skip("diffusers has these pipelines with the extra `text` alone")
     if kind == "StableDiffusionPipeline":
         given = {"version": None, "params": CLIP, "max_length": 12, "tokenizer": str(tokenizer)}
         model = text_latents(2, FrozenCLIPEmbedder, given)
         model.load_state_dict(model.state_dict())  # it asks for weights before it embeds
     else:
-        words = tmp_path / "bert"
-        words.mkdir()
-        (words / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"athre", "eight"]))
-        model = text_latents(4, BERTEmbedder, {**BERT, "tokenizer": str(words)})
+        model = text_latents(4, BERTEmbedder, {**BERT, "tokenizer": save_words(tmp_path / "words")})
     with package("transformers"):
         folder = export_folder(model, tmp_path / "out")
         assert json.loads((folder / "model_index.json").read_text())["_class_name"] == kind
@@ -92,6 +97,22 @@ def test_their_pipeline_of_the_folder_samples_the_same(kind, tokenizer, tmp_path
         assert (
             relative((again.decode(again.sample_latents([0, 1], range(2), noise)) + 1) / 2, ours.movedim(-1, 1)) < 1e-2
         )
+
+
+def test_latent_diffusions_text_folder_opens_again(tmp_path):
+    """LDMBertModel's weights under their names are ours again; a text encoder of other heads is refused."""
+    model = text_latents(4, BERTEmbedder, {**BERT, "tokenizer": save_words(tmp_path / "words")})
+    with package("transformers"):
+        folder = export_folder(model, tmp_path / "out")
+        tokens = model.cond_stage_model.tokenize(PROMPTS)
+        again = load_model(diffusers=folder, sampling=Sampling(steps=20, scale=7.5)).with_prompts(PROMPTS)
+    noise = randn(2, 4, 8, 8).float()
+    found = again.decode(again.sample_latents([0, 1], range(2), noise)) / 2 + 0.5
+    assert relative(found, our_images(model, tokens, noise, 7.5)) < 1e-4
+    config = folder / "bert" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "encoder_attention_heads": 4}))
+    with pytest.raises(ValueError, match="encoder_attention_heads must be 8 here, got 4"):
+        load_model(diffusers=folder)
 
 
 def test_what_has_no_class_there_is_named(tokenizer, tmp_path):
