@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 from ldm.commands.line import run_file
 from ldm.experiments.aligned_digits import AlignmentTrainings
 from ldm.experiments.judged_digits import Judge
 from ldm.experiments.recipe_samples import Measured, SampleStudy, list_ways
 from ldm.experiments.recipes import LAST, WIDTH, DigitBank, RecipeResult, RecipeTraining, SmallRecipe
+from ldm.experiments.small_networks import read_mnist
+from ldm.options import option
 from ldm.records import Row, write_record
 from ldm.report.recipes import draw_recipes
 from ldm.report.tables import markdown_table, write_csv
@@ -30,14 +33,16 @@ SMALL_DATA = {
 }
 WEIGHTS = ("simple", "min_snr", "soft_min_snr", "p2", "edm", "sigmoid")
 WIDTHS = (0.02, 0.05, 0.1, 0.15, 0.25)
+MNIST_SIDE = 16
 
 
 @dataclass(frozen=True)
 class RecipeStudy:
     """Train small digits networks that differ in one thing, and measure their samples and their held-out loss.
 
-    The networks are perceptrons of 27,000 parameters that regress v, all trained in one pass; alignment is of a small
-    DiT, trained by `decu train`. FD is the Frechet distance to all digits in the features of a classifier of them;
+    The networks are perceptrons that regress v, of 27,000 parameters at the width 64 on scikit-learn's digits, all
+    trained in one pass; alignment is of a small DiT, trained by `decu train`. FD is the Frechet distance to all
+    digits, or to MNIST's 10,000 test images, in the features of a classifier of them (of MNIST's training images);
     precision and recall are taken there too; "recognised" is the share of samples that it takes for their class. The
     held-out loss is the mean squared error of v on the test split. Where nothing else is said, weights are averages of
     width 0.1, and samples are drawn without guidance by DDIM. A seed draws the weights, the order, the noises, and
@@ -45,6 +50,7 @@ class RecipeStudy:
 
     Examples:
       python -m benchmarks.recipes --out results/recipes
+      python -m benchmarks.recipes --out results/mnist --mnist data/mnist --width 256 --parts weights averages guidance
 
     Writes {out}/: small_data.csv, averages.csv, weights.csv, guidance.csv, alignment.csv, pictures, record.json.
     """
@@ -55,8 +61,12 @@ class RecipeStudy:
     """Seeds of the perceptrons."""
     steps: int = 1000
     """Steps of their trainings, of 64 images."""
+    width: int = 64
+    """Width of the perceptrons."""
+    mnist: Annotated[str | None, option(metavar="DIR", default="scikit-learn's digits, 8x8")] = None
+    """The folder of MNIST, which is taken at 16x16 in place of the digits."""
     per_class: tuple[int, ...] = (5, 20, 0)
-    """Images of each class in the sets of images; 0: all, about 144."""
+    """Images of each class in the sets of images; 0: all, about 144 of the digits."""
     parts: tuple[str, ...] = PARTS
     """The tables that are made: small_data, averages, weights, guidance, alignment."""
     recipes: tuple[str, ...] = tuple(SMALL_DATA)
@@ -79,6 +89,8 @@ class RecipeStudy:
                 f"--parts takes {', '.join(PARTS)}, and --recipes {', '.join(SMALL_DATA)}, {PLAIN_NAME} among them; "
                 f"got {wrong or list(self.recipes)}"
             )
+        if self.mnist and "small_data" in self.parts and "augmented" in self.recipes:
+            raise ValueError("--mnist has no augmented versions: leave augmented out of --recipes")
 
     def run(self) -> dict[str, list[Row]]:
         """Train, measure, print and write; return the tables."""
@@ -119,7 +131,11 @@ class RecipeStudy:
     @cached_property
     def study(self) -> SampleStudy:
         """What draws samples and measures them."""
-        return SampleStudy(Judge.make(), self.n, self.sampler_steps)
+        if self.mnist is None:
+            return SampleStudy(Judge.make(), self.n, self.sampler_steps)
+        images, labels = read_mnist(self.mnist, "train", MNIST_SIDE)
+        judge = Judge.train(images, labels, read_mnist(self.mnist, "test", MNIST_SIDE)[0], epochs=2)
+        return SampleStudy(judge, self.n, self.sampler_steps, (images, labels))
 
     @cached_property
     def measured(self) -> dict[tuple[SmallRecipe, object, int], Measured]:
@@ -133,18 +149,18 @@ class RecipeStudy:
         recipes = [replace(one, per_class=count) for count in self.sizes.values() for one in tried]
         recipes += [PLAIN] if "guidance" in self.parts else []
         recipes += [replace(PLAIN, weight=name) for name in WEIGHTS] if "weights" in self.parts else []
-        bank = DigitBank.make()
+        bank = DigitBank.read_mnist(self.mnist, MNIST_SIDE) if self.mnist else DigitBank.make()
         results = {}
         for rate in dict.fromkeys(recipe.rate for recipe in recipes):
             own = list(dict.fromkeys(recipe for recipe in recipes if recipe.rate == rate))
             pairs = [(recipe, seed) for recipe in own for seed in range(self.seeds)]
-            results[rate] = RecipeTraining(bank, pairs, WIDTHS, self.steps).run(0, rate)
+            results[rate] = RecipeTraining(bank, pairs, WIDTHS, self.steps, width=self.width).run(0, rate)
         return results
 
     @property
     def sizes(self) -> dict[str, int | None]:
         """The numbers of images of a class by the number of all images."""
-        return {str(10 * count or 1437): count or None for count in self.per_class}
+        return {str(10 * count or len(self.study.real[1])): count or None for count in self.per_class}
 
     def over_seeds(self, value: Callable[[int], float]) -> Interval:
         """Return the mean of a value of each seed."""
@@ -233,7 +249,8 @@ class RecipeStudy:
 
     def compare_alignment(self) -> list[Row]:
         """Return a row for the transformer with and without alignment, at equal steps."""
-        trainings = AlignmentTrainings(self.folder, self.transformer_steps, 32)
+        side = MNIST_SIDE if self.mnist else 8
+        trainings = AlignmentTrainings(self.folder, self.transformer_steps, 32, self.mnist, side)
         found = {}
         for name, aligned in {"plain": False, "aligned": True}.items():
             seeds = range(self.transformer_seeds)

@@ -21,22 +21,13 @@ from ldm.experiments.training_timing import (
     RandomImages,
     TrainingSides,
     find_image_shape,
-    make_whole_step,
     start_timed_members,
 )
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipelines.speed import PRECISIONS
 from ldm.report.tables import markdown_table
 from ldm.settings import Precision
-from ldm.training.blocks import BlockOptions
 from ldm.util import generator
-
-# How the blocks of the whole network run: the first is what the others are compared with.
-WHOLE_STEPS = {
-    "step, whole network": BlockOptions(),
-    "the same, compiled": BlockOptions(compile=True),
-    "the same, recomputed": BlockOptions(gradient_checkpointing=True),
-}
 
 
 @dataclass(frozen=True)
@@ -68,9 +59,6 @@ class TrainingTimes:
     """Processes of the loader that is timed."""
     seed: int = 42
     """The seed of weights and members."""
-    compile: bool = False
-    """Also time a step of the whole network, with its blocks as they are, compiled, and computed again in the backward
-    pass; compiling takes minutes."""
     plan: timing.TimingPlan = timing.TimingPlan()
     place: Placement = Placement()
 
@@ -116,8 +104,6 @@ class TrainingTimes:
             f"{count} runs, cached latents": lambda: sides.runs(sides.latents),
             f"{count} together, cached latents": sides.all,
         }
-        if self.compile:
-            calls |= self.make_whole_steps(model, sides.latents[0], dtype)
         counted = {name: timing.count_operations(call) for name, call in calls.items()}
         timed = timing.time_in_turn(calls, device, self.plan.repeats)
         numbers = {
@@ -134,23 +120,13 @@ class TrainingTimes:
         timing.write_numbers(self.plan.json, self, rows, numbers, device)
         return numbers
 
-    def make_whole_steps(
-        self, model: LatentDiffusion, batch: dict[str, Tensor], dtype: torch.dtype | None
-    ) -> dict[str, Callable[[], Any]]:
-        """Return a step of the whole network by how its blocks run, after one of each."""
-        steps = {name: make_whole_step(model, batch, dtype, options) for name, options in WHOLE_STEPS.items()}
-        for step in steps.values():
-            step()
-        return dict(steps)
-
     def make_rows(self, counted: dict[str, int], timed: dict[str, timing.Timing], rate: float) -> list[dict[str, Any]]:
         """Return a line a side, the matrix product left out, whose `rate` is in operations a second."""
-        runs, whole = timed[f"{self.members} runs, images encoded"], timed.get(next(iter(WHOLE_STEPS)))
+        runs = timed[f"{self.members} runs, images encoded"]
         rows = []
         for name in list(timed)[1:]:
             speed = counted[name] / timed[name].median
-            slow = whole if whole is not None and name in WHOLE_STEPS else runs
-            median, low, high = timing.compare_rounds(slow, timed[name])
+            median, low, high = timing.compare_rounds(runs, timed[name])
             rows.append(
                 {
                     "side": name,

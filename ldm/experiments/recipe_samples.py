@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ldm.diffusion.guidance import GuidanceRule, RuledGuidance, SharedDenoiser
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.transition import ddim
 from ldm.ensembles.members import MemberNetwork, Members
-from ldm.experiments.judged_digits import Judge
+from ldm.experiments.judged_digits import Judge, to_square
 from ldm.experiments.recipes import NULL_LABEL
 from ldm.experiments.small_networks import SmallNetwork, read_digits, sampling_times
 from ldm.uncertainty.quantities import Estimator, compute_quantities
@@ -56,11 +56,13 @@ class SampleStudy:
         judge: see `Judge`.
         n: samples of a measurement.
         steps: of DDIM.
+        real: the training images [N, D] and their classes [N].
     """
 
     judge: Judge
     n: int
     steps: int
+    real: tuple[Tensor, Tensor] = field(default_factory=lambda: read_digits("train"))
 
     @property
     def labels(self) -> Tensor:
@@ -73,8 +75,9 @@ class SampleStudy:
         return sampling_times(self.steps)
 
     def start(self, seed: int) -> Tensor:
-        """Return the first noises [n, 1, 8, 8]."""
-        return ImageNoise(seed, tuple(range(self.n))).initial((self.n, 1, 8, 8))
+        """Return the first noises [n, 1, S, S]."""
+        shape = to_square(self.real[0][:1]).shape[1:]
+        return ImageNoise(seed, tuple(range(self.n))).initial((self.n, *shape))
 
     def denoiser(
         self, network: Network, way: GuidanceWay | None = None, weaker: SmallNetwork | None = None
@@ -100,9 +103,9 @@ class SampleStudy:
 
     def measure_real(self, seed: int) -> Measured:
         """Measure as many real digits of the training split: what a perfect model scores."""
-        images, labels = read_digits("train")
+        images, labels = self.real
         drawn = torch.randperm(len(images), generator=generator("real digits", seed))[: self.n]
-        return asdict(self.judge.measure(images[drawn].reshape(-1, 1, 8, 8), labels[drawn]))
+        return asdict(self.judge.measure(to_square(images[drawn]), labels[drawn]))
 
     @torch.no_grad()
     def information(

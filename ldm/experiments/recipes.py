@@ -21,7 +21,7 @@ from ldm.diffusion.denoiser import Target
 from ldm.diffusion.process import ContinuousProcess
 from ldm.diffusion.training_times import UniformTimes
 from ldm.diffusion.weighting import LossWeight, make_loss_weight
-from ldm.experiments.small_networks import SmallNetwork, draw_noised, read_digits
+from ldm.experiments.small_networks import SmallNetwork, draw_noised, read_digits, read_mnist
 from ldm.modules.power_averages import PowerAverages, Profile, combine_profiles, exponent_of
 from ldm.util import generator
 
@@ -61,10 +61,10 @@ class DigitBank:
     """The digits' training split with augmented versions of each image, and the held-out split.
 
     Attributes:
-        images: [V + 1, N, 64]; version 0 is the image itself.
+        images: [V + 1, N, D]; version 0 is the image itself. Without other versions, V = 0, nothing can be augmented.
         changes: augmentation labels [V + 1, N, 9].
         labels: [N].
-        held_out: images [n, 64] and labels [n] that nobody trains on.
+        held_out: images [n, D] and labels [n] that nobody trains on.
     """
 
     images: Tensor
@@ -85,6 +85,15 @@ class DigitBank:
             banks.append(torch.stack([image.flatten() for image, _ in made]))
             changes.append(torch.stack([facts["augment_labels"] for _, facts in made]))
         return cls(torch.stack(banks), torch.stack(changes), labels, read_digits("test"))
+
+    @classmethod
+    def read_mnist(cls, root: str, side: int, held_out: int = 1000) -> DigitBank:
+        """Read MNIST, scaled to a side in pixels, without versions; so many images of the test split are held out."""
+        images, labels = read_mnist(root, "train", side)
+        others, classes = read_mnist(root, "test", side)
+        drawn = torch.randperm(len(others), generator=generator("held-out images"))[:held_out]
+        changes = torch.zeros(1, len(images), NonLeaky.size)
+        return cls(images[None], changes, labels, (others[drawn], classes[drawn]))
 
     def choose(self, per_class: int | None, seed: int) -> Tensor:
         """Return the positions of the training images that a seed draws, so many of each class."""
@@ -163,6 +172,8 @@ class RecipeTraining:
     snapshots: list[tuple[Profile, State]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if len(self.bank.images) == 1 and any(recipe.augmented for recipe, _ in self.recipes):
+            raise ValueError("these images have no augmented versions: leave out the recipe that is augmented")
         chosen = [self.bank.choose(recipe.per_class, seed) for recipe, seed in self.recipes]
         self.counts = torch.tensor([len(own) for own in chosen])
         self.chosen = torch.stack([torch.nn.functional.pad(own, (0, int(self.counts.max()) - len(own)))
@@ -173,11 +184,12 @@ class RecipeTraining:
         self.process = ContinuousProcess(CosineSchedule(), UniformTimes())
 
     def draw(self, source: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return images [M, B, 64] and conditions [M, B, 10] of a step, some labels dropped for the null class."""
+        """Return images [M, B, D] and conditions [M, B, 10] of a step, some labels dropped for the null class."""
         shape = (len(self.recipes), self.batch)
         place = (torch.rand(shape, generator=source) * self.counts[:, None]).long()
         index = self.chosen.gather(1, place)
-        version = torch.randint(1, len(self.bank.images), shape, generator=source) * self.augmented[:, None]
+        drawn = torch.randint(1, max(2, len(self.bank.images)), shape, generator=source)
+        version = drawn * self.augmented[:, None]
         label = torch.where(torch.rand(shape, generator=source) < 0.1, NULL_LABEL, self.bank.labels[index])
         changes = self.bank.changes[version, index]
         return self.bank.images[version, index], torch.cat([label[..., None], changes], dim=2)
@@ -197,7 +209,8 @@ class RecipeTraining:
     def run(self, seed: int, rate: float) -> RecipeResult:
         """Train all networks under one rate."""
         source = generator("recipes", seed, f"{rate:g}")
-        starts = {own: SmallNetwork(self.width, classes=NULL_LABEL + 1, augment_dim=NonLeaky.size)
+        pixels = self.bank.images.shape[2]
+        starts = {own: SmallNetwork(self.width, pixels=pixels, classes=NULL_LABEL + 1, augment_dim=NonLeaky.size)
                   .initialise(generator("recipe start", own)) for _, own in self.recipes}  # fmt: skip
         network = starts[self.recipes[0][1]]
         stacked = stack_module_state([starts[own] for _, own in self.recipes])[0]

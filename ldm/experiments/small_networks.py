@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ldm.data.digits import Digits
+from ldm.data.idx import MNIST
 from ldm.laplace import Observation
 from ldm.modules.augment_labels import AugmentEmbedding, split_augmented
 from ldm.util import generator
@@ -102,6 +103,12 @@ def read_digits(split: str) -> tuple[Tensor, Tensor]:
     """Return the images [N, 64] of a split, and their classes [N]."""
     data = Digits(split=split)
     return data.images.flatten(1), data.labels
+
+
+def read_mnist(root: str, split: str, side: int) -> tuple[Tensor, Tensor]:
+    """Return the images [N, D] of a split of MNIST, scaled to a side in pixels, and their classes [N]."""
+    data = MNIST(root, split, side, fit="resize")
+    return torch.stack([data.read(index).flatten() for index in range(len(data))]), data.labels
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ from ldm.util import atomic_write, generator
 # Configs whose networks are benchmarked with random weights: parameters of the UNet, operations of a pass, latents.
 SIZES = {
     "tiny": "configs/latent-diffusion/digits.yaml",  # 1.0 M, 0.04 GFLOP, 8x8x1
+    "uvit": "configs/uvit/digits.yaml",  # 0.27 M, 8x8x1, five blocks of one kind
     "small": "configs/latent-diffusion/small.yaml",  # 24.2 M, 1.43 GFLOP, 16x16x3
     "cin256": "configs/latent-diffusion/cin256-v2.yaml",  # 400.9 M, 202 GFLOP, 64x64x3
     "dit-xl-2": "configs/ddae/dit-xl-2-cifar10.yaml",  # 675.1 M, 229 GFLOP, 32x32x4
 }
-SizeName = Literal["tiny", "small", "cin256", "dit-xl-2"]
+SizeName = Literal["tiny", "uvit", "small", "cin256", "dit-xl-2"]
 Call = Callable[[], Any]
 Clock = Callable[[], float]
 

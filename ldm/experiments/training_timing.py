@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,22 @@ def make_whole_step(
         return loss.detach()
 
     return step
+
+
+def count_saved_bytes(step: Callable[[], Any]) -> int:
+    """Return the bytes of the tensors that autograd keeps for the backward pass of a step, parameters aside."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        whole = tensor if tensor._base is None else tensor._base
+        if not (whole.is_leaf and whole.requires_grad):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 class RandomImages(LabelledImages):

@@ -1,9 +1,12 @@
 """The study of recipes: its tables have a row for each case, differences are paired, and bad options are refused."""
 
 import pytest
+import torch
 
 from benchmarks.recipes import SMALL_DATA, WEIGHTS, WIDTHS, RecipeStudy, contrast, describe
 from ldm.report.tables import read_csv
+from ldm.util import generator
+from tests.data.test_idx import write
 
 
 @pytest.mark.slow
@@ -18,6 +21,26 @@ def test_a_small_study_writes_every_table(tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"averages.png", "weights.png", "guidance.png"}
     plain = next(row for row in tables["small_data"] if row["recipe"] == "plain")
     assert plain["FD"] == tables["averages"][WIDTHS.index(0.1) + 1]["FD"], "one network in two tables"
+
+
+@pytest.mark.slow
+def test_mnist_takes_the_place_of_the_digits(tmp_path):
+    """The images that are drawn and compared with, their number, and the trainings of the transformer are MNIST's."""
+    source = generator("images")
+    for split, count in {"train": 60, "test": 40}.items():
+        pixels = torch.randint(256, (count, 28, 28), generator=source, dtype=torch.uint8).numpy()
+        write(tmp_path, split if split == "train" else "t10k", pixels, [place % 10 for place in range(count)])
+    small = {"seeds": 2, "steps": 8, "per_class": (0,), "n": 20, "sampler_steps": 4, "recipes": ("plain",), "width": 16}
+    parts = ("averages", "alignment")
+    study = RecipeStudy(str(tmp_path / "out"), mnist=str(tmp_path), parts=parts, **small, transformer_seeds=2,
+                        transformer_steps=2)  # fmt: skip
+    tables = study.run()
+    assert {row["images"] for row in tables["averages"]} == {"60"}
+    assert study.study.judge.features.shape == (40, 128) and study.study.real[0].shape == (60, 256)
+    config = next((tmp_path / "out" / "runs").glob("*_aligned_seed1")) / "configs"
+    assert any("ldm.data.idx.MNIST" in path.read_text() for path in config.iterdir())
+    with pytest.raises(ValueError, match="no augmented versions"):
+        RecipeStudy("o", mnist=str(tmp_path), recipes=("plain", "augmented"), parts=("small_data",))
 
 
 def test_differences_are_paired():

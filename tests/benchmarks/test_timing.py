@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import laplace, probe
+from benchmarks.blocks import BlockTimes
 from benchmarks.growth import Growth
 from benchmarks.members import MemberTimes
 from benchmarks.tangents import TangentTimes
@@ -22,7 +23,7 @@ from ldm.experiments.timing import (
     draw_model,
     load_size_config,
 )
-from ldm.experiments.training_timing import make_whole_step
+from ldm.experiments.training_timing import count_saved_bytes, make_whole_step
 from ldm.training.blocks import BlockOptions
 from tests.ensembles import write_ensemble
 from tests.posteriors import write_model
@@ -65,6 +66,22 @@ def test_a_step_of_the_whole_network_is_one_however_its_blocks_run():
     plain, again = ([float(step()) for _ in range(2)] for step in steps)
     assert plain == again and plain[0] != plain[1]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_a_step_keeps_is_counted():
+    """A linear layer keeps its inputs [4, 8], exp its results [4, 3]; weights are there anyway."""
+    layer = torch.nn.Linear(8, 3)
+    inputs = torch.randn(4, 8)
+    assert count_saved_bytes(lambda: layer(inputs).exp().sum().backward()) == 4 * (4 * 8 + 4 * 3)
+
+
+def test_recomputed_blocks_keep_less_and_lose_the_same():
+    plain, recomputed = BlockTimes("tiny", 2, ways=("recomputed",), cpu_time=True, plan=ONCE, place=CPU).run()
+    kept = "kept for the backward pass, MB"
+    assert float(recomputed[kept]) < 0.5 * float(plain[kept])
+    assert float(recomputed["loss beside plain"]) == 0
+    with pytest.raises(ValueError, match="--ways takes 'plain'"):
+        BlockTimes(ways=("quick",))
 
 
 @pytest.mark.slow
