@@ -122,7 +122,7 @@ class Export:
         from ldm.interop.cards import Card, read_uncertainty
         from ldm.interop.sharing import HUB, check_hub_name, push_folder, write_shared_ensemble, write_shared_model
         from ldm.records import record, write_record
-        from ldm.training.gathering import describe_training_data
+        from ldm.training.gathering import count_training_images, describe_training_data
 
         out = Path(self.out)
         name = None if self.push_to_hub is None else check_hub_name(self.push_to_hub)
@@ -142,7 +142,8 @@ class Export:
             write_shared_model(out, state, whole, self.overwrite)
             config = whole
             try:
-                described = describe_training_data(whole)
+                told = describe_training_data(whole)
+                described = {**told, "bins": told["bins"] or count_training_images(whole)}
             except (ValueError, FileNotFoundError, AttributeError) as error:
                 reason = str(error).splitlines()[0]
                 print(f"the card names no classes, since the training data cannot be read: {reason}")

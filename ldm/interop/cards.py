@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 UNCERTAINTY_TABLE = "uncertainty.csv"
+# Numbers of images of a class that get a line each; of more of them the range is said.
+MOST_SIZES = 20
 _FRONT = """---
 library_name: decu-uncertainty
 tags: [diffusion, uncertainty{tag}]
@@ -65,7 +68,7 @@ class Card:
             ("network", network.get("target", "")),
             ("image size, channels", f"{params.get('image_size', '')}, {params.get('channels', '')}"),
             ("regresses", params.get("parameterization", "eps")),
-            ("loss weight", params.get("loss_weight") or "none"),
+            ("loss weight", _list_values(params.get("loss_weight") or "none")),
             ("guidance scale", params.get("guidance_scale", 1.0)),
             ("data set", self.data.get("dataset", "not recorded")),
         ]
@@ -103,14 +106,29 @@ class Card:
         for label, size in bins.items():
             shown = names[int(label)] if str(label).isdigit() and int(label) < len(names) else str(label)
             sizes.setdefault(str(size), []).append(shown)
+        if len(sizes) > MOST_SIZES:
+            numbers = sorted(int(size) for size in bins.values())
+            middle = numbers[len(numbers) // 2]
+            words = f"{len(numbers)} classes have {numbers[0]} to {numbers[-1]} training images each, median {middle}."
+            return [words, ""]
         rows = [f"| {size} | {len(classes)} | {_some(classes)} |" for size, classes in sizes.items()]
         return ["| training images of a class | classes | which |", "| --- | --- | --- |", *rows, ""]
 
     def _origin(self) -> list[str]:
         known = {key: self.record[key] for key in ("command", "revision", "time") if self.record.get(key)}
+        if "command" in known:
+            known["command"] = shlex.join(map(str, known["command"]))
         if not known:
             return []
         return ["## Record", "", *(f"- {key}: `{value}`" for key, value in known.items()), "- all of it: `record.json`"]
+
+
+def _list_values(given: Any) -> str:
+    """Return a name, or a mapping such as {name: min_snr, gamma: 5}, as "min_snr, gamma 5"."""
+    if not isinstance(given, Mapping):
+        return str(given)
+    options = [f"{key} {value}" for key, value in given.items() if key != "name"]
+    return ", ".join([str(given.get("name", "")), *options])
 
 
 def _some(classes: Sequence[str], most: int = 10) -> str:

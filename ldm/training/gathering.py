@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -102,6 +103,15 @@ def describe_training_data(config: Any) -> dict[str, Any]:
     if subsets is not None and record["split"] == MASKED:
         record["sees"] = {int(member): list(classes) for member, classes in subsets.sees.items()}
     return record
+
+
+def count_training_images(config: Any) -> dict[int, int]:
+    """Return the number of training images of each class, empty where the data have no classes."""
+    data = instantiate_from_config(config.data.params.train)
+    labels = getattr(data, "labels", None)
+    if labels is None:
+        return {}
+    return dict(enumerate(torch.as_tensor(labels).bincount(minlength=getattr(data, "n_classes", 0)).tolist()))
 
 
 def gather_members(

@@ -12,11 +12,15 @@ from urllib.parse import unquote
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
+from PIL import Image
 
 from ldm import Branching, Sampling, load_ensemble, load_model
 from ldm.commands.line import run_command
 from ldm.interop import sharing
+from ldm.interop.cards import Card
 from ldm.report.tables import write_csv
+from ldm.training.runs import RunDirectory
 from tests.comparisons import hide
 from tests.ensembles import write_ensemble
 from tests.pipelines.test_guidance_options import write_run
@@ -115,6 +119,30 @@ def test_a_model_opens_from_its_folder_as_from_its_run(run, folder):
         "sample model", ["--run", str(folder), "--n", "2", "--steps", "2", "--out", str(out), "--device", "cpu"]
     )
     assert (out / "samples.npz").exists()
+
+
+def test_the_card_counts_the_pictures_that_a_model_saw(tmp_path):
+    run = RunDirectory(write_run(tmp_path / "2026-01-01T00-00-00_seen", loss_weight={"name": "min_snr", "gamma": 5}))
+    for name, count in {"cat": 3, "dog": 1}.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (8, 8)).save(tmp_path / "pictures" / name / f"{number}.png")
+    params = {"root": str(tmp_path / "pictures"), "split": "all", "image_size": 8}
+    train = {"target": "ldm.data.folder.ImageFolder", "params": params}
+    run.write_config(OmegaConf.merge(run.config(), {"data": {"params": {"train": train}}}), "project")
+    out = tmp_path / "out"
+    run_command("export", ["--run", str(run.path), "--to", "folder", "--out", str(out)])
+    card = (out / "README.md").read_text()
+    assert "| 3 | 1 | cat |" in card and "| 1 | 1 | dog |" in card
+    assert "| loss weight | min_snr, gamma 5 |" in card and str(tmp_path / "pictures") not in card
+
+
+def test_a_card_is_written_for_people():
+    """The command can be typed again, and of many numbers of images the range is said."""
+    record = {"command": ["decu", "export", "--out", "a b"]}
+    assert "- command: `decu export --out 'a b'`" in Card("t", "p", {}, record=record).render()
+    many = Card("t", "p", {}, {"bins": {label: label + 1 for label in range(31)}}).render()
+    assert "31 classes have 1 to 31 training images each, median 16." in many
 
 
 def test_an_ensemble_needs_no_other_file(tmp_path):
