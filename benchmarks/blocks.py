@@ -109,6 +109,7 @@ class BlockTimes:
         """Draw latents and classes of a step."""
         channels, height, width = model.latent_shape
         shape = (self.batch_size, height, width, channels)
+        assert model.n_classes is not None, "the sizes are of models by class"
         return {
             "image": torch.randn(shape, generator=generator("latents", self.seed)).to(device),
             "class_label": torch.arange(self.batch_size, device=device) % model.n_classes,
