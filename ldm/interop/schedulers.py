@@ -149,6 +149,8 @@ def _name_the_rest(name: str, config: Mapping[str, Any]) -> None:
     if said:
         words = ", ".join(f"{key} {value!r}" for key, value in said.items())
         log.warning("of %s this is not taken over: %s; samples differ from its pipeline's", name, words)
+    if name == "PNDMScheduler" and config.get("prediction_type") == "v_prediction":
+        log.warning("%s averages v over steps, and PLMS here the eps that it gives: samples differ", name)
     if name in DISTILLED:
         log.warning("%s has steps of its own, which the network was distilled for and which are not here", name)
 

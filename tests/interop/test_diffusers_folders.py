@@ -258,6 +258,7 @@ LEFT_OUT = [
     ("DDPMScheduler", {"thresholding": True, "steps_offset": 0}, "not taken over: thresholding True"),
     ("EulerDiscreteScheduler", {"use_beta_sigmas": True, "timestep_spacing": "trailing"}, "use_beta_sigmas True"),
     ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type 'sigma_min'"),
+    ("PNDMScheduler", {"prediction_type": "v_prediction"}, "PNDMScheduler averages v"),
     ("LCMScheduler", {}, "LCMScheduler has steps of its own"),
     ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "use_dynamic_shifting True"),
 ]

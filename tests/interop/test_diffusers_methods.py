@@ -121,7 +121,11 @@ def test_features_of_every_block_are_read(kind, folders):
     assert all(bool(value.isfinite().all()) for value in found.values())
 
 
-def test_members_train_on_an_exported_base(folders, tmp_path):
+LORA = {"names": ["lora"], "lora": {"layers": ["attention"], "rank": 2}}
+
+
+@pytest.mark.parametrize("heads", [None, LORA])
+def test_members_train_on_an_exported_base(heads, folders, tmp_path):
     """`decu export` of the folder gives the config and the weights that main.py trains members on."""
     folder = folders("UNet2DConditionModel")
     pipeline = load(folder)
@@ -139,6 +143,8 @@ def test_members_train_on_an_exported_base(folders, tmp_path):
     }
     assert config.model.params.pretrained_path == str(out)
     config.model.base_learning_rate = 1e-2
+    if heads is not None:
+        config.model.params.heads = heads
     config.lightning = {
         "trainer": {"max_steps": 1, "enable_progress_bar": False},
         "callbacks": {"image_logger": {"params": {"disabled": True}}},
@@ -149,5 +155,11 @@ def test_members_train_on_an_exported_base(folders, tmp_path):
     )
     trained = end_state(run)
     base = pipeline.model.state_dict()
-    assert trained.keys() == set(pipeline.model.class_tables.axes)
-    assert all(not torch.equal(value, base[name]) for name, value in trained.items())
+    if heads is None:
+        assert trained.keys() == set(pipeline.model.class_tables.axes)
+        assert all(not torch.equal(value, base[name]) for name, value in trained.items())
+    else:
+        assert trained and all(name.endswith(("lora_A", "lora_B")) for name in trained)
+    members = [trained, {name: torch.zeros_like(value) if heads else base[name] for name, value in trained.items()}]
+    info = load_ensemble(model=same, members=members).information(classes=[1], n=2, branching=Branching(at=0.0))
+    assert float(info.mi.min()) > 0
