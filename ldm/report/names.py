@@ -27,7 +27,9 @@ def cut_name(name: str) -> str:
 def write_names(
     axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64], left: bool | None = None
 ) -> None:
-    """Write the names of points [N] beside them, none on another; the axes' scales and limits must be set before.
+    """Write the names of points [N] beside them, none on another and, where there is room, none below the axes.
+
+    The axes' scales and limits must be set before.
 
     Args:
         left: whether the names stand at the left of their points; None puts those in the right half there, so that
@@ -38,22 +40,49 @@ def write_names(
     figure.draw_without_rendering()
     points = axes.transData.transform(np.column_stack([x, y])) * 72 / figure.dpi  # [N, 2] in points
     middle = (axes.bbox.x0 + axes.bbox.x1) / 2 * 72 / figure.dpi
-    taken: list[tuple[float, float, float]] = []
-    for place in np.argsort(-points[:, 1], kind="stable"):
-        across, height = points[place]
-        width = LETTER * len(names[place])
-        at_left = across >= middle if left is None else left
-        start = across - 6 - width if at_left else across + 6
-        lowered = height
-        while any(abs(lowered - at) < LINE and start < end and start + width > begin for begin, end, at in taken):
-            lowered -= LINE
-        taken.append((start, start + width, lowered))
+    at_left = points[:, 0] >= middle if left is None else np.full(len(points), left)
+    widths = LETTER * np.array([len(name) for name in names])
+    starts = points[:, 0] + np.where(at_left, -6 - widths, 6)
+    order = np.argsort(-points[:, 1], kind="stable")
+    lowered = _move_apart(starts, widths, points[:, 1], order, -LINE)
+    floor = axes.bbox.y0 * 72 / figure.dpi + LINE / 2
+    heights = _move_apart(starts, widths, np.maximum(lowered, np.minimum(floor, points[:, 1])), order[::-1], LINE)
+    for place in order:
         text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
-        if lowered != height:
-            text["arrowprops"] = {"arrowstyle": "-", "lw": 0.5, "color": "#777777", "shrinkA": 0, "shrinkB": 2}
-        shift = (-6 if at_left else 6, lowered - height)
-        text["ha"] = "right" if at_left else "left"
+        moved = heights[place] - points[place, 1]
+        if moved:
+            line = {"arrowstyle": "-", "lw": 0.5, "color": "#777777", "shrinkA": 0, "shrinkB": 2}
+            text["arrowprops"] = {**line, "relpos": (float(at_left[place]), 0.5)}  # from the end next to the point
+        shift = (-6 if at_left[place] else 6, moved)
+        text["ha"] = "right" if at_left[place] else "left"
         axes.annotate(names[place], (x[place], y[place]), shift, annotation_clip=False, **text)
+
+
+def _move_apart(
+    starts: NDArray[np.float64],
+    widths: NDArray[np.float64],
+    heights: NDArray[np.float64],
+    order: NDArray[np.intp],
+    step: float,
+) -> NDArray[np.float64]:
+    """Return heights [N] at which no name covers one before it in the order: each is moved a line beyond those.
+
+    Args:
+        starts, widths, heights: of the names, in points [N].
+        order: of the names, from the one that stays.
+        step: a line up or down.
+    """
+    found = heights.copy()
+    for count, place in enumerate(order):
+        before = order[:count]
+        beside = before[
+            (starts[place] < starts[before] + widths[before]) & (starts[place] + widths[place] > starts[before])
+        ]
+        near = beside[np.abs(found[place] - found[beside]) < LINE - 1e-6]
+        while len(near):
+            found[place] = found[near[0]] + step
+            near = beside[np.abs(found[place] - found[beside]) < LINE - 1e-6]
+    return found
 
 
 def ink_on(image: AxesImage, value: float) -> str:

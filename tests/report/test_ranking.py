@@ -28,6 +28,20 @@ def test_names_of_points_in_one_place_stand_below_each_other():
     assert all(below.y1 <= above.y0 + 2 for below, above in pairwise(boxes))
 
 
+def test_names_of_points_at_the_foot_stand_above_it():
+    axes = Figure(figsize=(6, 4)).add_subplot()
+    heights = np.array([90.0, *np.linspace(3, 6, 10)])
+    axes.plot(np.full(11, 5.0), heights, "o")
+    axes.set_ylim(0, 100)
+    write_names(axes, [f"name {place}" for place in range(11)], np.full(11, 5.0), heights, left=True)
+    axes.get_figure().draw_without_rendering()
+    texts = sorted(axes.texts, key=lambda text: Text.get_window_extent(text).y0)
+    boxes = [Text.get_window_extent(text) for text in texts]
+    assert boxes[0].y0 >= axes.bbox.y0 - 2
+    assert all(below.y1 <= above.y0 + 2 for below, above in pairwise(boxes))
+    assert [text.get_text() for text in texts] == [f"name {place}" for place in (*range(1, 11), 0)]
+
+
 def test_names_at_the_right_end_inside_the_axes():
     axes = Figure(figsize=(6, 4)).add_subplot()
     axes.loglog([1, 1000], [1, 1000], "o")
