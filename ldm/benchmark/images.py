@@ -120,7 +120,8 @@ def read_benchmark_images(section: Mapping[str, Any] | None) -> BenchmarkImages:
 
     Args:
         section: {train: config, test: config, images_per_class: int, others: {name: config}}, all of them optional:
-            configs of data sets of this project, `target` and `params`; train and test stand together.
+            configs of data sets of this project, `target` and `params`; train and test stand together. `invert: true`
+            beside a target of the others makes dark ink bright, as that of digits is.
 
     Raises:
         ValueError: for another key, one of train and test alone, classes that are not ten, or names that are taken.
@@ -143,8 +144,14 @@ def read_benchmark_images(section: Mapping[str, Any] | None) -> BenchmarkImages:
     for name, config in (given.get("others") or {}).items():
         if name in taken:
             raise ValueError(f"benchmark_data.others: the name '{name}' is taken by a set that is always there")
-        images, _, own = _read_set(config, f"benchmark_data.others.{name}", None, classes=None)
-        others[str(name)] = _resize(images.reshape(-1, *own), shape).flatten(1)
+        place = f"benchmark_data.others.{name}"
+        named = dict(config) if isinstance(config, Mapping) else {}
+        inverted = named.pop("invert", False)
+        if not isinstance(inverted, bool):
+            raise ValueError(f"{place}.invert is true or false, got {inverted!r}")
+        images, _, own = _read_set(named or config, place, None, classes=None)
+        found = _resize(images.reshape(-1, *own), shape).flatten(1)
+        others[str(name)] = -found if inverted else found
     return BenchmarkImages(train, labels, tests, test_labels, shape, others, given or "digits")
 
 

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from ldm.pipelines.attribution import FittedImages, Walk
     from ldm.records import Row
 
+# What the tables' columns are.
+_COLUMNS = (
+    "certainty: rise of the variance without the image, or the group, over the variance; mean: root mean square change "
+    "of the outputs, in units of noise or velocity; distance: of the pixels, root mean square of -1 .. 1"
+)
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -37,9 +43,12 @@ class Attribute:
           --samples results/samples --n 8 --out results/attribution
       decu attribute --run logs/2026-01-01T00-00-00_digits --posterior results/laplace/digits \\
           --samples results/samples --step 40 49 --groups photographers.csv --out results/by_photographer
+      decu attribute --run logs/2026-01-01T00-00-00_digits --posterior results/laplace/digits \\
+          --samples results/samples --pixel 3 4 --out results/of_a_pixel
 
     Writes images.csv (for each sample the --top pictures of either kind, with their distance from the sample),
-    groups.csv, attribution.npz (all pictures: positions [G], mean and certainty [G, N]), attribution.png, record.json.
+    groups.csv, attribution.npz (all pictures: positions [G], mean and certainty [G, N]; mean_maps and certainty_maps
+    [N, h, w] of the picture that carries most of each sample's certainty), attribution.png, record.json.
     """
 
     default_steps: ClassVar[int] = 50
@@ -56,6 +65,8 @@ class Attribute:
     """The first n samples are attributed."""
     step: Annotated[tuple[int, ...], option(metavar="K ...", default="all steps of the trajectory")] = ()
     """Steps of the trajectory whose outputs are asked about; step 0 is the noisiest."""
+    pixel: Annotated[tuple[int, int] | None, option(metavar="ROW COLUMN", default="all pixels")] = None
+    """The pixel that is asked about (of latents in latent models, of a transformer with its patch); 0 0 is top left."""
     groups: Annotated[str, option(metavar="class|FILE")] = "class"
     """Groups of pictures that are removed together: the classes, or a .csv with columns image and group."""
     top: int = 5
@@ -87,8 +98,10 @@ class Attribute:
         self._check_pictures(posterior, walks, pictures)
         data = None if self.data is None else read_data_config(self.data)
         fitted = FittedImages.read(self.posterior.posterior, posterior.laplace, data)
-        images, groups = fitted.attribute(posterior, walks, self._groups(fitted), self.batch_size)
-        outputs = walks[0].patches.shape[0] * walks[0].patches.shape[1] * len(posterior.laplace.mean)
+        places = None if self.pixel is None else walks[0].find_place(posterior.laplace.layer, self.pixel)
+        asked = [walk.question(places) for walk in walks]
+        images, groups = fitted.attribute(posterior, asked, self._groups(fitted), self.batch_size)
+        outputs = len(asked[0].patches) * len(posterior.laplace.mean)
         found = Carried(
             labels,
             fitted.positions,
@@ -117,10 +130,14 @@ class Attribute:
         from ldm.util import atomic_write
 
         note = found.describe_order()
-        write_csv(out / "images.csv", found.rows(self.top), [note], overwrite=True)
+        asked = "all pixels" if self.pixel is None else f"the pixel in row {self.pixel[0]}, column {self.pixel[1]}"
+        columns = f"of {asked}: {_COLUMNS}"
+        write_csv(out / "images.csv", found.rows(self.top), [note, columns], overwrite=True)
         if by_group:
-            write_csv(out / "groups.csv", by_group, overwrite=True)
+            write_csv(out / "groups.csv", by_group, [columns], overwrite=True)
         arrays = {"positions": np.array(found.positions), "mean": found.mean, "certainty": found.certainty}
+        arrays["mean_maps"] = np.stack([moved for moved, _ in maps])
+        arrays["certainty_maps"] = np.stack([risen for _, risen in maps])
         with atomic_write(out / "attribution.npz", overwrite=True) as partial:
             np.savez(partial, **arrays)  # type: ignore[arg-type]
         shown = (pictures, trained, found.certainty, found.mean, maps, self.top)

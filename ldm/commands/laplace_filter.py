@@ -156,7 +156,7 @@ class FilterLaplace:
         from ldm.commands.promise import ask_judge, make_promises, sampling_settings
         from ldm.evaluation.promises import SHARES
         from ldm.records import write_record
-        from ldm.report.promises import draw_promises
+        from ldm.report.promises import PROMISE_COLUMNS, draw_promises
         from ldm.report.tables import markdown_table, write_csv
         from ldm.report.variance import read_scores
 
@@ -180,8 +180,9 @@ class FilterLaplace:
             f"at most {self.risk.risk:g} of the accepted are bad, with confidence {self.risk.confidence:g} for all "
             f"scores and classes together; {len(SHARES)} thresholds each; judge: {self.risk.judge}; random: a control"
         )
-        print(markdown_table(table, 4), note, sep="\n")
-        write_csv(out / "promise.csv", table, [note], overwrite=True)
+        said = found.describe()
+        print(markdown_table(table, 4), note, said, sep="\n")
+        write_csv(out / "promise.csv", table, [said, note, PROMISE_COLUMNS], overwrite=True)
         draw_promises(scores, verdicts.positions, verdicts.bad, table, self.risk, out / "promise.png")
         write_record(out / "record.json", self, overwrite=True, samples=sampling_settings(samples))
         return table

@@ -158,6 +158,22 @@ class Promises:
             for name, each in zip(self.names, own, strict=True)
         ]
 
+    def describe(self) -> str:
+        """Say in words what each score promises, the control left out."""
+        said = []
+        for score, own in self.found.items():
+            if score == CHANCE:
+                continue
+            first, more, kept = own[0], own[0].needed, sum(each.holds for each in own)
+            if len(own) > 1:
+                said.append(f"{score} promises something of {kept} of {len(own)} classes")
+            elif kept:
+                said.append(f"{score} accepts {first.share:.0%}, of which at most {first.bound:.2g} are bad")
+            else:
+                remedy = "the bad share is above the risk" if more is None else f"about {more} judged samples would do"
+                said.append(f"{score} promises nothing: {remedy}")
+        return "; ".join(said)
+
     def accepted(self, score: str, values: NDArray) -> Positions:
         """Return the positions of all samples, judged or not, that a score's promises accept, ascending."""
         import numpy as np

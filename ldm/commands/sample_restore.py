@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from ldm.pipelines.restoring import RestoredPictures
     from ldm.records import Row
 
+# What the columns of intervals.csv are.
+_COLUMNS = (
+    "factor: times the map, half an interval; coverage: share of the other pictures' pixels inside, low and high its "
+    "95 % over pictures; mean length: of the intervals, in -1 .. 1; over unscaled: over that of equal intervals"
+)
+
 
 @dataclass(frozen=True)
 class SampleRestore:
@@ -77,6 +83,8 @@ class SampleRestore:
             raise ValueError(
                 f"--split {self.split} is of the run's data, and --data names others: leave out one of them"
             )
+        if self.calibrate is not None and self.calibrate < 1:
+            raise ValueError(f"--calibrate must be at least 1, got {self.calibrate}")
         if not self.noise > 0:
             raise ValueError(f"--noise must be above 0, got {self.noise:g}: of a clean picture everything is known")
 
@@ -113,7 +121,7 @@ class SampleRestore:
             f"{self.risk:g} of the pixels outside, confidence {self.confidence:g} for each map alone"
         )
         print(markdown_table(rows, 4), note, sep="\n")
-        write_csv(out / "intervals.csv", rows, [note], overwrite=True)
+        write_csv(out / "intervals.csv", rows, [note, _COLUMNS], overwrite=True)
         best = min(rows, key=lambda row: row["mean length"])
         self._write_pictures(out, found, first, best["factor"] * scales[best["map"]], best["map"])
         write_record(out / "record.json", self, overwrite=True, note=note)
@@ -128,9 +136,9 @@ class SampleRestore:
         from ldm.evaluation.intervals import largest_mean
 
         first = count // 2 if self.calibrate is None else self.calibrate
-        if not 0 < first < count - 1:
-            raise ValueError(f"--calibrate {first} of {count} pictures leaves fewer than two to be held against it")
         largest_mean(self.risk, self.confidence, first)
+        if first > count - 2:
+            raise ValueError(f"--calibrate {first} of {count} pictures leaves fewer than two to be held against it")
         return first
 
     def restore(self) -> RestoredPictures:

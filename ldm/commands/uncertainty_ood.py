@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from ldm.pipelines.ood import PictureReader
     from ldm.records import Row
 
+# What the columns of ood.csv are.
+_COLUMNS = (
+    "evaluations: of the network, a picture; auroc: of the pictures against the held-out ones, 0.5 where they are not "
+    "told apart, low and high its 95 %; flagged: share of the pictures with a p of at most --flag"
+)
+
 
 @dataclass(frozen=True)
 class UncertaintyOod:
@@ -100,8 +106,11 @@ class UncertaintyOod:
             raise ValueError("name pictures with --pictures")
         if not 0 < self.flag < 1:
             raise ValueError(f"--flag is a share between 0 and 1, got {self.flag:g}")
-        if not self.noise > 0:
-            raise ValueError(f"--noise must be above 0, got {self.noise:g}")
+        low, high = self.between
+        if not 0 < low < high:
+            raise ValueError(f"--between takes the lowest and the highest level, above 0, got {low:g} {high:g}")
+        if not low <= self.noise <= high:
+            raise ValueError(f"--noise is one of the levels {low:g} to {high:g} of --between, got {self.noise:g}")
 
     def run(self) -> list[Row]:
         """Read all pictures, score them, write and print; return the rows of ood.csv."""
@@ -127,7 +136,7 @@ class UncertaintyOod:
         if least > self.flag:
             note += f"; so few held-out pictures flag nothing: no p is below {least:.2g}"
         print(markdown_table(table, 3), note, sep="\n")
-        write_csv(out / "ood.csv", table, [note], overwrite=True)
+        write_csv(out / "ood.csv", table, [note, _COLUMNS], overwrite=True)
         write_csv(out / "scores.csv", list_pictures(known, sets), overwrite=True)
         draw_aurocs(table, note, out / "ood.png")
         write_record(out / "record.json", self, overwrite=True, note=note)

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from ldm.laplace.value import MoreImages
     from ldm.records import Row
 
+# What the columns of value.csv are.
+_COLUMNS = (
+    "pictures: of the class in the fit; loss: of the class, held-out; fall of loss: over all held-out ones, low and "
+    "high its 95 % over them; information: what an output of the class holds of the weights, in nats; own: of the "
+    "held-out pictures of the class alone"
+)
+
 
 @dataclass(frozen=True)
 class ValueData:
@@ -100,7 +107,7 @@ class ValueData:
             "all of them, for k pictures like the held-out ones of the class; last layer alone"
         )
         print(markdown_table(table, 4), note, sep="\n")
-        write_csv(out / "value.csv", table, [note], overwrite=True)
+        write_csv(out / "value.csv", table, [note, _COLUMNS], overwrite=True)
         arrays = {"positions": np.array(positions), "labels": labels.numpy(), "loss": found[0].loss.cpu().numpy()}
         for each in found:
             arrays |= {f"fall_{each.k}": each.fall.cpu().numpy(), f"learned_{each.k}": each.learned.cpu().numpy()}

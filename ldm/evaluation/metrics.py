@@ -33,6 +33,9 @@ from ldm.evaluation.precision_recall import (
 from ldm.evaluation.statistics import FeatureStatistics
 from ldm.stats import Interval
 
+# What `interval` says where low and high are no 95 % interval, but published spreads over parts or draws.
+OF_DRAWS = "+- their s.d."
+
 
 @dataclass(frozen=True)
 class MetricRow:
@@ -133,7 +136,7 @@ def _is(reference: Reference, samples: FeatureSet, options: Options) -> Named:
     if 1 < options.splits <= len(predictions):
         parts = inception_score(predictions, options.splits, options.seed)
         name = f"is_{options.splits}_splits"
-        found[name] = (_mean_and_spread(parts), f"mean of {options.splits} parts +- their s.d.")
+        found[name] = (_mean_and_spread(parts), f"mean of {options.splits} parts {OF_DRAWS}")
     return found
 
 
@@ -152,7 +155,7 @@ def _kid(reference: Reference, samples: FeatureSet, options: Options) -> Named:
         values = kid_subsets(reference.features.pooled, samples.pooled, options.kid_subsets, size, options.seed)
         found["kid_subsets"] = (
             _mean_and_spread(values),
-            f"mean of {options.kid_subsets} draws of {size} +- their s.d.",
+            f"mean of {options.kid_subsets} draws of {size} {OF_DRAWS}",
         )
     return found
 

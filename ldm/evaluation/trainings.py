@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-from ldm.evaluation.metrics import MetricRow
+from ldm.evaluation.metrics import OF_DRAWS, MetricRow
 from ldm.stats import Interval, mean_interval
 
 
@@ -33,7 +33,7 @@ class TrainingBand:
         mean: the mean over trainings, with Student's interval.
         another: the same mean, with the interval of one further training.
         sample_sd: standard deviation over draws of the samples, from the trainings' own intervals (root of the mean
-            square); NaN where the metric has none.
+            square); NaN where the metric has none, or the spread of parts in its place.
     """
 
     metric: str
@@ -75,7 +75,7 @@ def band_over_trainings(rows: Sequence[MetricRow], level: float = 0.95) -> Train
     mean = mean_interval(values, level)
     reach = float(t.ppf((1 + level) / 2, len(rows) - 1)) * mean.sd * math.sqrt(1 + 1 / len(rows))
     another = Interval(mean.estimate, mean.estimate - reach, mean.estimate + reach, len(rows), mean.sd)
-    widths = np.array([row.high - row.low for row in rows])
+    widths = np.array([math.nan if OF_DRAWS in row.interval else row.high - row.low for row in rows])
     z = 2 * float(norm.ppf(0.975))
     sample_sd = float(np.sqrt(np.mean((widths / z) ** 2)))
     return TrainingBand(rows[0].metric, tuple(values), mean, another, sample_sd)

@@ -148,15 +148,18 @@ def attribute_images(
         ValueError: if the batches are not those that the posterior was fitted to.
     """
     grams = torch.stack([question.gram(refit) for question in questions])  # [Q, K, K]
-    found: list[tuple[Tensor, Tensor]] = []
+    count = int(refit.laplace.fitted().images)
+    # Small tensors that are kept one by one would hold the memory of the large ones that were made between them.
+    mean, certainty = grams.new_zeros(2, count, len(grams))
     width = len(refit.root)
     total = grams.new_zeros(width, width)
     sums = {name: (torch.zeros_like(total), grams.new_zeros(width, len(refit.change))) for name in groups or {}}
     places = {name: set(own) for name, own in (groups or {}).items()}
     names: list[int] = []
     for rows, errors in image_rows(refit, batches):
+        if len(names) == count:
+            raise ValueError(f"there are more images than the {count} of the fit: {_OTHERS}")
         place = positions[len(names)] if len(positions) else len(names)
-        names.append(place)
         own = rows.T @ rows
         gradient = rows.T @ errors
         total += own
@@ -164,10 +167,11 @@ def attribute_images(
             if place in places[name]:
                 gram += own
                 pull += gradient
-        found.append(_answer(remove_rows(rows, errors), grams))
+        mean[len(names)], certainty[len(names)] = _answer(remove_rows(rows, errors), grams)
+        names.append(place)
     _check_whole(refit, total)
     variance = grams.diagonal(dim1=1, dim2=2).sum(1)
-    images = Attribution(names, *_stack(found), variance)
+    images = Attribution(names, mean, certainty, variance)
     whole = [_answer(remove_sums(gram, pull), grams) for gram, pull in sums.values()]
     empty = (grams.new_zeros(0, len(grams)), grams.new_zeros(0, len(grams)))
     return images, Attribution(list(sums), *(_stack(whole) if whole else empty), variance)

@@ -17,6 +17,7 @@ from ldm.data.own import build_dataset
 from ldm.files import read_mapping
 from ldm.laplace import LastLayerLaplace
 from ldm.laplace.attribution import Attribution, Question, Refit, attribute_images, image_rows, remove_rows
+from ldm.laplace.layer import LastLayer
 from ldm.pipelines.laplace import chosen_positions, observations
 from ldm.pipelines.posterior import PosteriorPipeline
 from ldm.uncertainty.propagation import path_weight
@@ -35,9 +36,26 @@ class Walk(NamedTuple):
     end: Tensor
     features: Tensor
 
-    def question(self) -> Question:
-        """Return all outputs of the walk as one question."""
-        return Question(self.patches.flatten(0, 1))
+    def question(self, places: Tensor | None = None) -> Question:
+        """Return all outputs of the walk as one question, or those of some of its P places."""
+        patches = self.patches if places is None else self.patches[:, places]
+        return Question(patches.flatten(0, 1))
+
+    def find_place(self, layer: LastLayer, pixel: tuple[int, int]) -> Tensor:
+        """Return the place [1] among P whose outputs a pixel (row, column) is one of.
+
+        Raises:
+            ValueError: for a pixel that the outputs do not have.
+        """
+        numbers = torch.arange(self.patches.shape[1], dtype=torch.float64, device=self.features.device)
+        laid_out = layer.as_output(numbers[None, :, None], self.features[None])[0, 0]
+        if not all(0 <= place < size for place, size in zip(pixel, laid_out.shape, strict=True)):
+            rows, columns = laid_out.shape
+            raise ValueError(
+                f"--pixel {pixel[0]} {pixel[1]}: the model's outputs have rows 0 to {rows - 1} and columns 0 to "
+                f"{columns - 1}"
+            )
+        return laid_out[pixel].long()[None]
 
 
 @torch.no_grad()
@@ -124,11 +142,10 @@ class FittedImages:
         return [int(item["class_label"]) for item in items]
 
     def attribute(
-        self, posterior: PosteriorPipeline, walks: Sequence[Walk], groups: dict[str, list[int]], batch_size: int
+        self, posterior: PosteriorPipeline, asked: Sequence[Question], groups: dict[str, list[int]], batch_size: int
     ) -> tuple[Attribution, Attribution]:
-        """Attribute walks to every image and every group; see `attribute_images`."""
+        """Attribute the outputs of questions to every image and every group; see `attribute_images`."""
         batches = self.observe(posterior, self.positions, batch_size)
-        asked = [walk.question() for walk in walks]
         return attribute_images(Refit.of(self.laplace), batches, asked, groups, self.positions)
 
     def map_image(self, posterior: PosteriorPipeline, walk: Walk, position: int) -> tuple[Tensor, Tensor]:

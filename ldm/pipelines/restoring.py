@@ -25,6 +25,8 @@ from ldm.util import generator
 # Of states with more elements, the variance of the data is estimated by probes.
 MOST_EXACT = 256
 PROBES = 32
+# States that derivatives are carried through at once, of all pictures together: more take memory, and no less time.
+ROWS = 512
 # What is added to a variance, as a share of its mean, so that no pixel's map is 0.
 VARIANCE_FLOOR = 0.01
 
@@ -116,7 +118,8 @@ def _restore(
     """Return the mean and the variances of clean pictures given states x [B, C, H, W] at time u."""
     exact = x[0].numel() <= MOST_EXACT
     probes: dict[str, Any] = {} if exact else {"probes": PROBES, "generator": derive}
-    found = data_posterior(model.denoiser(cond), model.schedule, x, u, chunk=MOST_EXACT, **probes)
+    chunk = max(1, ROWS // len(x))
+    found = data_posterior(model.denoiser(cond), model.schedule, x, u, chunk=chunk, **probes)
     result = {"mean": found.mean, "data": found.var}
     if laplace is None:
         return result

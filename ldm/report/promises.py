@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from ldm.report.plots import Curve, curve_plot
 
+# What the columns of promise.csv are.
+PROMISE_COLUMNS = (
+    "threshold: a sample is accepted whose score lies below, inf where all are; accepted, bad: of the judged ones; "
+    "bound: upper end of the accepted ones' bad share, or of the nearest attempt's; bad without: bad share of all; "
+    "needed: judged samples that a promise takes, at the bad share that was seen, empty where no number does"
+)
 # Scores drawn at most, and accepted shares at which their curves are drawn.
 MOST_CURVES = 6
 DRAWN = np.linspace(0.05, 1, 20)

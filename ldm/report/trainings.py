@@ -59,6 +59,7 @@ def draw_trainings(
         axes.set_xticks([])
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=6.5, frameon=False)
+    signs = panels[0].get_legend_handles_labels()
+    figure.legend(*signs, fontsize=6.5, frameon=False, loc="outside lower left", ncols=3)
     figure.suptitle(note, fontsize=8)
     save_figure(figure, path, overwrite=True)

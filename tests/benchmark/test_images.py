@@ -1,5 +1,6 @@
 """Which images worlds have, and the real images of a benchmark."""
 
+import pytest
 import torch
 
 from ldm.benchmark.images import KNOWN_CLASSES, LEFT_OUT_CLASS, change_images, cut_photographs, read_benchmark_images
@@ -52,10 +53,17 @@ def test_images_of_a_config_are_cut_and_resized():
         "images_per_class": 5,
         "train": {"target": digits, "params": {"image_size": 10}},
         "test": {"target": digits, "params": {"image_size": 10, "split": "test"}},
-        "others": {"small and coloured": {"target": digits, "params": {"channels": 3, "split": "test"}}},
+        "others": {
+            "small and coloured": {"target": digits, "params": {"channels": 3, "split": "test"}},
+            "dark ink": {"target": digits, "params": {"split": "test"}, "invert": True},
+        },
     }
     read = read_benchmark_images(given)
     assert read.train.shape == (50, 100)
     assert read.labels.bincount().tolist() == [5] * 10
     assert read.shape == (1, 10, 10)
     assert read.real_sets(BenchmarkSettings(reals=4), 0)["small and coloured"].shape == (4, 100)
+    ink = {name: float((images > 0).float().mean()) for name, images in read.given.items()}
+    assert ink["dark ink"] > 0.5 > ink["small and coloured"]  # most of a digit's pixels are background
+    with pytest.raises(ValueError, match=r"others\.a\.invert is true or false, got 'yes'"):
+        read_benchmark_images({"others": {"a": {"target": digits, "invert": "yes"}}})

@@ -80,11 +80,15 @@ def test_maps_add_up_to_what_a_picture_carries(place):
     posterior = place.posterior.load(place.source.load(place.sampling, device="cpu"))
     fitted = FittedImages.read(place.posterior.posterior, posterior.laplace)
     (walk,) = walk_samples(posterior, [0], [0])
-    images, _ = fitted.attribute(posterior, [walk], {}, 4)
+    images, _ = fitted.attribute(posterior, [walk.question()], {}, 4)
     moved, risen = fitted.map_image(posterior, walk, fitted.positions[5])
     assert moved.shape == risen.shape == walk.end.shape  # float32 passes of other batches differ by 1e-6
     assert float(risen[0].sum()) == pytest.approx(float(images.certainty[5, 0]), rel=1e-4)
     assert float(moved.square().sum()) == pytest.approx(float(images.mean[5, 0]), rel=1e-4)
+    pixels = [walk.question(walk.find_place(posterior.laplace.layer, (y, x))) for y in range(8) for x in range(8)]
+    each, _ = fitted.attribute(posterior, pixels, {}, 4)
+    assert each.certainty[5].tolist() == pytest.approx(risen[0].flatten().tolist(), rel=1e-4)
+    assert each.mean[5].tolist() == pytest.approx(moved.square().sum(0).flatten().tolist(), rel=1e-4)
 
 
 def test_groups_of_a_file_and_single_steps(place, tmp_path):
@@ -104,6 +108,7 @@ def test_groups_of_a_file_and_single_steps(place, tmp_path):
     [
         ({"sampling": Sampling(steps=2)}, "do not draw the samples"),
         ({"step": (3,)}, "the trajectory has steps 0 to 2"),
+        ({"pixel": (0, 8)}, "--pixel 0 8: the model's outputs have rows 0 to 7 and columns 0 to 7"),
         ({"n": 9}, "holds 4 samples"),
         ({"data": ("target=ldm.data.digits.Digits", "params.split=test")}, "not those that the posterior was fitted"),
         ({"posterior": "diag"}, "see it through --curvature full"),

@@ -1,6 +1,7 @@
 """A promise beside a rejection, as a user asks for it: verdicts, thresholds, and samples that are accepted by them."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from ldm.evaluation.classifier import (
     save_classifier,
 )
 from ldm.images import to_uint8
-from ldm.report.tables import read_csv, write_csv
+from ldm.report.tables import read_comments, read_csv, write_csv
 from tests.cli import call
 from tests.posteriors import CPU
 
@@ -55,8 +56,21 @@ def test_a_promise_accepts_what_was_judged_well(tmp_path):
     assert chance["score"] == "random" and not chance["promised"] and chance["needed"] > 30
     assert read_kept(tmp_path / "out") == list(range(18))
     assert (tmp_path / "out" / "promise.png").exists()
+    said, level, columns = read_comments(tmp_path / "out" / "promise.csv")
+    assert said == f"sum accepts 60%, of which at most {own['bound']:.2g} are bad"
+    assert level.startswith("at most 0.3 of the accepted are bad") and "needed:" in columns
     with pytest.raises(FileExistsError, match="holds a promise"):
         command.run()
+
+
+def test_what_cannot_be_promised_is_said_in_words(tmp_path):
+    samples = write_samples(tmp_path / "samples", count=60)
+    common = {"scores": ("sum",), "place": CPU}
+    for every, remedy in ((2, "the bad share is above the risk"), (60, r"about \d+ judged samples would do")):
+        judge = write_verdicts(tmp_path / f"{every}.csv", {image: int(image % every == 0) for image in range(60)})
+        out = tmp_path / str(every)
+        FilterLaplace(samples, str(out), risk=RiskOptions(risk=0.1, judge=judge), **common).run()
+        assert re.fullmatch(f"sum promises nothing: {remedy}", read_comments(out / "promise.csv")[0])
 
 
 def test_images_that_nobody_judged_are_accepted_by_the_threshold(tmp_path):
@@ -115,6 +129,7 @@ def test_promises_of_classes_hold_thresholds_of_their_own(tmp_path):
     judge = write_verdicts(tmp_path / "judged.csv", {image: int(labels[image] == 3) for image in range(200)})
     risk = RiskOptions(risk=0.5, confidence=0.8, judge=judge)
     rows = FilterLaplace(samples, str(tmp_path / "o"), risk=risk, scores=("sum",), per_class=True, place=CPU).run()
+    assert read_comments(tmp_path / "o" / "promise.csv")[0] == "sum promises something of 9 of 10 classes"
     found = {row["of"]: row["promised"] for row in rows if row["score"] == "sum"}
     assert found == {str(label): label != 3 for label in range(10)}
     assert set(labels[read_kept(tmp_path / "o")]) == set(range(10)) - {3}

@@ -89,3 +89,5 @@ def test_what_does_not_fit_is_refused(place, change, message, tmp_path):
         replace(place, out=str(tmp_path / "no"), **change).run()
     with pytest.raises(ValueError, match="--noise must be above 0"):
         replace(place, noise=0.0)
+    with pytest.raises(ValueError, match="--calibrate must be at least 1, got -3"):
+        replace(place, calibrate=-3)

@@ -75,7 +75,6 @@ def test_conditions_and_batches(place, tmp_path):
     [
         ({"condition": "12"}, "nearest, null or a class 0 to 9"),
         ({"n": 50}, "there are 12 pictures"),
-        ({"between": (2.0, 1.0)}, "between 0 < LOW < HIGH"),
         ({"layers": ("nothing",)}, "no layers"),
     ],
 )
@@ -93,3 +92,7 @@ def test_options_that_contradict_are_refused(place):
         replace(place, pictures=())
     with pytest.raises(ValueError, match="--flag"):
         replace(place, flag=1.0)
+    with pytest.raises(ValueError, match="--between takes the lowest and the highest level, above 0, got 2 1"):
+        replace(place, between=(2.0, 1.0))
+    with pytest.raises(ValueError, match=r"--noise is one of the levels 0\.2 to 2 of --between, got 50"):
+        replace(place, noise=50.0)

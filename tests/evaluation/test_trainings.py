@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.stats import binomtest, t
 
-from ldm.evaluation.metrics import MetricRow
+from ldm.evaluation.extraction import FeatureSet
+from ldm.evaluation.metrics import MetricRow, Options, Reference, measure
 from ldm.evaluation.trainings import band_over_trainings, bands_over_trainings
 from ldm.util import generator
 
@@ -49,3 +50,13 @@ def test_metrics_that_one_training_lacks_are_left_out():
     found = bands_over_trainings([[row(1.0), row(3.0, metric="kid")], [row(2.0)]])
     assert [band.metric for band in found] == ["fid"] and found[0].values == (1.0, 2.0)
     assert math.isnan(band_over_trainings([row(1.0, math.nan), row(2.0, math.nan)]).sample_sd)
+
+
+def test_the_spread_of_draws_is_no_deviation_over_samples():
+    """The published KID of 100 draws of all samples is +- the deviation over draws, which shrinks with their size."""
+    drawn = torch.randn(3, 60, 4, generator=generator("features"), dtype=torch.float64).numpy()
+    reference, *samples = (FeatureSet(pooled=each) for each in drawn)
+    rows = [measure(["kid"], Reference(reference), each, Options(kid_subset_size=30)) for each in samples]
+    kid, subsets = bands_over_trainings(rows)
+    assert (kid.metric, subsets.metric) == ("kid", "kid_subsets")
+    assert kid.sample_sd > 0 and math.isnan(subsets.sample_sd) and math.isnan(subsets.ratio)
