@@ -95,9 +95,9 @@ OPTIONS: dict[str, Range] = _name(
         COUNT: "n n_per_class n_train n_test batch_size draws every shown patches repeats epochs tuning_epochs copies "
         "top rounds points frames columns members components ensemble_comps classes_at_once data_size rank bins "
         "image_size picture_size width depth quality_n real images_per_pass jobs max_n states map_size by_steps "
-        "flow_steps diffusion_steps sample_sizes splits steps cut cpus seeds chunk compare "
+        "flow_steps diffusion_steps sample_sizes splits steps cut cpus seeds chunk "
         "deep_every shallow_blocks calibrate",
-        SEVERAL: "particles random kid_subset_size noise_levels variants",
+        SEVERAL: "particles random kid_subset_size noise_levels variants compare",
         NOT_NEGATIVE: "resamples fid_resamples kid_subsets probes image shift warm_up hidden_from rotation strength "
         "prior_precision sigma_noise label epoch every_n_epochs every_n_steps gpus map_class component "
         "observations sizes size_observations map_observations unc_branch branch_t index sigma_min pair t step "

@@ -194,6 +194,8 @@ class Attribute:
         for number, row in enumerate(rows, 1):
             if row["image"] not in seen:
                 raise ValueError(f"{self.groups}, row {number}: the fit saw no image {row['image']}")
+            if row["group"] is None:
+                raise ValueError(f"{self.groups}, row {number}: it names no group")
             groups.setdefault(str(row["group"]), []).append(int(row["image"]))  # type: ignore[arg-type]
         return groups
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -64,8 +64,9 @@ class EvaluateTrainings:
     def __post_init__(self) -> None:
         if bool(self.runs) == (self.ensemble is not None):
             raise ValueError("expected trainings as --runs DIR DIR ..., or the members of one --ensemble DIR")
-        if self.runs and len(set(self.runs)) < 2:
-            raise ValueError(f"a band over trainings needs at least two --runs, got {len(set(self.runs))}")
+        apart = {Path(run).resolve() for run in self.runs}
+        if self.runs and len(apart) < max(2, len(self.runs)):
+            raise ValueError(f"a band over trainings needs two or more --runs, each once, got {' '.join(self.runs)}")
 
     def run(self) -> list[TrainingBand] | None:
         """Measure every training, write and print; None where other processes still extract."""
@@ -116,9 +117,10 @@ class EvaluateTrainings:
         from ldm.pipelines.member_images import MemberImages
 
         if self.ensemble is None:
+            names = name_trainings(self.runs)
             for number, run in enumerate(self.runs):
                 model = ModelSource(run=run).load(self.sampling, self.speed, self.place.device, self.default_steps)
-                yield Path(run).name or run, extraction.read(SampledImages(model, self.n), out / f"run_{number}")
+                yield names[number], extraction.read(SampledImages(model, self.n), out / f"run_{number}")
             return
         pipeline = load_ensemble(
             self.ensemble, self.sampling, Branching(step=0), speed=self.speed, device=self.place.device
@@ -127,3 +129,9 @@ class EvaluateTrainings:
         for member in range(pipeline.members):
             rows = np.arange(self.n) * pipeline.members + member
             yield f"member {member}", None if both is None else both.rows(rows)
+
+
+def name_trainings(runs: Sequence[str]) -> list[str]:
+    """Return the names of trainings: those of their folders or checkpoints, or the whole paths where two have one."""
+    names = [Path(run).name for run in runs]
+    return names if all(names) and len(set(names)) == len(names) else list(runs)

@@ -83,8 +83,6 @@ class SampleRestore:
             raise ValueError(
                 f"--split {self.split} is of the run's data, and --data names others: leave out one of them"
             )
-        if self.calibrate is not None and self.calibrate < 1:
-            raise ValueError(f"--calibrate must be at least 1, got {self.calibrate}")
         if not self.noise > 0:
             raise ValueError(f"--noise must be above 0, got {self.noise:g}: of a clean picture everything is known")
 
@@ -111,7 +109,7 @@ class SampleRestore:
                     "factor": factor,
                     "coverage": held.coverage.estimate,
                     "low": held.coverage.low,
-                    "high": held.coverage.high,
+                    "high": min(1.0, held.coverage.high),
                     "mean length": held.length,
                     "over unscaled": held.length / rows[0]["mean length"] if rows else 1.0,
                 }

@@ -196,7 +196,7 @@ class UncertaintyOod:
 
         word = "--data" if split == "train" else "--known"
         data: Any = build_dataset(
-            choose_data_config(given, reader.pipeline.config, split, f"name pictures with {word}")
+            choose_data_config(given, reader.pipeline.config, split, f"name pictures with {word}", word)
         )
         count = None if most is None else min(most, len(data))
         positions = chosen_positions(len(data), count, self.seed, f"ood {split}")

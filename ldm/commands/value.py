@@ -71,9 +71,9 @@ class ValueData:
 
     def __post_init__(self) -> None:
         self.speed.check_exact()
-        if not self.k or min(self.k) < 1:
+        if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
             raise ValueError(
-                f"--k takes numbers of further pictures from 1, got {' '.join(map(str, self.k)) or 'none'}"
+                f"--k takes numbers of further pictures from 1, each once, got {' '.join(map(str, self.k)) or 'none'}"
             )
 
     def run(self) -> list[Row]:
@@ -99,6 +99,9 @@ class ValueData:
         seen = fitted.labels()
         counts = None if seen is None else {label: seen.count(label) for label in set(seen)}
         held, positions, labels = self._read_held(model)
+        shared = fitted.count_shared(held, positions)
+        if shared == len(positions):
+            raise ValueError("all held-out pictures are pictures of the fit: name others with --held")
         observe = self._observer(model, held, positions, posterior.laplace.repeats)
         found = value_images(refit, observe, labels.to(model.device), self.k)
         table = [row for each in found for row in make_rows(each, counts)]
@@ -106,6 +109,8 @@ class ValueData:
             f"{len(positions)} held-out pictures, {posterior.laplace.repeats} noises each; falls are of the mean over "
             "all of them, for k pictures like the held-out ones of the class; last layer alone"
         )
+        if shared:
+            note += f"; {shared} of the held-out pictures are pictures of the fit, whose loss is too low"
         print(markdown_table(table, 4), note, sep="\n")
         write_csv(out / "value.csv", table, [note, _COLUMNS], overwrite=True)
         arrays = {"positions": np.array(positions), "labels": labels.numpy(), "loss": found[0].loss.cpu().numpy()}
@@ -126,7 +131,7 @@ class ValueData:
         from ldm.training.data_words import choose_data_config
 
         remedy = "name held-out pictures with --held"
-        held = build_dataset(choose_data_config(self.held, model.config, "validation", remedy))
+        held = build_dataset(choose_data_config(self.held, model.config, "validation", remedy, "--held"))
         positions = chosen_positions(len(held), self.n, self.seed, "value")  # type: ignore[arg-type]
         known = getattr(held, "labels", None)
         if known is None:

@@ -52,6 +52,20 @@ class Schedule(ABC):
     def time_at(self, ratio: Tensor | float) -> Tensor:
         """The time u at which sigma(u) / alpha(u) = ratio; a schedule that ends earlier gives its end."""
 
+    def reach(self, ratio: float) -> float:
+        """Return the time u at which sigma(u) / alpha(u) = ratio.
+
+        Raises:
+            ValueError: where the schedule ends earlier, or begins later.
+        """
+        u = float(self.time_at(ratio))
+        found = float(self.ratio(u))
+        if not 0.99 * ratio <= found <= 1.01 * ratio:
+            raise ValueError(
+                f"noise of {ratio:g} to one of data is beyond the model's schedule, which ends at {found:.3g}"
+            )
+        return u
+
     def rates(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
         """d alpha / d u and d sigma / d u: the velocity of x_u is alpha' x_0 + sigma' eps.
 

@@ -130,7 +130,7 @@ class NetworkReader:
         noises = corruption.noises(numbers, z.shape[1:]).to(z)
         found: dict[str, list[Tensor]] = {"loss": [], "members": [], "variance": [], "snapshots": []}
         for ratio, eps in zip(corruption.ratios, noises, strict=True):
-            u = float(self.schedule.time_at(ratio))
+            u = self.schedule.reach(ratio)
             x = self.schedule.noised(z, eps, u)
             said = self._predict(self.network, x, u, cond)
             found["loss"].append((said.eps - eps).double().square().flatten(1).mean(1))
@@ -161,7 +161,7 @@ class NetworkReader:
         sizes: list[Tensor] = []
         bends: list[Tensor] = []
         for place, ratio in enumerate(ratios):
-            u = float(self.schedule.time_at(ratio))
+            u = self.schedule.reach(ratio)
             alpha, sigma = self.schedule.coefficients(u, z)
             x = alpha * z if said is None else alpha * said.x0 + sigma * said.eps
             now = self._predict(self.network, x, u, cond)

@@ -177,8 +177,9 @@ def promise_risk(scores: ArrayLike, bad: ArrayLike, level: RiskLevel, shares: Se
 
 def describe_shortage(count: int, level: RiskLevel) -> str:
     """Say that a calibration set is too small for any promise, and how many judged samples one needs."""
+    fewer = "name fewer --scores, " if level.tests > len(SHARES) else ""
     return (
         f"{count} judged samples promise nothing: a risk of {level.risk:g} at confidence {level.confidence:g} over "
         f"{level.tests} thresholds needs at least {level.fewest}, even if none of them is bad; judge "
-        f"{level.fewest - count} more, name fewer --scores, or ask for a larger risk"
+        f"{level.fewest - count} more, {fewer}or ask for a larger risk"
     )

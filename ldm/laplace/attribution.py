@@ -55,7 +55,7 @@ class Refit:
         """
         if laplace.curvature != "full":
             raise ValueError(
-                f"attribution removes images from the exact posterior, and this one's curvature is "
+                f"images are removed and added in the exact posterior, and this one's curvature is "
                 f"{laplace.curvature}: see it through --curvature full"
             )
         state = laplace.state

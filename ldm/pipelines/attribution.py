@@ -128,11 +128,23 @@ class FittedImages:
         built = build_dataset(config)
         seen = int(laplace.fitted().images)
         seed = int(record["seed"])
+        if len(built) < seen:  # type: ignore[arg-type]
+            raise ValueError(f"the posterior was fitted to {seen} images, and these data hold {len(built)}")  # type: ignore[arg-type]
         return cls(laplace, built, chosen_positions(len(built), seen, seed), seed)  # type: ignore[arg-type]
 
     def pictures(self) -> NDArray[np.float64]:
         """Return the images that were seen [G, H, W, C] in [-1, 1]."""
         return np.stack([np.asarray(self.data[position]["image"], dtype=np.float64) for position in self.positions])
+
+    def count_shared(self, other: Dataset, positions: Sequence[int]) -> int:
+        """Return how many images of another data set are, pixel by pixel, among those that were seen."""
+        asked = [np.asarray(other[position]["image"]).tobytes() for position in positions]
+        wanted = set(asked)
+        seen = {content for place in self.positions if (content := self._read_bytes(place)) in wanted}
+        return sum(each in seen for each in asked)
+
+    def _read_bytes(self, position: int) -> bytes:
+        return np.asarray(self.data[position]["image"]).tobytes()
 
     def labels(self) -> list[int] | None:
         """Return the class of each image that was seen; None of data without classes."""

@@ -92,7 +92,7 @@ def restore_pictures(
     model = pipeline.model
     if not isinstance(model.first_stage_model, IdentityFirstStage):
         raise ValueError("intervals of pixels need a model of pixels, and this one has a first stage")
-    u = float(model.schedule.time_at(noise))
+    u = model.schedule.reach(noise)
     parts: dict[str, list[Tensor]] = {}
     done = 0
     for batch in Loader(Subset(data, list(positions)), batch_size):

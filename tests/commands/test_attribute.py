@@ -111,6 +111,7 @@ def test_groups_of_a_file_and_single_steps(place, tmp_path):
         ({"pixel": (0, 8)}, "--pixel 0 8: the model's outputs have rows 0 to 7 and columns 0 to 7"),
         ({"n": 9}, "holds 4 samples"),
         ({"data": ("target=ldm.data.digits.Digits", "params.split=test")}, "not those that the posterior was fitted"),
+        ({"data": ("nothing",)}, "--data needs target"),
         ({"posterior": "diag"}, "see it through --curvature full"),
     ],
 )

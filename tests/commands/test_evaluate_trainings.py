@@ -6,7 +6,7 @@ import torch
 
 from ldm.commands.evaluate_metrics import EvaluateMetrics, MetricSettings
 from ldm.commands.evaluate_reference import EvaluateReference
-from ldm.commands.evaluate_trainings import EvaluateTrainings
+from ldm.commands.evaluate_trainings import EvaluateTrainings, name_trainings
 from ldm.commands.images import FeatureChoice, ImageSource
 from ldm.evaluation.classifier import Architecture, SmallClassifier, save_classifier
 from ldm.pipelines import load_ensemble
@@ -66,5 +66,12 @@ def test_members_are_measured_as_each_alone(ref, tmp_path):
 def test_words_that_do_not_fit_are_refused(ref):
     with pytest.raises(ValueError, match="members of one --ensemble"):
         EvaluateTrainings(ref, "out", 10)
-    with pytest.raises(ValueError, match="at least two --runs, got 1"):
-        EvaluateTrainings(ref, "out", 10, runs=("a", "a"))
+    for runs in (("a",), ("a", "a"), ("a", "b", "b/../a")):
+        with pytest.raises(ValueError, match=f"two or more --runs, each once, got {' '.join(runs)}"):
+            EvaluateTrainings(ref, "out", 10, runs=runs)
+
+
+def test_trainings_of_one_name_are_told_apart():
+    assert name_trainings(["logs/a", "logs/b/"]) == ["a", "b"]
+    checkpoints = ["logs/a/checkpoints/last.ckpt", "logs/b/checkpoints/last.ckpt"]
+    assert name_trainings(checkpoints) == checkpoints

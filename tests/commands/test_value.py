@@ -9,6 +9,8 @@ from ldm.commands.laplace_fit import FitLaplace
 from ldm.commands.shared import PosteriorSource
 from ldm.commands.value import ValueData
 from ldm.data.digits import Digits
+from ldm.pipelines import chosen_positions
+from ldm.report.tables import read_comments
 from tests.posteriors import CPU, table, write_model
 
 
@@ -55,5 +57,16 @@ def test_what_does_not_fit_is_refused(place, change, message, tmp_path):
         change = {"posterior": replace(place.posterior, curvature="diag")}
     with pytest.raises(ValueError, match=message):
         replace(place, out=str(tmp_path / "no"), **change).run()
-    with pytest.raises(ValueError, match="--k takes numbers"):
-        replace(place, k=(0,))
+    for k in ((0,), (10, 10)):
+        with pytest.raises(ValueError, match="--k takes numbers of further pictures from 1, each once"):
+            replace(place, k=k)
+
+
+def test_held_out_pictures_that_were_fitted_to_are_named(place, tmp_path):
+    held = ("target=ldm.data.digits.Digits", "params.split=train")
+    replace(place, held=held, n=400, k=(5,), out=str(tmp_path / "out")).run()
+    asked = np.load(tmp_path / "out" / "value.npz")["positions"]
+    shared = len({*asked.tolist()} & {*chosen_positions(len(Digits()), 12, 42)})
+    assert 0 < shared < 12
+    note = read_comments(tmp_path / "out" / "value.csv")[0]
+    assert note.endswith(f"{shared} of the held-out pictures are pictures of the fit, whose loss is too low")
