@@ -23,6 +23,8 @@ from ldm.report.tables import REMEDY, read_comments, read_csv
 MOST_ROWS = 1000
 # Of more pictures in one folder the first are shown, with a word.
 MOST_PICTURES = 40
+# The first comment of a table stands below it where it has no more characters; all of them can be unfolded.
+LONGEST_NOTE = 400
 # Titles of folders whose names are short.
 KNOWN = {
     "samples": "Samples of the members",
@@ -146,6 +148,8 @@ def _table(path: Path) -> list[Any]:
     blocks: list[Any] = [PageTable(list(rows[0]), rows[:MOST_ROWS], f"{path.name}, {len(rows)} rows")]
     if len(rows) > MOST_ROWS:
         blocks.append(Text(f"The first {MOST_ROWS} of {len(rows)} rows are shown; the file holds all."))
+    if comments and len(comments[0]) <= LONGEST_NOTE:
+        blocks.append(Text(comments[0]))
     if comments:
         blocks.append(Code("What the columns are, and what the numbers depend on", "\n".join(comments)))
     return blocks

@@ -121,13 +121,17 @@ def test_large_pictures_are_small_in_a_page_and_look_alike(tmp_path):
 def test_any_results_have_a_page_and_none_have_not(tmp_path):
     with pytest.raises(ValueError, match="holds no results"):
         make_page(tmp_path)
-    write_csv(tmp_path / "metrics.csv", [{"metric": "fid", "value": 1.25}])
+    write_csv(tmp_path / "metrics.csv", [{"metric": "fid", "value": 1.25}], ["of 500 samples", "value: 0 is best"])
     page = make_page(tmp_path)
     assert [section.title for section in page.sections] == [
         "Table: metrics.csv",
         "How to read this",
         "How this was made",
     ]
+    _, said, unfolded = page.sections[0].blocks
+    assert said == Text("of 500 samples") and unfolded.text == "of 500 samples\nvalue: 0 is best"
+    write_csv(tmp_path / "metrics.csv", [{"metric": "fid", "value": 1.25}], ["long " * 100], overwrite=True)
+    assert len(make_page(tmp_path).sections[0].blocks) == 2
 
 
 @pytest.mark.parametrize(
