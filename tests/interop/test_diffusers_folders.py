@@ -96,6 +96,24 @@ def test_networks_in_stages_are_theirs_under_every_transform(kind):
 
 
 @torch.no_grad()
+def test_blocks_of_the_upscaler_pass_under_every_transform():
+    """Their norms read an embedding, and their attention leaves tokens in another memory layout."""
+    blocks = {"down_block_types": ("KDownBlock2D", "KCrossAttnDownBlock2D"), "mid_block_type": None}
+    blocks |= {"up_block_types": ("KCrossAttnUpBlock2D", "KUpBlock2D"), "block_out_channels": (64, 64)}
+    given = {**THEIR_CROSS_UNET, **blocks, "norm_num_groups": None, "attention_head_dim": 8, "time_embedding_dim": 64}
+    ours = filled(get_obj_from_str("diffusers.UNet2DConditionModel")(**given)).double()
+    theirs = diffusers.UNet2DConditionModel(**given).double().eval()
+    theirs.load_state_dict(ours.state_dict())
+    x, expected = randn(2, 4, 8, 8), theirs(randn(2, 4, 8, 8), TIMES, encoder_hidden_states=TOKENS).sample
+    found, _ = jvp(lambda state: ours(state, TIMES, TOKENS), (x,), (randn(2, 4, 8, 8, seed=5),))
+    assert relative(found, expected) < 1e-12
+    inner = next(name for name in dict(ours.named_parameters()) if name.endswith("to_q.weight"))
+    stacked = {inner: torch.stack([ours.get_parameter(inner)] * 2)}
+    members = vmap(lambda own: functional_call(ours, own, (x, TIMES, TOKENS)))(stacked)
+    assert relative(members[1], expected) < 1e-12
+
+
+@torch.no_grad()
 def test_transformers_take_states_that_are_wider_than_high():
     """SD3 is theirs; DiT, which is square there, has the places of the first rows of the square that holds it."""
     given = {**THEIR_SD3, "pos_embed_max_size": 9}
