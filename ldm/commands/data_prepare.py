@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from ldm.commands.failures import describe_failure
 from ldm.options import option
 
 # Networks rather than images: they go below --models_root, each into the folder named here.
@@ -82,7 +83,7 @@ class PrepareData:
             try:
                 paths = self._prepare(name, folder)
             except (ValueError, OSError) as error:
-                faults.append(f"{name}: {error}")
+                faults.append(f"{name}: {describe_failure(error, self)}")
                 continue
             listed = ", ".join(str(path.relative_to(folder)) for path in paths)
             print(f"{name}: ready in {folder} ({listed})")
@@ -90,7 +91,7 @@ class PrepareData:
                 print(TERMS[name])
             found += paths
         if faults:
-            raise ValueError("\n".join(faults))
+            raise ValueError("; ".join(faults))
         return found
 
     def _check(self) -> None:

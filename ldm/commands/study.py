@@ -147,6 +147,8 @@ class Study:
         bins = self._setting("data.params.train.params.folder")
         first_stage = OmegaConf.select(self._read, "model.params.first_stage_config.params.ckpt_path")
         steps = []
+        if first_stage is None and self.first_stage is not None:
+            raise ValueError("--first_stage configures one that is trained, and this model has none: leave it out")
         if first_stage is not None:
             config = self.first_stage or str(Path(self.config).with_name(f"{self.name}-first-stage.yaml"))
             steps += self._trained("the first stage", config, f"{self.name}_first_stage", first_stage)

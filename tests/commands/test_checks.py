@@ -9,6 +9,7 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 IMAGES = ["--images", "x", "--ref", "r", "--out", "o"]
 LAPLACE = ["--run", "r", "--posterior", "p", "--out", "o"]
+DIGITS = "configs/latent-diffusion/digits.yaml"
 WITHOUT_EFFECT = [
     ("evaluate metrics", [*IMAGES, "--no-ema"], "go with a model to sample from"),
     ("evaluate metrics", [*IMAGES, "--pretrained", "p"], "go with a model to sample from"),
@@ -44,17 +45,20 @@ def test_an_option_without_effect_is_refused(name, words, message, capsys):
         ("train", ["--resume", "{file}"], "{file} is a file that lies in no run directory"),
         ("evaluate metrics", ["--images", "{file}", "--ref", "{file}x"], "there is no reference {file}x"),
         ("evaluate metrics", ["--images", "{file}", "--ref", "{file}"], "--features is needed, since the reference"),
-        ("uncertainty study", ["--config", "configs/latent-diffusion/digits.yaml", "--gpus", "a"], "--gpus expects"),
+        ("uncertainty study", ["--config", DIGITS, "--gpus", "a"], "--gpus expects"),
+        ("uncertainty study", ["--config", DIGITS, "--first_stage", "{file}"], "this model has none: leave it out"),
+        ("data prepare", ["--dataset", "mnist,kmnist", "--root", "{file}"], "mnist: a part of the path {file}/"),
     ],
 )
 def test_what_is_named_is_called_what_it_is(name, words, message, tmp_path):
     file = tmp_path / "page.ckpt"
     file.write_text("<!DOCTYPE html>")
-    out = {"sample model": "--out", "evaluate metrics": "--out", "uncertainty study": "--logdir", "train": "--logdir"}
-    place = [] if name == "train" else [out[name], str(tmp_path / "out")]
+    out = {"sample model": "--out", "evaluate metrics": "--out", "uncertainty study": "--logdir"}
+    place = [out[name], str(tmp_path / "out")] if name in out else []
     with pytest.raises(SystemExit) as stop:
         run_command(name, [*(word.format(file=file) for word in words), *place])
-    assert message.format(file=file) in str(stop.value.code) and not (tmp_path / "out").exists()
+    found = str(stop.value.code)
+    assert message.format(file=file) in found and "\n" not in found and not (tmp_path / "out").exists()
 
 
 ACTING = [
