@@ -98,9 +98,7 @@ class Study:
         from ldm.commands.line import load_command, parse
         from ldm.pipelines.prompts import write_class_prompts
         from ldm.records import write_record
-        from ldm.training.trainer import parse_gpus
 
-        parse_gpus(self.gpus)  # before anything is made
         left = [place for place, step in enumerate(self.steps()) if not step.done]
         if self.dry_run:
             print("\n".join(self.steps()[place].command for place in left))

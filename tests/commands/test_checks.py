@@ -45,7 +45,6 @@ def test_an_option_without_effect_is_refused(name, words, message, capsys):
         ("train", ["--resume", "{file}"], "{file} is a file that lies in no run directory"),
         ("evaluate metrics", ["--images", "{file}", "--ref", "{file}x"], "there is no reference {file}x"),
         ("evaluate metrics", ["--images", "{file}", "--ref", "{file}"], "--features is needed, since the reference"),
-        ("uncertainty study", ["--config", DIGITS, "--gpus", "a"], "--gpus expects"),
         ("uncertainty study", ["--config", DIGITS, "--first_stage", "{file}"], "this model has none: leave it out"),
         ("data prepare", ["--dataset", "mnist,kmnist", "--root", "{file}"], "mnist: a part of the path {file}/"),
     ],
