@@ -64,7 +64,7 @@ class SampleMembers:
             for place, (base, path) in enumerate(found.items()):
                 own = latents[:, :, place]
                 title = f"members branch at step {one.branch} of {len(one.times) - 1}, guidance {one.scale:g}"
-                title += one.classes.left_out(labels)
+                title += one.sampling.steering.describe() + one.classes.left_out(labels)
                 title += f", base member {base}" if len(found) > 1 else ""
                 labelled_grid(one.decode(own), path, names, columns, title, self.overwrite)
                 tensors = {"latents": own.contiguous(), "classes": torch.tensor(labels)}

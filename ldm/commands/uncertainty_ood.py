@@ -66,7 +66,10 @@ class UncertaintyOod:
     """Places of the snapshots: mid, in_1 .., out_1 .., or dotted names."""
     condition: Annotated[str | None, option(metavar="nearest|null|CLASS", default="nearest")] = None
     """What a conditional model is told: the class of the nearest training picture, the null class, or a class."""
-    data: Annotated[tuple[str, ...] | None, option(metavar="WORD ...", default="the training data of the run")] = None
+    data: Annotated[
+        tuple[str, ...] | None,
+        option(metavar="WORD ...", default="the training data of the run, or what an ensemble's members saw"),
+    ] = None
     """The pictures that scores compare with, as target=.. params.x=.., or CONFIG.yaml:train."""
     known: Annotated[tuple[str, ...] | None, option(metavar="WORD ...", default="the validation data of the run")] = (
         None

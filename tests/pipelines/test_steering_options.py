@@ -84,3 +84,9 @@ def test_what_does_not_act_is_refused(ensemble, tmp_path):
         Steering(by="edges")
     with pytest.raises(ValueError, match="steer_steps"):
         Steering(spread=-1.0)
+
+
+def test_a_title_says_what_steers():
+    assert Steering(0.1).describe() == ", steered 0.1 by disagreement"
+    assert Steering(-0.2, "edges", 0.5).describe() == ", steered -0.2 by edges, steps spread 0.5"
+    assert Steering(0.0, "random").describe() == Steering().describe() == ""
