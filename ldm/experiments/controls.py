@@ -158,7 +158,8 @@ def pooled_scores(
         runs: rows with `bin` and `value` of each run; sign: -1 where a small value means uncertain.
 
     Returns:
-        `POOLED` (`_worst` of the runs); all None where a run has one value for all classes, which ranks nothing.
+        `POOLED` (`_worst` of the runs). Ends are None where runs are alike or there is one; all is None where a run has
+        one value for all classes, which ranks nothing.
     """
     values = [np.array([sign * row[value] for row in rows]) for rows in runs]
     class_sizes = [np.array([class_size_order(row["bin"]) for row in rows]) for rows in runs]
@@ -170,7 +171,8 @@ def pooled_scores(
     for name, ends in (("spearman", (-ceiling, ceiling)), ("auroc", (0.0, 1.0))):
         each = [getattr(one, name).estimate for one in scores]
         interval = over_runs(each, *ends)
-        found.update({name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high})
+        low, high = (interval.low, interval.high) if interval.known else (None, None)
+        found.update({name: interval.estimate, f"{name}_low": low, f"{name}_high": high})
         found[f"{name}_worst"] = max(each) if name == "spearman" else min(each)
     found["ratio"] = found["spearman"] / -ceiling
     return found

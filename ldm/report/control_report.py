@@ -64,7 +64,8 @@ def baseline_table(runs: Mapping[int, Mapping[float, Sequence[Row]]], controls: 
             each = [value for value in each if value == value]  # a run without differences in quality has none
             found = over_runs(each, -1.0, 1.0) if each else None
             names = (f"rho_{quality}", f"rho_{quality}_low", f"rho_{quality}_high")
-            row.update(zip(names, (found.estimate, found.low, found.high) if found else (None,) * 3, strict=True))
+            ends = (found.low, found.high) if found and found.known else (None, None)
+            row.update(zip(names, (found.estimate if found else None, *ends), strict=True))
         table.append(row)
     return table
 

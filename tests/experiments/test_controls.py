@@ -46,6 +46,7 @@ def test_pooled_scores_turn_the_sign_and_average():
     best, worst = run_of(), [{**row, "mi_mean": -row["mi_mean"]} for row in run_of()]
     found = pooled_scores([best, best])
     assert (found["spearman"], found["auroc"], found["ratio"]) == pytest.approx((-1, 1, 1))
+    assert found["auroc_low"] is None and found["spearman_high"] is None, "two runs that are alike have no width"
     assert pooled_scores([worst, worst], sign=-1.0)["auroc"] == 1
     mixed = pooled_scores([best, worst])
     assert (mixed["spearman"], mixed["auroc"]) == (0, 0.5)
