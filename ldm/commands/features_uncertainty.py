@@ -44,7 +44,7 @@ class FeaturesUncertainty:
         out = Path(self.out)
         errors = read_csv(Path(self.probe) / "errors.csv", ("class", "features", "error"))
         uncertain = read_csv(Path(self.uncertainty) / "uncertainty.csv", ("class", "name", "bin"))
-        check_numbers(Path(self.probe) / "errors.csv", errors, ("error",))
+        check_numbers(Path(self.probe) / "errors.csv", errors, ("error",), nan=True)
         check_numbers(Path(self.uncertainty) / "uncertainty.csv", uncertain, {self.measure} & set(uncertain[0]))
         found = join_by_class(errors, uncertain, self.features, self.measure)
         rows = found.rows

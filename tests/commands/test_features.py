@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -243,6 +244,10 @@ def test_probe_uncertainty_joins_by_class(tmp_path):
     assert "Spearman -1.00" in json.loads((tmp_path / "out" / "record.json").read_text())["result"]
     with pytest.raises(ValueError, match="only 0 classes"):
         replace(command, features="pixels").run()
+    write_csv(tmp_path / "errors.csv", [{**errors[0], "error": math.nan}, *errors[1:]], overwrite=True)
+    assert len(replace(command, overwrite=True).run()) == 4
+    said = json.loads((tmp_path / "out" / "record.json").read_text())["result"]
+    assert said.endswith("over 4 classes; without test images: c0"), "a class that nothing was tested on is named"
 
 
 def test_defaults_are_those_of_the_library():
