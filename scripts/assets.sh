@@ -236,6 +236,7 @@ for axes, scale in zip(figure.subplots(1, 3), (0, 1, 4)):
     axes.set_title(f"classifier_scale {scale}" if scale else "without a classifier")
     axes.set_axis_off()
 save_figure(figure, f"{sys.argv[1]}/guidance.png")
+Image.open(f"{sys.argv[1]}/guidance.png").convert("L").save(f"{sys.argv[1]}/guidance.png", optimize=True)  # half as large
 PYTHON
     take "$drawn/guidance.png" classifier_guidance
 }
