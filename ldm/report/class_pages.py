@@ -16,6 +16,7 @@ from ldm.records import Row
 from ldm.report.mistakes import MISTAKES_FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
 from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
 from ldm.report.tables import REMEDY, check_numbers, read_comments, read_csv
+from ldm.report.wording import write_ends
 from ldm.stats import spearman_interval
 
 # Cards are shown of so many classes: the most and the least uncertain ones.
@@ -56,9 +57,7 @@ def _name(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    low, high = row.get("mi_low"), row.get("mi_high")
-    known = low is not None and high is not None
-    return f"{row['mi_mean']:.3g}" + (f" [{low:.3g}, {high:.3g}]" if known else "")
+    return f"{row['mi_mean']:.3g}{write_ends(row.get('mi_low'), row.get('mi_high'), '.3g')}"
 
 
 def read_classes(path: Path) -> list[Row]:
@@ -141,8 +140,8 @@ def _summarise_wrong(rows: Sequence[Row], folder: Path) -> list[str]:
         value = spearman_interval([row["mi_mean"] for row in both], shares)
         words.append(
             f"Rank correlation of mutual information with the share of samples that are recognised: "
-            f"{value.estimate:.2f} [{value.low:.2f}, {value.high:.2f}] over {len(both)} classes; below 0, samples of "
-            "classes that the members disagree about are recognised less often."
+            f"{value.estimate:.2f}{write_ends(value.low, value.high, '.2f')} over {len(both)} classes; below 0, "
+            "samples of classes that the members disagree about are recognised less often."
         )
     return words
 

@@ -41,9 +41,14 @@ class NaturalReport:
         return [f"more uncertain than their number of images explains (false discovery rate {RATE:g}): {found}"]
 
     def draw(self, out: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-        """Write uncertainty.png, the ranking by name, and by_images.png, the scores against the numbers of images."""
+        """Write uncertainty.png, the ranking by name, and by_images.png, the scores against the numbers of images.
+
+        Where every class has the same number, or none is known, there is no by_images.png.
+        """
         classes = [rank_row(row) for row in rows]
         ranked_plot(classes, out / "uncertainty.png", QUANTITY, title, overwrite=True)
+        if len({one.images for one in classes if one.images}) < 2:
+            return
         tested = [classes[place] for place in self.places]
         if self.outstanding is None:
             images_plot(classes, out / "by_images.png", QUANTITY, title, overwrite=True)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -104,6 +105,21 @@ def test_cards_say_what_samples_are_taken_for(results):
     assert "Of its samples 7 of 10 are recognised, 3 are taken for ant; of its real pictures 3 of 4." in text
     assert text.count("<figcaption>a sample of each member, and the training picture nearest to it") == 1
     assert "Table: mistakes" not in text
+
+
+def test_what_has_no_interval_is_said_without_one(tmp_path):
+    """Four classes, one noise each: neither their information nor its correlation with recognition has an interval."""
+    numbers = {"mi_mean": 0.25, "mi_low": math.nan, "mi_high": math.nan}
+    rows = [{"class": place, "name": f"c{place}", "bin": "4", **numbers} for place in range(4)]
+    write_csv(tmp_path / "uncertainty.csv", [{**row, "mi_mean": 2.0 ** -row["class"]} for row in rows])
+    own = {"samples": 10, "taken_for": "c0", "taken": 1, "real": 4, "real_recognised": 3}
+    write_csv(
+        tmp_path / "mistakes" / "mistakes.csv",
+        [{"class": place, "name": f"c{place}", "recognised": 2 * place, **own} for place in range(4)],
+    )
+    said = " ".join(make_page(tmp_path).summary)
+    assert "most about c0 (1 nats, 4 training images) and least about c3 (0.125 nats" in said
+    assert "the share of samples that are recognised: -1.00 over 4 classes" in said and "nan" not in said
 
 
 def test_large_pictures_are_small_in_a_page_and_look_alike(tmp_path):

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ldm.report.names import ALL_NAMED, LONGEST_NAME, cut_name, write_names
+from ldm.report.natural import rank_natural
 from ldm.report.ranking import RankedClass, _choose_named, images_plot, ranked_plot
 
 
@@ -63,3 +64,15 @@ def test_any_number_of_classes_is_drawn(count, tmp_path):
     ranked_plot(classes, tmp_path / "ranked.png", "nats")
     images_plot(classes, tmp_path / "images.png", "nats", named=[0])
     assert (tmp_path / "ranked.png").stat().st_size > 0 and (tmp_path / "images.png").stat().st_size > 0
+
+
+def test_numbers_of_images_that_do_not_differ_have_no_picture(tmp_path):
+    rows = [
+        {"name": name, "bin": 4, "mi_mean": mi, "mi_low": mi, "mi_high": mi} for name, mi in (("a", 0.1), ("b", 0.2))
+    ]
+    for folder, bins, drawn in (("same", (4, 4), False), ("other", (4, 9), True)):
+        (tmp_path / folder).mkdir()
+        table, report = rank_natural([{**row, "bin": size} for row, size in zip(rows, bins, strict=True)])
+        report.draw(tmp_path / folder, table, "")
+        assert (tmp_path / folder / "uncertainty.png").exists()
+        assert (tmp_path / folder / "by_images.png").exists() == drawn
