@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from ldm.checkpoint import save_tensors
@@ -14,7 +13,7 @@ from ldm.diffusion.epsilon_scaling import noise_level
 from ldm.diffusion.schedule import Schedule
 from ldm.evaluation.exposure import delta, state_distance
 from ldm.experiments.exposure import Chains, MomentsByName, compute_factors
-from ldm.report.plots import Curve, curve_plot, spans_decades
+from ldm.report.plots import Curve, curve_plot
 from ldm.report.tables import write_csv
 
 Table = list[dict[str, float]]
@@ -100,13 +99,15 @@ def ratio_plot(rows: Table, file: str | Path, chains: list[str], title: str = ""
 
 
 def delta_plot(rows: Table, file: str | Path, chains: list[str], title: str = "") -> None:
-    """delta_t of each chain after each step, and the floor that a perfect sampler has; over decades, logarithmic."""
+    """delta_t of each chain above its floor after each step; a perfect sampler's lies at 0, and below 0 is too sure.
+
+    Both grow over decades along the chain, so that what lies between them, of either sign, is drawn itself.
+    """
     steps = [row["step"] + 1 for row in rows]
-    curves = {"floor": Curve(steps, [row["floor"] for row in rows])}
-    curves |= {name: Curve(steps, [row[f"{name}_delta"] for row in rows]) for name in chains}
-    log = spans_decades(np.array([curve.y for curve in curves.values()]))
-    label = "delta_t (pixel or latent units squared)"
-    curve_plot(curves, file, "steps taken", label, title, log=log, overwrite=True)
+    curves = {"a perfect sampler": Curve(steps, [0.0] * len(steps))}
+    curves |= {name: Curve(steps, [row[f"{name}_excess"] for row in rows]) for name in chains}
+    label = "delta_t above its floor (units squared)"
+    curve_plot(curves, file, "steps taken", label, title, overwrite=True)
 
 
 def distance_plot(rows: Table, file: str | Path, chains: list[str], title: str = "") -> None:

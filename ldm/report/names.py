@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,23 @@ LONGEST_NAME = 18
 def cut_name(name: str) -> str:
     """Return a name of at most `LONGEST_NAME` letters; what was cut shows as an ellipsis."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def shorten_names(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return names in groups with at most `LONGEST_NAME` letters each.
+
+    Where one is longer, words that all of them begin with are left out, since the others tell them apart.
+    """
+    words = [name.split() for names in groups.values() for name in names]
+    shared = 0
+    if any(len(name) > LONGEST_NAME for names in groups.values() for name in names):
+        fewest = min(map(len, words)) - 1
+        while shared < fewest and len({own[shared] for own in words}) == 1:
+            shared += 1
+    return {
+        group: [cut_name(f"… {' '.join(name.split()[shared:])}" if shared else name) for name in names]
+        for group, names in groups.items()
+    }
 
 
 def write_names(

@@ -38,7 +38,7 @@ CAPTIONS = {
     "steps": "The variance of the state step by step, from noise to picture",
     "norms": "Length of the predicted noise, in training and in sampling",
     "ratios": "Length of the predicted noise in sampling over that in training; 1 would be no exposure bias",
-    "delta": "delta_t after each step, and the floor that a perfect sampler has",
+    "delta": "delta_t after each step, above the floor that a perfect sampler has",
     "distance": "Squared distance of an element of x_t in sampling from the true one",
     "choice": "What was tried",
     "trained": "Accuracy of probes by layer and noise level; the frame marks the place that was chosen",

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import gaussian_kde
 
 from ldm.images import save_figure
-from ldm.report.names import ALL_NAMED, LETTER, cut_name, write_names
+from ldm.report.names import ALL_NAMED, LETTER, shorten_names, write_names
 
 # Paul Tol's "bright" scheme, which stays apart for colour-blind readers.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
@@ -71,7 +71,7 @@ def per_bin_plot(
     """
     bins = _check_bins(values)
     every = np.concatenate(list(bins.values()))
-    named = {} if names is None or len(every) > ALL_NAMED else {bin_: [*map(cut_name, names[bin_])] for bin_ in bins}
+    named = {} if names is None or len(every) > ALL_NAMED else shorten_names({bin_: names[bin_] for bin_ in bins})
     longest = max((len(name) for own in named.values() for name in own), default=0)
     figure, axes = _axes(1.9 + (1.05 + max(0, longest - 4) * 1.2 * LETTER / 72) * len(bins), 3.6)
     for place, (colour, bin_values) in enumerate(zip(_cycle(len(bins)), bins.values(), strict=True)):

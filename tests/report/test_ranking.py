@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ldm.report.names import ALL_NAMED, LONGEST_NAME, cut_name, write_names
+from ldm.report.names import ALL_NAMED, LONGEST_NAME, cut_name, shorten_names, write_names
 from ldm.report.natural import rank_natural
 from ldm.report.ranking import RankedClass, _choose_named, images_plot, ranked_plot
 
@@ -56,6 +56,23 @@ def test_long_names_are_cut_with_an_ellipsis():
     assert (
         cut_name("African hunting dog, hyena dog") == "African hunting d…" and len(cut_name("x" * 99)) == LONGEST_NAME
     )
+
+
+def test_words_that_all_names_begin_with_go_where_one_is_long():
+    groups = {"seen": ["a handwritten seven", "a handwritten two"], "hidden": ["a handwritten six"]}
+    assert shorten_names(groups) == {"seen": ["… seven", "… two"], "hidden": ["… six"]}
+    assert shorten_names({"all": ["a cat", "a dog"]}) == {"all": ["a cat", "a dog"]}
+    assert shorten_names({"all": ["x" * 20, "y"]}) == {"all": ["x" * 17 + "…", "y"]}
+
+
+def test_names_of_many_points_near_the_bottom_stay_inside_the_axes():
+    axes = Figure(figsize=(6, 4)).add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    write_names(axes, [f"class {place}" for place in range(12)], np.full(12, 0.2), np.linspace(0.02, 0.03, 12))
+    axes.get_figure().draw_without_rendering()
+    boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
+    assert boxes[0].y0 > axes.bbox.y0 - 2 and boxes[-1].y1 < axes.bbox.y1
+    assert all(below.y1 <= above.y0 + 2 for below, above in pairwise(boxes))
 
 
 @pytest.mark.parametrize("count", [1, 70, 300])
