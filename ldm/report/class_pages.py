@@ -109,6 +109,11 @@ def summarise_table(path: Path, folder: Path | None = None) -> list[str]:
     meaning = [_capitalise(found["meaning"])] if "meaning" in found else []
     if "silent" in found:
         return [_capitalise(found["silent"]), *meaning]
+    if len(rows) == 1:
+        return [
+            f"There is one class, {_name(first)}, and nothing to rank: {_interval(first)} nats{_images(first)}.",
+            *meaning,
+        ]
     words = [
         f"The members disagree most about {_name(first)} ({_interval(first)} nats"
         f"{_images(first)}) and least about {_name(last)} ({_interval(last)} nats{_images(last)})."

@@ -122,6 +122,13 @@ def test_what_has_no_interval_is_said_without_one(tmp_path):
     assert "the share of samples that are recognised: -1.00 over 4 classes" in said and "nan" not in said
 
 
+def test_one_class_is_not_ranked(tmp_path):
+    write_csv(tmp_path / "uncertainty.csv", [{"class": 0, "name": "pictures", "bin": "50", "mi_mean": 0.5}])
+    assert make_page(tmp_path).summary == [
+        "There is one class, pictures, and nothing to rank: 0.5 nats, 50 training images."
+    ]
+
+
 def test_large_pictures_are_small_in_a_page_and_look_alike(tmp_path):
     across, down = np.meshgrid(np.linspace(0, 9, 700), np.linspace(0, 9, 500))
     waves = np.stack([np.sin(across * down), np.cos(across), np.sin(down)], axis=2)
