@@ -110,6 +110,12 @@ def find_targets(config: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield from find_targets(value, inner)
 
 
+def find_own_classes(config: Any) -> set[str]:
+    """Return the classes that a config of the user's names, as far as they are written out."""
+    named = find_targets(OmegaConf.to_container(config, resolve=False))
+    return {target for _, target in named if isinstance(target, str) and "$" not in target}
+
+
 def accept(content: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
     """Return what a file from elsewhere holds, once all classes that it names are known.
 

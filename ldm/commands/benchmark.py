@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ldm.commands.study import StudyStep
+from ldm.commands.study_step import StudyStep
 from ldm.commands.words import refuse_options
 from ldm.options import option
 

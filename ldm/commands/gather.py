@@ -48,7 +48,7 @@ class Gather:
     ensemble_comps: int = 5
     """The number of members, which DECU calls components."""
     data_name: Annotated[str | None, option(metavar="NAME", default="the data set's")] = None
-    """The name of the data in the folder's name."""
+    """The name of the data in the folder's name; runs of a config of this name go before those of others."""
     checkpoint: str = "last.ckpt"
     """The file below each run's checkpoints/."""
     ema: Annotated[float | None, option(metavar="WIDTH", default="the heads of the checkpoint")] = None

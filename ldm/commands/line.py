@@ -235,7 +235,7 @@ def _run(kind: type[Command], words: Sequence[str], prog: str, page: bool = Fals
 
     requeue_when_asked()
     try:
-        with trusting(trusted):
+        with trusting([*trusted, *getattr(command, "own_classes", ())]):
             found = run_checked(command)
         if page:
             write_own_page(command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from ldm.commands.study_step import StudyStep, find_foreign_classes
 from ldm.commands.words import refuse_options
 from ldm.options import option
 
@@ -18,30 +18,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from ldm.training.runs import RunDirectory
-
-
-@dataclass(frozen=True)
-class StudyStep:
-    """A step of a study.
-
-    Attributes:
-        title: what it does, in words.
-        name: of its command.
-        words: of its command.
-        done: whether what it makes is there.
-        run: of a training, the name of its run directory after the time.
-    """
-
-    title: str
-    name: str
-    words: list[str]
-    done: bool
-    run: str | None = None
-
-    @property
-    def command(self) -> str:
-        """The command line of the step."""
-        return shlex.join(["decu", *self.name.split(), *self.words])
 
 
 @dataclass(frozen=True)
@@ -101,7 +77,7 @@ class Study:
 
         left = [place for place, step in enumerate(self.steps()) if not step.done]
         if self.dry_run:
-            print("\n".join(self.steps()[place].command for place in left))
+            print("\n".join(self.steps()[place].by_hand(self.own_classes) for place in left))
             return self.page
         began = time.monotonic()
         spent = {}
@@ -111,13 +87,18 @@ class Study:
             step = self.steps()[place]  # read again: it names the run of the step before
             minutes = (time.monotonic() - began) / 60
             where = f"[step {number} of {len(left)}, after {minutes:.0f} minutes]"
-            print(f"\n{where} {step.title}\n  {step.command}", flush=True)
+            print(f"\n{where} {step.title}\n  {step.by_hand(self.own_classes)}", flush=True)
             started = time.monotonic()
             parse(load_command(step.name), self._words(step), f"decu {step.name}").run()
             spent[step.command] = round(time.monotonic() - started, 1)
         write_record(self.ensemble / "study.json", self, overwrite=True, seconds=spent)
         print(f"\ndone; open {self.page}")
         return self.page
+
+    @cached_property
+    def own_classes(self) -> set[str]:
+        """Classes beyond this project's that the config names, which is the user's: what the study reads may, too."""
+        return find_foreign_classes(self.config, self._read)
 
     def _words(self, step: StudyStep) -> list[str]:
         """Return the words of a step; those of a training that was stopped let it go on."""
@@ -128,11 +109,11 @@ class Study:
 
     def _find_run(self, name: str) -> RunDirectory | None:
         """Return the newest run of this name, None where there is none."""
-        from ldm.training.runs import runs_named
+        from ldm.training.runs import STAMP, runs_named
 
         if not Path(self.logdir).is_dir():
             return None
-        found = runs_named(self.logdir, "_" + re.escape(name))
+        found = runs_named(self.logdir, f"{STAMP.pattern}_{re.escape(name)}")
         return found[-1] if found else None
 
     def steps(self) -> list[StudyStep]:
@@ -164,16 +145,13 @@ class Study:
         ready = Path(out).exists()
         run = self._find_run(name)
         words = ["--base", config, "-t", "--gpus", self.gpus, "--scale_lr", "False", "--logdir", self.logdir]
-        words += ["--name", name, *(self._base_words() if config == self.config else ())]
+        words += ["--name", name]
+        words += [word for word in self.changes if config == self.config and not word.startswith("components.")]
         place = f"{self.logdir}/TIME_{name}" if run is None else str(run.path)
         return [
             StudyStep(f"training {what}", "train", words, ready or (run is not None and run.finished.exists()), name),
             StudyStep(f"writing the weights of {what}", "export", ["--run", place, "--out", out], ready),
         ]
-
-    def _base_words(self) -> list[str]:
-        """Return the words that change the base model."""
-        return [word for word in self.changes if not word.startswith("components.")]
 
     def _member_words(self) -> list[str]:
         """Return the words that change members: those of the base model but where `components` has its own value."""
@@ -217,10 +195,7 @@ class Study:
         )
         return [
             StudyStep(
-                "sampling the members",
-                "sample members",
-                [*path, "--overwrite"],
-                any(found.glob("samples/*.png")),
+                "sampling the members", "sample members", [*path, "--overwrite"], any(found.glob("samples/*.png"))
             ),
             StudyStep(
                 "sampling before and after the branch",

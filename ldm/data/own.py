@@ -47,7 +47,8 @@ class OwnImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = dict(self.dataset[index])
         label = int(item["class_label"])
-        return {"index": index, "human_label": self.human_names[label], **item, "class_label": label}
+        own = {"image": torch.as_tensor(item["image"]), "class_label": label}
+        return {"index": index, "human_label": self.human_names[label], **item, **own}
 
     @cached_property
     def labels(self) -> Tensor:
@@ -166,8 +167,21 @@ def build_dataset(config: Any) -> Any:
     """
     made = instantiate_from_config(config)
     check_map_style(made, config)
-    if all(hasattr(made, name) for name in ASKED) or not hasattr(made, "__len__") or not len(made):
+    return complete_dataset(made)
+
+
+def complete_dataset(made: Any) -> Any:
+    """Return a map-style data set with the attributes that it lacks of those which the commands ask for.
+
+    Raises:
+        ValueError: if its items are not what the commands read.
+    """
+    complete = all(hasattr(made, name) for name in ASKED)
+    of_project = type(made).__module__.partition(".")[0] == "ldm"
+    if (complete and of_project) or not hasattr(made, "__len__") or not len(made):
         return made
     first = made[0]
-    unlabelled = isinstance(first, Mapping) and "image" in first and "class_label" not in first
-    return made if unlabelled else OwnImages(made)
+    pictured = isinstance(first, Mapping) and "image" in first
+    if pictured and ("class_label" not in first or (complete and isinstance(first["image"], Tensor))):
+        return made
+    return OwnImages(made)

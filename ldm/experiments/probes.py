@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ldm.checkpoint import sha256
 from ldm.data.base import check_class_names
 from ldm.data.module import DataModuleFromConfig
-from ldm.data.own import splits_of
+from ldm.data.own import complete_dataset, splits_of
 from ldm.evaluation.finetuning import Tuning, tune
 from ldm.evaluation.grid_features import GridFeatures, load_or_make_features, make_feature_parts
 from ldm.evaluation.probe import Arrays, ProbeResult, ProbeTraining, probe, validation_split
@@ -89,7 +89,8 @@ class ProbeStudy:
         module = DataModuleFromConfig(**{"batch_size": plan.images_per_pass, **known})
         module.setup()
         prepare_latents(pipeline.model, config, module, pipeline.device)
-        self.data = {"train": module.dataset("train"), "test": module.dataset("validation")}
+        splits = {"train": "train", "test": "validation"}
+        self.data = {name: complete_dataset(module.dataset(split)) for name, split in splits.items()}
         check_class_names(self.data["train"], self.data["test"])
         self.classes = self.data["train"].n_classes
         self.positions = draw_probe_positions(len(self.data["train"]), plan.n_train, plan.seed)
@@ -166,7 +167,7 @@ class ProbeStudy:
         found = {}
         for split in ("train", "test"):
             data, positions = self.data[split], self.positions if split == "train" else range(len(self.data[split]))
-            pixels = np.stack([data[position]["image"].flatten().numpy() for position in positions])
+            pixels = np.stack([np.asarray(data[position]["image"]).ravel() for position in positions])
             found[split] = ({PIXELS: pixels}, torch.as_tensor(data.labels)[list(positions)].numpy())
         arrays, labels = found["train"]
         return self._probe([arrays], labels, lambda _place, _seed: found["test"], "pixels")

@@ -294,4 +294,4 @@ def real_images(config: Any, most: int, seed: int) -> tuple[np.ndarray, np.ndarr
     data = build_dataset(config)
     chosen = torch.randperm(len(data), generator=generator("real", seed))[:most].tolist()
     items = [data[index] for index in chosen]
-    return np.stack([item["image"].numpy() for item in items]), np.asarray([item["class_label"] for item in items])
+    return np.stack([np.asarray(item["image"]) for item in items]), np.asarray([item["class_label"] for item in items])

@@ -97,15 +97,15 @@ def describe_scores(rows: Sequence[Row]) -> list[str]:
     most, least = (choose(means, key=lambda name: means[name].estimate) for choose in (max, min))
     apart = means[most].low > means[least].high
     beside = "" if apart else "; their intervals do not lie apart"
-    found.append(
-        f"It is largest for {most} ({write_interval(means[most])}, {_samples(groups[most])}) and least for {least} "
-        f"({write_interval(means[least])}, {_samples(groups[least])}){beside}."
+    largest, smallest = (
+        f"{name} ({write_interval(means[name])}, {_count(len(groups[name]), 'sample')})" for name in (most, least)
     )
+    found.append(f"It is largest for {largest} and least for {smallest}{beside}.")
     return found
 
 
-def _samples(values: Sequence[float]) -> str:
-    return f"{len(values)} sample{'' if len(values) == 1 else 's'}"
+def _count(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def describe_removals(rows: Sequence[Row]) -> list[str]:
@@ -173,8 +173,8 @@ def describe_posterior(found: Any) -> list[str]:
         return []
     words = [
         f"The posterior of the layer {found.get('layer')} (curvature {found.get('curvature')}) stands on "
-        f"{found['images']:,} images with {found['draws']} draws of noise each; they stand for {found['data_size']:,}, "
-        f"which the training saw {number(found['visits'])} times."
+        f"{found['images']:,} images with {_count(found['draws'], 'draw')} of noise each; they stand for "
+        f"{found['data_size']:,}, which the training saw {number(found['visits'])} times."
     ]
     if is_known(found.get("parameters_determined")):
         words.append(

@@ -17,7 +17,7 @@ from ldm.ensembles.classes import MASKED
 from ldm.ensembles.storage import write_ensemble
 from ldm.files import reading
 from ldm.training.posthoc import put_averages, read_averages
-from ldm.training.runs import RunDirectory, runs_named
+from ldm.training.runs import STAMP, RunDirectory, runs_named
 from ldm.util import check_plain_name, get_obj_from_str, instantiate_from_config
 
 # What a member's checkpoint must say of it.
@@ -42,9 +42,17 @@ class TrainedMember:
         return put_averages(self.content["state_dict"], found)
 
 
-def find_runs(path: str | Path, name: str) -> list[RunDirectory]:
-    """Return the runs of an ensemble's members below a log directory, by the name in their configs, oldest first."""
-    runs = runs_named(str(path), f"_{re.escape(name)}[0-9]+")
+def find_runs(path: str | Path, name: str, config: str | None = None) -> list[RunDirectory]:
+    """Return the runs of an ensemble's members below a log directory, by the name in their configs, oldest first.
+
+    Args:
+        path: the log directory.
+        name: of the ensemble.
+        config: name of the config that they were trained by; where there are such runs, others are left alone.
+    """
+    ends = f"_{re.escape(name)}[0-9]+"
+    own = runs_named(path, f"{STAMP.pattern}_{re.escape(config)}{ends}") if config else []
+    runs = own or runs_named(path, ends)
     recorded = [OmegaConf.select(run.config(), "run.ensemble_name") if run.has_config else None for run in runs]
     return [run for run, own in zip(runs, recorded, strict=True) if own in (None, name)]
 
@@ -130,7 +138,7 @@ def gather_members(
     Args:
         path: the log directory that the members were trained in.
         name, count: of the ensemble, and of its members.
-        data_name: name of the data in the folder's name; the data set's where None.
+        data_name: name of the data in the folder's name; the data set's where None. See `find_runs` for its config.
         checkpoint: file below each run's checkpoints/.
         ema: width of the averages that are taken of the heads (`ldm.training.posthoc`); None: the heads themselves.
         prepare: see `write_ensemble`.
@@ -141,7 +149,7 @@ def gather_members(
     """
     check_plain_name("--ensemble_name", name)
     check_plain_name("--data_name", data_name or "")
-    chosen = find_members(find_runs(path, name), checkpoint, count)
+    chosen = find_members(find_runs(path, name, data_name), checkpoint, count)
     first = chosen[0]
     config = first.run.config()
     data = describe_training_data(config)

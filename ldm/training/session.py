@@ -44,7 +44,7 @@ from ldm.training.trainer import (
     split_trainer_options,
 )
 from ldm.training.wandb import online_loggers
-from ldm.trust import find_targets, settle, trusting
+from ldm.trust import find_own_classes, settle, trusting
 from ldm.util import instantiate_as
 
 log = logging.getLogger(__name__)
@@ -226,9 +226,7 @@ def read_training_config(training: Training, start: Sequence[DictConfig] = ()) -
 
 def find_own_targets(training: Training) -> set[str]:
     """Find the classes that the user's own configs and words name: a run that is resumed with them may name them."""
-    own = load_config(training.base, training.changes, training.start_from_pretrained, needs=())
-    named = find_targets(OmegaConf.to_container(own, resolve=False))
-    return {target for _, target in named if isinstance(target, str) and "$" not in target}
+    return find_own_classes(load_config(training.base, training.changes, training.start_from_pretrained, needs=()))
 
 
 def set_up(training: Training, held: ExitStack) -> Session:

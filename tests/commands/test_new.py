@@ -1,6 +1,9 @@
 """From a folder of pictures to a config that trains, and from the config to the page."""
 
 import shlex
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,12 +11,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.commands.data_bins import MakeBins
+from ldm.commands.line import run_file
 from ldm.commands.new import CheckData, New, Pictures
 from ldm.commands.study import Study
 from ldm.data.bins import plan_natural
 from ldm.report.tables import read_csv
 from ldm.training.config import load_config
 from ldm.training.config_keys import load_checked_config
+from ldm.training.gathering import find_runs
+from ldm.trust import is_admitted
 from ldm.util import generator, instantiate_from_config
 
 COUNTS = {"ant": 20, "bee": 12, "cat": 5}
@@ -118,7 +124,7 @@ class Squares(torch.utils.data.Dataset):
         return {"image": torch.full((8, 8, 3), index / 8), "class_label": index % 4}
 
 
-def test_a_data_set_of_ones_own_in_both_splits_is_enough_for_members_too(folder, monkeypatch):
+def test_a_data_set_of_ones_own_in_both_splits_is_enough_for_members_too(folder, monkeypatch, capsys):
     """What reads the pictures is replaced in the two splits, as docs/own_pictures.md says, and nowhere else."""
     monkeypatch.chdir(folder)
     path = write_config(folder, measure=False)
@@ -131,6 +137,40 @@ def test_a_data_set_of_ones_own_in_both_splits_is_enough_for_members_too(folder,
     data = instantiate_from_config(member.data.params.train)
     assert len(data) == 8 and data.n_classes == 4 and data.image_shape == (8, 8, 3)
     assert sorted(data.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3], "a bootstrap within each class"
+    capsys.readouterr()
+    Study("own.yaml", members=2, dry_run=True).run()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5 and all(("--trust tests" in line) != ("--base" in line) for line in lines), (
+        "commands that read a run admit its classes; those that read the user's own config need no word"
+    )
+
+
+@dataclass(frozen=True)
+class AskTrust:
+    """Say whether the classes that a config of the user's names are admitted."""
+
+    own_classes: ClassVar[set[str]] = {f"{__name__}.Squares"}
+
+    def run(self):
+        """Say it of one."""
+        return is_admitted(f"{__name__}.Squares")
+
+
+def test_a_command_admits_the_classes_of_its_own_config_while_it_runs(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ask"])
+    assert run_file(AskTrust) is True
+    assert AskTrust().run() is False, "nothing of it is kept"
+
+
+def test_runs_of_another_config_in_one_folder_are_left_alone(tmp_path):
+    """A study of shapes.yaml after one of my_shapes.yaml, and members of other.yaml that were trained in between."""
+    names = ["shapes_base", "my_shapes_base", "shapes_bootstrapped0", "my_shapes_bootstrapped0", "other_bootstrapped0"]
+    for second, name in enumerate(names):
+        (tmp_path / f"2026-01-01T00-00-0{second}_{name}").mkdir()
+    found = Study("shapes.yaml", logdir=str(tmp_path))._find_run("shapes_base")
+    assert found is not None and found.path.name.endswith("00_shapes_base")
+    assert [run.path.name[20:] for run in find_runs(tmp_path, "bootstrapped", "shapes")] == ["shapes_bootstrapped0"]
+    assert [run.path.name[20:] for run in find_runs(tmp_path, "bootstrapped", "name of data")] == names[2:]
 
 
 def test_natural_bins_are_bootstraps_of_the_pictures_as_they_are():

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from ldm.commands.data_bins import MakeBins
 from ldm.data.digits import Digits
-from ldm.data.own import OwnImages, build_dataset, splits_of
+from ldm.data.own import OwnImages, build_dataset, complete_dataset, splits_of
 from ldm.data.subsets import ComponentSubset
 
 
@@ -31,6 +31,11 @@ def test_what_it_lacks_is_read_from_its_items():
     assert data.labels.tolist() == [0, 1, 2] * 4 and data.image_shape == (4, 4, 1)
     assert data.class_names == ["0", "1", "2"] == data.human_names and data.n_classes == 3
     assert data[4]["index"] == 4 and data[4]["human_label"] == "1" and data.count == 12
+    assert isinstance(data[4]["image"], torch.Tensor), "whatever the images are, commands read tensors"
+    assert complete_dataset(Plain()).labels.tolist() == data.labels.tolist()
+    whole = Plain()
+    whole.labels, whole.class_names, whole.n_classes, whole.image_shape = data.labels, ["a", "b", "c"], 3, (4, 4, 1)
+    assert isinstance(complete_dataset(whole)[4]["image"], torch.Tensor), "also of one that says all the rest"
 
 
 def test_what_it_says_is_taken():

@@ -65,16 +65,6 @@ def test_words_that_all_names_begin_with_go_where_one_is_long():
     assert shorten_names({"all": ["x" * 20, "y"]}) == {"all": ["x" * 17 + "…", "y"]}
 
 
-def test_names_of_many_points_near_the_bottom_stay_inside_the_axes():
-    axes = Figure(figsize=(6, 4)).add_subplot()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    write_names(axes, [f"class {place}" for place in range(12)], np.full(12, 0.2), np.linspace(0.02, 0.03, 12))
-    axes.get_figure().draw_without_rendering()
-    boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
-    assert boxes[0].y0 > axes.bbox.y0 - 2 and boxes[-1].y1 < axes.bbox.y1
-    assert all(below.y1 <= above.y0 + 2 for below, above in pairwise(boxes))
-
-
 @pytest.mark.parametrize("count", [1, 70, 300])
 def test_any_number_of_classes_is_drawn(count, tmp_path):
     classes = [RankedClass(f"class {k}", k + 1, 1 / (k + 1), 0.9 / (k + 1), 1.1 / (k + 1)) for k in range(count)]
