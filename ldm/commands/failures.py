@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import sysconfig
@@ -132,12 +133,35 @@ def end_bars() -> None:
 
 @contextlib.contextmanager
 def refused_words() -> Iterator[None]:
-    """End the process with code 2 and the message, where words do not fit together."""
+    """End the process with code 2 and the message, where words do not fit together.
+
+    What a value refuses when it is made is said in the same way, where the parser would frame it with a class's name;
+    what the parser says of words that it does not know stays as it is.
+    """
+    said = io.StringIO()
+    said.isatty = sys.stderr.isatty  # type: ignore[method-assign]  # which decides on colours
+    refusal = None
     try:
-        yield
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with contextlib.redirect_stderr(said):
+            yield
+    except (ValueError, SystemExit) as end:
+        refusal = _find_refusal(end)
+        if refusal is None:
+            raise
+    finally:
+        sys.stderr.write(said.getvalue() if refusal is None else f"error: {refusal}\n")
+    if refusal is not None:
         sys.exit(2)
+
+
+def _find_refusal(end: BaseException) -> BaseException | None:
+    """Return the ValueError that an exception is, or the one of this project that it came of."""
+    if isinstance(end, ValueError):
+        return end
+    before = end.__context__
+    while before is not None and not (type(before) is ValueError and _is_ours(before)):
+        before = before.__context__
+    return before
 
 
 @contextlib.contextmanager

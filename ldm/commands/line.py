@@ -177,6 +177,7 @@ def parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
         print(TRUST, end="")
 
 
+@refused_words()
 def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
     settings: dict[str, Any] = {
         "prog": prog,
@@ -192,16 +193,13 @@ def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
     changes = [word for word in words[:end] if CHANGE.match(word)]
     own = normalise(command, [word for word in words[:end] if not CHANGE.match(word)])
     made, unknown = tyro.cli(command, args=own, return_unknown_args=True, **settings)
-    with refused_words():
-        made = made.add_words([*changes, *unknown, *words[end:]])
-    return _checked(made, own)
+    return _checked(made.add_words([*changes, *unknown, *words[end:]]), own)
 
 
 def _checked(command: Command, words: Sequence[str]) -> Command:
     """Return a command all of whose options act, in their ranges."""
-    with refused_words():
-        check_command(command, words)
-        return tell_named(command, words)
+    check_command(command, words)
+    return tell_named(command, words)
 
 
 @until_reader_leaves()

@@ -54,6 +54,29 @@ def test_words_that_do_not_fit_end_with_code_2(words, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+REFUSED = [
+    (
+        ["--steps", "0"],
+        "error: expected a number of steps, or a respacing such as ",
+    ),
+    (["--no_stat", "2"], None),
+    (["--eta", "2"], "error: --eta"),
+    (["--unc_branch", "1", "--branch_at", "0.5"], "error: "),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED)
+def test_what_a_value_refuses_is_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*words)
+    lines = capsys.readouterr().err
+    assert stop.value.code == 2
+    if said is None:
+        assert "Unrecognized" in lines and "error: " not in lines
+    else:
+        assert lines.startswith(said) and lines.count("\n") == 1
+
+
 def test_errors_of_a_run_end_with_their_sentence_and_code_1(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .* holds no ensemble\.yaml"):
         run_command(CLASSES, ["--path", str(tmp_path)])
