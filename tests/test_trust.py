@@ -11,7 +11,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from ldm import load_ensemble, load_model, load_posterior
+from ldm.commands.evaluate_reference import EvaluateReference
+from ldm.commands.images import FeatureChoice, ImageSource
 from ldm.commands.line import run_command
+from ldm.commands.shared import Placement
 from ldm.commands.words import take_trusted
 from ldm.evaluation.extraction import open_features
 from ldm.evaluation.extractors import make_extractor
@@ -124,6 +127,17 @@ def test_commands_refuse_an_ensemble(command, mark, capsys):
     with pytest.raises(ValueError, match=r"names subprocess\.call"):
         load_ensemble(ENSEMBLE, device="cpu")
     assert not mark.exists()
+
+
+def test_own_pictures_and_networks_that_words_name_are_measured_and_their_files_are_others(tmp_path):
+    own = "tests.commands.test_exposure"
+    choice = FeatureChoice(f"{own}.PixelFeatures", channels=1)
+    data = ImageSource(data=(f"target={own}.Gaussians",))
+    EvaluateReference(data, str(tmp_path / "ref"), features=choice, place=Placement("cpu")).run()
+    with pytest.raises(ValueError, match=f"target names {own}.PixelFeatures"):
+        open_features(tmp_path / "ref")
+    with trusting(["tests"]):
+        assert open_features(tmp_path / "ref").settings["features"]["extractor"] == f"{own}.PixelFeatures"
 
 
 def test_a_posterior_a_plan_and_a_reference_are_refused(mark, capsys):
