@@ -29,7 +29,7 @@ captions       captions                                                    ~20 m
 inpainting     inpainting_digits                                           ~5 min
 omniglot       omniglot                                                    ~60 min; data/omniglot
 mnist          mnist_latent bayesdiff_mnist                                ~60 min; data/mnist
-evaluation     evaluation_sizes evaluation_distortions                     ~15 min; data/mnist
+evaluation     evaluation_sizes evaluation_distortions                     3 min; data/mnist
 exposure       exposure_norms exposure_delta                               ~15 min; data/mnist
 guidance       classifier_guidance                                         ~15 min; data/mnist
 features       ddae_mnist ddae_contrastive ddae_noise                      ~50 min; data/mnist
