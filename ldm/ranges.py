@@ -125,7 +125,6 @@ DISTINCT = frozenset(
         "distortions",
         "levels",
         "sample_sizes",
-        "k",
         "sigmas",
         "precisions",
         "layers",

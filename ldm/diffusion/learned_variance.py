@@ -82,11 +82,17 @@ def check_out_channels(network: object, channels: int, learned: LearnedVariance 
     """
     expected = channels * (1 if learned is None else 2)
     found = getattr(network, "out_channels", None)
-    if found is not None and found != expected:
+    if found is None or found == expected:
+        return
+    if found not in (channels, 2 * channels):
         raise ValueError(
-            f"learned_variance: {'null' if learned is None else learned.loss} needs a network with out_channels: "
-            f"{expected} for {channels} channels, got {found}; {2 * channels} go with learned_variance: hybrid"
+            f"model.params.channels is {channels}, and the network gives {found} channels (out_channels of "
+            f"unet_config): expected {expected}"
         )
+    raise ValueError(
+        f"learned_variance: {'null' if learned is None else learned.loss} needs a network with out_channels: "
+        f"{expected} for {channels} channels, got {found}; {2 * channels} go with learned_variance: hybrid"
+    )
 
 
 @lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ WITHOUT_EFFECT = [
     ("laplace resample", [*LAPLACE, "--cut", "1", "--variants", "1"], "--variants must be at least 2"),
     ("laplace resample", [*LAPLACE, "--cut", "1", "--kinds", "uniform", "uniform"], "--kinds names uniform twice"),
     ("evaluate metrics", [*IMAGES, "--metrics", "is", "fid", "is"], "--metrics names is twice"),
-    ("value", [*LAPLACE, "--k", "1", "2", "1"], "--k names 1 twice"),
+    ("value", [*LAPLACE, "--k", "1", "2", "1"], "--k takes numbers of further pictures from 1, each once"),
     ("value", [*LAPLACE, "--every", "5"], "--every has no effect here: this command draws neither"),
     ("attribute", [*LAPLACE, "--samples", "s", "--draws", "2"], "--draws has no effect here"),
 ]

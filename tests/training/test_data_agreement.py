@@ -73,7 +73,7 @@ APART = [
     ({"data.params.validation": {**DATA, "params": {"image_size": 16}}}, "data.params.validation are 16 x 16"),
     ({"data.params.train.params.channels": 3}, "have 3 channels, and the model's have 1"),
     ({"model.params.image_size": 16}, "model.params.image_size 16"),
-    ({"model.params.channels": 3}, "channels is 3, and the network takes 1"),
+    ({"model.params.channels": 3}, "channels is 3, and the network gives 1"),
     ({"model.params.unet_config.params.out_channels": 3}, "the network gives 3 channels .* expected 1"),
     ({"model.params.unet_config.params.in_channels": 2}, "the network takes 2"),
     ({"model.params.first_stage_key": "picture"}, "first_stage_key is 'picture', and an item .* has .*image"),
