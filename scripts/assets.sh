@@ -32,7 +32,7 @@ mnist          mnist_latent bayesdiff_mnist                                ~60 m
 evaluation     evaluation_sizes evaluation_distortions                     3 min; data/mnist
 exposure       exposure_norms exposure_delta                               ~15 min; data/mnist
 guidance       classifier_guidance                                         ~15 min; data/mnist
-features       ddae_mnist ddae_contrastive ddae_noise                      ~50 min; data/mnist
+features       ddae_mnist ddae_contrastive ddae_noise                      22 min; data/mnist
 "
 
 refuse() { echo "error: $1" >&2; exit 2; }
