@@ -333,7 +333,7 @@ def test_networks_that_do_not_fit_are_refused_when_they_are_built(tmp_path):
         latent_diffusion(build)
     unet = diffusers.UNet2DModel(**{**THEIR_UNET, "out_channels": 1})
     folder = saved(tmp_path / "unet", unet=unet, scheduler=diffusers.DDIMScheduler())
-    with pytest.raises(ValueError, match="out_channels: 3 for 3 channels, got 1"):
+    with pytest.raises(ValueError, match="channels is 3, and the network gives 1 channels"):
         load_model(diffusers=folder)
     with pytest.raises(FileNotFoundError, match=r"is a folder, and a checkpoint is a file: .* --run"):
         load_model(base="configs/latent-diffusion/digits.yaml", ckpt=folder)
