@@ -11,19 +11,9 @@ from ldm.diffusion.levels import LEVEL_SPACINGS, level_range, spaced_levels, vp_
 from ldm.diffusion.schedule import EDMSchedule, Schedule, VPSchedule
 from ldm.diffusion.shifted import shifted_times
 
-TABLE_SPACINGS = (
-    "trailing",
-    "trailing_first",
-    "published",
-    "leading",
-    "leading_first",
-    "leading_offset",
-    "leading_offset_clean",
-    "quad",
-    "respace",
-)
 # diffusers' `leading`: the offset of its times, and the u that it ends at.
 LEADING = {"leading": (0, 0), "leading_first": (0, 1), "leading_offset": (1, 1), "leading_offset_clean": (1, 0)}
+TABLE_SPACINGS = ("trailing", "trailing_first", "published", *LEADING, "quad", "respace")
 SPACINGS = ("auto", *TABLE_SPACINGS, "time_uniform", "time_quadratic", *LEVEL_SPACINGS)
 
 

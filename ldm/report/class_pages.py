@@ -16,7 +16,7 @@ from ldm.records import Row
 from ldm.report.mistakes import MISTAKES_FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
 from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
 from ldm.report.tables import REMEDY, check_numbers, read_comments, read_csv
-from ldm.report.wording import write_ends
+from ldm.report.wording import write_ends, write_sentence
 from ldm.stats import spearman_interval
 
 # Cards are shown of so many classes: the most and the least uncertain ones.
@@ -106,9 +106,9 @@ def summarise_table(path: Path, folder: Path | None = None) -> list[str]:
     rows = read_classes(path)
     first, last = rows[0], rows[-1]
     found = read_summary(path)
-    meaning = [_capitalise(found["meaning"])] if "meaning" in found else []
+    meaning = [write_sentence(found["meaning"])] if "meaning" in found else []
     if "silent" in found:
-        return [_capitalise(found["silent"]), *meaning]
+        return [write_sentence(found["silent"]), *meaning]
     if len(rows) == 1:
         return [
             f"There is one class, {_name(first)}, and nothing to rank: {_interval(first)} nats{_images(first)}.",
@@ -120,8 +120,7 @@ def summarise_table(path: Path, folder: Path | None = None) -> list[str]:
     ]
     if "spearman" in found and found["spearman"].get("estimate") is not None:
         value = found["spearman"]
-        low, high = value.get("low"), value.get("high")
-        known = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+        known = write_ends(value.get("low"), value.get("high"), ".2f")
         words.append(
             f"Rank correlation of mutual information with the number of training images: {value['estimate']:.2f}"
             f"{known} over {len(rows)} classes; -1 would mean that fewer images always go with more disagreement."
@@ -149,10 +148,6 @@ def _summarise_wrong(rows: Sequence[Row], folder: Path) -> list[str]:
             "samples of classes that the members disagree about are recognised less often."
         )
     return words
-
-
-def _capitalise(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _describe_outstanding(found: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from ldm.report.sampling_sentences import (
     describe_states,
 )
 from ldm.report.tables import check_numbers, read_comments, read_csv
+from ldm.report.wording import write_sentence
 
 Describe = Callable[[Sequence[Row]], list[str]]
 _NAMES = ("metric", "features", "class", "score", "removed by", "promised", "pictures", "map", "model")
@@ -75,14 +76,9 @@ def describe_tables(tables: Iterable[Path], folder: Path) -> list[str]:
         if not rows or any(name not in rows[0] for name in needs):
             continue
         check_numbers(path, rows, [name for name in needs if name not in _NAMES], nan=True)
-        sentences = make(rows) if make else [_end(words) for words in read_comments(path)[:1]]
+        sentences = make(rows) if make else [write_sentence(words) for words in read_comments(path)[:1]]
         parent = path.parent.relative_to(folder).as_posix()
         if sentences and parent != ".":
             sentences[0] = f"{parent}: {sentences[0]}"
         found += sentences
     return found
-
-
-def _end(words: str) -> str:
-    """Return a comment as a sentence."""
-    return f"{words[:1].upper()}{words[1:]}."

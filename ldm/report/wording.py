@@ -33,6 +33,11 @@ def write_interval(found: Interval) -> str:
     return f"{found.estimate:.4g}{write_ends(found.low, found.high)}"
 
 
+def write_sentence(words: str) -> str:
+    """Return a note as a sentence."""
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def list_names(names: Sequence[str]) -> str:
     """Return names in a row, of more than MOST_NAMED the first."""
     if len(names) > MOST_NAMED:
