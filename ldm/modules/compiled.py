@@ -7,24 +7,58 @@ code, which see the number of images as a variable; what torch makes of them is 
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ldm.memory import is_out_of_memory
 from ldm.modules.copies import exchange_modules
 from ldm.modules.diffusionmodules.util import repeat_rows
 from ldm.modules.parts import find_parts
 
+log = logging.getLogger(__name__)
+
 _N = TypeVar("_N", bound=nn.Module)
+_T = TypeVar("_T")
 _Rows = Callable[..., Tensor]
 # Kinds of blocks that one network may have; torch compiles no more than 8 by itself, and runs the others as they are.
 _KINDS = 64
 # What torch reads where it keeps compiled code; by default a folder that the next start of the machine may empty.
 KEPT_AT = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class CompiledOrPlain:
+    """Runs compiled code until it fails once, and plain code from then on, which it says.
+
+    Attributes:
+        works: whether compiled code has not failed yet.
+    """
+
+    def __init__(self) -> None:
+        self.works = True
+
+    def __call__(self, compiled: Callable[..., _T], plain: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+        """Return `compiled(*args, **kwargs)`, or where that does not run `plain(*args, **kwargs)`.
+
+        Raises:
+            RuntimeError: if there is too little memory, which is no fault of compiled code.
+        """
+        if not self.works:
+            return plain(*args, **kwargs)
+        try:
+            return compiled(*args, **kwargs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("--compile: this network does not compile here (%s); it runs as it is", reason)
+            self.works = False
+            return plain(*args, **kwargs)
 
 
 def keep_compiled_code() -> str:

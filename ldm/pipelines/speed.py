@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.samplers.registry import Sampler
-from ldm.memory import Chunker, is_out_of_memory, keep_freed_memory, rows_that_fit
+from ldm.memory import Chunker, keep_freed_memory, rows_that_fit
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.compiled import compile_blocks, compile_rows
+from ldm.modules.compiled import CompiledOrPlain, compile_blocks, compile_rows
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
 from ldm.modules.paired import ImageRows, pair_layers
 from ldm.modules.parts import find_parts
@@ -62,7 +62,8 @@ class FastFeatures:
         self.readout_dtype = readout_dtype
         self.dtype = supported(precision, device)
         self.precision = "float32" if self.dtype is None else precision
-        self.compiled = compiled
+        self._compiled = compiled
+        self._attempt = CompiledOrPlain()
         self._rows = ImageRows()
         self._torso = self._pair(plain) if self.dtype is not None else plain
         # Rows that are rounded together come at the branched step alone, and run uncompiled: code holds their number.
@@ -73,7 +74,17 @@ class FastFeatures:
     def of(self, unet: nn.Module) -> FastFeatures:
         """Return the same for the features of another network."""
         features = cast(Any, unet).features
-        return FastFeatures(features, self.device, self.precision, self.compiled, self.readout_dtype)
+        return FastFeatures(features, *self._further)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether code is compiled, and has not failed yet."""
+        return self._compiled and self._attempt.works
+
+    @property
+    def _further(self) -> tuple[torch.device, str, bool, torch.dtype]:
+        """Arguments after the first for the features of another network."""
+        return self.device, self.precision, self.compiled, self.readout_dtype
 
     def _pair(self, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Let the rows of one image be rounded together, in a network that is told which they are."""
@@ -95,15 +106,7 @@ class FastFeatures:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if not self.compiled or self._rows.ways > 1 or _is_transformed():
                 return plain(*inputs)
-            try:
-                return fast(*inputs)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                log.warning("--compile: this network does not compile here (%s); it runs as it is", reason)
-                self.compiled = False
-                return plain(*inputs)
+            return self._attempt(fast, plain, *inputs)
 
     def _fast(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         rows = max(len(x), len(emb), 0 if context is None else len(context))
@@ -144,8 +147,7 @@ class DeepFeatures(FastFeatures):
 
     def of(self, unet: nn.Module) -> DeepFeatures:
         """Return the same for the features of another network."""
-        further = (self.device, self.precision, self.compiled, self.readout_dtype)
-        return DeepFeatures(cast(Any, unet).features, self.speed, self.active, *further)
+        return DeepFeatures(cast(Any, unet).features, self.speed, self.active, *self._further)
 
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         chain = self.active.chain

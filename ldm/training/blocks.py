@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from ldm.memory import is_out_of_memory
+from ldm.modules.compiled import CompiledOrPlain
 from ldm.modules.diffusionmodules.util import in_forward_mode, in_functorch
 from ldm.modules.parts import Parts
 from ldm.settings import Training
@@ -86,29 +86,28 @@ class CompiledBlocks:
     """
 
     def __init__(self) -> None:
-        self.works = True
+        self._attempt = CompiledOrPlain()
         self._made: dict[Run, Run] = {}
 
+    @property
+    def works(self) -> bool:
+        """Whether compiled code has not failed yet."""
+        return self._attempt.works
+
     def __call__(self, plain: Run, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not self.works:
-            return plain(block, *args, **kwargs)
         if plain not in self._made:
-            self._made[plain] = compile_block(plain)
-        try:
-            return self._made[plain](
-                block, *map(_lay_out, args), **{name: _lay_out(one) for name, one in kwargs.items()}
-            )
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning("--compile: this network does not compile here (%s); it runs as it is", reason)
-            self.works = False
-            return plain(block, *args, **kwargs)
+            self._made[plain] = _lay_out_inputs(compile_block(plain))
+        return self._attempt(self._made[plain], plain, block, *args, **kwargs)
 
 
-def _lay_out(given: Any) -> Any:
-    return given.contiguous() if isinstance(given, torch.Tensor) else given
+def _lay_out_inputs(compiled: Run) -> Run:
+    """Return a function of (block, inputs) that lays the inputs out contiguously before they reach its code."""
+    lay_out = lambda given: given.contiguous() if isinstance(given, torch.Tensor) else given  # noqa: E731
+
+    def run(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return compiled(block, *map(lay_out, args), **{name: lay_out(one) for name, one in kwargs.items()})
+
+    return run
 
 
 def compile_block(plain: Run) -> Run:
