@@ -96,7 +96,8 @@ BASE = {
 # What leads to all rooms, and is imported by none.
 DOORS = ("ldm/__init__.py", "ldm/__main__.py")
 MODULES_MAY_IMPORT = {"torch", "numpy", "einops", *sys.stdlib_module_names}
-MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint", "ldm.state_dicts")  # the last: of names alone
+# ldm.memory is of torch alone, ldm.state_dicts of names alone.
+MODULES_BASE = ("ldm.modules", "ldm.util", "ldm.checkpoint", "ldm.memory", "ldm.state_dicts")
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 LIGHTNING_ROOMS = re.compile(r"ldm/models/|ldm/data/module\.py|ldm/training/|ldm/jobs\.py|main\.py")
 MACHINE = r"(?<![\w.])/(home|work|root)/|\bshared/(goldens|data|spec|seeds)"
