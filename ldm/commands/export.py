@@ -117,44 +117,58 @@ class Export:
 
     def _share(self) -> Path:
         """Write the folder of a model or an ensemble with its card, and send it where that is asked for."""
+        from omegaconf import OmegaConf
+
         from ldm.ensembles.storage import read_ensemble
         from ldm.files import atomic_write
-        from ldm.interop.cards import Card, read_uncertainty
+        from ldm.interop.cards import UNCERTAINTY_TABLE, Card
         from ldm.interop.sharing import HUB, check_hub_name, push_folder, write_shared_ensemble, write_shared_model
         from ldm.records import record, write_record
-        from ldm.training.gathering import count_training_images, describe_training_data
+        from ldm.report.class_pages import read_classes, read_summary
 
         out = Path(self.out)
         name = None if self.push_to_hub is None else check_hub_name(self.push_to_hub)
         described: Mapping[str, Any] = {}
         config: Mapping[str, Any]
-        table: Sequence[Mapping[str, str]] = ()
+        table: Sequence[Mapping[str, Any]] = ()
+        summary: Mapping[str, Any] = {}
         members = 0
         if (Path(self.source) / "ensemble.yaml").is_file():
             if self.ema is not None or self.epoch is not None:
                 raise ValueError("--ema and --epoch choose weights of a run, and --run is an ensemble: leave them out")
-            spec = read_ensemble(write_shared_ensemble(self.source, out, self.overwrite)).spec
-            config, described, members = spec["config"], spec, len(spec["members"])
-            table = read_uncertainty(self.source)
+            spec = read_ensemble(self.source).spec
+            write_shared_ensemble(self.source, out, self.overwrite)
+            config, members = OmegaConf.create(dict(spec["config"])), len(spec["members"])
+            described = spec if spec.get("bins") else {**spec, **self._describe_data(config)}
+            tables = Path(self.source).rglob(UNCERTAINTY_TABLE)
+            newest = max(tables, key=lambda path: path.stat().st_mtime, default=None)
+            if newest is not None:
+                table, summary = read_classes(newest), read_summary(newest)
         else:
             run, _, state = self._read_weights()
-            whole = run.config()
-            write_shared_model(out, state, whole, self.overwrite)
-            config = whole
-            try:
-                told = describe_training_data(whole)
-                described = {**told, "bins": told["bins"] or count_training_images(whole)}
-            except (ValueError, FileNotFoundError, AttributeError) as error:
-                reason = str(error).splitlines()[0]
-                print(f"the card names no classes, since the training data cannot be read: {reason}")
+            config = run.config()
+            write_shared_model(out, state, config, self.overwrite)
+            described = self._describe_data(config)
         place = str(out) if name is None else f"{HUB}{name}"
         title = (name or out.name).rpartition("/")[2]
-        card = Card(title, place, config, described, members, table, record(self))
+        card = Card(title, place, config, described, members, table, summary, record(self))
         with atomic_write(out / "README.md", overwrite=True) as partial:
             partial.write_text(card.render(), encoding="utf-8")
         write_record(out / "record.json", self, overwrite=True)
         print(out if name is None else push_folder(out, name, self.private))
         return out
+
+    def _describe_data(self, config: Any) -> dict[str, Any]:
+        """Return what the training data of a config tell, their own numbers of images where there are no bins."""
+        from ldm.training.gathering import count_training_images, describe_training_data
+
+        try:
+            told = describe_training_data(config)
+            return {**told, "bins": told["bins"] or count_training_images(config)}
+        except (ValueError, FileNotFoundError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"the card counts no training images, since the training data cannot be read: {reason}")
+            return {}
 
     def _write_folder(self) -> Path:
         from ldm.interop.export import export_folder

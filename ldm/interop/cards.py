@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 UNCERTAINTY_TABLE = "uncertainty.csv"
 # Numbers of images of a class that get a line each; of more of them the range is said.
 MOST_SIZES = 20
+_INTERVAL = ("estimate", "low", "high")
 _FRONT = """---
 library_name: decu-uncertainty
 tags: [diffusion, uncertainty{tag}]
@@ -41,6 +41,7 @@ class Card:
         data: what the training data tell: dataset, class_names, bins (images of each class), split.
         members: number of members of an ensemble; 0 for a model.
         table: rows of the mutual information of each class, as `decu uncertainty classes` wrote them.
+        summary: what it wrote of all classes together.
         record: of the export.
     """
 
@@ -49,7 +50,8 @@ class Card:
     config: Mapping[str, Any]
     data: Mapping[str, Any] = field(default_factory=dict)
     members: int = 0
-    table: Sequence[Mapping[str, str]] = ()
+    table: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self) -> str:
@@ -95,7 +97,23 @@ class Card:
             lines.append("")
         else:
             lines += ["Mutual information per class was not measured before this was written.", ""]
-        return [*lines, "The calibration of these numbers was not measured before this was written.", ""]
+        return [*lines, *self._calibration()]
+
+    def _calibration(self) -> list[str]:
+        """Return how well the numbers follow the images per class, where that was measured."""
+        ranks, detects = self.summary.get("spearman"), self.summary.get("auroc")
+        if not (ranks and detects and "ceiling" in ranks and {"positives", "negatives"} <= set(detects)):
+            return ["The calibration of these numbers was not measured before this was written.", ""]
+        few = ", ".join(f"{size:g}" for size in detects["positives"])
+        return [
+            "Calibration against the numbers of training images, of which fewer should mean more information, with",
+            "95 % intervals over classes. Whether the information is as large as the spread of whole trainings would",
+            "give was not measured.",
+            "",
+            f"- rank correlation with the number of images: {_interval(ranks)}; ties cap it at {ranks['ceiling']:.3f}",
+            f"- AUROC of classes with {few} images against those with {detects['negatives']}: {_interval(detects)}",
+            "",
+        ]
 
     def _budgets(self) -> list[str]:
         bins = self.data.get("bins") or {}
@@ -136,17 +154,15 @@ def _some(classes: Sequence[str], most: int = 10) -> str:
     return shown if len(classes) <= most else f"{shown}, ..."
 
 
-def _short(value: str) -> str:
+def _interval(written: Mapping[str, Any]) -> str:
+    estimate, low, high = (math.nan if written.get(key) is None else float(written[key]) for key in _INTERVAL)
+    if math.isnan(estimate):
+        return "not defined"
+    return f"{estimate:.3f}" + (" (no interval)" if math.isnan(low + high) else f" [{low:.3f}, {high:.3f}]")
+
+
+def _short(value: Any) -> str:
     try:
         return f"{float(value):.4g}"
-    except ValueError:
-        return value
-
-
-def read_uncertainty(folder: str | Path) -> list[dict[str, str]]:
-    """Return the rows of the newest table of mutual information below an ensemble's folder, if there is one."""
-    found = sorted(Path(folder).rglob(UNCERTAINTY_TABLE), key=lambda path: path.stat().st_mtime)
-    if not found:
-        return []
-    lines = [line for line in found[-1].read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return list(csv.DictReader(lines))
+    except (TypeError, ValueError):
+        return "" if value is None else str(value)

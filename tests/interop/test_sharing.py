@@ -17,11 +17,13 @@ from PIL import Image
 
 from ldm import Branching, Sampling, load_ensemble, load_model
 from ldm.commands.line import run_command
+from ldm.data.digits import Digits
 from ldm.interop import sharing
 from ldm.interop.cards import Card
 from ldm.report.tables import write_csv
 from ldm.training.runs import RunDirectory
 from tests.comparisons import hide
+from tests.conftest import tiny_config
 from tests.ensembles import write_ensemble
 from tests.pipelines.test_guidance_options import write_run
 
@@ -160,6 +162,29 @@ def test_an_ensemble_needs_no_other_file(tmp_path):
     card = (out / "README.md").read_text()
     assert "| zero | 1 | 0.51 | 0.42 to 0.63 |" in card
     assert "| 1 | 4 | name0, name3, name6, name9 |" in card and "load_ensemble(" in card
+
+
+def test_the_card_of_an_ensemble_says_how_its_numbers_follow_the_images(tmp_path):
+    """As `decu uncertainty classes` measured it; without bins the members saw all of the data, which are counted."""
+    source = write_ensemble(tmp_path)
+    run_command("uncertainty classes", ["--path", str(source), "--n", "2", "--device", "cpu"])
+    words = next(source.rglob("summary.md")).read_text()
+    out = tmp_path / "apart"
+    run_command("export", ["--run", str(source), "--to", "folder", "--out", str(out)])
+    card = (out / "README.md").read_text()
+    spearman, auroc = (
+        words.partition(f"{name}(")[2].partition("\n")[0].partition(" = ")[2] for name in ("Spearman", "AUROC")
+    )
+    assert f"rank correlation with the number of images: {spearman.partition(' (')[0]}; ties cap it at -0." in card
+    assert f"- AUROC of classes with 1, 10 images against those with all: {auroc}\n" in card
+    digits = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
+    config = {"model": tiny_config(), "data": {"params": {"train": digits}}}
+    plain = write_ensemble(tmp_path / "plain", bins={}, config=config)
+    run_command("export", ["--run", str(plain), "--to", "folder", "--out", str(tmp_path / "counted")])
+    counts = Digits("train").labels.bincount().tolist()
+    card = (tmp_path / "counted" / "README.md").read_text()
+    assert all(f"| {count} | {counts.count(count)} |" in card for count in counts)
+    assert "calibration of these numbers was not measured" in card
 
 
 def test_the_hub_gives_back_what_it_was_sent(run, folder, tmp_path, monkeypatch):
