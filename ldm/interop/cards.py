@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ldm.data.bins import class_size_order
+
 UNCERTAINTY_TABLE = "uncertainty.csv"
 # Numbers of images of a class that get a line each; of more of them the range is said.
 MOST_SIZES = 20
@@ -90,9 +92,9 @@ class Card:
                 "| --- | --- | --- | --- |",
             ]
             for row in self.table:
-                shown = row.get("name") or row.get("class") or row.get("label") or ""
+                shown = row.get("name", row["class"])
                 low, high = (_short(row.get(key, "")) for key in ("mi_low", "mi_high"))
-                images = row.get("bin") or ""
+                images = row.get("bin", "")
                 lines.append(f"| {shown} | {images} | {_short(row.get('mi_mean', ''))} | {low} to {high} |")
             lines.append("")
         else:
@@ -129,7 +131,9 @@ class Card:
             middle = numbers[len(numbers) // 2]
             words = f"{len(numbers)} classes have {numbers[0]} to {numbers[-1]} training images each, median {middle}."
             return [words, ""]
-        rows = [f"| {size} | {len(classes)} | {_some(classes)} |" for size, classes in sizes.items()]
+        rows = [
+            f"| {size} | {len(sizes[size])} | {_some(sizes[size])} |" for size in sorted(sizes, key=class_size_order)
+        ]
         return ["| training images of a class | classes | which |", "| --- | --- | --- |", *rows, ""]
 
     def _origin(self) -> list[str]:

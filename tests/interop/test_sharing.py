@@ -143,6 +143,10 @@ def test_a_card_is_written_for_people():
     """The command can be typed again, and of many numbers of images the range is said."""
     record = {"command": ["decu", "export", "--out", "a b"]}
     assert "- command: `decu export --out 'a b'`" in Card("t", "p", {}, record=record).render()
+    table = [{"class": 0, "name": 0, "bin": 0, "mi_mean": 0.5, "mi_low": None, "mi_high": None}]
+    card = Card("t", "p", {}, {"bins": {0: "all", 1: 10, 2: 9}}, 2, table).render()
+    assert "| 0 | 0 | 0.5 |  to  |" in card
+    assert card.index("| 9 | 1 |") < card.index("| 10 | 1 |") < card.index("| all | 1 |")
     many = Card("t", "p", {}, {"bins": {label: label + 1 for label in range(31)}}).render()
     assert "31 classes have 1 to 31 training images each, median 16." in many
 
