@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldm.data.bins import class_size_order
+from ldm.ensembles.classes import class_size_order
 
 UNCERTAINTY_TABLE = "uncertainty.csv"
 # Numbers of images of a class that get a line each; of more of them the range is said.
@@ -127,7 +127,7 @@ class Card:
             shown = names[int(label)] if str(label).isdigit() and int(label) < len(names) else str(label)
             sizes.setdefault(str(size), []).append(shown)
         if len(sizes) > MOST_SIZES:
-            numbers = sorted(int(size) for size in bins.values())
+            numbers = sorted(bins.values(), key=class_size_order)
             middle = numbers[len(numbers) // 2]
             words = f"{len(numbers)} classes have {numbers[0]} to {numbers[-1]} training images each, median {middle}."
             return [words, ""]

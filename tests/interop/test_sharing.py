@@ -149,6 +149,8 @@ def test_a_card_is_written_for_people():
     assert card.index("| 9 | 1 |") < card.index("| 10 | 1 |") < card.index("| all | 1 |")
     many = Card("t", "p", {}, {"bins": {label: label + 1 for label in range(31)}}).render()
     assert "31 classes have 1 to 31 training images each, median 16." in many
+    many = Card("t", "p", {}, {"bins": {label: label + 1 for label in range(30)} | {30: "all"}}).render()
+    assert "31 classes have 1 to all training images each, median 16." in many
 
 
 def test_an_ensemble_needs_no_other_file(tmp_path):
