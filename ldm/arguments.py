@@ -10,7 +10,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from ldm.ranges import PARAMETERS, check_range
@@ -54,18 +54,19 @@ def check_arguments(target: Callable[..., Any], params: Mapping[str, Any], place
     """
     known, open_ended = find_arguments(target)
     # What an argument of this name means in other packages is not known here.
-    ranges = PARAMETERS if target.__module__.split(".")[0] == "ldm" else {}
+    named = target.func if isinstance(target, partial) else target
+    ranges = PARAMETERS if named.__module__.split(".")[0] == "ldm" else {}
     for name, value in params.items():
         shown = f"{place}.{name}"
         if name not in known:
             if open_ended:
                 continue
-            raise ValueError(f"{shown}: {_title(target)} takes no '{name}'; {suggest_key(str(name), known)}")
+            raise ValueError(f"{shown}: {_title(named)} takes no '{name}'; {suggest_key(str(name), known)}")
         check_value(value, known[name].annotation, shown)
         check_range(str(name), value, ranges, shown)
     missing = [name for name, one in known.items() if one.default is inspect.Parameter.empty and name not in params]
     if missing and complete and not open_ended:
-        raise ValueError(f"{place}: {_title(target)} needs {', '.join(missing)}")
+        raise ValueError(f"{place}: {_title(named)} needs {', '.join(missing)}")
 
 
 @lru_cache(maxsize=512)

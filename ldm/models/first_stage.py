@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -46,6 +46,9 @@ class FirstStage(pl.LightningModule):
     colorize: Tensor
     # Whether a file of its own was read.
     has_weights = False
+
+    # Arguments that are keywords of something else: a config's are checked before anything is built.
+    keyword_arguments: ClassVar[Mapping[str, Callable[..., Any]]] = {"ddconfig": Encoder}
 
     def __init__(
         self,

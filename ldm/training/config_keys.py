@@ -249,7 +249,11 @@ def _check_node(node: Mapping[str, Any], place: str, build: bool, known: Sequenc
         shared = ("global_batch_size",) if place.endswith("data") else ()  # which the training divides
         given = {key: value for key, value in (params or {}).items() if key not in shared}
         # What is lacking is said by what builds it, which may find a better word.
-        check_arguments(get_obj_from_str(target), given, f"{place}.params", complete=False)
+        taker = get_obj_from_str(target)
+        check_arguments(taker, given, f"{place}.params", complete=False)
+        for key, inner_taker in getattr(taker, "keyword_arguments", {}).items():
+            if isinstance(given.get(key), Mapping):
+                check_arguments(inner_taker, given[key], f"{place}.params.{key}", complete=False)
     for key, value in (params or {}).items():
         for found, inner in _nodes(value, f"{place}.params.{key}"):
             _check_node(inner, found, build, NODE)

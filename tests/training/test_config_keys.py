@@ -72,6 +72,10 @@ REFUSED = {
     f"{RULE}.warm_up_steps=100": "must be a list",
     f"{RULE}.f_max=[abc]": "must be a list, each a number",
     "model.params.first_stage_config.ckpt_path=x": "unknown key 'ckpt_path'",
+    "model.params.ema.deca=0.9": "LitEma takes no 'deca'; did you mean 'decay'",
+    "model.params.ema.model=3": "LitEma takes no 'model'",
+    "model.params.ema.decay=2": "ema.decay must be",
+    "model.params.learned_variance.wieght=1": "did you mean 'weight'",
 }
 DIGITS = "configs/latent-diffusion/digits.yaml"
 
@@ -84,6 +88,19 @@ def test_a_key_or_value_that_nothing_takes_is_refused(word):
     message = str(caught.value)
     assert REFUSED[word] in message and "\n" not in message
     assert key.split(".")[0] in message or key.split(".")[-1] in message
+
+
+def test_keywords_of_a_first_stage_are_refused_before_a_network_is_built():
+    """Which takes minutes where the network is a large one: nothing is built here."""
+    for key, said in {
+        "ddconfig.chh=64": r"first_stage_config\.params\.ddconfig\.chh: Encoder takes no 'chh'; did you mean 'ch'",
+        "ddconfig.ch=0": r"ddconfig\.ch must be at least 1, got 0",
+        "ddconfig.ch_mult=abc": r"ddconfig\.ch_mult must be a list",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            load_checked_config(
+                ["configs/latent-diffusion/cin256-v2.yaml"], [f"model.params.first_stage_config.params.{key}"]
+            )
 
 
 def whole_configs():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
@@ -69,6 +70,12 @@ class DiffusionModel(SamplingMethods, pl.LightningModule):
     training_times: TrainingTimes | None
     # Names in checkpoints that the model does not have and need not have, as its config says.
     ignore_keys: Sequence[str] = ()
+
+    # Arguments that are keywords of something else: a config's are checked before anything is built.
+    keyword_arguments: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "ema": partial(LitEma, nn.Identity()),  # in whose place the network comes
+        "learned_variance": LearnedVariance,
+    }
 
     def __init__(
         self,
