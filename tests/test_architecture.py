@@ -92,6 +92,7 @@ BASE = {
     "ldm.ranges",
     "ldm.stats",
     "ldm.trust",
+    "ldm.wording",
 }
 # What leads to all rooms, and is imported by none.
 DOORS = ("ldm/__init__.py", "ldm/__main__.py")

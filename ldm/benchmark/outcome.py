@@ -19,6 +19,7 @@ from ldm.benchmark.plane import measure_plane
 from ldm.benchmark.settings import EVERY_IMAGE, FEW_IMAGES, World
 from ldm.benchmark.table import NEIGHBOUR_NAME, MethodResult, compare_methods, make_overview, show
 from ldm.records import Row
+from ldm.wording import count_noun
 
 PIXEL_RANKS = f"pixel ranks: {RETRAINED}, few images"
 PICTURE_RANKS = f"picture ranks: {RETRAINED}, few images"
@@ -134,11 +135,13 @@ def describe_results(
     settings = plan.settings
     said = [
         f"{settings.retrainings} networks were trained from scratch on bootstrapped images at each of "
-        f"{count_seeds(seeds)}; {10 * settings.noises} pictures of each are compared. "
+        f"{count_noun(seeds, 'seed')}; {10 * settings.noises} pictures of each are compared. "
         "An interval is Student's 95 % over seeds, written ± half its width."
     ]
     if seeds < 3:
-        said.append(f"With {count_seeds(seeds)} nothing is said to be best: intervals over trainings need at least 3.")
+        said.append(
+            f"With {count_noun(seeds, 'seed')} nothing is said to be best: intervals over trainings need at least 3."
+        )
     best = [f"{row['in front']} ({row['question']}, {row['value']})" for row in leaders if row["best"]]
     said.append(
         f"Of {len(leaders)} questions, best beyond the intervals over seeds: {'; '.join(best)}."
@@ -159,11 +162,6 @@ def describe_pictures(seeds: Sequence[SeedScores]) -> str:
     if min(shares) < LEAST_RECOGNISED:
         words += " That is too few for what follows to say anything of digits: train longer (benchmark.steps)."
     return words
-
-
-def count_seeds(seeds: int) -> str:
-    """Return a number of seeds in words."""
-    return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def _say_neighbour(beating: Sequence[MethodResult], neighbour: MethodResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -121,7 +122,7 @@ class New:
             raise FileExistsError(f"{', '.join(taken)} exists: choose another --out, or pass --overwrite")
         for path, text in texts.items():
             with atomic_write(path, overwrite=True) as partial:
-                partial.write_text(text)
+                partial.write_text(text, encoding="utf-8")
         found = recipe.survey
         print("\n".join([*found.describe(), *(f"note: {line}" for line in found.warnings(self.size))]))
         print("wrote " + " and ".join(map(str, texts)))
@@ -149,12 +150,26 @@ class New:
         """Return {path: text} of the configs to write."""
         from ldm.training.recipe import write_recipe
 
-        command = f"decu new --data {self.pictures.data} --size {self.size} --out {self.out}"
+        command = shlex.join(self._words())
         first = out.with_name(f"{out.stem}-first-stage{out.suffix}")
         texts = {out: write_recipe(recipe, "model", out.stem, command, str(out), str(first))}
         if recipe.latent:
             texts[first] = write_recipe(recipe, "first_stage", out.stem, command, str(first))
         return texts
+
+    def _words(self) -> list[str]:
+        """Return the command that writes the same again."""
+        own = self.pictures
+        words = ["decu", "new", "--data", own.data, "--size", str(self.size), "--out", self.out]
+        given = {
+            "--classes_from": own.classes_from,
+            "--depth": own.depth if own.depth != Pictures.depth else None,
+            "--held_out": own.held_out if own.held_out != Pictures.held_out else None,
+            "--folder": self.folder,
+            "--width": self.width,
+            "--space": self.space if self.space != New.space else None,
+        }
+        return words + [str(word) for name, value in given.items() if value is not None for word in (name, value)]
 
     def _measure(self, out: Path, recipe: Recipe) -> None:
         from ldm.training.config import load_config

@@ -9,71 +9,101 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.data.base import LabelledImages, Transform, check_choice, split_positions
+from ldm.data.base import LabelledImages, Transform, check_choice
 from ldm.data.digits import Digits
 from ldm.data.folder import FileImages
-from ldm.data.lists import TEXT_COLUMNS, read_rows
+from ldm.data.lists import (
+    TEXT_COLUMNS,
+    PictureRows,
+    choose_part,
+    find_lists,
+    find_shared_folder,
+    name_parts,
+    read_picture_rows,
+)
 from ldm.data.pictures import Files
 
+# Lists of captions that need not be named.
 LISTS = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 
 
 class CaptionedFolder(FileImages):
     """Pictures of a folder or a .zip with their captions: items hold `caption` besides those of `FileImages`.
 
-    Captions come from a list at the root, captions.csv or captions.jsonl (also called metadata) with a path and a
-    caption a row, or else from the text file beside each picture, cat1.png and cat1.txt. A class is a caption: they are
-    numbered in their order.
+    Captions come from a list with a path and a caption a row, or else from the text file beside each picture, cat1.png
+    and cat1.txt. A class is a caption: they are numbered in their order.
 
     Args:
         root: folder or .zip.
-        split: "all", or the "train" or "test" part of a fixed split, which is stratified by caption.
-        test_fraction: share of each caption's pictures that is "test".
+        file: the list, or several, as of `ListedImages`; captions.csv or captions.jsonl (also called metadata) beside
+            or above the pictures where not given, and the text files where there is none.
+        split: "all", or a split by the word of the list's column `split`, or by the folder of the text file; where
+            there are none, "train" or "test", the splits of a fixed draw, which is stratified by caption.
+        test_fraction: share of each caption's pictures that is "test", where there are no splits.
         files: further arguments of `FileImages`: image_size, channels, crop, flip, broken, in_memory, transform, seed.
 
     Raises:
         ValueError: if a picture has no caption, or a list names a picture that is not there.
     """
 
-    def __init__(self, root: str, split: str = "all", test_fraction: float = 0.1, **files: Any):
+    def __init__(
+        self,
+        root: str,
+        split: str = "all",
+        test_fraction: float = 0.1,
+        file: str | Sequence[str] | None = None,
+        **files: Any,
+    ):
         source = Files(root)
-        found = read_captions(source)
-        paths = list(found)
-        captions = sorted(set(found.values()))
+        rows = read_captions(source, file)
+        own = rows.columns["caption"]
+        captions = sorted(set(own))
         numbers = {caption: number for number, caption in enumerate(captions)}
-        labels = torch.tensor([numbers[found[path]] for path in paths])
-        kept = split_positions(labels, split, test_fraction, "captions")
-        super().__init__(source, [paths[place] for place in kept.tolist()], labels[kept], captions, **files)
+        labels = torch.tensor([numbers[caption] for caption in own])
+        kept = choose_part(rows, labels, split, test_fraction, "captions")
+        super().__init__(source, [rows.paths[place] for place in kept], labels[kept], captions, **files)
 
     def describe(self, index: int) -> dict[str, Any]:
         facts = super().describe(index)
         return {**facts, "caption": self.class_names[facts["class_label"]]}
 
 
-def read_captions(files: Files) -> dict[str, str]:
-    """Return {path of a picture: its caption} of a folder, sorted by path.
+def read_captions(files: Files, file: str | Sequence[str] | None = None) -> PictureRows:
+    """Return the captioned pictures of a folder, sorted by path, with columns `caption` and, if there are, `split`.
+
+    Args:
+        files: the folder or .zip.
+        file: a list of captions, or several; None: see `CaptionedFolder`.
 
     Raises:
         ValueError: if a picture has no caption, or a list names a picture that is not there.
     """
-    pictures = files.images()
-    name = next((name for name in LISTS if files.has(name)), None)
-    if name is None:
-        texts = {path: str(PurePosixPath(path).with_suffix(".txt")) for path in pictures}
-        captions = {path: files.read(text).decode().strip() for path, text in texts.items() if files.has(text)}
-    else:
-        rows = read_rows(name, files.read(name))
-        if "caption" not in rows.columns:
-            raise ValueError(f"{name} needs a column with captions, called {', '.join(TEXT_COLUMNS)}")
-        captions = dict(zip(rows.paths, rows.columns["caption"], strict=True))
-    unknown = sorted(set(captions) - set(pictures))
-    missing = [path for path in pictures if not captions.get(path)]
-    if unknown or (missing and name is None):
+    found = files.images()
+    if file is None:
+        known = (name for name in find_lists(files, found) if PurePosixPath(name).name in LISTS)
+        file = next(known, None)
+    rows = _read_texts(files, found) if file is None else read_picture_rows(files, file)
+    if "caption" not in rows.columns:
+        raise ValueError(f"{file} needs a column with captions, called {', '.join(TEXT_COLUMNS)}")
+    order = sorted(range(len(rows.paths)), key=rows.paths.__getitem__)
+    columns = {name: [values[place] for place in order] for name, values in rows.columns.items()}
+    return PictureRows([rows.paths[place] for place in order], columns)
+
+
+def _read_texts(files: Files, found: Sequence[str]) -> PictureRows:
+    """Return the captions in text files beside the pictures, and their splits where the folders at the top are such."""
+    texts = {path: str(PurePosixPath(path).with_suffix(".txt")) for path in found}
+    read = {path: files.read(text).decode("utf-8-sig").strip() for path, text in texts.items() if files.has(text)}
+    missing = [path for path in found if not read.get(path)]
+    if missing:
         raise ValueError(
             f"captions and pictures of {files.roots[0]} do not fit together: {len(missing)} pictures without a caption "
-            f"({', '.join(missing[:3])}), {len(unknown)} captions without a picture ({', '.join(unknown[:3])})"
+            f"({', '.join(missing[:3])})"
         )
-    return {path: captions[path] for path in pictures if captions.get(path)}
+    columns = {"caption": [read[path] for path in found]}
+    level = len(find_shared_folder(found))
+    tops = [PurePosixPath(path).parts[level] if path.count("/") > level else "" for path in found]
+    return PictureRows(list(found), columns if name_parts(tops) is None else {**columns, "split": tops})
 
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.data.base import split_positions
-from ldm.data.captions import LISTS as CAPTION_LISTS
 from ldm.data.captions import CaptionedFolder, read_captions
 from ldm.data.folder import ONE_CLASS, ImageFolder, class_numbers, parse_class, refuse_other_levels
-from ldm.data.lists import SUFFIXES, ListedImages, PictureRows, check_paths, name_parts, order_names, read_picture_rows
+from ldm.data.lists import (
+    ListedImages,
+    PictureRows,
+    find_lists,
+    find_shared_folder,
+    find_split_lists,
+    name_parts,
+    order_names,
+    read_list_rows,
+    read_picture_rows,
+)
 from ldm.data.pictures import Files
+from ldm.wording import count_noun
 
 TEST_FRACTION = 0.1
 
@@ -23,7 +33,8 @@ class Layout:
     """How a data set names the classes and the splits of its pictures.
 
     Attributes:
-        kind: "class folders", "folders train and val with class folders", "a list", "captions" or "a flat folder".
+        kind: "class folders", "folders train and val with class folders", "a list", "captions" or "a flat folder",
+            and so on, for a reader.
         target: the class of the data set that reads it.
         class_names: the classes in the data set's order.
         shared: parameters of both splits.
@@ -44,15 +55,21 @@ class Layout:
     skipped: dict[str, str] = field(default_factory=dict)
     read: frozenset[str] = frozenset()
 
+    @property
+    def captioned(self) -> bool:
+        """Whether captions stand for classes."""
+        return self.target == _name_of(CaptionedFolder)
+
 
 def find_picture_layout(
     root: str, classes_from: str | None = None, depth: int = 1, held_out: float = TEST_FRACTION
 ) -> Layout:
     """Find how a folder or a .zip names classes and splits.
 
-    In this order: the list `classes_from`; a list or captions at the root; folders train and val (or valid,
-    validation, dev, test) that hold class folders; class folders; a flat folder, which is one class. Class folders, and
-    train and val, may lie in one folder together, as in a .zip of a folder.
+    In this order: the list `classes_from`; a list of classes or captions beside the pictures or above them, or two
+    such for training and validation; text files beside the pictures; folders train and val (or valid, validation, dev,
+    test); class folders; a flat folder, which is one class. All of these may lie in one folder together, as in a .zip
+    of a folder.
 
     Args:
         root: folder or .zip.
@@ -65,16 +82,47 @@ def find_picture_layout(
     """
     files = Files(root)
     found = files.images()
-    lists = [classes_from] if classes_from else [name for name in files.others() if _at_root(name, SUFFIXES)]
-    for name in lists:
-        rows = read_picture_rows(files, name)
-        if "label" in rows.columns or classes_from:
-            return _listed(files, root, name, rows, found, held_out)
-    if any(files.has(name) for name in CAPTION_LISTS) or _texts_beside(files, found):
-        return _captioned(files, root, found, held_out)
-    around = _find_folder_around(found) if depth == 1 else ""
+    if classes_from:
+        return _listed(root, classes_from, read_picture_rows(files, classes_from), found, held_out)
+    useless: dict[str, str] = {}  # list: why
+    lists = [name for name in find_lists(files, found) if _says_something(files, name, useless)]
+    if lists:
+        file = find_split_lists(lists) or lists[0]
+        rows = read_picture_rows(files, file)
+        make = _listed if "label" in rows.columns else _captioned
+        return _skip(make(root, file, rows, found, held_out), useless)
+    if _texts_beside(files, found):
+        rows = read_captions(files)
+        return _skip(_captioned(root, None, rows, found, held_out), useless)
+    layout = _foldered(root, found, depth, held_out)
+    if useless and len(layout.class_names) == 1:
+        raise ValueError(next(iter(useless.values())))
+    return _skip(layout, useless)
+
+
+def _says_something(files: Files, name: str, useless: dict[str, str]) -> bool:
+    """Tell whether a list says classes or captions of pictures; where it does not, keep the reason."""
+    try:
+        rows = read_list_rows(files, name)
+        if {"label", "caption"} & set(rows.columns):
+            return True
+        useless[name] = f"{name} names pictures, but has no column with classes: call it label, or caption for texts"
+    except ValueError as error:
+        useless[name] = str(error)
+    return False
+
+
+def _skip(layout: Layout, useless: dict[str, str]) -> Layout:
+    """Return a layout that says of lists which it does not use that they are skipped."""
+    skipped = dict.fromkeys(useless, "no list of pictures with classes or captions")
+    return replace(layout, skipped={**layout.skipped, **skipped})
+
+
+def _foldered(root: str, found: Sequence[str], depth: int, held_out: float) -> Layout:
+    """Return the layout of pictures whose folders name classes and splits."""
+    around = _find_folder_around(found, depth, root)
     level = len(PurePosixPath(around).parts)
-    tops = Counter(PurePosixPath(path).parts[level] if "/" in path else "" for path in found)
+    tops = Counter(_folder_at(path, level) for path in found)
     flat = tops.pop("", 0)
     parts = name_parts(tops)
     if parts is not None:
@@ -82,26 +130,31 @@ def find_picture_layout(
     if not tops:
         return _flat(root, found, held_out)
     if flat:
-        loose = [path for path in found if "/" not in path]
+        loose = [path for path in found if not _folder_at(path, level)]
+        beside = f"{count_noun(len(loose), 'picture')} beside {count_noun(len(tops), 'class folder')}"
         raise ValueError(
-            f"{root} holds {len(loose)} pictures beside {len(tops)} class folders, {loose[0]} for example: move them "
-            "into folders of their classes, or give a list with --classes_from"
+            f"{root} holds {beside}, {loose[0]} for example: move such into folders of their classes, or give a list "
+            "with --classes_from"
         )
     return _class_folders(root, found, depth, held_out, around)
 
 
-def _find_folder_around(found: Sequence[str]) -> str:
-    """Return the folder that all pictures lie in folders of, as in a .zip of one folder; "" where there is none."""
-    shared = []
-    for parts in zip(*(PurePosixPath(path).parts[:-1] for path in found), strict=False):
-        if len(set(parts)) > 1:
-            return "/".join(shared)
-        shared.append(parts[0])
-    return ""
+def _folder_at(path: str, level: int) -> str:
+    """Return the folder of a path after so many levels; "" where the file itself lies there."""
+    folders = PurePosixPath(path).parts[:-1]
+    return folders[level] if len(folders) > level else ""
 
 
-def _at_root(name: str, suffixes: Sequence[str]) -> bool:
-    return "/" not in name and name.lower().endswith(tuple(suffixes))
+def _find_folder_around(found: Sequence[str], depth: int, root: str) -> str:
+    """Return the folder that all pictures lie in folders of, as in a .zip of one folder; "" where there is none.
+
+    Classes named by several levels are looked for in it in a .zip alone, whose one folder is its own.
+    """
+    shared = find_shared_folder(found)
+    levels = min(len(PurePosixPath(path).parts) - 1 for path in found)
+    if depth > 1 and (Path(root).is_dir() or levels < len(shared) + depth):
+        return ""
+    return "/".join(shared) if any(_folder_at(path, len(shared)) for path in found) else ""
 
 
 def _texts_beside(files: Files, found: Sequence[str]) -> bool:
@@ -153,56 +206,102 @@ def _parted(root: str, found: Sequence[str], parts: tuple[str, str], depth: int,
     owners, skipped = {"train": {}, "validation": {}}, {}  # type: ignore[var-annotated]
     places = dict(zip(parts, owners, strict=True))
     level = len(PurePosixPath(around).parts)
+    inside = [path for path in found if _folder_at(path, level) in parts]
+    flat = not any(_folder_at(path, level + 1) for path in inside)
+    depth = 0 if flat else depth
     for path in found:
-        top = PurePosixPath(path).parts[level]
+        top = _folder_at(path, level)
         if top in places:
             owners[places[top]][path] = parse_class(path, level + 1, depth)
         else:
-            skipped[path] = f"in {top}, which is neither {parts[0]} nor {parts[1]}"
+            skipped[path] = f"in {top or 'no folder'}, which is neither {parts[0]} nor {parts[1]}"
     names = sorted(set(owners["train"].values()))
-    strange = sorted(set(owners["validation"].values()) - set(names))
-    if strange:
-        raise ValueError(f"{parts[1]} has classes that {parts[0]} has not: {', '.join(strange[:5])}")
+    _refuse_strange(owners, names, parts)
     shared = {"root": root, "depth": depth, "class_names": names}
-    kind = f"folders {parts[0]} and {parts[1]} with class folders" + (f" in {around}" if around else "")
+    kind = f"folders {parts[0]} and {parts[1]} " + ("of one class" if flat else "with class folders")
+    kind += f" in {around}" if around else ""
     own = [{"folder": f"{around}/{part}" if around else part} for part in parts]
     return Layout(kind, _name_of(ImageFolder), names, shared, *own, owners, skipped)
 
 
-def _listed(files: Files, root: str, name: str, rows: PictureRows, found: Sequence[str], held_out: float) -> Layout:
+def _refuse_strange(owners: dict[str, dict[str, str]], names: Sequence[str], parts: tuple[str, str]) -> None:
+    """Make sure that the split for validation has no classes of its own.
+
+    Raises:
+        ValueError: naming them.
+    """
+    strange = sorted(set(owners["validation"].values()) - set(names))
+    if strange:
+        raise ValueError(f"{parts[1]} has classes that {parts[0]} has not: {', '.join(strange[:5])}")
+
+
+def _listed(root: str, file: str | list[str], rows: PictureRows, found: Sequence[str], held_out: float) -> Layout:
     if "label" not in rows.columns:
-        raise ValueError(f"{name} has no column with classes: call it label, for example")
-    check_paths(files, name, rows.paths)
-    listed = set(rows.paths)
-    skipped = {path: f"not in {name}" for path in found if path not in listed}
-    shared = {"root": root, "file": name}
+        raise ValueError(f"{_say(file)} has no column with classes: call it label, for example")
+    shared = {"root": root, "file": file}
     labels = rows.columns["label"]
-    parts = name_parts(rows.columns.get("split", ()))
-    if parts is None:
+    split = _split_rows(rows, labels)
+    if split is None:
         names = order_names(labels)
         owners = _halves(rows.paths, labels, names, held_out, "list")
-        shared["test_fraction"] = held_out
-        layout = _drawn("a list with classes", ListedImages, names, shared, owners)
-        return replace(layout, skipped=skipped, read=frozenset([name]))
-    owners = {"train": {}, "validation": {}}
+        layout = _drawn("a list with classes", ListedImages, names, {**shared, "test_fraction": held_out}, owners)
+        return _leave_out(layout, file, rows, found)
+    parts, owners, skipped = split
+    names = order_names(list(owners["train"].values()))
+    _refuse_strange(owners, names, parts)
+    own = [{"split": part} for part in parts]
+    kind, target, shared = "a list with classes and splits", _name_of(ListedImages), {**shared, "class_names": names}
+    return _leave_out(Layout(kind, target, names, shared, *own, owners, skipped), file, rows, found)
+
+
+def _captioned(
+    root: str, file: str | list[str] | None, rows: PictureRows, found: Sequence[str], held_out: float
+) -> Layout:
+    """Return the layout of captions in a list, or in text files where `file` is None."""
+    captions = rows.columns["caption"]
+    names = sorted(set(captions))
+    shared = {"root": root} if file is None else {"root": root, "file": file}
+    split = _split_rows(rows, captions)
+    if split is None:
+        owners = _halves(rows.paths, captions, names, held_out, "captions")
+        layout = _drawn("captions", CaptionedFolder, names, {**shared, "test_fraction": held_out}, owners)
+    else:
+        parts, owners, skipped = split
+        own = [{"split": part} for part in parts]
+        layout = Layout("captions and splits", _name_of(CaptionedFolder), names, shared, *own, owners, skipped)
+    return _leave_out(layout, file, rows, found)
+
+
+def _split_rows(
+    rows: PictureRows, values: Sequence[str]
+) -> tuple[tuple[str, str], dict[str, dict[str, str]], dict[str, str]] | None:
+    """Return what a list's splits are called, {split: {picture: value}}, and what is left out; None without splits."""
+    splits = rows.columns.get("split", [])
+    parts = name_parts(splits)
+    if parts is None:
+        return None
+    owners: dict[str, dict[str, str]] = {"train": {}, "validation": {}}
     places = dict(zip(parts, owners, strict=True))
-    for path, label, split in zip(rows.paths, labels, rows.columns["split"], strict=True):
+    skipped = {}
+    for path, value, split in zip(rows.paths, values, splits, strict=True):
         if split in places:
-            owners[places[split]][path] = label
+            owners[places[split]][path] = value
         else:
             skipped[path] = f"of the split {split}, which is neither {parts[0]} nor {parts[1]}"
-    names = order_names(list(owners["train"].values()))
-    shared["class_names"] = names
-    own = [{"split": part} for part in parts]
-    kind, read = "a list with classes and splits", frozenset([name])
-    return Layout(kind, _name_of(ListedImages), names, shared, *own, owners, skipped, read)
+    return parts, owners, skipped
 
 
-def _captioned(files: Files, root: str, found: Sequence[str], held_out: float) -> Layout:
-    captions = read_captions(files)
-    names = sorted(set(captions.values()))
-    owners = _halves(list(captions), list(captions.values()), names, held_out, "captions")
-    layout = _drawn("captions", CaptionedFolder, names, {"root": root, "test_fraction": held_out}, owners)
-    texts = {*CAPTION_LISTS, *(str(PurePosixPath(path).with_suffix(".txt")) for path in captions)}
-    skipped = {path: "without a caption" for path in found if path not in captions}
-    return replace(layout, skipped=skipped, read=frozenset(texts))
+def _leave_out(layout: Layout, file: str | list[str] | None, rows: PictureRows, found: Sequence[str]) -> Layout:
+    """Return a layout that says which files are lists or texts, and which pictures are in none of them."""
+    if file is None:
+        read = {str(PurePosixPath(path).with_suffix(".txt")) for path in rows.paths}
+    else:
+        read = {file} if isinstance(file, str) else set(file)
+    listed = set(rows.paths)
+    missing = {path: f"not in {_say(file)}" for path in found if path not in listed}
+    return replace(layout, skipped={**missing, **layout.skipped}, read=frozenset(read))
+
+
+def _say(file: str | list[str] | None) -> str:
+    """Return the name of a list, or of several."""
+    return " and ".join([file] if isinstance(file, str) else file or [])

@@ -8,14 +8,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from ldm.data.base import split_positions
 from ldm.data.folder import FileImages
-from ldm.data.pictures import Files
+from ldm.data.picture_paths import find_pictures
+from ldm.data.pictures import Files, hidden
 
 # Names of the columns of a CSV file, or of the keys of a JSONL file.
 PATH_COLUMNS = ("file_name", "file", "path", "image", "filename", "filepath", "image_path", "relpath")
@@ -68,7 +69,15 @@ def _parse(name: str, text: str) -> list[Mapping[str, Any]]:
         if wrong is not None:
             raise ValueError(f"{name} must hold an object of keys in each line, and one line holds {wrong!r}")
         return rows
-    return list(csv.DictReader(io.StringIO(text), delimiter="\t" if name.lower().endswith(".tsv") else ","))
+    return list(csv.DictReader(io.StringIO(text), delimiter=_find_delimiter(name, text)))
+
+
+def _find_delimiter(name: str, text: str) -> str:
+    """Return what stands between the columns: a tab in a .tsv, else what is most frequent in the first line."""
+    if name.lower().endswith(".tsv"):
+        return "\t"
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
 
 
 def _find_column(keys: Sequence[Any], names: Sequence[str]) -> Any:
@@ -100,8 +109,8 @@ class ListedImages(FileImages):
     """Pictures whose classes stand in a list: a CSV, TSV or JSONL file with a path and a class in each row.
 
     Args:
-        root: folder or .zip of the pictures, which the list's paths are relative to.
-        file: the list, in the root or elsewhere.
+        root: folder or .zip of the pictures.
+        file: the list, in the root or elsewhere; or several, whose rows follow one another (`read_picture_rows`).
         split: "all", or a split by the word of the list's column `split`; where it has none, "train" or "test", the
             splits of a fixed stratified draw.
         test_fraction: share of each class that is "test", where the list has no column `split`.
@@ -115,7 +124,7 @@ class ListedImages(FileImages):
     def __init__(
         self,
         root: str,
-        file: str,
+        file: str | Sequence[str],
         split: str = "all",
         test_fraction: float = 0.1,
         class_names: Sequence[str] | None = None,
@@ -125,7 +134,6 @@ class ListedImages(FileImages):
         rows = read_picture_rows(source, file)
         if "label" not in rows.columns:
             raise ValueError(f"{file} has no column with classes, called {', '.join(LABEL_COLUMNS)}")
-        check_paths(source, file, rows.paths)
         own = rows.columns["label"]
         names = list(class_names) if class_names is not None else order_names(own)
         unknown = sorted(set(own) - set(names))
@@ -137,8 +145,84 @@ class ListedImages(FileImages):
         super().__init__(source, [rows.paths[place] for place in kept], labels[kept], names, **files)
 
 
-def read_picture_rows(source: Files, file: str) -> PictureRows:
-    """Read a list that lies beside the pictures, or elsewhere.
+def find_lists(source: Files, found: Sequence[str]) -> list[str]:
+    """Return the lists of a folder or a .zip: beside its pictures, above them, or in the folder of a split.
+
+    Args:
+        source: the files.
+        found: paths of its pictures.
+
+    Returns:
+        Paths, those that are least deep first.
+    """
+    shared = find_shared_folder(found)
+    above = {"/".join(shared[:level]) for level in range(len(shared) + 1)}
+    lists = []
+    for name in source.others():
+        place = PurePosixPath(name)
+        folder = place.parent if split_word(place.parent.name) else place
+        if place.suffix.lower() in SUFFIXES and not hidden(name) and _folder_of(folder, place, above):
+            lists.append(name)
+    return sorted(lists, key=lambda name: (name.count("/"), name))
+
+
+def _folder_of(folder: PurePosixPath, place: PurePosixPath, above: set[str]) -> bool:
+    """Tell whether a list lies in one of the folders `above`, or in the folder of a split in one of them."""
+    return any(("" if str(one.parent) == "." else str(one.parent)) in above for one in (folder, place))
+
+
+def find_shared_folder(found: Sequence[str]) -> list[str]:
+    """Return the parts of the deepest folder that all pictures lie in, at any depth; none where it is the root."""
+    shared = []
+    for parts in zip(*(PurePosixPath(path).parts[:-1] for path in found), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared
+
+
+def split_word(name: str) -> bool:
+    """Tell whether a name is that of a split."""
+    return name.lower() in (*TRAIN_NAMES, *HELD_OUT_NAMES)
+
+
+def find_split_lists(lists: Sequence[str]) -> list[str]:
+    """Return the lists for training and for validation, as train.csv and val.csv or train/metadata.jsonl and val/...
+
+    None where there are no two such.
+    """
+    words = {_split_of(name): name for name in reversed(lists)}
+    parts = name_parts(word for word in words if word)
+    return [] if parts is None else [words[part] for part in parts]
+
+
+def _split_of(name: str) -> str:
+    """Return the split that a list is of by its own name or its folder's; "" for none."""
+    place = PurePosixPath(name)
+    return next((word for word in (place.stem, place.parent.name) if split_word(word)), "")
+
+
+def read_picture_rows(source: Files, file: str | Sequence[str]) -> PictureRows:
+    """Read a list that lies beside the pictures, or elsewhere, with the paths of its pictures below the root.
+
+    Of several lists the rows follow one another; one without a column `split` is of the split that its name or its
+    folder's says, as train.csv and val.csv are.
+
+    Raises:
+        ValueError: if it is not there, cannot be read as one, or names a picture that is not there or twice.
+    """
+    if not isinstance(file, str):
+        return _join([_read_one(source, one) for one in file], file)
+    return _read_one(source, file)
+
+
+def _read_one(source: Files, file: str) -> PictureRows:
+    rows = read_list_rows(source, file)
+    return PictureRows(find_pictures(source, file, rows.paths), rows.columns)
+
+
+def read_list_rows(source: Files, file: str) -> PictureRows:
+    """Read a list that lies beside the pictures, or elsewhere; its paths are as they are written.
 
     Raises:
         ValueError: if it is not there, or cannot be read as one.
@@ -150,31 +234,33 @@ def read_picture_rows(source: Files, file: str) -> PictureRows:
     return read_rows(file, Path(file).read_bytes())
 
 
-def check_paths(source: Files, file: str, paths: Sequence[str]) -> None:
-    """Make sure that the pictures of a list are there, each once.
-
-    Raises:
-        ValueError: if some are not.
-    """
-    missing = [path for path in paths if not source.has(path)]
-    if missing:
-        raise ValueError(
-            f"{file} names {len(missing)} of {len(paths)} pictures that are not in {source.roots[0]}, "
-            f"{', '.join(missing[:3])} among them; paths are relative to that folder"
-        )
+def _join(lists: Sequence[PictureRows], files: Sequence[str]) -> PictureRows:
+    """Return the rows of several lists as those of one."""
+    paths: list[str] = []
+    columns: dict[str, list[str]] = {}
+    for rows, file in zip(lists, files, strict=True):
+        word = _split_of(file)
+        own = {"split": [word] * len(rows.paths), **rows.columns} if word else rows.columns
+        if columns and set(own) != set(columns):
+            raise ValueError(f"{file} has other columns than {files[0]}: {sorted(own)} and {sorted(columns)}")
+        paths += rows.paths
+        columns = {name: [*columns.get(name, ()), *values] for name, values in own.items()}
     path, times = Counter(paths).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"{file} names the picture {path} {times} times")
+        raise ValueError(f"{', '.join(files)} name the picture {path} {times} times")
+    return PictureRows(paths, columns)
 
 
-def choose_part(rows: PictureRows, labels: torch.Tensor, split: str, test_fraction: float) -> list[int]:
+def choose_part(
+    rows: PictureRows, labels: torch.Tensor, split: str, test_fraction: float, seeded: str = "list"
+) -> list[int]:
     """Return the places of a split: of the list's own split where it has one, else of a fixed stratified one.
 
     Raises:
         ValueError: if the list's own split does not have it.
     """
     if split == "all" or "split" not in rows.columns:
-        return split_positions(labels, split, test_fraction, "list").tolist()
+        return split_positions(labels, split, test_fraction, seeded).tolist()
     kept = [place for place, part in enumerate(rows.columns["split"]) if part == split]
     if not kept:
         raise ValueError(

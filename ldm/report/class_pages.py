@@ -18,6 +18,7 @@ from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
 from ldm.report.tables import REMEDY, check_numbers, read_comments, read_csv
 from ldm.report.wording import write_ends, write_sentence
 from ldm.stats import spearman_interval
+from ldm.wording import count_noun
 
 # Cards are shown of so many classes: the most and the least uncertain ones.
 MOST_CARDS = 40
@@ -166,9 +167,7 @@ def _describe_outstanding(found: Mapping[str, Any]) -> str:
 
 def _images(row: Row) -> str:
     size = row.get("bin")
-    if size in (None, "unknown", "all"):
-        return ""
-    return f", {size} training image{'' if str(size) == '1' else 's'}"
+    return f", {count_noun(int(size), 'training image')}" if str(size).isdigit() else ""
 
 
 def class_sections(path: Path, folder: Path, alone: bool = True) -> tuple[list[Section], set[Path]]:

@@ -8,6 +8,7 @@ from typing import Any
 from ldm.records import Row
 from ldm.report.wording import is_known, list_names, name_class, number, write_ends, write_interval
 from ldm.stats import mean_interval
+from ldm.wording import count_noun
 
 # Adjusted p values up to this are said to be other than chance.
 MOST_P = 0.05
@@ -98,14 +99,10 @@ def describe_scores(rows: Sequence[Row]) -> list[str]:
     apart = means[most].low > means[least].high
     beside = "" if apart else "; their intervals do not lie apart"
     largest, smallest = (
-        f"{name} ({write_interval(means[name])}, {_count(len(groups[name]), 'sample')})" for name in (most, least)
+        f"{name} ({write_interval(means[name])}, {count_noun(len(groups[name]), 'sample')})" for name in (most, least)
     )
     found.append(f"It is largest for {largest} and least for {smallest}{beside}.")
     return found
-
-
-def _count(count: int, name: str) -> str:
-    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def describe_removals(rows: Sequence[Row]) -> list[str]:
@@ -173,7 +170,7 @@ def describe_posterior(found: Any) -> list[str]:
         return []
     words = [
         f"The posterior of the layer {found.get('layer')} (curvature {found.get('curvature')}) stands on "
-        f"{found['images']:,} images with {_count(found['draws'], 'draw')} of noise each; they stand for "
+        f"{found['images']:,} images with {count_noun(found['draws'], 'draw')} of noise each; they stand for "
         f"{found['data_size']:,}, which the training saw {number(found['visits'])} times."
     ]
     if is_known(found.get("parameters_determined")):

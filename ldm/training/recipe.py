@@ -25,7 +25,8 @@ COMMENTS = {
     "test_fraction": "share of each class for validation",
     "split": "which split of them",
     "folder": "the folder of this split",
-    "file": "the list of paths and classes",
+    "file": "the list of paths with classes or captions",
+    "broken": "a picture that cannot be read is replaced by the next of its class",
     "class_names": "the classes in their order, where a split may lack some",
     "image_size": "side in pixels; the middle is cut out",
     "channels": "1 for grey, 3 for colour",
@@ -140,9 +141,9 @@ class Recipe:
     @cached_property
     def words(self) -> list[str]:
         """The words of the captions in the order of their letters; none where classes are given."""
-        if self.survey.layout.kind != "captions":
+        if not self.survey.layout.captioned:
             return []
-        return sorted({word for caption in self.survey.class_names for word in caption.lower().split()})
+        return _escape(sorted({word for caption in self.survey.class_names for word in caption.lower().split()}))
 
     @property
     def longest(self) -> int:
@@ -154,13 +155,13 @@ class Recipe:
         """The split to train on, as YAML: what it shares with the split for validation refers to that."""
         layout = self.survey.layout
         shared = {name: f"${{data.params.validation.params.{name}}}" for name in self._shared}
-        return _write({"target": layout.target, "params": {**shared, **layout.train}})
+        return _write({"target": layout.target, "params": {**shared, **_escape(layout.train)}})
 
     @property
     def validation(self) -> str:
         """The split for validation, as YAML."""
         layout = self.survey.layout
-        return _write({"target": layout.target, "params": {**self._shared, **layout.validation}})
+        return _write({"target": layout.target, "params": {**self._shared, **_escape(layout.validation)}})
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -168,13 +169,28 @@ class Recipe:
         size = self.size if self.latent else "${model.params.image_size}"
         channels = self.channels if self.latent else "${model.params.channels}"
         own = {"root": "${paths.data_root}", "image_size": size, "channels": channels}
-        return {**self.survey.layout.shared, **own}
+        broken = {"broken": "skip"} if self.survey.broken else {}
+        return {**_escape(self.survey.layout.shared), **own, **broken}
+
+
+def _escape(node: Any) -> Any:
+    """Return names of files and classes as a config holds them, where ${ is no reference."""
+    if isinstance(node, Mapping):
+        return {name: _escape(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_escape(value) for value in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
 
 
 def _write(node: Mapping[str, Any]) -> str:
-    """Return a split of a data set as YAML with comments."""
-    lines = yaml.safe_dump(dict(node), sort_keys=False, width=110).splitlines()
+    """Return a split of a data set as YAML with comments, a key or an item a line."""
+    lines = yaml.safe_dump(dict(node), sort_keys=False, width=math.inf, allow_unicode=True).splitlines()
     return "\n".join(line if "${data." in line else _comment(line) for line in lines)
+
+
+def _write_scalar(value: str) -> str:
+    """Return a path or a name as one value of YAML, quoted where it must be."""
+    return yaml.safe_dump([_escape(value)], width=math.inf, allow_unicode=True, default_flow_style=False)[2:].rstrip()
 
 
 def _comment(line: str) -> str:
@@ -200,5 +216,6 @@ def write_recipe(recipe: Recipe, name: str, title: str, command: str, out: str, 
         keep_trailing_newline=True,
         autoescape=False,
     )
+    templates.filters["scalar"] = _write_scalar
     template = templates.get_template(f"{name}.yaml.j2")
     return template.render(recipe=recipe, title=title, command=command, out=out, first_stage=first_stage)

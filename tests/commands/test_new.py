@@ -1,6 +1,7 @@
 """From a folder of pictures to a config that trains, and from the config to the page."""
 
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.commands.data_bins import MakeBins
-from ldm.commands.line import run_file
+from ldm.commands.line import run_command, run_file
 from ldm.commands.new import CheckData, New, Pictures
 from ldm.commands.study import Study
 from ldm.data.bins import plan_natural
@@ -67,6 +68,45 @@ def test_every_key_of_the_config_has_its_value_once(folder):
         write_config(folder)
     with pytest.raises(ValueError, match="multiple of 4"):
         write_config(folder, size=10, overwrite=True)
+
+
+def test_pictures_that_cannot_be_read_do_not_stop_a_training(folder):
+    (folder / "pictures" / "bee" / "cut.png").write_bytes((folder / "pictures" / "bee" / "0.png").read_bytes()[:60])
+    config = load_config([str(write_config(folder, measure=False))])
+    data = instantiate_from_config(config.data.params.train)
+    assert len([data[place]["image"] for place in range(len(data))]) == 35
+    assert data.broken_relpaths == ["bee/cut.png"]
+
+
+ODD_NAMES = ("a: b #c", "no", "007", "${data}", "{{ x }}", "p\u00e8re \u732b", 'it\'s "so"', " * ")
+
+
+def test_folders_and_classes_of_any_name_are_in_the_config_as_they_are(folder):
+    root = folder / "my: own #1 ${x} \u732b"
+    for split in ("train", "val"):
+        for name in ODD_NAMES:
+            (root / split / name).mkdir(parents=True)
+            shutil.copy(folder / "pictures" / "ant" / "0.png", root / split / name)
+    out = str(folder / "odd #2.yaml")
+    path = New(Pictures(str(root)), 8, out, str(folder / "logs: ${y}"), width=32, measure=False).run()
+    config = load_config([str(path)])
+    assert config.paths.data_root == str(root) and config.paths.bins == str(folder / "logs: ${y}" / "bins")
+    for split in ("train", "validation"):
+        assert instantiate_from_config(config.data.params[split]).class_names == sorted(ODD_NAMES)
+    assert "\u732b" in path.read_text(encoding="utf-8"), "letters that a person can read"
+
+
+def test_the_command_of_a_config_writes_it_again(folder):
+    rows = ["path;label", *(f"{path.relative_to(folder)};x" for path in (folder / "pictures" / "ant").iterdir())]
+    (folder / "list.csv").write_text("\n".join(rows))
+    pictures = Pictures(str(folder / "pictures"), classes_from=str(folder / "list.csv"), held_out=0.2)
+    first = New(pictures, 8, str(folder / "a.yaml"), str(folder / "logs"), space="pixels", measure=False).run()
+    first_text = first.read_text()
+    words = shlex.split(first_text.split("`")[1])
+    run_command("new", [*words[2:], "--no_measure", "--overwrite"])
+    again = (folder / "a.yaml").read_text()
+    assert again == first_text and words[:2] == ["decu", "new"]
+    assert "--classes_from" in words and "--held_out" in words
 
 
 def test_a_folder_without_classes_has_a_config_that_passes_the_checks(folder, monkeypatch, capsys):

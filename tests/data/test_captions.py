@@ -46,7 +46,7 @@ def test_captions_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="2 pictures without a caption"):
         CaptionedFolder(str(tmp_path))
     (tmp_path / "captions.csv").write_text("file,caption\nmissing.png,a cat\n")
-    with pytest.raises(ValueError, match="1 captions without a picture"):
+    with pytest.raises(ValueError, match="names 1 of 1 pictures that are not in"):
         CaptionedFolder(str(tmp_path))
     (tmp_path / "captions.csv").write_text("name,words\na.png,a cat\n")
     with pytest.raises(ValueError, match=r"captions\.csv needs"):

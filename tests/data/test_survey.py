@@ -62,6 +62,47 @@ def captions():
 
 LAYOUTS = {"class folders": class_folders, "parts": parts, "list": listed, "parts of a list": lambda: listed(True)}
 LAYOUTS["captions"] = captions
+
+
+def within(folder, files):
+    return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+def captioned():
+    """The pictures of `listed`, with captions in a list."""
+    return {**listed(), "labels.csv": listed()["labels.csv"].replace(b"path,label", b"file_name,text")}
+
+
+def two_lists(form):
+    """The rows of `listed` in a list a split: train.csv and val.csv, or a list in the folder of each split's pictures.
+
+    Args:
+        form: `form(split)` is the place of a split's list.
+    """
+    files = {}
+    for split in ("train", "val"):
+        place = form(split)
+        folder = place.rpartition("/")[0]
+        rows = [("path", "label")]
+        for name, count in COUNTS.items():
+            for number in range(count):
+                if (number % 10 == 9) == (split == "val"):
+                    picture_path = f"{name}{number}.png" if folder else f"images/{name}{number}.png"
+                    files[f"{folder}/{picture_path}" if folder else picture_path] = picture()
+                    rows.append((picture_path, name))
+        files[place] = "\n".join(",".join(row) for row in rows).encode()
+    return files
+
+
+LAYOUTS["list in a folder"] = lambda: within("my", listed())
+LAYOUTS["list in two folders"] = lambda: within("outer/inner", listed())
+LAYOUTS["parts of a list in a folder"] = lambda: within("my", listed(True))
+LAYOUTS["captions in a list"] = captioned
+LAYOUTS["captions in a list in a folder"] = lambda: within("my", captioned())
+LAYOUTS["captions in a folder"] = lambda: within("my", captions())
+LAYOUTS["a list a split"] = lambda: two_lists("{}.csv".format)
+LAYOUTS["a list a split in a folder"] = lambda: within("my", two_lists("{}.csv".format))
+LAYOUTS["a list in the folder of each split"] = lambda: two_lists("{}/metadata.csv".format)
 LAYOUTS["class folders in a folder"] = lambda: {f"my/own/{name}": own for name, own in class_folders().items()}
 LAYOUTS["parts in a folder"] = lambda: {f"my/{name}": own for name, own in parts().items()}
 
@@ -76,6 +117,8 @@ def test_the_data_set_that_is_named_reads_what_was_counted(name, zipped, tmp_pat
         with zipfile.ZipFile(root, "w") as archive:
             for path, content in make().items():
                 archive.writestr(path, content)
+                if path.startswith("my/"):  # as macOS packs a folder
+                    archive.writestr(f"__MACOSX/{path.replace('my/', 'my/._')}", b"\0\5\x16\7")
     found = survey_pictures(root, find_picture_layout(root))
     for part in ("train", "validation"):
         params = {**found.layout.shared, **getattr(found.layout, part), "image_size": 8}
@@ -84,7 +127,8 @@ def test_the_data_set_that_is_named_reads_what_was_counted(name, zipped, tmp_pat
         own = Counter(data.class_names[label] for label in data.labels.tolist())
         assert own == {name: count for name, count in found.counts(part).items() if count}
     assert found.total("train") == 54 and found.total("validation") == 6
-    assert found.channels == 3 and set(found.sizes) == {(12, 9)} and not found.skipped
+    assert found.channels == 3 and set(found.sizes) == {(12, 9)}
+    assert set(found.skipped.values()) <= {"hidden, or left by a system"}
 
 
 def test_what_is_skipped_is_said_with_its_reason(tmp_path):
@@ -131,10 +175,60 @@ def test_a_class_without_pictures_for_validation_keeps_the_numbers(tmp_path):
 def test_a_flat_folder_is_one_class_and_loose_pictures_are_refused(tmp_path):
     root = write(tmp_path / "flat", {f"{place}.png": picture() for place in range(10)})
     assert find_picture_layout(root).class_names == ["pictures"]
-    with pytest.raises(ValueError, match="beside 1 class folders"):
+    with pytest.raises(ValueError, match="beside 1 class folder,"):
         find_picture_layout(write(tmp_path / "loose", {"a/1.png": picture(), "2.png": picture()}))
     with pytest.raises(ValueError, match="valid has classes that train has not: dog"):
         find_picture_layout(write(tmp_path / "more", {**parts(), "valid/dog/1.png": picture()}))
+
+
+WAYS = {
+    "below the root": "images/{}.png",
+    "with a dot": "./images/{}.png",
+    "with backslashes": "images\\{}.png",
+    "below the pictures' folder": "{}.png",
+    "with the root's name": "data/images/{}.png",
+    "of another machine": "/somewhere/else/images/{}.png",
+    "without endings": "images/{}",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_list_may_write_paths_in_many_ways(way, delimiter, tmp_path):
+    owners = {"a": "ant", "b": "bee", "c": "bee"}
+    rows = [("path", "label"), *((WAYS[way].format(name), owner) for name, owner in owners.items())]
+    files = {**{f"images/{name}.png": picture() for name in owners}, "about.csv": b"who,when\nme,now\n"}
+    files["labels.csv"] = "\n".join(delimiter.join(row) for row in rows).encode()
+    root = write(tmp_path / "data", files)
+    data = ListedImages(root, "labels.csv", image_size=8)
+    assert data.relpaths == [f"images/{name}.png" for name in owners]
+    assert [data.class_names[label] for label in data.labels.tolist()] == list(owners.values())
+    found = survey_pictures(root, find_picture_layout(root))
+    assert found.layout.shared["file"] == "labels.csv" and list(found.skipped) == ["about.csv"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["other/1.png"], "names 1 of 1 pictures that are not in"),
+        (["1.png", "2.png"], "may mean pictures in several folders, a/, b/"),
+        (["a/1.png", "./a/1.png"], "names the picture a/1.png 2 times"),
+    ],
+)
+def test_paths_that_mean_no_picture_or_several_are_refused(paths, said, tmp_path):
+    files = {f"{folder}/{number}.png": picture() for folder in "ab" for number in (1, 2)}
+    rows = ["path,label", *(f"{path},x" for path in paths)]
+    root = write(tmp_path, {**files, "list.csv": "\n".join(rows).encode()})
+    with pytest.raises(ValueError, match=said):
+        ListedImages(root, "list.csv", image_size=8)
+
+
+def test_pictures_that_are_the_same_file_are_counted_by_what_it_means(tmp_path):
+    shades = {"train/a/1": 1, "train/a/2": 1, "train/a/3": 2, "train/b/4": 2, "val/a/5": 1, "val/b/6": 3}
+    files = {f"{name}.png": picture(value=value) for name, value in shades.items()}
+    root = write(tmp_path, files)
+    copies = survey_pictures(root, find_picture_layout(root)).copies
+    assert (copies.inside, copies.across_splits, copies.across_classes) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(
