@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from ldm.data.base import split_positions
-from ldm.data.captions import CaptionedFolder, read_captions
-from ldm.data.folder import ONE_CLASS, ImageFolder, class_numbers, parse_class, refuse_other_levels
+from ldm.data.captions import read_captions
+from ldm.data.folder import ONE_CLASS, ImageFolder, parse_class, refuse_other_levels
+from ldm.data.layout_parts import Layout, draw_owners, make_drawn_layout, name_target, refuse_other_classes
+from ldm.data.list_layout import make_caption_layout, make_list_layout
 from ldm.data.lists import (
-    ListedImages,
-    PictureRows,
     find_lists,
     find_shared_folder,
     find_split_lists,
     name_parts,
-    order_names,
     read_list_rows,
     read_picture_rows,
 )
@@ -26,39 +23,6 @@ from ldm.data.pictures import Files
 from ldm.wording import count_noun
 
 TEST_FRACTION = 0.1
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a data set names the classes and the splits of its pictures.
-
-    Attributes:
-        kind: "class folders", "folders train and val with class folders", "a list", "captions" or "a flat folder",
-            and so on, for a reader.
-        target: the class of the data set that reads it.
-        class_names: the classes in the data set's order.
-        shared: parameters of both splits.
-        train: further parameters of the split to train on.
-        validation: further parameters of the split for validation.
-        owners: {"train" or "validation": class of each picture by its path}.
-        skipped: {path: why} of pictures that belong to no split.
-        read: files that are no pictures, but say what those are.
-    """
-
-    kind: str
-    target: str
-    class_names: list[str]
-    shared: dict[str, Any]
-    train: dict[str, Any]
-    validation: dict[str, Any]
-    owners: dict[str, dict[str, str]]
-    skipped: dict[str, str] = field(default_factory=dict)
-    read: frozenset[str] = frozenset()
-
-    @property
-    def captioned(self) -> bool:
-        """Whether captions stand for classes."""
-        return self.target == _name_of(CaptionedFolder)
 
 
 def find_picture_layout(
@@ -83,17 +47,17 @@ def find_picture_layout(
     files = Files(root)
     found = files.images()
     if classes_from:
-        return _listed(root, classes_from, read_picture_rows(files, classes_from), found, held_out)
+        return make_list_layout(root, classes_from, read_picture_rows(files, classes_from), found, held_out)
     useless: dict[str, str] = {}  # list: why
     lists = [name for name in find_lists(files, found) if _says_something(files, name, useless)]
     if lists:
         file = find_split_lists(lists) or lists[0]
         rows = read_picture_rows(files, file)
-        make = _listed if "label" in rows.columns else _captioned
+        make = make_list_layout if "label" in rows.columns else make_caption_layout
         return _skip(make(root, file, rows, found, held_out), useless)
     if _texts_beside(files, found):
         rows = read_captions(files)
-        return _skip(_captioned(root, None, rows, found, held_out), useless)
+        return _skip(make_caption_layout(root, None, rows, found, held_out), useless)
     layout = _foldered(root, found, depth, held_out)
     if useless and len(layout.class_names) == 1:
         raise ValueError(next(iter(useless.values())))
@@ -163,28 +127,6 @@ def _texts_beside(files: Files, found: Sequence[str]) -> bool:
     return sum(files.has(str(PurePosixPath(path).with_suffix(".txt"))) for path in sample) > len(sample) / 2
 
 
-def _name_of(data: type) -> str:
-    return f"{data.__module__}.{data.__qualname__}"
-
-
-def _halves(
-    paths: Sequence[str], owners: Sequence[str], names: Sequence[str], fraction: float, seeded: str
-) -> dict[str, dict[str, str]]:
-    """Return the splits that the data set itself would draw."""
-    labels = class_numbers(owners, names)
-    chosen = {"train": "train", "validation": "test"}
-    return {
-        part: {paths[one]: owners[one] for one in split_positions(labels, split, fraction, seeded).tolist()}
-        for part, split in chosen.items()
-    }
-
-
-def _drawn(
-    kind: str, data: type, names: list[str], shared: dict[str, Any], owners: dict[str, dict[str, str]]
-) -> Layout:
-    return Layout(kind, _name_of(data), names, shared, {"split": "train"}, {"split": "test"}, owners)
-
-
 def _class_folders(root: str, found: Sequence[str], depth: int, held_out: float, around: str) -> Layout:
     level = len(PurePosixPath(around).parts)
     owners = [parse_class(path, level, depth) for path in found]
@@ -193,13 +135,13 @@ def _class_folders(root: str, found: Sequence[str], depth: int, held_out: float,
     shared = {"root": root, **inside, "depth": depth, "test_fraction": held_out}
     names = sorted(set(owners))
     kind = f"class folders in {around}" if around else "class folders"
-    return _drawn(kind, ImageFolder, names, shared, _halves(found, owners, names, held_out, "folder"))
+    return make_drawn_layout(kind, ImageFolder, names, shared, draw_owners(found, owners, names, held_out, "folder"))
 
 
 def _flat(root: str, found: Sequence[str], held_out: float) -> Layout:
     names, shared = [ONE_CLASS], {"root": root, "depth": 0, "test_fraction": held_out}
-    owners = _halves(found, names * len(found), names, held_out, "folder")
-    return _drawn("a flat folder", ImageFolder, names, shared, owners)
+    owners = draw_owners(found, names * len(found), names, held_out, "folder")
+    return make_drawn_layout("a flat folder", ImageFolder, names, shared, owners)
 
 
 def _parted(root: str, found: Sequence[str], parts: tuple[str, str], depth: int, around: str) -> Layout:
@@ -216,92 +158,9 @@ def _parted(root: str, found: Sequence[str], parts: tuple[str, str], depth: int,
         else:
             skipped[path] = f"in {top or 'no folder'}, which is neither {parts[0]} nor {parts[1]}"
     names = sorted(set(owners["train"].values()))
-    _refuse_strange(owners, names, parts)
+    refuse_other_classes(owners, names, parts)
     shared = {"root": root, "depth": depth, "class_names": names}
     kind = f"folders {parts[0]} and {parts[1]} " + ("of one class" if flat else "with class folders")
     kind += f" in {around}" if around else ""
     own = [{"folder": f"{around}/{part}" if around else part} for part in parts]
-    return Layout(kind, _name_of(ImageFolder), names, shared, *own, owners, skipped)
-
-
-def _refuse_strange(owners: dict[str, dict[str, str]], names: Sequence[str], parts: tuple[str, str]) -> None:
-    """Make sure that the split for validation has no classes of its own.
-
-    Raises:
-        ValueError: naming them.
-    """
-    strange = sorted(set(owners["validation"].values()) - set(names))
-    if strange:
-        raise ValueError(f"{parts[1]} has classes that {parts[0]} has not: {', '.join(strange[:5])}")
-
-
-def _listed(root: str, file: str | list[str], rows: PictureRows, found: Sequence[str], held_out: float) -> Layout:
-    if "label" not in rows.columns:
-        raise ValueError(f"{_say(file)} has no column with classes: call it label, for example")
-    shared = {"root": root, "file": file}
-    labels = rows.columns["label"]
-    split = _split_rows(rows, labels)
-    if split is None:
-        names = order_names(labels)
-        owners = _halves(rows.paths, labels, names, held_out, "list")
-        layout = _drawn("a list with classes", ListedImages, names, {**shared, "test_fraction": held_out}, owners)
-        return _leave_out(layout, file, rows, found)
-    parts, owners, skipped = split
-    names = order_names(list(owners["train"].values()))
-    _refuse_strange(owners, names, parts)
-    own = [{"split": part} for part in parts]
-    kind, target, shared = "a list with classes and splits", _name_of(ListedImages), {**shared, "class_names": names}
-    return _leave_out(Layout(kind, target, names, shared, *own, owners, skipped), file, rows, found)
-
-
-def _captioned(
-    root: str, file: str | list[str] | None, rows: PictureRows, found: Sequence[str], held_out: float
-) -> Layout:
-    """Return the layout of captions in a list, or in text files where `file` is None."""
-    captions = rows.columns["caption"]
-    names = sorted(set(captions))
-    shared = {"root": root} if file is None else {"root": root, "file": file}
-    split = _split_rows(rows, captions)
-    if split is None:
-        owners = _halves(rows.paths, captions, names, held_out, "captions")
-        layout = _drawn("captions", CaptionedFolder, names, {**shared, "test_fraction": held_out}, owners)
-    else:
-        parts, owners, skipped = split
-        own = [{"split": part} for part in parts]
-        layout = Layout("captions and splits", _name_of(CaptionedFolder), names, shared, *own, owners, skipped)
-    return _leave_out(layout, file, rows, found)
-
-
-def _split_rows(
-    rows: PictureRows, values: Sequence[str]
-) -> tuple[tuple[str, str], dict[str, dict[str, str]], dict[str, str]] | None:
-    """Return what a list's splits are called, {split: {picture: value}}, and what is left out; None without splits."""
-    splits = rows.columns.get("split", [])
-    parts = name_parts(splits)
-    if parts is None:
-        return None
-    owners: dict[str, dict[str, str]] = {"train": {}, "validation": {}}
-    places = dict(zip(parts, owners, strict=True))
-    skipped = {}
-    for path, value, split in zip(rows.paths, values, splits, strict=True):
-        if split in places:
-            owners[places[split]][path] = value
-        else:
-            skipped[path] = f"of the split {split}, which is neither {parts[0]} nor {parts[1]}"
-    return parts, owners, skipped
-
-
-def _leave_out(layout: Layout, file: str | list[str] | None, rows: PictureRows, found: Sequence[str]) -> Layout:
-    """Return a layout that says which files are lists or texts, and which pictures are in none of them."""
-    if file is None:
-        read = {str(PurePosixPath(path).with_suffix(".txt")) for path in rows.paths}
-    else:
-        read = {file} if isinstance(file, str) else set(file)
-    listed = set(rows.paths)
-    missing = {path: f"not in {_say(file)}" for path in found if path not in listed}
-    return replace(layout, skipped={**missing, **layout.skipped}, read=frozenset(read))
-
-
-def _say(file: str | list[str] | None) -> str:
-    """Return the name of a list, or of several."""
-    return " and ".join([file] if isinstance(file, str) else file or [])
+    return Layout(kind, name_target(ImageFolder), names, shared, *own, owners, skipped)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.layout import Layout
+from ldm.data.layout_parts import Layout
 from ldm.data.lists import split_word
 from ldm.data.pictures import UNREADABLE, Files, decode, hidden
 from ldm.wording import count_noun
