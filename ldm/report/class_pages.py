@@ -167,7 +167,7 @@ def _describe_outstanding(found: Mapping[str, Any]) -> str:
 
 def _images(row: Row) -> str:
     size = row.get("bin")
-    return f", {count_noun(int(size), 'training image')}" if str(size).isdigit() else ""
+    return f", {count_noun(int(str(size)), 'training image')}" if str(size).isdigit() else ""
 
 
 def class_sections(path: Path, folder: Path, alone: bool = True) -> tuple[list[Section], set[Path]]:
