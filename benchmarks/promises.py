@@ -113,10 +113,10 @@ def summarise(each: Sequence[Row]) -> Row:
     row: Row = {"score": each[0]["score"]}
     for column in ("promised", "accepted share", "bad of the accepted", "broken"):
         known = [float(own[column]) for own in each if own[column] is not None]  # type: ignore[arg-type]
-        interval = mean_interval(known) if known else None
+        interval = mean_interval(known).within(0, 1) if known else None  # shares
         row[column] = None if interval is None else interval.estimate
         if column == "accepted share" and interval is not None:
-            row |= {"low": max(0.0, interval.low), "high": min(1.0, interval.high)}  # a share has no other values
+            row |= {"low": interval.low, "high": interval.high}
     return row
 
 

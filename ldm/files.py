@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,22 @@ def read_arrays(
             if missing:
                 raise ValueError(f"it has no {', '.join(missing)}, but {', '.join(content.files) or 'nothing'}")
             return {name: content[name] for name in (content.files if names is None else names)}
+
+
+def write_arrays(
+    path: str | os.PathLike, arrays: Mapping[str, Any], overwrite: bool = False, compressed: bool = False
+) -> None:
+    """Write arrays by name as an .npz file, whole or not at all; see `atomic_write` for the errors.
+
+    Args:
+        arrays: arrays, or what numpy makes one of.
+        compressed: make it smaller, and slower to write.
+    """
+    import numpy as np
+
+    save = np.savez_compressed if compressed else np.savez
+    with atomic_write(path, overwrite) as partial:
+        save(partial, **arrays)
 
 
 def open_array(

@@ -45,6 +45,15 @@ class Interval:
         """high - low, in the unit of the values; infinite where there is no interval."""
         return math.inf if math.isnan(self.low) else self.high - self.low
 
+    def within(self, least: float = -math.inf, most: float = math.inf) -> Interval:
+        """Return this interval of a quantity that lies between two values: ends beyond one are moved to it.
+
+        The coverage stays as it is: what is cut off holds no value that the quantity could have. An estimate that
+        rounding left beyond stays inside, and ends that are unknown stay unknown.
+        """
+        low = max(self.low, min(least, self.estimate))
+        return replace(self, low=low, high=min(self.high, max(most, self.estimate)))
+
     def as_dict(self) -> dict[str, float | None]:
         """The estimate, both ends and what they stand on: `resamples` for a resampled one, else `n`; None for NaN."""
         base = {"resamples": self.resamples} if self.resamples else {"n": self.n}
@@ -93,15 +102,12 @@ def skewed_mean_interval(values: ArrayLike, level: float = 0.95, least: float = 
     Without skewness it is Student's. Values of a positive quantity, mutual information for example, lie to the right of
     their mean: Student's interval of them ends too low. (Hall 1992, J. R. Stat. Soc. B 54, 221-228.)
 
-    `least` is a value that the quantity cannot be below. A lower end below it is moved to it, which leaves the coverage
-    as it is: what is cut off holds no value that the true mean could have.
+    `least` is a value that the quantity cannot be below; see `Interval.within`.
 
     Raises:
         ValueError: if there is no value, or one is not finite.
     """
-    plain = mean_interval(values, level)
-    least = min(least, plain.estimate)  # a mean that rounding left below it stays inside its interval
-    plain = replace(plain, low=max(plain.low, least))
+    plain = mean_interval(values, level).within(least)
     if plain.n < 3 or not plain.sd > 0:
         return plain
     drift = float(skew(np.asarray(values, dtype=np.float64))) / plain.n**0.5
@@ -111,7 +117,7 @@ def skewed_mean_interval(values: ArrayLike, level: float = 0.95, least: float = 
     ends = [3 / drift * (math.cbrt(1 + drift * (x - drift / 6)) - 1) for x in (reach, -reach)]
     scale = plain.sd / plain.n**0.5
     low, high = (plain.estimate - scale * end for end in ends)
-    return replace(plain, low=max(low, least), high=high)
+    return replace(plain, low=low, high=high).within(least)
 
 
 def percentile_interval(estimate: float, drawn: ArrayLike, level: float = 0.95) -> Interval:

@@ -43,7 +43,8 @@ EXEMPT: dict[tuple[str, str], str] = {
 READERS = {"np.load", "json.load", "json.loads", "yaml.safe_load", "OmegaConf.load", "safe_open", "Image.open"}
 
 # What writes a file in place, which a full disk or a kill leaves half written.
-WRITERS = {"savez", "savez_compressed", "write_text", "write_bytes", "savefig"}
+WRITERS = {"write_text", "write_bytes", "savefig"}
+ARRAY_WRITERS = {"np.savez", "np.savez_compressed"}
 
 # Public names that several modules of `ldm` may define.
 SHARED_NAMES = {"log"}
@@ -303,7 +304,10 @@ def rule_files_are_written_whole(file):
         if any(name_of(getattr(item.context_expr, "func", item.context_expr)) == "atomic_write" for item in node.items):
             whole |= {child for part in node.body for child in ast.walk(part)}
     for node, name in calls(file) if file.path.startswith("ldm/") else ():
-        if name.split(".")[-1] in WRITERS and node not in whole:
+        if name in ARRAY_WRITERS:
+            if file.path != "ldm/files.py":
+                yield f"{node.lineno}: {name}, use ldm.files.write_arrays"
+        elif name.split(".")[-1] in WRITERS and node not in whole:
             yield f"{node.lineno}: {name} may leave half a file behind, use ldm.files.atomic_write"
 
 
@@ -450,7 +454,8 @@ OFFENCES = [
     ("damage_is_named", BRANCH, "x = np.load(file)"),
     ("damage_is_named", BRANCH, "with open(file) as f:\n    x = json.load(f)"),
     ("damage_is_named", BRANCH, "try:\n    pass\nexcept ValueError:\n    x = json.loads(text)"),
-    ("files_are_written_whole", BRANCH, "np.savez(out / 'a.npz', x=x)"),
+    ("files_are_written_whole", BRANCH, "with atomic_write(file) as partial:\n    np.savez(partial, x=x)"),
+    ("files_are_written_whole", BRANCH, "partial.write_text(x)"),
     ("files_are_written_whole", BRANCH, "with open(file) as partial:\n    partial.write_text(x)"),
     ("no_global_randomness", MODULE, "torch.manual_seed(1)"),
     ("no_global_randomness", "main.py", "pl.seed_everything(1)"),
@@ -482,7 +487,7 @@ INNOCENT = [
     ("damage_is_named", BRANCH, "with reading(file, 'a list', 'mend it'), open(file) as f:\n    x = json.load(f)"),
     ("damage_is_named", BRANCH, "try:\n    x = np.load(file)\nexcept ValueError:\n    pass"),
     ("damage_is_named", BRANCH, "x = json.loads(json.dumps(y))"),
-    ("files_are_written_whole", BRANCH, "with atomic_write(file) as partial:\n    np.savez(partial, x=x)"),
+    ("files_are_written_whole", BRANCH, "with atomic_write(file) as partial:\n    partial.write_text(x)"),
     (
         "no_global_randomness",
         MODULE,

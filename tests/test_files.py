@@ -11,7 +11,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ldm.checkpoint import load_state_dict, save_tensors
-from ldm.files import check_writable, open_array, read_arrays, read_json, read_mapping, read_metadata, reading
+from ldm.files import (
+    check_writable,
+    open_array,
+    read_arrays,
+    read_json,
+    read_mapping,
+    read_metadata,
+    reading,
+    write_arrays,
+)
 from ldm.util import atomic_write
 
 BROKEN = ["", "[1, 2", "- a\n- b\n", "a: [", "\x00\x01", "just words", "!!python/object/apply:os.getcwd []"]
@@ -76,6 +85,23 @@ def test_arrays_are_read_by_name_and_opened_by_shape(tmp_path):
     assert list(read_arrays(tmp_path / "a.npz", None, "arrays")) == ["x", "y"]
     np.save(tmp_path / "a.npy", np.ones((4, 2)))
     assert open_array(tmp_path / "a.npy", "an array", shape=(None, 2)).shape == (4, 2)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_are_written_whole_or_not_at_all(compressed, tmp_path):
+    file = tmp_path / "folder" / "a.npz"
+    x, y = np.arange(3.0), np.zeros((100, 100))
+    write_arrays(file, {"x": x, "y": y}, compressed=compressed)
+    content = np.load(file)
+    assert content.files == ["x", "y"]
+    np.testing.assert_array_equal(content["x"], x)
+    assert (file.stat().st_size < y.nbytes) == compressed
+    with pytest.raises(FileExistsError):
+        write_arrays(file, {"x": y})
+    with pytest.raises(ValueError, match=r"cannot reshape|inhomogeneous"):
+        write_arrays(file, {"x": [[1], [2, 3]]}, overwrite=True)
+    np.testing.assert_array_equal(np.load(file)["x"], x)  # what was there stays
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_arrays_that_are_others_are_named(tmp_path):

@@ -44,6 +44,15 @@ def test_what_is_written_names_what_the_interval_stands_on():
     assert Interval(1.0).width == math.inf
 
 
+def test_ends_beyond_what_a_quantity_can_be_are_moved_there():
+    wide = Interval(0.7, -0.4, 1.8, n=3)
+    assert wide.within(0, 1) == Interval(0.7, 0, 1, n=3)
+    assert wide.within() == wide and wide.within(-1, 2) == wide
+    assert wide.within(most=0.6) == Interval(0.7, -0.4, 0.7, n=3)  # the estimate stays inside
+    unknown = Interval(0.7).within(0, 1)
+    assert math.isnan(unknown.low) and math.isnan(unknown.high) and not unknown.known
+
+
 def test_spearman_equals_the_textbook_formula():
     """Without ties rho = 1 - 6 sum d^2 / (n (n^2 - 1)); here d = (-1, 1, 0, -1, 1), so rho = 1 - 24/120."""
     assert spearman([1, 2, 3, 4, 5], [20, 10, 30, 50, 40]) == pytest.approx(0.8)

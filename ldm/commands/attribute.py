@@ -125,9 +125,9 @@ class Attribute:
         """Write tables, arrays and the figure; return what the orders say of one another."""
         import numpy as np
 
+        from ldm.files import write_arrays
         from ldm.report.attribution import attribution_figure
         from ldm.report.tables import write_csv
-        from ldm.util import atomic_write
 
         note = found.describe_order()
         asked = "all pixels" if self.pixel is None else f"the pixel in row {self.pixel[0]}, column {self.pixel[1]}"
@@ -138,8 +138,7 @@ class Attribute:
         arrays = {"positions": np.array(found.positions), "mean": found.mean, "certainty": found.certainty}
         arrays["mean_maps"] = np.stack([moved for moved, _ in maps])
         arrays["certainty_maps"] = np.stack([risen for _, risen in maps])
-        with atomic_write(out / "attribution.npz", overwrite=True) as partial:
-            np.savez(partial, **arrays)  # type: ignore[arg-type]
+        write_arrays(out / "attribution.npz", arrays, overwrite=True)
         shown = (pictures, trained, found.certainty, found.mean, maps, self.top)
         attribution_figure(*shown, out / "attribution.png", found.named(found.labels), found.named(found.classes))
         return note

@@ -106,15 +106,13 @@ class SweepLaplace:
 
     def _write_maps(self, out: Path, sweep: Sweep) -> None:
         """Draw the maps of one image, and write those of all."""
-        import numpy as np
-
+        from ldm.files import write_arrays
         from ldm.report.variance import sweep_figure
-        from ldm.util import atomic_write
 
         maps = sweep.stacked
         rows = [f"{value:g}" for value in sweep.sigmas]
         columns = [f"{value:g}" for value in sweep.precisions]
         shown = maps[:, :, self.image]
         sweep_figure(shown, rows, columns, out / "sweep.png", "sigma_noise", "prior_precision", overwrite=True)
-        with atomic_write(out / "sweep.npz", overwrite=True) as partial:
-            np.savez_compressed(partial, maps=maps, sigmas=sweep.sigmas, precisions=sweep.precisions)
+        arrays = {"maps": maps, "sigmas": sweep.sigmas, "precisions": sweep.precisions}
+        write_arrays(out / "sweep.npz", arrays, overwrite=True, compressed=True)

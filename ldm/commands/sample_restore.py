@@ -109,7 +109,7 @@ class SampleRestore:
                     "factor": factor,
                     "coverage": held.coverage.estimate,
                     "low": held.coverage.low,
-                    "high": min(1.0, held.coverage.high),
+                    "high": held.coverage.high,
                     "mean length": held.length,
                     "over unscaled": held.length / rows[0]["mean length"] if rows else 1.0,
                 }
@@ -160,15 +160,12 @@ class SampleRestore:
 
     def _write_pictures(self, out: Path, found: RestoredPictures, first: int, reach: NDArray, name: str) -> None:
         """Write the pictures that were held against the factor with their intervals, and show some."""
-        import numpy as np
-
+        from ldm.files import write_arrays
         from ldm.report.restored import restored_figure
-        from ldm.util import atomic_write
 
         shape = found.mean[first:].shape
         half = reach[first:].reshape(shape)
         arrays = {"clean": found.clean[first:], "noisy": found.noisy[first:], "mean": found.mean[first:]}
         ends = {"low": arrays["mean"] - half, "high": arrays["mean"] + half}
-        with atomic_write(out / "restored.npz", overwrite=True) as partial:
-            np.savez(partial, **arrays, **ends)  # type: ignore[arg-type]
+        write_arrays(out / "restored.npz", arrays | ends, overwrite=True)
         restored_figure(arrays, half, name, out / "restored.png")

@@ -146,9 +146,9 @@ class UncertaintyPixels:
         """Draw all classes, a picture a noise, and write the numbers."""
         import numpy as np
 
+        from ldm.files import write_arrays
         from ldm.images import heat_maps, without_outliers
         from ldm.pipelines.information import SPACES
-        from ldm.util import atomic_write
 
         maps = found.maps[space]
         shown = maps.mean(1, keepdim=True) if self.mean else maps
@@ -162,10 +162,5 @@ class UncertaintyPixels:
         for noise, path in enumerate(self._pictures(pipeline, space)):
             heat_maps(found.images[:, noise], shown[:, noise], path, label, titles, limits, 5, self.overwrite)
             print(path)
-        with atomic_write(self.folder / f"{self._stem(pipeline, space)}.npz", overwrite=True) as partial:
-            np.savez_compressed(
-                partial,
-                images=found.images.numpy(),
-                mi=maps.numpy(),
-                classes=np.asarray(found.classes),
-            )
+        arrays = {"images": found.images.numpy(), "mi": maps.numpy(), "classes": np.asarray(found.classes)}
+        write_arrays(self.folder / f"{self._stem(pipeline, space)}.npz", arrays, overwrite=True, compressed=True)

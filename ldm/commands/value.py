@@ -80,6 +80,7 @@ class ValueData:
         """Predict, print and write; return the rows of value.csv."""
         import numpy as np
 
+        from ldm.files import write_arrays
         from ldm.laplace.attribution import Refit
         from ldm.laplace.value import value_images
         from ldm.pipelines.attribution import FittedImages
@@ -87,7 +88,6 @@ class ValueData:
         from ldm.report.tables import markdown_table, write_csv
         from ldm.report.value import draw_values
         from ldm.training.data_words import read_data_config
-        from ldm.util import atomic_write
 
         out = Path(self.out)
         refuse_existing([out / "value.csv"], self.overwrite)
@@ -116,8 +116,7 @@ class ValueData:
         arrays = {"positions": np.array(positions), "labels": labels.numpy(), "loss": found[0].loss.cpu().numpy()}
         for each in found:
             arrays |= {f"fall_{each.k}": each.fall.cpu().numpy(), f"learned_{each.k}": each.learned.cpu().numpy()}
-        with atomic_write(out / "value.npz", overwrite=True) as partial:
-            np.savez(partial, **arrays)  # type: ignore[arg-type]
+        write_arrays(out / "value.npz", arrays, overwrite=True)
         draw_values(table, out / "value.png", note)
         write_record(out / "record.json", self, overwrite=True, note=note)
         return table

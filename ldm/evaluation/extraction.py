@@ -26,7 +26,7 @@ from ldm.evaluation.statistics import (
     moments,
     save_statistics,
 )
-from ldm.files import open_array, read_arrays, read_mapping, reading
+from ldm.files import open_array, read_arrays, read_mapping, reading, write_arrays
 from ldm.jobs import WorkList
 from ldm.memory import keep_freed_memory
 from ldm.trust import accept, find_targets, trusting
@@ -194,8 +194,7 @@ def _join(work: WorkList, keys: list[str], count: int, folder: Path) -> None:
 
 def save_part(work: WorkList, key: str, arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Write the arrays of a part and mark it as done."""
-    with atomic_write(work.folder / f"{key}.npz", overwrite=True) as partial:
-        np.savez(partial, **arrays)
+    write_arrays(work.folder / f"{key}.npz", arrays, overwrite=True)
     work.save(key, {name: list(array.shape) for name, array in arrays.items()})
 
 

@@ -78,7 +78,7 @@ class Held:
 
     Attributes:
         factor: times the map.
-        coverage: share of the pixels inside, with Student's interval over pictures.
+        coverage: share of the pixels inside, with Student's interval over pictures, its ends within 0 to 1.
         length: mean length of the intervals, in units of the pictures.
     """
 
@@ -91,7 +91,7 @@ def hold(errors: ArrayLike, scales: ArrayLike, factor: float) -> Held:
     """Return coverage and length of intervals with a factor, on pictures [N, P] that did not calibrate it."""
     errors, scales = _check(errors, scales)
     inside = (np.abs(errors) <= factor * scales).mean(1)
-    return Held(factor, mean_interval(inside), float(2 * factor * scales.mean()))
+    return Held(factor, mean_interval(inside).within(0, 1), float(2 * factor * scales.mean()))
 
 
 def _check(errors: ArrayLike, scales: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.files import read_arrays, reading
-from ldm.util import atomic_write
+from ldm.files import read_arrays, reading, write_arrays
 
 FeatureArray = Tensor | NDArray[np.floating]
 BLOCK = 1024  # rows
@@ -121,8 +120,7 @@ def save_statistics(
         if kind in statistics:
             values = (statistics[kind].mean, statistics[kind].covariance)
             arrays.update({name: value.cpu().numpy() for name, value in zip(names, values, strict=True)})
-    with atomic_write(path, overwrite) as partial:
-        np.savez(partial, **arrays)
+    write_arrays(path, arrays, overwrite)
 
 
 def load_statistics(path: str | os.PathLike) -> dict[str, FeatureStatistics]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -181,11 +180,10 @@ def pooled_scores(
 def over_runs(values: ArrayLike, least: float = -math.inf, most: float = math.inf) -> Interval:
     """Mean of a value that every run has, with Student's interval over runs.
 
-    One run has no interval, nor have runs that are all equal: their spread is not known. Ends beyond the least and the
-    most that the mean can be are moved there, which leaves the coverage as it is.
+    One run has no interval, nor have runs that are all equal: their spread is not known. `least` and `most` are what
+    the mean can be; see `Interval.within`.
     """
     found = mean_interval(values)
     if not found.sd > 0:
         return Interval(found.estimate, n=found.n)
-    ends = np.clip((found.low, found.high), min(least, found.estimate), max(most, found.estimate))
-    return replace(found, low=float(ends[0]), high=float(ends[1]))
+    return found.within(least, most)

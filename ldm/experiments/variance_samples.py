@@ -14,14 +14,14 @@ from torch import Tensor
 from ldm.diffusion.noise import ImageNoise
 from ldm.diffusion.samplers import Step, make_sampler
 from ldm.evaluation.features import Extractor
-from ldm.files import read_arrays
+from ldm.files import read_arrays, write_arrays
 from ldm.images import to_uint8
 from ldm.jobs import WorkList
 from ldm.pipelines import PosteriorPipeline
 from ldm.uncertainty import control_maps as control_maps
 from ldm.uncertainty.propagation import VarianceStep
 from ldm.uncertainty.scores import SCORES, Mask, feature_entropy, score_table, total
-from ldm.util import atomic_write, derive_seed
+from ldm.util import derive_seed
 
 CONTROL_MAPS = ("energy", "edges", "differences", "seeds")
 
@@ -159,8 +159,7 @@ def sample_in_parts(
         found = measure_batch(posterior, method, own, images, measures)
         if images[0] >= shown:
             found.pop("step_maps", None)
-        with atomic_write(work.folder / f"{key}.npz", overwrite=True) as partial:
-            np.savez(partial, **found)  # type: ignore[arg-type]
+        write_arrays(work.folder / f"{key}.npz", found, overwrite=True)
         work.save(key, {"images": images})
         progress(len(images))
 

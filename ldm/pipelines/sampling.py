@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ldm.data.npz import ChunkedArray, read_labels
 from ldm.diffusion.noise import ImageNoise, slerp
-from ldm.files import read_arrays
+from ldm.files import read_arrays, write_arrays
 from ldm.images import to_uint8
 from ldm.jobs import WorkList
 from ldm.pipelines.model import ModelPipeline
-from ldm.util import atomic_write, generator
+from ldm.util import generator
 
 # Images in a file, the unit that a process takes.
 SAMPLES_PER_FILE = 8
@@ -146,8 +146,7 @@ def sample_to_files(
         own_latents = np.split(np.concatenate(latents), cuts)
         own_pixels = np.split(np.concatenate(pixels), cuts)
         for key, stored, shown in zip(keys, own_latents, own_pixels, strict=True):
-            with atomic_write(work.folder / f"{key}.npz", overwrite=True) as partial:
-                np.savez(partial, images=shown, latents=stored)
+            write_arrays(work.folder / f"{key}.npz", {"images": shown, "latents": stored}, overwrite=True)
             work.save(key, {"images": list(files[key])})
         progress(len(images))
 

@@ -16,6 +16,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ldm.files import write_arrays
 from ldm.images import (
     DPI,
     Panel,
@@ -30,7 +31,6 @@ from ldm.images import (
 )
 from ldm.pipelines.images import load_images
 from ldm.report.tables import check_numbers, read_csv, write_csv
-from ldm.util import atomic_write
 
 
 def step_maps_figure(
@@ -197,8 +197,7 @@ def write_variance_report(
     kept["step_maps"] = found["step_maps"][:shown]
     if labels is not None:
         kept["arr_1"] = np.asarray(labels)
-    with atomic_write(out / "samples.npz", overwrite=True) as partial:
-        np.savez_compressed(partial, arr_0=images, times=times, **kept)  # type: ignore[arg-type]
+    write_arrays(out / "samples.npz", {"arr_0": images, "times": times, **kept}, overwrite=True, compressed=True)
     scores = {name.removeprefix("score_"): value for name, value in found.items() if name.startswith("score_")}
     rows = []
     for image in range(len(images)):
@@ -248,5 +247,4 @@ def write_variants(pictures: Tensor, out: Path, kind: str, shown: int) -> None:
     count = len(pictures)
     canvas = tile_images(pixels[: shown * count], count, zoom=max(1, 48 // pixels.shape[1]))
     save_image(canvas, out / f"variants_{kind}.png", overwrite=True)
-    with atomic_write(out / f"variants_{kind}.npz", overwrite=True) as partial:
-        np.savez_compressed(partial, arr_0=pixels)
+    write_arrays(out / f"variants_{kind}.npz", {"arr_0": pixels}, overwrite=True, compressed=True)

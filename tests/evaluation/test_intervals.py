@@ -62,5 +62,7 @@ def test_held_out_coverage_and_length_are_counts():
     held = hold([[0.1, -0.3], [0.2, 0.9]], [[0.1, 0.1], [0.5, 0.5]], 1.5)
     assert held.coverage.estimate == 0.5 and held.length == pytest.approx(2 * 1.5 * 0.3)
     assert math.isfinite(held.coverage.low)
+    other = hold([[0.1, -0.1], [0.2, 0.9]], [[0.1, 0.1], [0.5, 0.5]], 1.5).coverage  # shares 1 and 0.5
+    assert (other.estimate, other.low, other.high) == (0.75, 0, 1)  # Student's ends are 0.75 -+ 3.18
     with pytest.raises(ValueError, match="above 0 everywhere"):
         hold([[0.1]], [[0.0]], 1)
