@@ -118,6 +118,8 @@ class SampleRestore:
             f"noise {self.noise:g}; {first} pictures calibrate, {count - first} are held against it; at most "
             f"{self.risk:g} of the pixels outside, confidence {self.confidence:g} for each map alone"
         )
+        if self.split == "train":
+            note += "; of pictures that the model was trained on, which it restores too well: no promise for others"
         print(markdown_table(rows, 4), note, sep="\n")
         write_csv(out / "intervals.csv", rows, [note, _COLUMNS], overwrite=True)
         best = min(rows, key=lambda row: row["mean length"])

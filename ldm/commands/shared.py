@@ -64,7 +64,7 @@ class ModelSource:
     pretrained: Annotated[str | None, option(metavar="FILE", default="where the member's checkpoint says")] = None
     """The base checkpoint of a member, where it moved."""
     ema: bool = True
-    """Take averaged weights, where there are any."""
+    """Averaged weights are taken where there are any; with --no_ema those of the last step."""
     texts: Prompts = Prompts()
 
     def __post_init__(self) -> None:

@@ -98,10 +98,16 @@ class BranchingPipeline(ModelPipeline):
 
     @cached_property
     def times(self) -> Tensor:
-        """Times of the steps, see `Pipeline.times`; closer where the members disagree, if that is asked for."""
+        """Times of the steps, see `Pipeline.times`; closer where the members disagree, if that is asked for.
+
+        Raises:
+            ValueError: if a single step is to be laid closer.
+        """
         plain, power = super().times, self.sampling.steering.spread
         if not power:
             return plain
+        if len(plain) < 3:
+            raise ValueError("--steer_steps lays steps closer to one another, and there is one: ask for more --steps")
         unsteered = self.with_(sampling=replace(self.sampling, steering=Steering()))
         return adapt_times(unsteered, self._base_network(self.base_members[:1]), self.network, power)
 

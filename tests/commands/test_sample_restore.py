@@ -25,6 +25,13 @@ def place(tmp_path_factory):
     )
 
 
+def test_pictures_that_were_trained_on_are_said_to_be(place, tmp_path, capsys):
+    for split, said in (("train", True), ("validation", False)):
+        replace(place, split=split, n=10, calibrate=8, posterior=None, out=str(tmp_path / split)).run()
+        assert ("restores too well" in capsys.readouterr().out) is said
+        assert ("restores too well" in (tmp_path / split / "intervals.csv").read_text()) is said
+
+
 @pytest.mark.slow
 def test_intervals_hold_on_other_pictures(place):
     rows = place.run()

@@ -80,6 +80,8 @@ def test_what_does_not_act_is_refused(ensemble, tmp_path):
             model.load(Sampling(steps=2, steering=steering), device="cpu")
     with pytest.raises(ValueError, match="branch at step 0"):
         ensemble.with_(steering=Steering(0.1), branching=Branching(step=0)).check()
+    with pytest.raises(ValueError, match=r"steer_steps lays steps closer .* there is one"):
+        ensemble.with_(steps=1, steering=Steering(spread=0.5), branching=Branching(step=0)).check()
     with pytest.raises(ValueError, match="not how strongly"):
         Steering(by="edges")
     with pytest.raises(ValueError, match="steer_steps"):
