@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import fields, is_dataclass, replace
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -71,6 +72,38 @@ def one_of(known: Sequence[str]) -> Any:
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [value],
     )
+
+
+# How a command line reads words, beyond what the parser knows.
+READING = tyro.constructors.ConstructorRegistry()
+
+
+@READING.primitive_rule
+def _read_optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Read a value that may be left out as what it is otherwise, so that a wrong word is not told of None.
+
+    The parser's own rule counts "None" among the words that are expected. Values of several words keep that rule.
+    """
+    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+    if info.type_origin not in (Union, UnionType) or len(kinds) != 1 or len(get_args(info.type)) != 2:
+        return None
+    made = tyro.constructors.PrimitiveTypeInfo.make(kinds[0], info.markers)
+    plain = tyro.constructors.ConstructorRegistry.get_primitive_spec(made)
+    if not isinstance(plain, tyro.constructors.PrimitiveConstructorSpec) or plain.nargs != 1:
+        return None
+    return replace(
+        plain,
+        instance_from_str=lambda words: None if words == ["None"] else _read_known(words, plain),
+        is_instance=lambda value: value is None or plain.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else plain.str_from_instance(value),
+        choices=None,
+    )
+
+
+def _read_known(words: list[str], plain: tyro.constructors.PrimitiveConstructorSpec) -> Any:
+    if plain.choices is not None:
+        choose_name(words, plain.choices)
+    return plain.instance_from_str(words)
 
 
 def option(*aliases: str, name: str | None = None, metavar: str | None = None, default: str | None = None) -> Any:

@@ -64,8 +64,8 @@ class FeaturesProbe:
     """Images in a step."""
     learning_rate: float = 1e-2
     """Adam's rate at the start."""
-    standardise: bool = True
-    """Scale features to mean 0 and deviation 1."""
+    standardise: Annotated[bool, option(default="scaled")] = True
+    """Scale features to mean 0 and deviation 1; --no_standardise leaves them as they are."""
     untrained: bool = False
     """Probe the same network with fresh weights too."""
     pixels: bool = False

@@ -21,7 +21,7 @@ import tyro
 from ldm.commands.checks import check_command, run_checked, tell_named
 from ldm.commands.failures import describe_failure, end_bars, refused_words, take_debug, until_reader_leaves
 from ldm.commands.words import collapse, normalise, take_trusted
-from ldm.options import SHOWN
+from ldm.options import READING, SHOWN
 
 # The one option that all commands have: it says what may be read, not what is done.
 TRUST = """Files of runs, ensembles, posteriors, references and subsets build classes of this project alone:
@@ -184,6 +184,7 @@ def _parse(command: type[Command], words: Sequence[str], prog: str) -> Command:
         "description": inspect.getdoc(command),  # the whole of it: the parser would drop the examples
         "config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         "use_underscores": True,
+        "registry": READING,
     }
     if not hasattr(command, "add_words"):
         own = normalise(command, words)

@@ -99,7 +99,7 @@ class New:
     """Channels of the network's finest resolution, a multiple of 32."""
     space: Literal["auto", "pixels", "latents"] = "auto"
     """What the model generates; auto: latents from 64 pixels on."""
-    measure: bool = True
+    measure: Annotated[bool, option(default="trained")] = True
     """Train a few steps on noise, to say how long a training takes here; --no_measure leaves that out."""
     overwrite: bool = False
     """Replace configs that exist."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -57,7 +57,7 @@ class SampleRestore:
     data: Annotated[tuple[str, ...] | None, option(metavar="WORD ...", default="the data of the run")] = None
     """The pictures, as target=.. params.x=.., or as CONFIG.yaml:validation."""
     split: str = "validation"
-    """The split of the run's data; pictures that the model was trained on are restored too well."""
+    """The split of the run's data; pictures that the model was trained on are restored too well, which is said."""
     n: Annotated[int | None, option(metavar="N", default="all")] = None
     """The number of pictures, drawn at random."""
     calibrate: Annotated[int | None, option(metavar="N", default="half of them")] = None
@@ -118,7 +118,7 @@ class SampleRestore:
             f"noise {self.noise:g}; {first} pictures calibrate, {count - first} are held against it; at most "
             f"{self.risk:g} of the pixels outside, confidence {self.confidence:g} for each map alone"
         )
-        if self.split == "train":
+        if found.trained_on:
             note += "; of pictures that the model was trained on, which it restores too well: no promise for others"
         print(markdown_table(rows, 4), note, sep="\n")
         write_csv(out / "intervals.csv", rows, [note, _COLUMNS], overwrite=True)
@@ -145,7 +145,7 @@ class SampleRestore:
         """Load the model and the pictures, and restore them where there are enough."""
         from tqdm import tqdm
 
-        from ldm.data.own import build_dataset
+        from ldm.data.own import build_dataset, splits_of
         from ldm.pipelines import chosen_positions, load_posterior
         from ldm.pipelines.restoring import restore_pictures
         from ldm.training.data_words import choose_data_config
@@ -158,7 +158,8 @@ class SampleRestore:
         self._count_calibrating(len(positions))  # before anything is computed
         with tqdm(total=len(positions), desc="restore", unit="picture") as bar:
             given = {"laplace": laplace, "seed": self.seed, "batch_size": self.batch_size, "progress": bar.update}
-            return restore_pictures(pipeline, data, positions, self.noise, **given)
+            found = restore_pictures(pipeline, data, positions, self.noise, **given)
+        return replace(found, trained_on=dict(config) == splits_of(pipeline.config).get("train"))
 
     def _write_pictures(self, out: Path, found: RestoredPictures, first: int, reach: NDArray, name: str) -> None:
         """Write the pictures that were held against the factor with their intervals, and show some."""

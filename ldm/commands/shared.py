@@ -63,8 +63,8 @@ class ModelSource:
     """The checkpoint of --base, a released one for example."""
     pretrained: Annotated[str | None, option(metavar="FILE", default="where the member's checkpoint says")] = None
     """The base checkpoint of a member, where it moved."""
-    ema: bool = True
-    """Averaged weights are taken where there are any; with --no_ema those of the last step."""
+    ema: Annotated[bool, option(default="averaged ones")] = True
+    """Take averaged weights, where there are any; --no_ema takes those of the last step."""
     texts: Prompts = Prompts()
 
     def __post_init__(self) -> None:

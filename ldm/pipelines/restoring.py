@@ -38,12 +38,14 @@ class RestoredPictures:
     Attributes:
         clean, noisy, mean: [N, C, H, W] in [-1, 1] (the noisy ones go beyond): what it was, what was given, E[x_0 | x].
         variances: {name: [N, C, H, W]} of maps, `data` and with a posterior `weights` and `both`.
+        trained_on: whether they are the data that the model was trained on.
     """
 
     clean: NDArray[np.float64]
     noisy: NDArray[np.float64]
     mean: NDArray[np.float64]
     variances: Mapping[str, NDArray[np.float64]]
+    trained_on: bool = False
 
     def scales(self, calibration: int) -> dict[str, NDArray[np.float64]]:
         """Return {name: maps [N, P]} of deviations above 0; `unscaled` is 1 everywhere.

@@ -36,7 +36,7 @@ class Training:
     """The folder in which run directories are made."""
     project: Annotated[str, option("-p", metavar="NAME", default="decu")] = ""
     """The project of Weights & Biases, where that is turned on (WANDB_API_KEY)."""
-    test: bool = True
+    test: Annotated[bool, option(default="evaluated")] = True
     """Evaluate on the test set after training, where the config has one; --no-test leaves it out."""
     debug: Annotated[bool, option("-d")] = False
     """Log at debug level, and do not save when an error stops the run."""

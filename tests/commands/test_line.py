@@ -1,14 +1,19 @@
 """From words to a command: older spellings, shared groups of the help, and how errors end the process."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 
 from ldm import __version__
-from ldm.commands.line import load_command, main, overview, parse, run_command
+from ldm.commands.line import COMMANDS, load_command, main, overview, parse, run_command
 from ldm.commands.words import collapse
+from ldm.options import WITH_VALUE
 
 CLASSES = "uncertainty classes"
 
@@ -52,6 +57,48 @@ def test_words_that_do_not_fit_end_with_code_2(words, capsys):
         parsed(*words)
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--steer", "1", "--steer_by", "edge"],
+            "expected one of disagreement, edges, random; got 'edge'; did you mean 'edges'?",
+        ),
+        (["--eps_unit", "steps"], "expected one of step, log_snr; got 'steps'; did you mean 'step'?"),
+        (["--steer_steps", "much"], "could not convert string to float: 'much'"),
+        (["--data_sd", "3x"], "could not convert string to float: '3x'"),
+    ],
+)
+def test_a_word_is_not_answered_with_what_no_word_means(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*words)
+    err = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert stop.value.code == 2 and said in err and "None" not in err
+
+
+def test_what_is_left_out_may_be_written_as_none():
+    assert parsed("--steer", "1", "--steer_by", "None", "--steer_steps", "None") == parsed("--steer", "1")
+
+
+def switches(kind):
+    """(class, field) of every switch of a command, and of its values, that is on where nothing is said."""
+    for field in fields(kind):
+        own = get_type_hints(kind, include_extras=True)[field.name]
+        plain, notes = (get_args(own)[0], get_args(own)[1:]) if get_origin(own) is Annotated else (own, ())
+        if is_dataclass(plain):
+            yield from switches(plain)
+        elif plain is bool and field.default is True and WITH_VALUE not in notes:
+            yield kind, field.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_switch_that_is_on_says_what_turning_it_off_does(name):
+    for kind, field in switches(load_command(name)):
+        written = re.search(rf'^    {field}: ([^\n]*) = True\n    """(.*?)"""', inspect.getsource(kind), re.M | re.S)
+        assert written and "default=" in written[1], f"{field}: its help says (default: True) of --no_{field}"
+        assert re.search(rf"; --no[-_]{field} \w+", written[2]), f"{field}: say what --no_{field} does"
 
 
 REFUSED = [

@@ -9,6 +9,7 @@ import torch
 from ldm.commands.laplace_fit import FitLaplace
 from ldm.commands.sample_restore import SampleRestore
 from ldm.data.digits import Digits
+from ldm.data.own import splits_of
 from ldm.pipelines import load_posterior
 from ldm.pipelines.restoring import restore_pictures
 from tests.posteriors import CPU, table, write_model
@@ -26,10 +27,14 @@ def place(tmp_path_factory):
 
 
 def test_pictures_that_were_trained_on_are_said_to_be(place, tmp_path, capsys):
-    for split, said in (("train", True), ("validation", False)):
-        replace(place, split=split, n=10, calibrate=8, posterior=None, out=str(tmp_path / split)).run()
+    """However they are named, by the run's split or by the words of its data set; others are not."""
+    config = splits_of(place.source.load(device="cpu").config)["train"]
+    words = (f"target={config['target']}", *(f"params.{name}={value}" for name, value in config["params"].items()))
+    asked = (("split", {"split": "train"}, True), ("words", {"data": words}, True), ("others", {}, False))
+    for name, given, said in asked:
+        replace(place, n=10, calibrate=8, posterior=None, out=str(tmp_path / name), **given).run()
         assert ("restores too well" in capsys.readouterr().out) is said
-        assert ("restores too well" in (tmp_path / split / "intervals.csv").read_text()) is said
+        assert ("restores too well" in (tmp_path / name / "intervals.csv").read_text()) is said
 
 
 @pytest.mark.slow
