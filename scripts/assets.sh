@@ -15,7 +15,7 @@ groups="
 quickstart     members classes pixels rollout_certain rollout_uncertain    2 min; the ensemble of scripts/quickstart.sh
 shapes         shapes_pixels shapes_by_images                              36 min
 toy            toy                                                         1 min
-laplace        bayesdiff_steps bayesdiff_sweep                             2 min; the base model of scripts/quickstart.sh
+laplace        bayesdiff_steps bayesdiff_sweep                             3 min; the base model of scripts/quickstart.sh
 acting         acting_promises                                             3 min; the same
 value          acting_value                                                3 min
 ood            acting_ood                                                  2 min; data/mnist, data/omniglot, data/cifar10
@@ -89,16 +89,17 @@ draw_toy() {
 
 draw_laplace() {
     quickstart
-    fit "$(newest digits_base)" digits --draws 4 --visits 4 --also sandwich
+    fit "$(newest digits_base)" digits --draws 4 --also sandwich
     decu laplace sample --run "$(newest digits_base)" --posterior "$work/digits" --n 8 --steps 10 --out "$drawn/samples"
     take "$drawn/samples/steps.png" bayesdiff_steps
-    decu laplace sweep --run "$(newest digits_base)" --posterior "$work/digits" --n 8 --scale 1 --out "$drawn/sweep"
+    decu laplace sweep --run "$(newest digits_base)" --posterior "$work/digits" --n 8 --scale 1 --sigmas 0.01 0.1 1 \
+        --precisions 0.1 10 1e3 1e5 1e7 1e9 --out "$drawn/sweep"
     take "$drawn/sweep/sweep.png" bayesdiff_sweep
 }
 
 draw_acting() {
     quickstart
-    fit "$(newest digits_base)" digits --draws 4 --visits 4 --also sandwich
+    fit "$(newest digits_base)" digits --draws 4 --also sandwich
     for seed in 0 1 2; do
         decu laplace sample --run "$(newest digits_base)" --posterior "$work/digits" --n 1500 --method path --steps 10 \
             --scale 1 --control_maps energy edges --seed "$seed" --out "$drawn/many_$seed"
