@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ldm.fonts import save_with_letters
 from ldm.util import atomic_write
 
 ImageArray = Tensor | NDArray[np.uint8]
@@ -107,7 +108,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, overwrite: bool = False
     if suffix not in metadata:
         raise ValueError(f"figures are saved as .png or .pdf, got '{path}'")
     with atomic_write(path, overwrite) as partial:
-        figure.savefig(partial, dpi=DPI, metadata=metadata[suffix], bbox_inches="tight", pad_inches=0.12)
+        save_with_letters(figure, partial, dpi=DPI, metadata=metadata[suffix], bbox_inches="tight", pad_inches=0.12)
 
 
 def labelled_grid(

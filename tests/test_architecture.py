@@ -90,6 +90,7 @@ BASE = {
     "ldm.state_dicts",
     "ldm.arguments",
     "ldm.files",
+    "ldm.fonts",
     "ldm.ranges",
     "ldm.stats",
     "ldm.trust",

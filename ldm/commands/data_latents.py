@@ -35,13 +35,12 @@ class EncodeLatents:
         Raises:
             ValueError: if no folder of latents is named.
         """
-        import logging
-
         from ldm.jobs import pick_device
         from ldm.training.latent_cache import find_cached_modules, prepare_latents
+        from ldm.training.logs import start_logging
         from ldm.training.session import prepare_data, prepare_model, read_training_config
 
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
+        start_logging()
         config = read_training_config(self.training)
         model = prepare_model(config, self.training)
         data = prepare_data(config, self.training)

@@ -94,7 +94,7 @@ def read_real_pictures(data: Mapping[str, Any], most: int, seed: int, prompts: S
     known: dict[int, tuple[int, int]] = {}
     if "validation" in data:
         others, other_labels = _read(data["validation"], most, seed, prompts)
-        right = classifier.recognised(others, other_labels)
+        right = classifier.recognised(others, other_labels) if len(others) else np.zeros(0, bool)
         known = {int(one): _count(right[other_labels == one]) for one in np.unique(other_labels)}
     return RealPictures(images, labels, classifier, known)
 

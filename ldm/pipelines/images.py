@@ -293,5 +293,7 @@ def real_images(config: Any, most: int, seed: int) -> tuple[np.ndarray, np.ndarr
     """Up to `most` images [N, H, W, C] and labels [N] of the data set of a config, drawn by the seed."""
     data = build_dataset(config)
     chosen = torch.randperm(len(data), generator=generator("real", seed))[:most].tolist()
+    if not chosen:
+        return np.zeros((0, *data.image_shape), np.float32), np.zeros(0, np.int64)
     items = [data[index] for index in chosen]
     return np.stack([np.asarray(item["image"]) for item in items]), np.asarray([item["class_label"] for item in items])

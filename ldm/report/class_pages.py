@@ -16,7 +16,7 @@ from ldm.records import Row
 from ldm.report.mistakes import MISTAKES_FOLDER, describe_mistakes, read_mistakes, summarise_mistakes
 from ldm.report.page import Cards, Code, PageTable, Picture, Section, Text
 from ldm.report.tables import REMEDY, check_numbers, read_comments, read_csv
-from ldm.report.wording import write_ends, write_sentence
+from ldm.report.wording import name_class, write_ends, write_sentence
 from ldm.stats import spearman_interval
 from ldm.wording import count_noun
 
@@ -57,10 +57,6 @@ _SUMMARY = {
     "standing_out.rate": float,
     "standing_out.classes": list[str],
 }
-
-
-def _name(row: Row) -> str:
-    return str(row.get("name", row["class"]))
 
 
 def _interval(row: Row) -> str:
@@ -118,12 +114,12 @@ def summarise_table(path: Path, folder: Path | None = None) -> list[str]:
         return [write_sentence(found["silent"]), *meaning]
     if len(rows) == 1:
         return [
-            f"There is one class, {_name(first)}, and nothing to rank: {_interval(first)} nats{_images(first)}.",
+            f"There is one class, {name_class(first)}, and nothing to rank: {_interval(first)} nats{_images(first)}.",
             *meaning,
         ]
     words = [
-        f"The members disagree most about {_name(first)} ({_interval(first)} nats"
-        f"{_images(first)}) and least about {_name(last)} ({_interval(last)} nats{_images(last)})."
+        f"The members disagree most about {name_class(first)} ({_interval(first)} nats"
+        f"{_images(first)}) and least about {name_class(last)} ({_interval(last)} nats{_images(last)})."
     ]
     if "spearman" in found and found["spearman"].get("estimate") is not None:
         value = found["spearman"]
@@ -254,7 +250,7 @@ def _cards(rows: Sequence[Row], folder: Path) -> tuple[list[Any], set[Path]]:
             pictures.append(Picture(near, "a sample of each member, and the training picture nearest to it"))
         if pictures:
             facts = Text(f"{_interval(row)} nats{_images(row)}.{_describe_wrong(mistakes.get(row['class']))}")
-            cards.append(Section(_name(row), [facts, *pictures]))
+            cards.append(Section(name_class(row), [facts, *pictures]))
     return ([*blocks, Cards(cards)] if cards else []), used
 
 

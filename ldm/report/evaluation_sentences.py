@@ -14,6 +14,16 @@ PROBED = {
     "fine-tuned": "the network fine-tuned there",
 }
 
+# The metrics that a page's first sentences say, and how; its table has all.
+SAID_METRICS = {
+    "fid": "FID",
+    "is": "Inception score",
+    "kid": "KID",
+    "cmmd": "CMMD",
+    "precision": "precision",
+    "recall": "recall",
+}
+
 
 def describe_probes(rows: Sequence[Row]) -> list[str]:
     """Say what probes recognise, by rows of results.csv."""
@@ -49,11 +59,14 @@ def describe_recognition(rows: Sequence[Row]) -> list[str]:
 
 def describe_metrics(rows: Sequence[Row]) -> list[str]:
     """Say the metrics of images with their intervals, by rows of metrics.csv."""
+    said = [row for row in rows if row["metric"] in SAID_METRICS] or list(rows)
     words = [
-        f"{row['metric'].replace('_', ' ')} {number(row['value'])}{write_ends(row['low'], row['high'])}" for row in rows
+        f"{SAID_METRICS.get(row['metric'], row['metric'])} {number(row['value'])}{write_ends(row['low'], row['high'])}"
+        for row in said
     ]
     beside = f", against {rows[0]['n_reference']:,} of the reference" if rows[0].get("n_reference") else ""
-    found = [f"Of {rows[0]['n']:,} images{beside}: {'; '.join(words)} (95 % intervals in brackets)."]
+    more = "; the table has more of them" if len(said) < len(rows) else ""
+    found = [f"Of {rows[0]['n']:,} images{beside}: {'; '.join(words)} (95 % intervals in brackets{more})."]
     few = [row for row in rows if row["metric"] in ("fid", "sfid") and row["n"] < 10_000]
     if few:
         found.append("FID is biased upwards by few images: compare it only with FID of as many.")
@@ -62,7 +75,11 @@ def describe_metrics(rows: Sequence[Row]) -> list[str]:
 
 def describe_trainings(rows: Sequence[Row]) -> list[str]:
     """Say the metrics over trainings, by rows of trainings.csv."""
-    words = [f"{row['metric']} {number(row['mean'])}{write_ends(row['low'], row['high'])}" for row in rows]
+    said = [row for row in rows if row["metric"] in SAID_METRICS] or list(rows)
+    words = [
+        f"{SAID_METRICS.get(row['metric'], row['metric'])} {number(row['mean'])}{write_ends(row['low'], row['high'])}"
+        for row in said
+    ]
     return [f"Mean over {rows[0]['trainings']} trainings, with its 95 % interval: {'; '.join(words)}."]
 
 

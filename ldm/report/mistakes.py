@@ -15,6 +15,7 @@ from ldm.images import labelled_grid
 from ldm.pipelines import EnsemblePipeline
 from ldm.records import Row
 from ldm.report.tables import check_numbers, read_csv, write_csv
+from ldm.report.wording import name_class, say_class
 
 MISTAKES_FOLDER = "mistakes"
 TABLE = "mistakes.csv"
@@ -96,12 +97,12 @@ def summarise_mistakes(rows: Sequence[Row]) -> str:
         words += f" (of {real} real pictures that it was not trained on: {known / real:.0%})"
     if worst["recognised"] == worst["samples"]:
         return f"{words}."
-    return f"{words}; it takes the fewest of {worst['name']}: {describe_mistakes(worst)}."
+    return f"{words}; it takes the fewest of {name_class(worst)}: {describe_mistakes(worst)}."
 
 
 def describe_mistakes(row: Row) -> str:
     """Return what the samples of a class are taken for, in words: "3 of 80 are recognised, 60 are taken for truck"."""
     words = f"{row['recognised']} of {row['samples']} are recognised"
     if row.get("taken_for") is not None:
-        words += f", {row['taken']} {'is' if row['taken'] == 1 else 'are'} taken for {row['taken_for']}"
+        words += f", {row['taken']} {'is' if row['taken'] == 1 else 'are'} taken for {say_class(row['taken_for'])}"
     return words

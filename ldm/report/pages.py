@@ -43,6 +43,21 @@ CAPTIONS = {
     "choice": "What was tried",
     "trained": "Accuracy of probes by layer and noise level; the frame marks the place that was chosen",
     "untrained": "The same of a network with fresh weights",
+    "restored": "Restored pictures: the length of each pixel's interval, and where the truth lies outside (red)",
+    "attribution": "Samples, the training pictures that they lean on most, and where in the picture",
+    "value": "What more pictures of each class would bring, beside how many it has and its loss now",
+    "trainings": "Each training with its interval over samples, and the bands over trainings",
+    "ood": "AUROC of each score, of the folder's pictures against known ones",
+    "promise": "The share of bad samples among those that are kept, and what is promised of it",
+    "recognition": "The share of test pictures that is recognised, by noise",
+    "sample_sizes": "Metrics by the number of images",
+    "distortions": "Metrics by the strength of a distortion",
+    "sweep": "Scores by the settings of the fit",
+    "two_kinds": "What the weights leave open, and what the data leave open",
+    "grid": "Samples",
+    "curve": "What removing the most uncertain pictures does",
+    "contrastive": "Features of noisier and noisier pictures",
+    "members": "Samples of each member",
 }
 # A commit by all of its name, of which the first twelve letters are shown.
 _FULL_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")

@@ -48,4 +48,9 @@ def list_names(names: Sequence[str]) -> str:
 def name_class(row: Row) -> str:
     """Return the name of a row's class, or its number as one."""
     name = row.get("name")
-    return f"class {row['class']}" if name in (None, row["class"]) else str(name)
+    return say_class(row["class"] if name is None else name)
+
+
+def say_class(name: Any) -> str:
+    """Return a name of a class as a sentence says it: "class 7" where it is a number."""
+    return f"class {name}" if str(name).isdigit() else str(name)

@@ -7,6 +7,7 @@ import math
 import warnings
 
 import pytorch_lightning as pl
+from tqdm import tqdm
 
 from ldm.training.processes import is_first
 from ldm.training.runs import RunDirectory
@@ -54,11 +55,28 @@ def start_logging(debug: bool = False) -> None:
     Args:
         debug: show everything, of Lightning too.
     """
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[LineHandler()])
     level = logging.INFO if is_first() else logging.ERROR
     logging.getLogger("ldm").setLevel(logging.DEBUG if debug else level)
     if not debug:
         drop_messages()
+
+
+class LineHandler(logging.StreamHandler):
+    """Write each message on a line of its own, also while a progress bar stands on the last one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message: above the bar on a terminal, below it in a file."""
+        bars = [bar for bar in getattr(tqdm, "_instances", ()) if not bar.disable]
+        if not bars:
+            super().emit(record)
+        elif self.stream.isatty():
+            with tqdm.external_write_mode(file=self.stream):
+                super().emit(record)
+        else:
+            bars[-1].fp.flush()
+            self.stream.write("\n")
+            super().emit(record)
 
 
 def is_needed(record: logging.LogRecord) -> bool:

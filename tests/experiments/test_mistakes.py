@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.svm import SVC
 
 from ldm.commands.shared import EnsembleSource, Placement
@@ -44,6 +45,20 @@ def test_samples_are_held_against_the_training_pictures(folder):
     first = distances.argmin(1)[[0, 2]]
     assert found.nearest_labels == tuple(real.labels[first])
     torch.testing.assert_close(found.nearest[1], torch.from_numpy(real.images[first[1]]).permute(2, 0, 1))
+
+
+def test_without_validation_pictures_there_is_no_control(tmp_path):
+    for place, name in enumerate(("a/1.png", "a/2.png", "b/1.png", "b/2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (60 * place,) * 3).save(tmp_path / name)
+    params = {"root": str(tmp_path), "image_size": 8, "test_fraction": 0.1}
+    target = "ldm.data.folder.ImageFolder"
+    data = {
+        split: {"target": target, "params": {**params, "split": part}}
+        for split, part in (("train", "train"), ("validation", "test"))
+    }
+    real = read_real_pictures(data, 100, 0)
+    assert len(real.images) == 4 and real.known == {} and real.accuracy is None
 
 
 def test_a_training_picture_is_its_own_neighbour():

@@ -1,6 +1,7 @@
 """Pages: what was measured is in them, words of others do not act in them, and a browser has nothing to complain of."""
 
 import base64
+import html
 import io
 import json
 import math
@@ -179,27 +180,42 @@ def test_cells_are_sorted_by_numbers_and_show_four_digits():
     assert make_cell("a").number is None and make_cell(True).text == "yes"
 
 
+def test_classes_that_are_numbers_are_called_classes(results):
+    table = next(results.rglob("uncertainty.csv"))
+    rows = [{"class": place, "name": name, "bin": 5, "n": 4, "mi_mean": 1 + place} for place, name in enumerate("407")]
+    write_csv(table, rows, overwrite=True)
+    page = make_page(results)
+    assert "disagree most about class 7 (3 nats, 5 training images) and least about class 4" in page.summary[0]
+
+
 @pytest.mark.parametrize(("width", "least"), [(700, 34), (1500, 46), (4000, 62)])
 def test_a_wide_picture_is_not_made_smaller_than_half_its_pixels(width, least, tmp_path):
     Image.new("RGB", (width, 30)).save(tmp_path / "wide.png")
     sections = [Section("Results", [Picture(tmp_path / "wide.png", "wide")])]
     path = ResultPage("A title", [], sections).write(tmp_path / "page.html")
-    assert f'class="wide" tabindex="0" style="--least: {least}rem"' in path.read_text()
+    assert f'class="wide" tabindex="0" style="--least: {least}rem; --own: {width}px"' in path.read_text()
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at pages with")
 def test_a_browser_shows_it_on_a_narrow_screen_without_overflow_or_error(tmp_path):
-    wide = {f"a rather long column {place}": place / 7 for place in range(12)}
+    """A window of Chromium has 500 pixels at least, so that a screen of 400 is a frame."""
+    wide: dict = {f"a rather long column {place}": place / 7 for place in range(12)}
+    wide["in words"] = "a sentence of several words in a cell"
     Image.new("RGB", (1500, 300)).save(tmp_path / "wide.png")
     blocks = [Text("word " * 80), PageTable(list(wide), [wide] * 3), Picture(tmp_path / "wide.png", "a wide one")]
     path = ResultPage("A title", ["A sentence."], [Section("Results", blocks)]).write(tmp_path / "page.html")
-    # What the page measures of itself goes into its title, which the browser prints with the document.
-    probe = "<script>document.title = [document.documentElement.scrollWidth, innerWidth, "
-    probe += "document.querySelectorAll('th button').length].join(' ');</script></body>"
-    path.write_text(path.read_text().replace("</body>", probe))
+    # What the page measures of itself goes into the title around it, which the browser prints with the document.
+    probe = "<script>parent.document.title = [document.documentElement.scrollWidth, innerWidth, document"
+    probe += ".querySelectorAll('th button').length, document.querySelector('td.long').offsetWidth, "
+    probe += "document.querySelector('img').offsetWidth].join(' ');</script></body>"
+    framed = html.escape(path.read_text().replace("</body>", probe))
+    style = "width: 400px; height: 900px; border: 0"
+    path.write_text(f'<title></title><iframe style="{style}" srcdoc="{framed}"></iframe>')
     words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
     words += ["--enable-logging=stderr", "--v=0", path.as_uri()]
     shown = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    width, window, heads = map(int, re.search(r"<title>(\d+) (\d+) (\d+)</title>", shown.stdout).groups())
-    assert width <= window and heads == 12
+    width, window, heads, cell, picture = map(int, re.search(r"<title>([\d ]+)</title>", shown.stdout)[1].split())
+    assert width <= window == 400 and heads == 13
+    assert cell >= 15 * 16, "words are not set one below the other"
+    assert picture == 46 * 16, "half a screen's pixel to a pixel, to be moved"
     assert "CONSOLE" not in shown.stderr
