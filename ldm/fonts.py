@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager, get_font
@@ -20,28 +20,29 @@ LAST_RESORT = "Last Resort"
 _MISSING = re.compile(r"Glyph (\d+) ")
 
 
-def save_with_letters(figure: Figure, path: Any, **options: Any) -> None:
+def save_with_letters(figure: Figure, save: Callable[[], None]) -> None:
     """Save a figure; texts with letters that their font lacks take them from an installed font that has them.
 
     Args:
-        figure, path, options: of `Figure.savefig`.
+        figure: what is saved.
+        save: draws it and writes it, a second time where letters were missing.
     """
-    missing = _save(figure, path, options)
+    missing = _find_missing(save)
     families = find_families(missing) if missing else ()
     if families:
         for text in figure.findobj(Text):
             if missing & set(text.get_text()):
                 text.set_fontfamily([*text.get_fontfamily(), *families])
-        missing = _save(figure, path, options)
+        missing = _find_missing(save)
     if missing:
         _say("".join(sorted(missing)))
 
 
-def _save(figure: Figure, path: Any, options: dict[str, Any]) -> set[str]:
-    """Save a figure, and return the letters that no font of it has; other warnings are given as they came."""
+def _find_missing(save: Callable[[], None]) -> set[str]:
+    """Save, and return the letters that no font has; other warnings are given as they came."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(path, **options)
+        save()
     missing = set()
     for one in caught:
         found = _MISSING.match(str(one.message))

@@ -10,6 +10,7 @@ import math
 import os
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from ldm.util import atomic_write
 
 ImageArray = Tensor | NDArray[np.uint8]
 DPI = 150
+NO_DATES = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None}}
 # Images smaller than this many pixels are enlarged by a whole factor in figures, so that 8 x 8 digits can be seen.
 READABLE_PIXELS = 96
 GRID_PADDING = 4
@@ -92,8 +94,8 @@ def save_image(image: NDArray[np.uint8], path: str | os.PathLike, overwrite: boo
         ValueError: if the array has another type or shape.
     """
     pixels = _as_bytes(image, axes=3)
-    with atomic_write(path, overwrite) as partial:
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(partial)
+    with atomic_write(path, overwrite) as file:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, overwrite: bool = False) -> None:
@@ -103,12 +105,12 @@ def save_figure(figure: Figure, path: str | os.PathLike, overwrite: bool = False
         FileExistsError: if the file exists and `overwrite` is False.
         ValueError: if the suffix is neither .png nor .pdf.
     """
-    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None}}
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in metadata:
+    if suffix not in NO_DATES:
         raise ValueError(f"figures are saved as .png or .pdf, got '{path}'")
-    with atomic_write(path, overwrite) as partial:
-        save_with_letters(figure, partial, dpi=DPI, metadata=metadata[suffix], bbox_inches="tight", pad_inches=0.12)
+    draw = partial(figure.savefig, dpi=DPI, metadata=NO_DATES[suffix], bbox_inches="tight", pad_inches=0.12)
+    with atomic_write(path, overwrite) as file:
+        save_with_letters(figure, partial(draw, file))
 
 
 def labelled_grid(
@@ -161,7 +163,8 @@ def side_by_side(panels: Sequence[Panel], path: str | os.PathLike, overwrite: bo
                 f"and {len(column_labels)}"
             )
         flat = pixels.reshape(-1, *pixels.shape[2:])
-        canvases.append(tile_images(flat, columns, GRID_PADDING, _readable_zoom(height, width)))
+        zoom = max(1, math.ceil(READABLE_PIXELS / min(height, width)))
+        canvases.append(tile_images(flat, columns, GRID_PADDING, zoom))
     gaps = [0.0, *(0.35 + 0.07 * max(map(len, panel.row_labels), default=0) for panel in panels[1:])]
     total = sum(gaps) + sum(canvas.shape[1] for canvas in canvases) / DPI
     tallest = max(canvas.shape[0] for canvas in canvases) / DPI
@@ -278,10 +281,6 @@ def _show(axes, image: NDArray[np.uint8]) -> None:
 
 def _wrap(label: str, letters: int) -> str:
     return "\n".join(piece for line in label.split("\n") for piece in textwrap.wrap(line, letters) or [""])
-
-
-def _readable_zoom(height: int, width: int) -> int:
-    return max(1, math.ceil(READABLE_PIXELS / min(height, width)))
 
 
 def _as_bytes(images: ImageArray, axes: int) -> NDArray[np.uint8]:
