@@ -133,7 +133,9 @@ def read_scheduler(config: Mapping[str, Any], time_scale: float = 1000.0) -> Sch
         "parameterization": PREDICTIONS[target],
         "clip_denoised": _read_clipping(name, config),
     }
-    return SchedulerFacts(params, _read_spacing(name, config), variance=FIXED_VARIANCES.get(variance))
+    spacing = _read_spacing(name, config)
+    _name_the_step_that_stands(name, spacing, params["clip_denoised"])
+    return SchedulerFacts(params, spacing, variance=FIXED_VARIANCES.get(variance))
 
 
 def _name_the_rest(name: str, config: Mapping[str, Any]) -> None:
@@ -153,6 +155,19 @@ def _name_the_rest(name: str, config: Mapping[str, Any]) -> None:
         log.warning("%s averages v over steps, and PLMS here the eps that it gives: samples differ", name)
     if name in DISTILLED:
         log.warning("%s has steps of its own, which the network was distilled for and which are not here", name)
+
+
+def _name_the_step_that_stands(name: str, spacing: Spacing, clipping: Clipping) -> None:
+    """Warn of DDIM's last step where it goes from the first entry of the table to itself, and clips there once more.
+
+    Times here descend: a step that stays where it is has no place among them. Without clipping it changes nothing.
+    """
+    if spacing == "leading_first" and clipping == "x0_only":
+        log.warning(
+            "the last step of %s stays at the first entry of the table (steps_offset 0, set_alpha_to_one False) and "
+            "clips the picture once more (clip_sample): it is left out here, and samples differ by it",
+            name,
+        )
 
 
 def _read_clipping(name: str, config: Mapping[str, Any]) -> Clipping:

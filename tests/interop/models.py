@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,3 +145,22 @@ def flux_output(network: nn.Module, x: Tensor, tokens: Tensor, pooled: Tensor, t
     ids = {"img_ids": places.reshape(16, 3), "txt_ids": torch.zeros(tokens.shape[1], 3)}
     output = network(patches, tokens, pooled, t, **ids, **given).sample
     return output.view(batch, 4, 4, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, 8, 8)
+
+
+def saved(folder: Path, **parts: Any) -> Path:
+    """A folder of parts, as a pipeline of theirs writes them."""
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    index = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "Pipeline", **index}))
+    return folder
+
+
+@torch.no_grad()
+def their_samples(scheduler: Any, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+    """What a loop over a scheduler of theirs gives."""
+    scheduler.set_timesteps(steps)
+    x = noise
+    for t in scheduler.timesteps:
+        x = scheduler.step(predict(x, t), t, x).prev_sample
+    return x

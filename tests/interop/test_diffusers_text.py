@@ -20,8 +20,9 @@ from tests.interop.models import (
     flux_output,
     randn,
     relative,
+    saved,
+    their_samples,
 )
-from tests.interop.test_diffusers_folders import saved, their_samples
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusers` is not installed")
 
