@@ -99,9 +99,17 @@ def splits_of(config: Mapping[str, Any], *needed: str, remedy: str = "") -> Mapp
     params = own.get("params") or {}
     for split in needed:
         if not params.get(split):
-            other = "write one with `bases` naming this and a section data, and give it as --base with --ckpt"
-            raise ValueError(f"the config has no data.params.{split}, whose images this reads: {remedy or other}")
+            advice = remedy or _advise(whole)
+            raise ValueError(f"the config has no data.params.{split}, whose images this reads: {advice}")
     return params
+
+
+def _advise(config: DictConfig) -> str:
+    """Say what gives a config its data sets: one on top of it; that of a folder of diffusers is written first."""
+    words = "write one with `bases` naming this and a section data, and give it as --base with --ckpt"
+    if "diffusers" in config:
+        return f"`decu export --run FOLDER --out base.ckpt` writes base.yaml; {words.replace('this', 'that')} base.ckpt"
+    return words
 
 
 def check_item(dataset: Any, item: Any) -> None:

@@ -136,7 +136,7 @@ def load_split(config: Mapping[str, Any], split: str) -> Dataset:
     Raises:
         ValueError: if the config has none.
     """
-    return build_dataset(splits_of(config, split, remedy="give its data set, or another --split")[split])
+    return build_dataset(splits_of(config, split)[split])
 
 
 def measure_chains(

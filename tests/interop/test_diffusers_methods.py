@@ -10,11 +10,15 @@ from omegaconf import OmegaConf
 
 from ldm import Branching, Sampling, load_ensemble, load_model
 from ldm.commands.export import Export
+from ldm.commands.exposure_measure import MeasureExposure
+from ldm.commands.features_probe import FeaturesProbe
+from ldm.commands.shared import ModelSource, Placement
 from ldm.data.digits import Digits
 from ldm.evaluation.taps import Reading, resolve_taps
 from ldm.pipelines import PosteriorPipeline
 from ldm.pipelines.features import make_backbone
 from ldm.pipelines.fitting import LaplacePlan
+from ldm.settings import FeatureReading
 from ldm.util import generator
 from tests.interop.models import UNET, latent_diffusion
 from tests.training.runs import end_state, run_training
@@ -119,6 +123,31 @@ def test_features_of_every_block_are_read(kind, folders):
     found = backbone.features(states, [0, 1], reading)
     assert len(found) == len(taps) >= 2
     assert all(bool(value.isfinite().all()) for value in found.values())
+
+
+def test_probes_and_exposure_read_the_data_of_a_config_on_top(folders, tmp_path):
+    """What docs/diffusers.md says of a folder, which has no data: refused as it is, and the config that names them."""
+    folder = str(folders("UNet2DModel"))
+    place, few = Placement("cpu"), {"t": (11,), "layers": ("all",)}
+    for command in (
+        FeaturesProbe(ModelSource(folder), str(tmp_path / "none"), reading=FeatureReading(**few), place=place),
+        MeasureExposure(ModelSource(folder), str(tmp_path / "none"), place=place),
+    ):
+        with pytest.raises(ValueError, match=r"`decu export --run FOLDER --out base.ckpt` writes base.yaml; write one"):
+            command.run()
+    base = Export(folder, str(tmp_path / "base.ckpt")).run()
+    digits = "{target: ldm.data.digits.Digits, params: {split: %s}}"
+    params = f"{{batch_size: 16, train: {digits % 'train'}, validation: {digits % 'test'}}}"
+    config = tmp_path / "theirs.yaml"
+    config.write_text(f"bases: base.yaml\ndata: {{target: main.DataModuleFromConfig, params: {params}}}\n")
+    source = ModelSource(base=str(config), ckpt=str(base))
+    plan = {"epochs": 1, "seeds": 1, "n_train": 64, "place": place, "reading": FeatureReading(**few)}
+    found = FeaturesProbe(source, str(tmp_path / "probe"), **plan).run()
+    assert 0.05 < found["trained"].mean < 1
+    sampling = Sampling(steps=3)
+    MeasureExposure(source, str(tmp_path / "exposure"), n=16, sampling=sampling, place=place).run()
+    rows = (tmp_path / "exposure" / "states.csv").read_text().splitlines()
+    assert len(rows) > 3
 
 
 LORA = {"names": ["lora"], "lora": {"layers": ["attention"], "rank": 2}}

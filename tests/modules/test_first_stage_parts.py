@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
-from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution, normal_kl
 from ldm.modules.losses import LPIPS, ActNorm, KLLoss, NLayerDiscriminator, VQLoss, hinge_loss, vanilla_loss
 from ldm.modules.quantize import VectorQuantizer, VectorQuantizer2
 
@@ -71,6 +71,8 @@ def test_gaussian_posterior_equals_torch_distributions():
     kl = torch.distributions.kl_divergence
     torch.testing.assert_close(ours.kl(), kl(p, standard).sum((1, 2, 3)))
     torch.testing.assert_close(ours.kl(theirs), kl(p, q).sum((1, 2, 3)))
+    torch.testing.assert_close(normal_kl(ours.mean, ours.logvar, theirs.mean, theirs.logvar), kl(p, q))
+    torch.testing.assert_close(normal_kl(ours.mean, ours.logvar, 0.0, 0.0), kl(p, standard))
     x = ours.sample(torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours.nll(x), -p.log_prob(x).sum((1, 2, 3)))
     assert torch.equal(x, ours.sample(torch.Generator().manual_seed(0)))

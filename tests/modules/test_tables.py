@@ -24,7 +24,7 @@ NAMES = {
         "AttentionBlock Downsample EncoderUNetModel ResBlock TimestepEmbedSequential UNetModel Upsample"
     ),
     "ldm.modules.attention": "BasicTransformerBlock CrossAttention FeedForward SpatialTransformer default exists",
-    "ldm.modules.distributions.distributions": "DiagonalGaussianDistribution",
+    "ldm.modules.distributions.distributions": "DiagonalGaussianDistribution normal_kl",
     "ldm.modules.ema": "LitEma",
     "ldm.models.autoencoder": "AutoencoderKL IdentityFirstStage VQModel VQModelInterface",
     "ldm.models.diffusion.ddpm": "DDPM DiffusionWrapper LatentDiffusion",

@@ -70,7 +70,8 @@ def unpack(archive: str | Path, folder: str | Path) -> list[Path]:
                 pass
             return write_entries(entries, folder, archive.name)
     except DAMAGE as error:
-        raise ValueError(f"{archive} is damaged or no archive ({error}); move it away and fetch it again") from error
+        reason = str(error).split("\n", 1)[0].rstrip(":") or "it ends early"  # tarfile lists every way it tried
+        raise ValueError(f"{archive} is damaged or no archive ({reason}); move it away and fetch it again") from error
 
 
 def write_entries(entries: list[ArchiveEntry], folder: Path, label: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The diagonal Gaussian that a KL autoencoder's encoder predicts."""
+"""The diagonal Gaussian that a KL autoencoder's encoder predicts, and the divergence of two."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def normal_kl(mean1: Tensor, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:
+    """KL divergence of N(mean1, exp(logvar1)) to N(mean2, exp(logvar2)), in nats, element by element.
+
+    The arguments broadcast; numbers stand for tensors. It has latent-diffusion's name, for code that imports it there.
+    """
+    first, second = (torch.as_tensor(value).to(mean1) for value in (logvar1, logvar2))
+    return 0.5 * (second - first + (first - second).exp() + (mean1 - mean2) ** 2 * (-second).exp() - 1.0)
 
 
 class DiagonalGaussianDistribution:
