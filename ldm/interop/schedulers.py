@@ -22,18 +22,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ldm.diffusion.denoiser import Clipping
-from ldm.diffusion.process import BetaSchedule
-from ldm.diffusion.schedule import FlowSchedule, VPSchedule, make_betas
+from ldm.diffusion.schedule import FlowSchedule, VPSchedule
+from ldm.interop.betas import read_betas, write_betas
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.settings.names import Spacing
 
 log = logging.getLogger(__name__)
 
-BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 # Those whose clip_sample is true where their config does not say.
@@ -129,7 +125,7 @@ def read_scheduler(config: Mapping[str, Any], time_scale: float = 1000.0) -> Sch
     if variance == "learned":
         raise ValueError("variance_type must be learned_range where the network predicts the variance, got 'learned'")
     params = {
-        **_read_betas(config),
+        **read_betas(config),
         "parameterization": PREDICTIONS[target],
         "clip_denoised": _read_clipping(name, config),
     }
@@ -193,43 +189,6 @@ def _read_flow(config: Mapping[str, Any], time_scale: float) -> SchedulerFacts:
     return SchedulerFacts({"schedule_config": schedule, "parameterization": "velocity"}, shift=shift)
 
 
-def _read_betas(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = _read_table(config)
-    if not config.get("rescale_betas_zero_snr"):
-        return found
-    names = {"given_betas": "given", "beta_schedule": "name"}
-    schedule = BetaSchedule(**{names.get(name, name): value for name, value in found.items()})
-    betas = end_in_noise(schedule.build().betas)
-    return {"timesteps": len(betas), "given_betas": betas.tolist()}
-
-
-def end_in_noise(betas: Tensor) -> Tensor:
-    """Return betas whose last state is pure noise: sqrt(alpha-bar) shifted to end at 0 and scaled to begin as it did.
-
-    Args:
-        betas: [T] in float64 (Lin et al. 2024, algorithm 1).
-    """
-    alphas = torch.cumprod(1 - betas, 0).sqrt()
-    alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
-    squares = torch.cat([alphas.new_ones(1), alphas]) ** 2
-    return 1 - squares[1:] / squares[:-1]
-
-
-def _read_table(config: Mapping[str, Any]) -> dict[str, Any]:
-    steps = int(config.get("num_train_timesteps", 1000))
-    given = config.get("trained_betas")
-    if given is not None:
-        return {"timesteps": len(given), "given_betas": [float(beta) for beta in given]}
-    name = config["beta_schedule"]
-    start, end = (float(config.get(f"beta_{place}", default)) for place, default in (("start", 1e-4), ("end", 0.02)))
-    if name == "sigmoid":
-        ramp = torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()
-        return {"timesteps": steps, "given_betas": (ramp * (end - start) + start).tolist()}
-    if name not in BETAS:
-        raise ValueError(f"beta_schedule must be one of {[*BETAS, 'sigmoid']}, got '{name}'")
-    return {"timesteps": steps, "beta_schedule": BETAS[name], "linear_start": start, "linear_end": end}
-
-
 def _read_spacing(name: str, config: Mapping[str, Any]) -> Spacing:
     spacing = config.get("timestep_spacing", "leading" if name.startswith(LEADS) else "linspace")
     levels: Spacing
@@ -282,7 +241,7 @@ def make_scheduler(model: LatentDiffusion) -> dict[str, Any]:
         raise ValueError(f"diffusers' schedulers know the targets {sorted(names)}, got '{model.target.name}'")
     config = {
         "num_train_timesteps": schedule.end,
-        **_write_betas(schedule),
+        **write_betas(schedule),
         "prediction_type": names[model.target.name],
         "clip_sample": bool(model.clip_denoised),
         "timestep_spacing": "leading",
@@ -292,14 +251,3 @@ def make_scheduler(model: LatentDiffusion) -> dict[str, Any]:
         return {"_class_name": "DDPMScheduler", **config, "variance_type": "learned_range"}
     again = {DERIVED_AGAIN: True} if model.clip_denoised is True else {}
     return {"_class_name": "DDIMScheduler", **config, "set_alpha_to_one": False, **again}
-
-
-def _write_betas(schedule: VPSchedule) -> dict[str, Any]:
-    """The formula of a table where one of theirs gives it, else the table."""
-    betas, steps = schedule.betas, schedule.end
-    ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1])}
-    for theirs, ours in BETAS.items():
-        made = make_betas(ours, steps, ends["beta_start"], ends["beta_end"])
-        if torch.allclose(made, betas, rtol=1e-9, atol=0.0):
-            return {"beta_schedule": theirs, **ends}
-    return {"beta_schedule": "linear", "trained_betas": betas.tolist()}

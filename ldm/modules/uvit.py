@@ -22,7 +22,7 @@ class UViTAttention(nn.Module):
             raise ValueError(f"a width of {width} does not divide into {heads} heads")
         self.heads = heads
         # `attend` divides by sqrt(d): a scale of its own acts on the queries.
-        self.query_factor = 1.0 if qk_scale is None else qk_scale * (width // heads) ** 0.5
+        self.query_factor = qk_scale * (width // heads) ** 0.5 if qk_scale else 1.0
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
@@ -85,7 +85,7 @@ class UViT(nn.Module):
     released models have no MLP on the time and no last convolution, and the last row of their table is the null class.
 
     Raises:
-        ValueError: if the image does not divide into patches, or the width is odd.
+        ValueError: if the image does not divide into patches, or the width into heads.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class UViT(nn.Module):
         img_size: ImageSize = 224,  # Height and width of x.
         patch_size: int = 16,
         in_chans: int = 3,  # Channels of x, and of the output.
-        embed_dim: int = 768,  # Width D of tokens, even.
+        embed_dim: int = 768,  # Width D of tokens; of an odd one the last sinusoid of a time is 0.
         depth: int = 12,  # Blocks without the one in the middle; of an odd number one less, as published.
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
-        qk_scale: float | None = None,  # Of q k^T; None: 1 / sqrt(d).
+        qk_scale: float | None = None,  # Of q k^T; None or 0: 1 / sqrt(d), as published.
         norm_layer: type[nn.Module] = nn.LayerNorm,
         mlp_time_embed: bool = False,  # Whether the sinusoids of the time pass two linear maps.
         num_classes: int = -1,  # Rows of the table of labels, the null class among them; -1: unconditional.
@@ -108,8 +108,6 @@ class UViT(nn.Module):
         augment_dim: int = 0,  # Augmentation labels that it is told, in the token of the time.
     ):
         super().__init__()
-        if embed_dim % 2:
-            raise ValueError(f"embed_dim must be even, got {embed_dim}")
         self.in_channels, self.out_channels = in_chans, in_chans
         self.embed_dim, self.num_classes, self.augment_dim = embed_dim, num_classes, augment_dim
         self.patch_size = patch_size

@@ -212,3 +212,13 @@ def test_label_dropout_drops_in_training_only():
     assert not torch.equal(net.eval().condition(t, torch.tensor([0])), null)
     with pytest.raises(ValueError, match="encoder_type"):
         SongUNet(8, 1, 1, encoder_type="none")
+
+
+@pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
+def test_levels_without_blocks_keep_the_width_that_came_down(kind):
+    """With num_blocks 0 the lowest level has the width of the level above it, as the published loop leaves it."""
+    network = kind(img_resolution=8, in_channels=3, out_channels=3, model_channels=8, channel_mult=[1, 3], num_blocks=0)
+    first = network.enc["8x8_conv"].out_channels
+    assert network.dec["4x4_in0"].in_channels == network.dec["4x4_in1"].out_channels == first
+    assert network.dec["4x4_block0"].in_channels == 2 * first
+    assert network(torch.zeros(1, 3, 8, 8), torch.zeros(1), None).shape == (1, 3, 8, 8)

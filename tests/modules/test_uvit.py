@@ -114,8 +114,8 @@ def test_a_scale_of_the_scores_and_recomputed_activations_change_what_they_say()
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="even"):
-        UViT(img_size=8, patch_size=2, embed_dim=9, depth=2, num_heads=3)
+    with pytest.raises(ValueError, match="does not divide into 2 heads"):
+        UViT(img_size=8, patch_size=2, embed_dim=9, depth=2, num_heads=2)
     with pytest.raises(ValueError, match="patches"):
         UViT(img_size=9, patch_size=2, embed_dim=8, depth=2, num_heads=2)
     net = UViT(img_size=8, patch_size=2, in_chans=1, embed_dim=8, depth=2, num_heads=2)
@@ -130,3 +130,17 @@ def test_an_odd_depth_is_one_block_less():
     given = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2}
     keys = [list(UViT(**given, depth=depth).state_dict()) for depth in (5, 4)]
     assert keys[0] == keys[1]
+
+
+@torch.no_grad()
+def test_odd_widths_and_a_scale_of_none_are_the_published_ones():
+    """A time of an odd width ends with a zero, and a scale of 0 is the default, as `qk_scale or ...` has it."""
+    given = {"img_size": 8, "patch_size": 4, "embed_dim": 9, "depth": 2, "num_heads": 3}
+    net, same = UViT(**given), UViT(**given, qk_scale=0)
+    same.load_state_dict(net.state_dict())
+    t = torch.tensor([3.0, 977.0])
+    angles = t[:, None] * 10000 ** (-torch.arange(4) / 4)
+    expected = torch.cat([angles.cos(), angles.sin(), torch.zeros(2, 1)], dim=1)
+    torch.testing.assert_close(net.condition(t)[:, 0], expected, atol=1e-4, rtol=0)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(same(x, t), net(x, t))

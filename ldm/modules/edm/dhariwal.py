@@ -98,7 +98,7 @@ class DhariwalUNet(EDMNetwork):
         style: BlockStyle,
     ) -> Iterator[tuple[str, nn.Module]]:
         """The blocks on the way up by name; `skips` are the channels that were kept on the way down."""
-        channels = levels[-1][1]
+        channels = skips[-1]
         for level, (size, level_channels) in reversed(list(enumerate(levels))):
             if level == len(levels) - 1:
                 yield from bottom_blocks(channels, size, style)

@@ -123,7 +123,7 @@ class SongUNet(EDMNetwork):
         style: BlockStyle,
     ) -> Iterator[tuple[str, nn.Module]]:
         """The blocks on the way up by name; `skips` are the channels that were kept on the way down."""
-        channels = levels[-1][1]
+        channels = skips[-1]
         for level in reversed(range(len(levels))):
             size, level_channels = levels[level]
             name = f"{size}x{size}"
