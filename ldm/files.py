@@ -181,8 +181,10 @@ def _name_file(error: Exception, partial: Path, path: Path) -> None:
 
     Raises:
         OSError: in place of an error by which a library says that the system did not take what it wrote: torch's says
-            neither where nor why.
+            neither where nor why, numpy's how much alone.
     """
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     if isinstance(error, OSError):
         if error.filename is None or Path(error.filename) == partial:
             error.filename = str(path)

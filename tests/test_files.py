@@ -154,6 +154,15 @@ def test_a_write_that_fails_names_the_file_that_was_asked_for(error, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
+def test_arrays_that_a_full_disk_takes_in_part_are_said_to_fill_it(tmp_path):
+    """Numpy says how much was written, and not why."""
+    file = tmp_path / "a.npy"
+    with pytest.raises(OSError) as caught, atomic_write(file), open("/dev/full", "wb") as full:
+        np.ones(2**18).tofile(full)  # as np.save writes what follows its header
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(file))
+
+
 def test_other_errors_of_a_write_stay_what_they_are(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"), atomic_write(tmp_path / "last.ckpt"):
         raise RuntimeError("shapes do not fit")
