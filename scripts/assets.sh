@@ -16,7 +16,7 @@ quickstart     members classes pixels rollout_certain rollout_uncertain    2 min
 shapes         shapes_pixels shapes_by_images                              36 min
 toy            toy                                                         1 min
 laplace        bayesdiff_steps bayesdiff_sweep                             3 min; the base model of scripts/quickstart.sh
-acting         acting_promises                                             3 min; the same
+acting         acting_promises acting_intervals acting_attribution    12 min; the same
 value          acting_value                                                3 min
 ood            acting_ood                                                  2 min; data/mnist, data/omniglot, data/cifar10
 steering       acting_steering                                             1 min
@@ -99,14 +99,23 @@ draw_laplace() {
 
 draw_acting() {
     quickstart
-    fit "$(newest digits_base)" digits --draws 4 --also sandwich
-    for seed in 0 1 2; do
-        decu laplace sample --run "$(newest digits_base)" --posterior "$work/digits" --n 1500 --method path --steps 10 \
-            --scale 1 --control_maps energy edges --seed "$seed" --out "$drawn/many_$seed"
+    train digits_1 configs/latent-diffusion/digits.yaml --seed 1
+    train digits_2 configs/latent-diffusion/digits.yaml --seed 2
+    fit "$(newest digits_base)" trained_base --draws 4 --visits 4 --also sandwich
+    fit "$(newest digits_1)" trained_1 --draws 4 --visits 4 --also sandwich
+    fit "$(newest digits_2)" trained_2 --draws 4 --visits 4 --also sandwich
+    for name in base 1 2; do
+        decu laplace sample --run "$(newest "digits_$name")" --posterior "$work/trained_$name" --n 1500 --method path --steps 10 \
+            --scale 1 --control_maps energy edges --seed 0 --out "$drawn/trained_$name"
     done
     [ -f "$work/digits.safetensors" ] || decu evaluate classifier --base configs/evaluation/digits.yaml --out "$work/digits.safetensors"
-    python -m benchmarks.promises --samples "$drawn"/many_{0,1,2} --judge "$work/digits.safetensors" --risk 0.05 --out "$drawn/promises"
+    python -m benchmarks.promises --samples "$drawn"/trained_{base,1,2} --judge "$work/digits.safetensors" --risk 0.05 --out "$drawn/promises"
     take "$drawn/promises/promises.png" acting_promises
+    decu sample restore --run "$(newest digits_base)" --noise 0.5 --posterior "$work/trained_base" --risk 0.1 --confidence 0.9 --out "$drawn/restored"
+    take "$drawn/restored/restored.png" acting_intervals
+    decu attribute --run "$(newest digits_base)" --posterior "$work/trained_base" --samples "$drawn/trained_base" --scale 1 --steps 10 --seed 0 \
+        --n 6 --out "$drawn/attribution"
+    take "$drawn/attribution/attribution.png" acting_attribution
 }
 
 draw_value() {
