@@ -244,7 +244,7 @@ def heat_maps(
             value, cmap="cividis", vmin=low, vmax=high if high > low else low + 1, interpolation="nearest"
         )
     bar = figure.colorbar(drawn, ax=list(grid.flat), aspect=25 * blocks, pad=0.02, extend=beyond(values, low, high))
-    bar.set_label(label, fontsize=8)
+    bar.set_label(_wrap(label, 32 * blocks), fontsize=8)  # no longer than the bar
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.get_offset_text().set_fontsize(7)
     save_figure(figure, path, overwrite)

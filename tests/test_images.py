@@ -27,6 +27,16 @@ def test_values_outside_are_clipped_and_axes_are_last():
     assert to_uint8(images.half())[0, 0, 0].tolist() == [0, 128, 255]
 
 
+def test_what_a_colour_bar_is_of_is_no_longer_than_the_bar(tmp_path):
+    image, value = torch.zeros(1, 1, 8, 8), torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    sizes = {}
+    for name, label in (("short", "nats"), ("long", "at most this through noise of deviation 0.707 in each channel")):
+        heat_maps(image, value, tmp_path / f"{name}.png", label=label)
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes[name] = picture.height
+    assert sizes["long"] <= 1.1 * sizes["short"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_diverged_images_are_refused_by_number(value):
     images = uniform(3, 1, 2, 2)

@@ -89,12 +89,12 @@ def summarise_mistakes(rows: Sequence[Row]) -> str:
     """Return what a table of mistakes says in sentences: how many samples are recognised, and the worst class."""
     right, count = sum(row["recognised"] for row in rows), sum(row["samples"] for row in rows)
     worst = min(rows, key=lambda row: row["recognised"] / row["samples"])
-    words = f"A classifier of the training pictures takes {right / count:.0%} of {count} samples for their class"
+    words = f"A classifier of the training pictures takes {right / count:.0%} of {count:,} samples for their class"
     checked = [row for row in rows if row.get("real")]
     if checked:
         known = sum(row["real_recognised"] for row in checked)
         real = sum(row["real"] for row in checked)
-        words += f" (of {real} real pictures that it was not trained on: {known / real:.0%})"
+        words += f" (of {real:,} real pictures that it was not trained on: {known / real:.0%})"
     if worst["recognised"] == worst["samples"]:
         return f"{words}."
     return f"{words}; it takes the fewest of {name_class(worst)}: {describe_mistakes(worst)}."

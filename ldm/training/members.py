@@ -46,8 +46,8 @@ class JointDataModule(pl.LightningDataModule):
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the data sets, once."""
-        for module in self.modules:
+        """Build the data sets, once: the last member's first, whose error says how many lists to draw."""
+        for module in reversed(self.modules):
             module.setup(stage)
 
     def train_dataloader(self) -> DataLoader:

@@ -64,6 +64,10 @@ class Recipe:
         if self.size < 8 or self.size % unit:
             kind = "of a model in latents" if self.latent else "of a model in pixels"
             raise ValueError(f"--size {kind} must be a multiple of {unit}, 8 at least; got {self.size}")
+        written = [self.root, self.folder, *self.survey.layout.shared.get("class_names", ()), *self.words]
+        wrong = next((name for name in written if "${" in name), None)
+        if wrong is not None:
+            raise ValueError(f"a config takes ${{ for a reference to another key: rename {wrong}")
 
     @property
     def latent(self) -> bool:
@@ -143,7 +147,7 @@ class Recipe:
         """The words of the captions in the order of their letters; none where classes are given."""
         if not self.survey.layout.captioned:
             return []
-        return _escape(sorted({word for caption in self.survey.class_names for word in caption.lower().split()}))
+        return sorted({word for caption in self.survey.class_names for word in caption.lower().split()})
 
     @property
     def longest(self) -> int:
@@ -155,13 +159,13 @@ class Recipe:
         """The split to train on, as YAML: what it shares with the split for validation refers to that."""
         layout = self.survey.layout
         shared = {name: f"${{data.params.validation.params.{name}}}" for name in self._shared}
-        return _write({"target": layout.target, "params": {**shared, **_escape(layout.train)}})
+        return _write({"target": layout.target, "params": {**shared, **layout.train}})
 
     @property
     def validation(self) -> str:
         """The split for validation, as YAML."""
         layout = self.survey.layout
-        return _write({"target": layout.target, "params": {**self._shared, **_escape(layout.validation)}})
+        return _write({"target": layout.target, "params": {**self._shared, **layout.validation}})
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -170,16 +174,7 @@ class Recipe:
         channels = self.channels if self.latent else "${model.params.channels}"
         own = {"root": "${paths.data_root}", "image_size": size, "channels": channels}
         broken = {"broken": "skip"} if self.survey.broken else {}
-        return {**_escape(self.survey.layout.shared), **own, **broken}
-
-
-def _escape(node: Any) -> Any:
-    """Return names of files and classes as a config holds them, where ${ is no reference."""
-    if isinstance(node, Mapping):
-        return {name: _escape(value) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_escape(value) for value in node]
-    return node.replace("${", "\\${") if isinstance(node, str) else node
+        return {**self.survey.layout.shared, **own, **broken}
 
 
 def _write(node: Mapping[str, Any]) -> str:
@@ -190,7 +185,7 @@ def _write(node: Mapping[str, Any]) -> str:
 
 def _write_scalar(value: str) -> str:
     """Return a path or a name as one value of YAML, quoted where it must be."""
-    return yaml.safe_dump([_escape(value)], width=math.inf, allow_unicode=True, default_flow_style=False)[2:].rstrip()
+    return yaml.safe_dump([value], width=math.inf, allow_unicode=True, default_flow_style=False)[2:].rstrip()
 
 
 def _comment(line: str) -> str:

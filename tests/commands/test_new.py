@@ -78,22 +78,33 @@ def test_pictures_that_cannot_be_read_do_not_stop_a_training(folder):
     assert data.broken_relpaths == ["bee/cut.png"]
 
 
-ODD_NAMES = ("a: b #c", "no", "007", "${data}", "{{ x }}", "p\u00e8re \u732b", 'it\'s "so"', " * ")
+ODD_NAMES = ("a: b #c", "no", "007", "{{ x }}", "p\u00e8re \u732b", 'it\'s "so"', " * ")
 
 
 def test_folders_and_classes_of_any_name_are_in_the_config_as_they_are(folder):
-    root = folder / "my: own #1 ${x} \u732b"
+    root = folder / "my: own #1 {x} \u732b"
     for split in ("train", "val"):
         for name in ODD_NAMES:
             (root / split / name).mkdir(parents=True)
             shutil.copy(folder / "pictures" / "ant" / "0.png", root / split / name)
     out = str(folder / "odd #2.yaml")
-    path = New(Pictures(str(root)), 8, out, str(folder / "logs: ${y}"), width=32, measure=False).run()
+    path = New(Pictures(str(root)), 8, out, str(folder / "logs: $y"), width=32, measure=False).run()
     config = load_config([str(path)])
-    assert config.paths.data_root == str(root) and config.paths.bins == str(folder / "logs: ${y}" / "bins")
+    assert config.paths.data_root == str(root) and config.paths.bins == str(folder / "logs: $y" / "bins")
     for split in ("train", "validation"):
         assert instantiate_from_config(config.data.params[split]).class_names == sorted(ODD_NAMES)
     assert "\u732b" in path.read_text(encoding="utf-8"), "letters that a person can read"
+
+
+def test_names_that_a_config_takes_for_references_are_refused(folder):
+    for split in ("train", "val"):
+        shutil.copytree(folder / "pictures", folder / "split" / split)
+        (folder / "split" / split / "ant").rename(folder / "split" / split / "${ant}")
+    with pytest.raises(ValueError, match=r"rename \$\{ant\}"):
+        New(Pictures(str(folder / "split")), 8, str(folder / "my.yaml"), str(folder / "logs"), measure=False).run()
+    path = New(Pictures(str(folder / "split" / "val")), 8, str(folder / "my.yaml"), "logs", measure=False).run()
+    names = instantiate_from_config(load_config([str(path)]).data.params.train).class_names
+    assert names == ["${ant}", "bee", "cat"], "folders that the config does not name are taken"
 
 
 def test_the_command_of_a_config_writes_it_again(folder):

@@ -10,11 +10,15 @@ from torch.utils.data import DataLoader
 
 from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.data.base import LabelledImages
+from ldm.data.bins import plan_natural
+from ldm.data.digits import Digits
 from ldm.data.joint import JointBatches, JointDataset
-from ldm.data.module import KeyedBatches
+from ldm.data.module import DataModuleFromConfig, KeyedBatches
+from ldm.data.plans import sample_keys, write_subsets
 from ldm.models.diffusion.optimisation import TrainingSet
 from ldm.training.gathering import gather_members
 from ldm.training.joint import JointMembers, JointOptimizer, start_members
+from ldm.training.members import JointDataModule
 from ldm.util import instantiate_from_config
 from tests.conftest import tiny_config, tiny_model
 from tests.training.conftest import write_config
@@ -101,6 +105,20 @@ def test_batches_follow_each_members_own_order():
         assert [key for key in joint[0] if key[0] == member] == [(member, epoch, position) for position in expected]
     with pytest.raises(ValueError, match="choose a smaller"):
         JointBatches([KeyedBatches(range(size), 4, 0, 0) for size in (3, 20)])
+
+
+def test_too_few_lists_are_said_for_all_members_at_once(tmp_path):
+    data = {"target": "ldm.data.digits.Digits", "params": {"split": "train"}}
+    digits = Digits("train")
+    plan = plan_natural(digits.labels, digits.class_names, members=3, seed=0)
+    write_subsets(tmp_path, plan, sample_keys(digits))
+    params = {"dataset": data, "folder": str(tmp_path)}
+    modules = [
+        DataModuleFromConfig(2, {"target": "ldm.data.subsets.ComponentSubset", "params": {**params, "component": one}})
+        for one in range(7)
+    ]
+    with pytest.raises(ValueError, match=r"--components 7 --seed 0 --natural --overwrite"):
+        JointDataModule(modules).setup()
 
 
 def test_items_carry_their_members_epoch():
