@@ -94,7 +94,7 @@ OPTIONS: dict[str, Range] = _name(
     {
         COUNT: "n n_per_class n_train n_test batch_size draws every shown patches repeats epochs tuning_epochs copies "
         "top rounds points frames columns members components ensemble_comps classes_at_once data_size rank bins "
-        "image_size picture_size width depth quality_n real images_per_pass jobs max_n states map_size by_steps "
+        "size image_size picture_size width depth quality_n real images_per_pass jobs max_n states map_size by_steps "
         "flow_steps diffusion_steps sample_sizes splits steps cut cpus seeds chunk "
         "deep_every shallow_blocks calibrate",
         SEVERAL: "particles random kid_subset_size noise_levels variants compare",
@@ -105,7 +105,7 @@ OPTIONS: dict[str, Range] = _name(
         POSITIVE: "temperature visits sigmas precisions learning_rate tuning_rate limit ci_width sigma low high rho "
         "between sigma_max prior_kappa prior_shape prior_rate",
         UP_TO_ONE: "eta branch_at levels noise_share keep guidance_rescale",
-        OPEN_SHARE: "validation risk confidence flag",
+        OPEN_SHARE: "validation risk confidence flag held_out",
         Range(low=0, high=100): "percentile",
         Range(low=0, high=10): "steer_steps",  # a power of a variance
         Range(low=0, infinite=True): "eps_window guidance_interval",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from ldm.options import option
+from ldm.options import check_options, option
 
 if TYPE_CHECKING:
     from ldm.data.survey import Survey
@@ -30,10 +30,7 @@ class Pictures:
     """Share of each class for validation, where the data have no splits of their own."""
 
     def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise ValueError(f"--depth must be 1 or more, got {self.depth}")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"--held_out must lie between 0 and 1, got {self.held_out}")
+        check_options(self)
 
     def survey(self) -> Survey:
         """Open every picture, and return what was found."""

@@ -3,14 +3,17 @@
 import contextlib
 import io
 import shutil
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 from omegaconf import OmegaConf
 
 from ldm.commands.line import COMMANDS, _run, load_command, parse
 from ldm.options import option_values
+from ldm.ranges import OPTIONS
 from ldm.settings import Branching, Sampling, Speed, Training
 from ldm.training.config import load_config, merge_configs
 from ldm.training.config_keys import SECTIONS, check_config
@@ -23,6 +26,23 @@ WRITTEN = Path(__file__).parents[1] / "fixtures" / "first_version"
 BASE = "runs/2026-11-30T08-11-07_base"
 DIGITS = "configs/latent-diffusion/digits.yaml"
 
+# Options whose numbers are checked where more is known than a range, and those that any finite number fits.
+CHECKED_BY_THEMSELVES = {
+    "base_comp",  # against the members; -1 is DECU's
+    "classes",
+    "data_sd",  # together with --noise
+    "distance_scale",
+    "ema",
+    "eps_scaler",  # the whole schedule is above 0
+    "eps_slope",
+    "k",
+    "member_scales",  # of members
+    "noise",
+    "picture_classes",
+    "pixel",  # against the picture
+    "sampler_options",
+}
+ANY_NUMBER = {"classifier_scale", "logsnr", "scale", "steer"}
 NUMBERS = ["0", "1", "2", "3", "-1", "-7", "0.5", "1.5", "nan", "inf", "-inf", "1e30", "99999999999999999999"]
 WORDS = [
     "",
@@ -55,6 +75,31 @@ def leaves(node, prefix=""):
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
+
+
+def number_options(kind):
+    """The names of a command's options that are numbers, or lists of them."""
+    for one in fields(kind):
+        hint = get_type_hints(kind, include_extras=True)[one.name]
+        inner, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(inner):
+            yield from number_options(inner)
+        elif {int, float} & set(parts_of(inner)):
+            yield next((note.name for note in notes if getattr(note, "name", None)), one.name)
+
+
+def parts_of(hint):
+    """A type and those within it."""
+    yield hint
+    for inner in get_args(hint):
+        yield from parts_of(inner)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_number_has_a_range(name):
+    """A new option says in `ldm.ranges` which numbers it takes, or here who checks them."""
+    free = set(number_options(load_command(name))) - OPTIONS.keys() - CHECKED_BY_THEMSELVES - ANY_NUMBER
+    assert not free
 
 
 @cache
