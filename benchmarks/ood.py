@@ -165,7 +165,7 @@ def photograph_patches(n: int) -> Tensor:
 
     source = generator("patches", 0)
     patches = []
-    photographs = [torch.as_tensor(np.asarray(each)).float().mean(-1) for each in load_sample_images().images]
+    photographs = [torch.tensor(each).float().mean(-1) for each in load_sample_images().images]
     for number in range(n):
         picture = photographs[number % len(photographs)]
         y, x = (int(torch.randint(size - 64, (), generator=source)) for size in picture.shape)

@@ -16,7 +16,7 @@ quickstart     members classes pixels rollout_certain rollout_uncertain    2 min
 shapes         shapes_pixels shapes_by_images                              36 min
 toy            toy                                                         1 min
 laplace        bayesdiff_steps bayesdiff_sweep                             3 min; the base model of scripts/quickstart.sh
-acting         acting_promises acting_intervals acting_attribution    12 min; the same
+acting         acting_promises acting_intervals acting_attribution acting_trainings    12 min; the same
 value          acting_value                                                3 min
 ood            acting_ood                                                  2 min; data/mnist, data/omniglot, data/cifar10
 steering       acting_steering                                             1 min
@@ -116,6 +116,11 @@ draw_acting() {
     decu attribute --run "$(newest digits_base)" --posterior "$work/trained_base" --samples "$drawn/trained_base" --scale 1 --steps 10 --seed 0 \
         --n 6 --out "$drawn/attribution"
     take "$drawn/attribution/attribution.png" acting_attribution
+    decu evaluate reference --data target=ldm.data.digits.Digits params.split=train --features classifier --weights "$work/digits.safetensors" \
+        --out "$drawn/digits-train"
+    decu evaluate trainings --runs "$(newest digits_base)" "$(newest digits_1)" "$(newest digits_2)" --n 500 --steps 10 \
+        --ref "$drawn/digits-train" --out "$drawn/trainings"
+    take "$drawn/trainings/trainings.png" acting_trainings
 }
 
 draw_value() {
