@@ -119,6 +119,8 @@ def test_a_network_that_is_told_no_time():
 
 
 def test_errors():
+    with pytest.raises(ValueError, match="num_res_blocks must be 1 or more"):
+        Model(ch=32, out_ch=3, num_res_blocks=0, attn_resolutions=[], in_channels=3, resolution=8)
     net, io = golden_net("context"), golden_io("context")
     with pytest.raises(ValueError, match="5, H, W"):
         net(io["x"], io["t"])

@@ -68,6 +68,9 @@ class Model(nn.Module):
 
     Source: Ho et al. 2020 (arXiv 2006.11239, appendix B); arguments, defaults and state-dict keys are the published
     ones. Channels of every level are multiples of 32.
+
+    Raises:
+        ValueError: for levels without blocks, or augmentation labels without a time.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class Model(nn.Module):
         emb = 4 * ch
         if use_timestep:
             self.temb = TimeMaps(ch, emb)
+        if num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks must be 1 or more, got {num_res_blocks}")
         self.augment_dim = augment_dim
         if augment_dim and not use_timestep:
             raise ValueError("augmentation labels are added to the time's embedding: use_timestep must be True")
