@@ -222,3 +222,19 @@ def describe_type(hint: Any) -> str:
 
 def _title(target: Callable[..., Any]) -> str:
     return getattr(target, "__name__", str(target))
+
+
+def leave_out_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """Return arguments without those of another code that change nothing here.
+
+    Args:
+        given: arguments by name.
+        neutral: names of the other code's, with the values under which they do nothing there; none: whatever they are.
+
+    Raises:
+        ValueError: for a value that would act there.
+    """
+    for name, values in neutral.items():
+        if values and given.get(name, values[0]) not in values:
+            raise ValueError(f"{name} must be one of {values}: others have no counterpart here; got {given[name]!r}")
+    return {name: value for name, value in given.items() if name not in neutral}

@@ -140,8 +140,11 @@ def test_a_continuous_schedule_goes_by_two_names():
 
 def test_arguments_of_released_configs_that_change_nothing_are_accepted_and_no_others():
     plain = tiny_model()
-    ignored = tiny_model(log_every_t=200, use_positional_encodings=True, cond_stage_forward="embed")
+    ignored = tiny_model(log_every_t=200, use_positional_encodings=False, cond_stage_forward="encode")
     assert ignored.state_dict().keys() == plain.state_dict().keys()
+    for name, value in {"use_positional_encodings": True, "cond_stage_forward": "embed"}.items():
+        with pytest.raises(ValueError, match=f"{name} must be one of .* no counterpart here; got {value!r}"):
+            tiny_model(**{name: value})
     with pytest.raises(ValueError, match="log_every"):
         tiny_model(log_every=200)
 

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.arguments import leave_out_neutral
 from ldm.diffusion.losses import DiffusionLoss, LossSettings, elementwise_error
 from ldm.diffusion.noise import TrainingDraws
 from ldm.diffusion.time_importance import LossSecondMoments, make_importance
@@ -32,8 +33,12 @@ from ldm.models.diffusion.optimisation import (
 )
 
 Batch = Mapping[str, Any]
-# Keys of released configs that are accepted and change nothing.
-IGNORED_ARGUMENTS = frozenset({"log_every_t", "use_positional_encodings", "cond_stage_forward"})
+# latent-diffusion's keys that are accepted, by the values under which they change nothing; (): all of them.
+IGNORED_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "log_every_t": (),
+    "use_positional_encodings": (None, False),
+    "cond_stage_forward": (None, "encode", "forward"),
+}
 
 
 def read_images(x: Tensor) -> Tensor:
@@ -64,7 +69,7 @@ class DDPM(DiffusionModel):
         heads: options of a member's heads, see `start_member`.
         schedule_sampler: uniform, or loss-second-moment, as ADM has it.
         input_perturbation: see `input_noise`.
-        model: arguments of `DiffusionModel`, and those of `IGNORED_ARGUMENTS`.
+        model: arguments of `DiffusionModel`, and those of `IGNORED_ARGUMENTS`, whose other values are errors.
 
     Attributes:
         member: the ensemble member that is trained; None for a base model.
@@ -106,7 +111,7 @@ class DDPM(DiffusionModel):
         alignment_config: Mapping[str, Any] | None = None,
         **model: Any,
     ):
-        known = {name: value for name, value in model.items() if name not in IGNORED_ARGUMENTS}
+        known = leave_out_neutral(model, IGNORED_ARGUMENTS)
         super().__init__(unet_config, **known)
         self.first_stage_key = first_stage_key
         self.input_perturbation = input_perturbation
