@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from ldm.options import APPENDED, option
 from ldm.settings import Branching, Sampling, Speed
@@ -37,6 +37,8 @@ SpreadClasses = Annotated[
 @dataclass(frozen=True)
 class Prompts:
     """The texts that a model of texts is sampled for: they take the place of its classes."""
+
+    stands_alone: ClassVar[tuple[str, ...]] = ("prompt",)  # an empty text is one
 
     prompt: Annotated[tuple[str, ...], option(metavar="TEXT", default="none"), APPENDED] = ()
     """A prompt of a model of texts, in place of a class; the option may be repeated."""

@@ -27,7 +27,16 @@ WITHOUT_EFFECT = [
     ("value", [*LAPLACE, "--k", "1", "2", "1"], "--k takes numbers of further pictures from 1, each once"),
     ("value", [*LAPLACE, "--every", "5"], "--every has no effect here: this command draws neither"),
     ("attribute", [*LAPLACE, "--samples", "s", "--draws", "2"], "--draws has no effect here"),
+    ("laplace sweep", [*LAPLACE[:-1], ""], "--out is followed by nothing"),
+    ("data bins", ["--base", DIGITS, "--out="], "--out is followed by nothing"),
+    ("train", ["--base", DIGITS, "-t", "--ensemble_name", ""], "--ensemble_name is followed by nothing"),
+    ("cluster train", ["--ensemble_name", "e", "--members", "2", "--slurm", ""], "--slurm is followed by nothing"),
 ]
+
+
+def test_an_empty_text_is_a_prompt():
+    words = ["--run", "r", "--n", "1", "--prompt", "", "--out", "o"]
+    assert parse(load_command("sample model"), words, "decu").source.texts.prompt == ("",)
 
 
 @pytest.mark.parametrize(("name", "words", "message"), WITHOUT_EFFECT)
