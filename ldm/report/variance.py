@@ -33,6 +33,19 @@ from ldm.pipelines.images import load_images
 from ldm.report.tables import check_numbers, read_csv, write_csv
 
 
+def choose_steps(times: Sequence[float] | NDArray, columns: int) -> list[int]:
+    """Return up to `columns` places of falling times [S], evenly over the steps, the last always among them.
+
+    Where the last but one is within a 500th of the first time from the last it is left out: its picture would be the
+    same again, as of LDM's last two steps, u = 2 and u = 1 of 1,000.
+    """
+    steps = len(times)
+    chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int)).tolist()
+    if len(chosen) > 2 and times[chosen[-2]] - times[chosen[-1]] <= times[0] / 500:
+        del chosen[-2]
+    return chosen
+
+
 def step_maps_figure(
     images: NDArray[np.uint8],
     maps: NDArray,
@@ -43,7 +56,7 @@ def step_maps_figure(
     names: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Draw the maps of N images [N, S, h, w] at up to `columns` of S steps, images at the end, one colour scale
+    """Draw the maps of N images [N, S, h, w] at some of S steps (`choose_steps`), images at the end, one colour scale
     (`without_outliers`).
 
     Args:
@@ -53,8 +66,8 @@ def step_maps_figure(
     Raises:
         FileExistsError: if the file exists and `overwrite` is False.
     """
-    count, steps = maps.shape[:2]
-    chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
+    count = len(maps)
+    chosen = choose_steps(times, columns)
     figure = Figure(figsize=(0.85 * (len(chosen) + 1) + 1.1, 0.85 * count + 0.45), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)

@@ -77,7 +77,8 @@ def wandb_logger(folder: Path, project: str, config: Mapping[str, Any], name: st
     if not wanted(chosen):
         return None
     if importlib.util.find_spec("wandb") is None:
-        log.warning('Weights & Biases is asked for (%s) and not installed: pip install "decu-uncertainty[wandb]"', KEY)
+        by = KEY if KEY in chosen else MODE
+        log.warning('Weights & Biases is asked for (%s) and not installed: pip install "decu-uncertainty[wandb]"', by)
         return None
     os.environ.update(chosen)
     from pytorch_lightning.loggers import WandbLogger

@@ -20,6 +20,7 @@ from ldm.report.plots import (
     wrap_text,
 )
 from ldm.report.tables import markdown_table, read_comments, read_csv, write_csv
+from ldm.report.variance import choose_steps
 from ldm.util import generator
 
 # Bins of the digits: few classes, one bin with a single class, one with equal values.
@@ -204,3 +205,16 @@ def test_table_errors_say_what_was_expected(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         write_csv(tmp_path / "t.csv", rows)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        (list(range(981, 0, -20)), [981, 781, 581, 401, 201, 1]),
+        ([750, 500, 250, 2, 1], [750, 500, 250, 1]),
+        ([1.0, 0.5, 0.0], [1.0, 0.5, 0.0]),
+        ([1], [1]),
+    ],
+)
+def test_steps_are_shown_evenly_without_the_same_again(times, shown):
+    assert [times[place] for place in choose_steps(times, 6)] == shown
