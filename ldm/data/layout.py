@@ -90,17 +90,38 @@ def _foldered(root: str, found: Sequence[str], depth: int, held_out: float) -> L
     flat = tops.pop("", 0)
     parts = name_parts(tops)
     if parts is not None:
+        inside = [path for path in found if _folder_at(path, level) in parts]
+        classed = {_folder_at(path, level) for path in inside if _folder_at(path, level + 1)}
+        if classed == {parts[0]}:
+            return _without_part(root, found, parts[1], depth, held_out, level)
+        if classed:
+            _refuse_loose(root, [path for path in inside if not _folder_at(path, level + 1)])
         return _parted(root, found, parts, depth, around)
     if not tops:
         return _flat(root, found, held_out)
     if flat:
-        loose = [path for path in found if not _folder_at(path, level)]
-        beside = f"{count_noun(len(loose), 'picture')} beside {count_noun(len(tops), 'class folder')}"
-        raise ValueError(
-            f"{root} holds {beside}, {loose[0]} for example: move such into folders of their classes, or give a list "
-            "with --classes_from"
-        )
+        _refuse_loose(root, [path for path in found if not _folder_at(path, level)])
     return _class_folders(root, found, depth, held_out, around)
+
+
+def _without_part(root: str, found: Sequence[str], part: str, depth: int, held_out: float, level: int) -> Layout:
+    """Return the layout of the pictures but for those of a split that names no classes."""
+    left = {path: f"in {part}, which has no class folders" for path in found if _folder_at(path, level) == part}
+    layout = _foldered(root, [path for path in found if path not in left], depth, held_out)
+    return replace(layout, skipped={**layout.skipped, **left})
+
+
+def _refuse_loose(root: str, loose: Sequence[str]) -> None:
+    """Make sure that no pictures lie beside class folders.
+
+    Raises:
+        ValueError: naming one.
+    """
+    if loose:
+        raise ValueError(
+            f"{root} holds {count_noun(len(loose), 'picture')} beside class folders, {loose[0]} for example: move such "
+            "into folders of their classes, or give a list with --classes_from"
+        )
 
 
 def _folder_at(path: str, level: int) -> str:

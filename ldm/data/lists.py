@@ -18,8 +18,11 @@ from ldm.data.folder import FileImages
 from ldm.data.picture_paths import find_pictures
 from ldm.data.pictures import Files, hidden
 
-# Names of the columns of a CSV file, or of the keys of a JSONL file.
-PATH_COLUMNS = ("file_name", "file", "path", "image", "filename", "filepath", "image_path", "relpath")
+# Names of the columns of a CSV file, or of the keys of a JSONL file; the first that there is counts.
+PATH_COLUMNS = (
+    "file_name", "file", "path", "image", "filename", "filepath", "image_path", "relpath",
+    "img", "img_path", "image_name", "image_file", "image_id", "id",
+)  # fmt: skip
 TEXT_COLUMNS = ("caption", "text", "prompt")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "class_label")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
@@ -81,7 +84,8 @@ def _find_delimiter(name: str, text: str) -> str:
 
 
 def _find_column(keys: Sequence[Any], names: Sequence[str]) -> Any:
-    return next((key for key in keys if str(key).strip().lower() in names), None)
+    known = {str(key).strip().lower(): key for key in keys}
+    return next((known[name] for name in names if name in known), None)
 
 
 def _value(name: str, row: Mapping[str, Any], key: str) -> str:

@@ -31,7 +31,7 @@ def find_pictures(source: Files, file: str, paths: Sequence[str]) -> list[str]:
         found = _read_otherwise(source, file, clean)
     path, times = Counter(found).most_common(1)[0] if found else ("", 0)
     if times > 1:
-        raise ValueError(f"{file} names the picture {path} {times} times")
+        raise ValueError(f"{file} names the picture {path} {times} times: keep one row of each picture")
     return found
 
 
@@ -42,7 +42,8 @@ def _read_otherwise(source: Files, file: str, paths: Sequence[str]) -> list[str]
     best: list[str | None] = []
     whole = {}
     for taken, added in dict.fromkeys([("", ""), ("", beside), *_readings(paths, pictures)]):
-        read = [pictures.get(added + path.removeprefix(taken)) for path in paths]
+        meant = [added + path.removeprefix(taken) for path in paths]
+        read = [pictures.get(one, pictures.get(one.lower())) for one in meant]
         if None not in read:
             whole[taken, added] = read
         if not best or read.count(None) < best.count(None):
@@ -61,10 +62,16 @@ def _read_otherwise(source: Files, file: str, paths: Sequence[str]) -> list[str]
 
 
 def _by_path(found: Sequence[str]) -> dict[str, str]:
-    """Return {path with and without its ending: picture}; without an ending only where that means one picture."""
-    stems = Counter(str(PurePosixPath(path).with_suffix("")) for path in found)
-    bare = {str(PurePosixPath(path).with_suffix("")): path for path in found}
-    return {**{stem: path for stem, path in bare.items() if stems[stem] == 1}, **{path: path for path in found}}
+    """Return {path, also in small letters or without its ending where these mean one picture: picture}."""
+    known: dict[str, str] = {}
+    for write in (_without_ending, str.lower):
+        times = Counter(map(write, found))
+        known |= {write(path): path for path in found if times[write(path)] == 1}
+    return {**known, **{path: path for path in found}}
+
+
+def _without_ending(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
 
 
 def _readings(paths: Sequence[str], pictures: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -73,8 +80,8 @@ def _readings(paths: Sequence[str], pictures: dict[str, str]) -> Iterator[tuple[
     Only one of the two is not empty: a list that speaks of another folder than the pictures' is not guessed at.
     """
     for path in paths[:20]:
-        ends = (known.removesuffix(path) for known in pictures if known.endswith(f"/{path}"))
-        yield from (("", added) for added in ends)
+        for one in (path, path.lower()):
+            yield from (("", known.removesuffix(one)) for known in pictures if known.endswith(f"/{one}"))
         parts = PurePosixPath(path).parts
         for level in range(1, len(parts)):
             rest = "/".join(parts[level:])

@@ -114,7 +114,10 @@ class Files:
         key = (os.getpid(), owner)
         if key not in self._zips:
             with reading(self.roots[owner], "a zip of pictures", "pack or fetch it again"):
-                self._zips[key] = zipfile.ZipFile(self.roots[owner])
+                self._zips[key] = archive = zipfile.ZipFile(self.roots[owner])
+                for info in archive.infolist():  # some programs of Windows write the parts of a path so
+                    info.filename = info.filename.replace("\\", "/")
+                    archive.NameToInfo[info.filename] = info
         return self._zips[key]
 
 

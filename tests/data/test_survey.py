@@ -1,6 +1,7 @@
 """What is found of a folder of pictures, and that the data set which it names reads just that."""
 
 import io
+import re
 import zipfile
 from collections import Counter
 
@@ -175,7 +176,7 @@ def test_a_class_without_pictures_for_validation_keeps_the_numbers(tmp_path):
 def test_a_flat_folder_is_one_class_and_loose_pictures_are_refused(tmp_path):
     root = write(tmp_path / "flat", {f"{place}.png": picture() for place in range(10)})
     assert find_picture_layout(root).class_names == ["pictures"]
-    with pytest.raises(ValueError, match="beside 1 class folder,"):
+    with pytest.raises(ValueError, match=r"holds 1 picture beside class folders, 2\.png"):
         find_picture_layout(write(tmp_path / "loose", {"a/1.png": picture(), "2.png": picture()}))
     with pytest.raises(ValueError, match="valid has classes that train has not: dog"):
         find_picture_layout(write(tmp_path / "more", {**parts(), "valid/dog/1.png": picture()}))
@@ -189,6 +190,7 @@ WAYS = {
     "with the root's name": "data/images/{}.png",
     "of another machine": "/somewhere/else/images/{}.png",
     "without endings": "images/{}",
+    "in other letters": "Images/{}.PNG",
 }
 
 
@@ -205,6 +207,27 @@ def test_a_list_may_write_paths_in_many_ways(way, delimiter, tmp_path):
     assert [data.class_names[label] for label in data.labels.tolist()] == list(owners.values())
     found = survey_pictures(root, find_picture_layout(root))
     assert found.layout.shared["file"] == "labels.csv" and list(found.skipped) == ["about.csv"]
+
+
+def test_pictures_for_a_test_without_classes_are_left_out(tmp_path):
+    files = {name: content for name, content in parts().items() if name.startswith("train/")}
+    root = write(tmp_path, {**files, "test/1.png": picture(), "test/2.png": picture()})
+    layout = find_picture_layout(root)
+    assert layout.class_names == list(COUNTS) and layout.shared["folder"] == "train"
+    assert layout.skipped == {f"test/{name}.png": "in test, which has no class folders" for name in (1, 2)}
+    loose = {**files, "train/loose.png": picture(), "test/ant/1.png": picture()}
+    with pytest.raises(ValueError, match=r"holds 1 picture beside class folders, train/loose\.png"):
+        find_picture_layout(write(tmp_path / "loose", loose))
+
+
+def test_a_zip_whose_paths_are_those_of_windows_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path, content in parts().items():
+            archive.writestr("my/" + path, content)
+    place = tmp_path / "data.zip"
+    place.write_bytes(re.sub(rb"my/(train|valid)/(ant|bee|cat)/", rb"my\\\1\\\2\\", place.read_bytes()))
+    found = survey_pictures(str(place), find_picture_layout(str(place)))
+    assert found.class_names == list(COUNTS) and (found.total("train"), found.total("validation")) == (54, 6)
 
 
 @pytest.mark.parametrize(
