@@ -9,7 +9,7 @@ from typing import Any
 from ldm.options import check_options, option_name, option_spellings
 
 # What an option holds that is followed by no word, or by an empty one, as a script's unset variable gives it.
-NOTHING: tuple[Any, ...] = ((), {}, "", ("",))
+_NOTHING: tuple[Any, ...] = ((), {}, "", ("",))
 
 
 def check_command(command: Any, words: Sequence[str] = ()) -> None:
@@ -34,7 +34,7 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
         for field, name in names.items():
             if field in getattr(value, "stands_alone", ()):
                 continue
-            if getattr(value, field) in NOTHING and not named.isdisjoint(option_spellings(value, field)):
+            if getattr(value, field) in _NOTHING and not named.isdisjoint(option_spellings(value, field)):
                 raise ValueError(f"--{name} is followed by nothing: give what it names, or leave it out")
         for place, reason in getattr(value, "without_effect", {}).items():
             shown, given = _find_given(value, place, named)
