@@ -19,8 +19,8 @@ class SampleInpaint:
     """Fill in the holes of pictures: of each NAME.png whose mask, white in the hole, is NAME_mask.png.
 
     Outside its hole a picture stays as it is. Without a model named, that of latent-diffusion's script is taken:
-    models/ldm/inpainting_big/last.ckpt, with the config.yaml beside it or ours. Pictures may differ in size; each is
-    square, and of a latent model a multiple of its factor.
+    models/ldm/inpainting_big/last.ckpt, with the config.yaml beside it or ours. Pictures may differ in size; height
+    and width are multiples of what the network and the first stage halve them by (32 of the released model).
 
     Examples:
       python scripts/inpaint.py --indir data/inpainting_examples --outdir results/inpainted --steps 50

@@ -238,6 +238,11 @@ class UNet(nn.Module):
         return names | {"mid": "middle"} | {f"out_{count}": f"up.{name}" for count, name in enumerate(up, 1)}
 
     @property
+    def size_multiple(self) -> int:
+        """What height and width of the images must be multiples of."""
+        return 2 ** (self.levels - 1)
+
+    @property
     def parts(self) -> Parts:
         """Where the embedding of times and augmentation labels, the last layer and the taps are."""
         embedding = ("time_emb.*",)
@@ -264,7 +269,7 @@ class UNet(nn.Module):
 
     def features(self, x: Tensor, emb: Tensor, context: None = None) -> Tensor:
         """The input `[B, F, H, W]` of `final` for images and an embedding `[B, E]`."""
-        factor = 2 ** (self.levels - 1)
+        factor = self.size_multiple
         if x.shape[1] != self.image_shape[0] or any(size % factor for size in x.shape[2:]):
             raise ValueError(
                 f"x must be [B, {self.image_shape[0]}, H, W] with H and W multiples of {factor}, got {list(x.shape)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.pictures import PictureCondition, picture_condition
 from ldm.modules.choices import Choices
 from ldm.pipelines.model import ModelPipeline
-from ldm.util import ImageSize, shorten_size
+from ldm.pipelines.sizes import find_factor, resize_states
+from ldm.util import ImageSize
 
 _P = TypeVar("_P", bound=ModelPipeline)
 # Pictures that are encoded together.
@@ -47,10 +47,8 @@ def with_pictures(pipeline: _P, given: PictureList, classes: Sequence[int | str]
     with torch.no_grad():
         pairs = zip(pictures, masks, strict=True)
         embedded = torch.cat([_embed(condition, picture, mask, pipeline.device) for picture, mask in pairs])
-    size = (embedded.shape[-2], embedded.shape[-1])
-    if size != model.latent_shape[1:]:
-        model = copy.copy(model)
-        model.image_size = shorten_size(size)
+    factor = find_factor(model.first_stage_model)
+    model = resize_states(model, factor * embedded.shape[-2], factor * embedded.shape[-1])
     alone = Choices(given.names, picture=embedded)
     return replace(pipeline, model=model).with_choices(alone if beside is None else pair_choices(alone, beside))
 

@@ -6,8 +6,10 @@ from torch import nn
 
 from ldm.ensembles.heads import select
 from ldm.modules import ddpmpp
+from ldm.modules.diffusionmodules.ddpm_unet import Model
 from ldm.modules.diffusionmodules.openaimodel import EncoderUNetModel, UNetModel
 from ldm.modules.dit import DiT
+from ldm.modules.edm import DhariwalUNet, SongUNet
 from ldm.modules.parts import LAYERS, Parts, find_parts
 from ldm.util import generator
 
@@ -88,3 +90,29 @@ def test_a_classifier_names_its_readout():
     classifier = EncoderUNetModel(**{**UNET, "out_channels": 5})
     parts = find_parts(classifier)
     assert parts.last_layer == "out.3" and parts.output == ("out.*",) and list(parts.taps) == ["in_0", "in_1", "mid"]
+
+
+SIZED = {
+    "UNetModel": lambda: UNetModel(
+        image_size=8, in_channels=1, model_channels=32, out_channels=1, num_res_blocks=1, num_heads=1,
+        attention_resolutions=[2], channel_mult=[1, 2, 2],
+    ),
+    "Model": lambda: Model(
+        ch=32, out_ch=1, ch_mult=[1, 1, 2], num_res_blocks=1, attn_resolutions=[4], in_channels=1, resolution=8
+    ),
+    "SongUNet": lambda: SongUNet(8, 1, 1, model_channels=8, channel_mult=[1, 1, 2], num_blocks=1, attn_resolutions=[4]),
+    "DhariwalUNet": lambda: DhariwalUNet(8, 1, 1, model_channels=8, channel_mult=[1, 1, 2], num_blocks=1),
+    "UNet": lambda: ddpmpp.UNet([1, 8, 8], 32, ch_mults=[1, 1, 2], is_attn=[False, False, True], n_blocks=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZED)
+@torch.no_grad()
+def test_unets_say_what_they_halve_sizes_by(name):
+    """They take every multiple of it, square or not, and no other size."""
+    network, t = SIZED[name](), torch.ones(1)
+    given = (None,) if name in ("SongUNet", "DhariwalUNet") else ()
+    assert network.size_multiple == 4
+    assert network(torch.zeros(1, 1, 4, 12), t, *given).shape == (1, 1, 4, 12)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        network(torch.zeros(1, 1, 8, 6), t, *given)

@@ -116,6 +116,8 @@ def test_other_sizes_and_models_of_other_conditions(pipeline, folder):
         pipeline.sample()
     wide = PictureList(("a",), torch.zeros(1, 1, 8, 16), torch.zeros(1, 1, 8, 16))
     assert with_pictures(pipeline, wide).sample(["a"]).shape == (1, 1, 8, 16)
+    with pytest.raises(ValueError, match=r"pictures of 9 x 8 pixels: height and width must be multiples of 2"):
+        with_pictures(pipeline, PictureList(("a",), torch.zeros(1, 1, 9, 8), torch.zeros(1, 1, 9, 8)))
     with pytest.raises(ValueError, match="its mask"):
         with_pictures(pipeline, PictureList(("a",), torch.zeros(1, 1, 8, 8)))
 

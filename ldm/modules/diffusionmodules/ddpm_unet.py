@@ -93,7 +93,7 @@ class Model(nn.Module):
         super().__init__()
         attn_type = "linear" if use_linear_attn else attn_type
         self.in_channels, self.out_channels, self.ch = in_channels, out_ch, ch
-        self.factor = 2 ** (len(ch_mult) - 1)
+        self.size_multiple = 2 ** (len(ch_mult) - 1)
         emb = 4 * ch
         if use_timestep:
             self.temb = TimeMaps(ch, emb)
@@ -185,10 +185,10 @@ class Model(nn.Module):
     def features(self, x: Tensor, emb: Tensor | None, context: Tensor | None = None) -> Tensor:
         """The input `[B, ch, H, W]` of `readout` for states, an embedding `[B, 4 ch]` and a context."""
         x = x if context is None else torch.cat([x, context], dim=1)  # [B, in_channels, H, W]
-        if x.shape[1] != self.in_channels or any(size % self.factor for size in x.shape[2:]):
+        if x.shape[1] != self.in_channels or any(size % self.size_multiple for size in x.shape[2:]):
             raise ValueError(
                 f"x and context must be [B, {self.in_channels}, H, W] together with H and W multiples of "
-                f"{self.factor}, got {list(x.shape)}"
+                f"{self.size_multiple}, got {list(x.shape)}"
             )
         h = self.conv_in(x)  # [B, ch, H, W]
         skips = [h]

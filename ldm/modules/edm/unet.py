@@ -37,7 +37,7 @@ class EDMNetwork(nn.Module):
         super().__init__()
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must be a probability in [0, 1], got {label_dropout}")
-        self.in_channels, self.factor = in_channels, 2 ** (levels - 1)
+        self.in_channels, self.size_multiple = in_channels, 2 ** (levels - 1)
         self.label_dim, self.augment_dim = label_dim, augment_dim
         self.label_dropout = label_dropout
 
@@ -135,9 +135,10 @@ class EDMNetwork(nn.Module):
         raise NotImplementedError
 
     def _check_images(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.in_channels or any(size % self.factor for size in x.shape[2:]):
+        if x.ndim != 4 or x.shape[1] != self.in_channels or any(size % self.size_multiple for size in x.shape[2:]):
             raise ValueError(
-                f"x must be [B, {self.in_channels}, H, W] with H and W multiples of {self.factor}, got {list(x.shape)}"
+                f"x must be [B, {self.in_channels}, H, W] with H and W multiples of {self.size_multiple}, got "
+                f"{list(x.shape)}"
             )
 
 
