@@ -91,7 +91,8 @@ def step_maps_figure(
         axes.set_xticks([])
         axes.set_yticks(down, list(names), fontsize=7)
     latent = f"\nof latents {height} x {width}" if maps.shape[2:] != images.shape[1:3] else ""
-    bar = figure.colorbar(drawn, ax=axes, aspect=25, pad=0.01, extend=beyond(values, low, high))
+    beside = axes.inset_axes((1.02, 0, 0.03, 1))  # as high as the rows
+    bar = figure.colorbar(drawn, cax=beside, extend=beyond(values, low, high))
     bar.set_label(f"{label}{latent}\nu: time, 0 is clean", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     bar.ax.yaxis.get_offset_text().set_fontsize(6)
