@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_state_dict, matches
 from ldm.data.prepare.archives import check_whole, unpack
-from ldm.data.prepare.sources import ZOO, fetch_files
+from ldm.data.prepare.sources import ADM, ZOO, fetch_files
 from ldm.training.config import load_config, packaged_configs
 from ldm.util import atomic_write, instantiate_from_config
 
@@ -67,10 +67,14 @@ def check_keys(path: Path, expected: Mapping[str, tuple[int, ...]]) -> str:
 def prepare_adm(
     folder: Path, mirror: str | None, only: Sequence[str] = (), report: Report = lambda sentence: None
 ) -> list[Path]:
-    """Fetch released ADM models and check their keys and shapes against the networks of their configs."""
-    paths = fetch_files("adm", folder, mirror, only)
-    for path in paths:
-        report(check_keys(path, read_shapes(f"guided-diffusion/{path.stem}")))
+    """Fetch released ADM models and check their keys and shapes against the networks of their configs, one by one."""
+    paths = []
+    for name in ADM:
+        if only and name not in only:
+            continue
+        (path,) = fetch_files("adm", folder, mirror, [name])
+        report(check_keys(path, read_shapes(f"guided-diffusion/{name}")))
+        paths.append(path)
     return paths
 
 
@@ -79,12 +83,15 @@ def prepare_latent_diffusion(
 ) -> list[Path]:
     """Fetch and unpack latent-diffusion's released zips, and check their keys and shapes against their configs.
 
-    Beside a diffusion model's checkpoint its config is written, unless a file of that name is there; its first stage
-    is in the checkpoint.
+    Each is checked before the next is fetched, so that an answer that is no such zip costs one download. Beside a
+    diffusion model's checkpoint its config is written, unless a file of that name is there; its first stage is in the
+    checkpoint.
     """
     networks = []
-    for archive in fetch_files("latent-diffusion", folder, mirror, only):
-        config = ZOO[archive.stem]
+    for name, config in ZOO.items():
+        if only and name not in only:
+            continue
+        (archive,) = fetch_files("latent-diffusion", folder, mirror, [name])
         found = [path for path in unpack(archive, archive.parent) if path.suffix == ".ckpt"]
         for path in found:
             report(check_keys(path, read_shapes(config)))

@@ -128,3 +128,11 @@ def test_what_is_not_the_released_network_is_refused(zoo, server, tmp_path):
     command = PrepareData("latent-diffusion", only="vq-f8", url=server.url, models_root=str(tmp_path / "nets"))
     with pytest.raises(ValueError, match=r"4 missing \(decoder\.conv_out\.bias"):
         command.run()
+
+
+def test_a_zip_is_checked_before_the_next_is_fetched(zoo, server, tmp_path):
+    server.files["/celeba.zip"] = b"a page that says to sign in"
+    command = PrepareData("latent-diffusion", only="celeba,vq-f8", url=server.url, models_root=str(tmp_path / "nets"))
+    with pytest.raises(ValueError, match=r"celeba\.zip is damaged or no archive \(file could not be opened .*\); move"):
+        command.run()
+    assert not any("vq-f8" in str(request) for request in server.requests)
