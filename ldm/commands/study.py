@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ldm.commands.study_step import StudyStep, find_foreign_classes
+from ldm.commands.study_step import StudyStep, find_foreign_classes, say_other_config
 from ldm.commands.words import refuse_options
 from ldm.options import option
 
@@ -79,6 +79,7 @@ class Study:
         if self.dry_run:
             print("\n".join(self.steps()[place].by_hand(self.own_classes) for place in left))
             return self.page
+        say_other_config(self._find_run(f"{self.name}_base"), self.config, self.changes)
         began = time.monotonic()
         spent = {}
         for number, place in enumerate(left, 1):

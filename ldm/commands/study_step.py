@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from ldm.training.runs import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,41 @@ def find_foreign_classes(file: str, member: DictConfig) -> set[str]:
 
     named = find_own_classes(read_config(file)) | find_own_classes(member)
     return {name for name in named if not is_admitted(name)}
+
+
+def say_other_config(run: RunDirectory | None, file: str, changes: Sequence[str]) -> None:
+    """Say that a base model which is there was trained on other data or classes than a config names by now.
+
+    Args:
+        run: of the base model, None where there is none.
+        file: the config.
+        changes: words a.b=c over it.
+    """
+    from ldm.training.config import load_config
+
+    if run is None or not run.has_config:
+        return
+    words = [word for word in changes if not word.startswith("components.")]
+    own = load_config([str(one) for one in run.config_files()], needs=())  # read, and nothing of it is built
+    other = find_other_config(own, load_config([file], words))
+    if other:
+        print(
+            f"note: {run.path} was trained by a config with other {', '.join(other)}, and is used as it is: for a study "
+            "of the new one give the config another name and folder (decu new --out --folder)"
+        )
+
+
+def find_other_config(old: DictConfig, new: DictConfig) -> list[str]:
+    """Return the keys of data and classes that two configs have otherwise, once what they refer to is put in."""
+    from omegaconf import OmegaConf
+
+    keys = ("data.params.train", "data.params.validation", "model.params.cond_stage_config")
+    return [key for key in keys if OmegaConf.select(_resolve(old), key) != OmegaConf.select(_resolve(new), key)]
+
+
+def _resolve(config: DictConfig) -> DictConfig:
+    from omegaconf import OmegaConf
+
+    copy = config.copy()
+    OmegaConf.resolve(copy)
+    return copy

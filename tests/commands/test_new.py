@@ -269,3 +269,7 @@ def test_a_study_goes_from_the_config_to_the_page_and_does_nothing_twice(folder,
     capsys.readouterr()
     Study("my.yaml", members=2, logdir="logs", dry_run=True, changes=changes).run()
     assert capsys.readouterr().out.split()[:2] == ["decu", "report"], "nothing is left but the page"
+    Study("my.yaml", members=2, logdir="logs", changes=changes).run()
+    assert "was trained by a config with other" not in capsys.readouterr().out
+    Study("my.yaml", members=2, logdir="logs", changes=(*changes, "data.params.train.params.split=all")).run()
+    assert "was trained by a config with other data.params.train, and is used" in capsys.readouterr().out
