@@ -77,8 +77,8 @@ def say_other_config(run: RunDirectory | None, file: str, changes: Sequence[str]
     other = find_other_config(own, load_config([file], words))
     if other:
         print(
-            f"note: {run.path} was trained by a config with other {', '.join(other)}, and is used as it is: for a study "
-            "of the new one give the config another name and folder (decu new --out --folder)"
+            f"note: {run.path} was trained by a config with other {', '.join(other)}, and is used as it is: for a "
+            "study of the new one give the config another name and folder (decu new --out --folder)"
         )
 
 
