@@ -94,7 +94,7 @@ class PosteriorStudy:
     """The images of propagation that are sampled together."""
     bootstraps: int = 60
     """The refits of calibration."""
-    held_out: int = 64
+    tests: int = 64
     """The images of the validation split on which calibration compares, one draw of noise each."""
     data: Annotated[tuple[str, ...] | None, option(metavar="WORD ...", default="those of the run's config")] = None
     """The training images of calibration: target=.. params.x=.., or CONFIG.yaml:train."""
@@ -205,7 +205,7 @@ class PosteriorStudy:
             raise ValueError("calibration needs data.params.validation in the run's config")
         data = instantiate_from_config(OmegaConf.to_container(config, resolve=True))
         seed = self.sampling.seed
-        positions = chosen_positions(len(data), min(self.held_out, len(data)), seed)
+        positions = chosen_positions(len(data), min(self.tests, len(data)), seed)
         return list(observations(posterior.pipeline.model, data, positions, draws=1, seed=seed + 1))
 
     def refit(self, posterior: PosteriorPipeline) -> Refits:

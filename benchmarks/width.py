@@ -58,7 +58,7 @@ class WidthStudy:
     """Networks trained from scratch on the images themselves: what start, order and noises do alone."""
     draws: tuple[int, ...] = (1, 2, 8, 32)
     """Noise draws of the fits of table 1; one tells no sandwich apart. The last are those of table 2."""
-    held_out: int = 64
+    tests: int = 64
     """Test images on which variances are compared, one draw of noise each."""
     steps: int = SmallTraining.steps
     """Steps of each training."""
@@ -70,7 +70,7 @@ class WidthStudy:
         """Train what is missing, print both tables and write them."""
         networks = self.load_networks()
         images, labels = read_digits("test")
-        chosen = torch.arange(self.held_out) * len(images) // self.held_out
+        chosen = torch.arange(self.tests) * len(images) // self.tests
         rows = draw_noised(images[chosen], labels[chosen], generator("held out", self.seed))
         visits = SmallTraining(self.steps).visits(len(read_digits("train")[0]))
         note = f"{visits:.1f} visits; {describe_errors(networks.base)}"

@@ -96,7 +96,7 @@ OPTIONS: dict[str, Range] = _name(
         "top rounds points frames columns members components ensemble_comps classes_at_once data_size rank bins "
         "size image_size picture_size width depth quality_n real images_per_pass jobs max_n states map_size by_steps "
         "flow_steps diffusion_steps sample_sizes splits steps cut cpus seeds chunk "
-        "deep_every shallow_blocks calibrate",
+        "deep_every shallow_blocks calibrate tests",
         SEVERAL: "particles random kid_subset_size noise_levels variants compare",
         NOT_NEGATIVE: "resamples fid_resamples kid_subsets probes image shift warm_up hidden_from rotation strength "
         "prior_precision sigma_noise label epoch every_n_epochs every_n_steps gpus map_class component "

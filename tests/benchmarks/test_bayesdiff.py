@@ -25,7 +25,7 @@ def test_the_tables(place, tmp_path):
     assert (rows[0]["total"], rows[0]["pixel"]) == pytest.approx((1, 1))
     with pytest.raises(ValueError, match="Heun is not first order"):
         replace(study, sampling=replace(study.sampling, sampler="Heun")).run()
-    rows = PosteriorStudy("calibration", **shared, bootstraps=5, held_out=8).run()
+    rows = PosteriorStudy("calibration", **shared, bootstraps=5, tests=8).run()
     assert {"sandwich, sigma from residuals", "published (ef doubled, sigma 1, precision 1)"} <= {
         row["posterior"] for row in rows
     }

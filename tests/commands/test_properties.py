@@ -5,6 +5,7 @@ import io
 import shutil
 from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ldm.commands.line import COMMANDS, _run, load_command, parse
 from ldm.options import option_values
-from ldm.ranges import OPTIONS
+from ldm.ranges import OPTIONS, check_range
 from ldm.settings import Branching, Sampling, Speed, Training
 from ldm.training.config import load_config, merge_configs
 from ldm.training.config_keys import SECTIONS, check_config
@@ -23,6 +24,7 @@ from tests.commands.test_failures import one_sentence
 hypothesis = pytest.importorskip("hypothesis")
 given, settings, strategies = hypothesis.given, hypothesis.settings, hypothesis.strategies
 WRITTEN = Path(__file__).parents[1] / "fixtures" / "first_version"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BASE = "runs/2026-11-30T08-11-07_base"
 DIGITS = "configs/latent-diffusion/digits.yaml"
 
@@ -100,6 +102,16 @@ def test_every_number_has_a_range(name):
     """A new option says in `ldm.ranges` which numbers it takes, or here who checks them."""
     free = set(number_options(load_command(name))) - OPTIONS.keys() - CHECKED_BY_THEMSELVES - ANY_NUMBER
     assert not free
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py")))
+def test_what_a_benchmark_takes_by_default_lies_in_the_ranges_of_its_options(name):
+    """A name means one thing for all commands: those of benchmarks share its range."""
+    module = import_module(f"benchmarks.{name}")
+    kinds = [one for one in vars(module).values() if getattr(one, "__module__", "") == module.__name__]
+    for kind in (one for one in kinds if is_dataclass(one) and hasattr(one, "run")):
+        for one in fields(kind):
+            check_range(one.name, one.default, OPTIONS, f"{name} --{one.name}")
 
 
 @cache
