@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import stack_module_state
 from torch.nn import functional as F
 
+from ldm.benchmark.images import cut_photographs
 from ldm.commands.line import run_file
 from ldm.commands.uncertainty_ood import compare_sets
 from ldm.diffusion.affine import CosineSchedule
@@ -137,7 +138,7 @@ class OodStudy:
 
     def read_others(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the names and pictures [n, 1, 8, 8] in [-1, 1] of sets that do not depend on the world."""
-        yield "photographs", photograph_patches(self.n)
+        yield "photographs", cut_photographs((1, 8, 8), self.n, 0)
         if self.mnist is not None:
             from ldm.data.idx import MNIST
 
@@ -157,20 +158,6 @@ def change(images: Tensor, seed: int) -> dict[str, Tensor]:
     turned = images.reshape(-1, 8, 8).rot90(1, (1, 2)).flatten(1)
     order = torch.rand(images.shape, generator=generator("shuffled", seed)).argsort(1)
     return {"turned": turned, "inverted": -images, "shuffled": images.gather(1, order)}
-
-
-def photograph_patches(n: int) -> Tensor:
-    """Return n patches [n, 1, 8, 8] in [-1, 1] of scikit-learn's two photographs, 64 pixels wide, grey."""
-    from sklearn.datasets import load_sample_images
-
-    source = generator("patches", 0)
-    patches = []
-    photographs = [torch.tensor(each).float().mean(-1) for each in load_sample_images().images]
-    for number in range(n):
-        picture = photographs[number % len(photographs)]
-        y, x = (int(torch.randint(size - 64, (), generator=source)) for size in picture.shape)
-        patches.append(picture[y : y + 64, x : x + 64])
-    return F.interpolate(torch.stack(patches)[:, None], (8, 8), mode="area") / 127.5 - 1
 
 
 def shrink(data: Any, n: int) -> Tensor:

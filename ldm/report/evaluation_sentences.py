@@ -57,15 +57,25 @@ def describe_recognition(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def describe_metrics(rows: Sequence[Row]) -> list[str]:
-    """Say the metrics of images with their intervals, by rows of metrics.csv."""
-    said = [row for row in rows if row["metric"] in SAID_METRICS] or list(rows)
-    words = [
-        f"{SAID_METRICS.get(row['metric'], row['metric'])} {number(row['value'])}{write_ends(row['low'], row['high'])}"
+def _say_metrics(rows: Sequence[Row], key: str) -> list[str]:
+    """Return the metrics that a page says with their intervals; all where none of them is there.
+
+    Args:
+        rows: of a table of metrics.
+        key: of the value.
+    """
+    said = [row for row in rows if row["metric"] in SAID_METRICS] or rows
+    return [
+        f"{SAID_METRICS.get(row['metric'], row['metric'])} {number(row[key])}{write_ends(row['low'], row['high'])}"
         for row in said
     ]
+
+
+def describe_metrics(rows: Sequence[Row]) -> list[str]:
+    """Say the metrics of images with their intervals, by rows of metrics.csv."""
+    words = _say_metrics(rows, "value")
     beside = f", against {rows[0]['n_reference']:,} of the reference" if rows[0].get("n_reference") else ""
-    more = "; the table has more of them" if len(said) < len(rows) else ""
+    more = "; the table has more of them" if len(words) < len(rows) else ""
     found = [f"Of {rows[0]['n']:,} images{beside}: {'; '.join(words)} (95 % intervals in brackets{more})."]
     few = [row for row in rows if row["metric"] in ("fid", "sfid") and row["n"] < 10_000]
     if few:
@@ -75,11 +85,7 @@ def describe_metrics(rows: Sequence[Row]) -> list[str]:
 
 def describe_trainings(rows: Sequence[Row]) -> list[str]:
     """Say the metrics over trainings, by rows of trainings.csv."""
-    said = [row for row in rows if row["metric"] in SAID_METRICS] or list(rows)
-    words = [
-        f"{SAID_METRICS.get(row['metric'], row['metric'])} {number(row['mean'])}{write_ends(row['low'], row['high'])}"
-        for row in said
-    ]
+    words = _say_metrics(rows, "mean")
     return [f"Mean over {rows[0]['trainings']} trainings, with its 95 % interval: {'; '.join(words)}."]
 
 

@@ -74,7 +74,7 @@ class Steering:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.by is not None and self.strength is None:
+        if self.by is not None and not self.strength:
             raise ValueError(
                 f"--steer_by {self.by} says what steers, and not how strongly: give --steer, 0.1 for example"
             )

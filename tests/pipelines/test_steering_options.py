@@ -82,8 +82,9 @@ def test_what_does_not_act_is_refused(ensemble, tmp_path):
         ensemble.with_(steering=Steering(0.1), branching=Branching(step=0)).check()
     with pytest.raises(ValueError, match=r"steer_steps lays steps closer .* there is one"):
         ensemble.with_(steps=1, steering=Steering(spread=0.5), branching=Branching(step=0)).check()
-    with pytest.raises(ValueError, match="not how strongly"):
-        Steering(by="edges")
+    for strength in (None, 0.0):
+        with pytest.raises(ValueError, match="not how strongly"):
+            Steering(strength, by="edges")
     with pytest.raises(ValueError, match="steer_steps"):
         Steering(spread=-1.0)
 
@@ -91,4 +92,4 @@ def test_what_does_not_act_is_refused(ensemble, tmp_path):
 def test_a_title_says_what_steers():
     assert Steering(0.1).describe() == ", steered 0.1 by disagreement"
     assert Steering(-0.2, "edges", 0.5).describe() == ", steered -0.2 by edges, steps spread 0.5"
-    assert Steering(0.0, "random").describe() == Steering().describe() == ""
+    assert Steering(0.0).describe() == Steering().describe() == ""
