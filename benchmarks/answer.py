@@ -106,10 +106,12 @@ class AnswerStudy:
         """Print a table of a line a way, and return its numbers.
 
         Raises:
-            ValueError: if a number of noises is larger than `n`.
+            ValueError: if a number of noises is larger than `n`, or none of them can be allocated to classes.
         """
-        if max(self.counts) > self.n:
-            raise ValueError(f"--counts are drawn from --n {self.n} noises, got {max(self.counts)}")
+        if not 2 < max(self.counts) <= self.n:
+            raise ValueError(
+                f"--counts are drawn from --n {self.n} noises, and one of them is 3 or more, got {max(self.counts)}"
+            )
         pipeline = load_ensemble(self.path, device=self.place.device, speed=Speed())
         slow = Way(*REFERENCE, self.branch_ats[0])
         reference = measure_answer(slow.of(pipeline, self.seed + 1), self.n)

@@ -27,8 +27,9 @@ def test_a_study_counts_what_it_asks(tmp_path, monkeypatch):
     assert published["evaluations"] == 10 * 10 * (4 + 3), "half of the eight steps, and one pass of each member"
     heun = of["Heun", "equal"]
     assert heun["evaluations"] == heun["noises"] * 10 * (2 * 2 + 2 * 3), "Heun evaluates twice a step"
-    with pytest.raises(ValueError, match="drawn from --n 3"):
-        AnswerStudy(path, n=3, counts=(4,), place=place).run()
+    for counts in ((4,), (1, 2)):
+        with pytest.raises(ValueError, match="from --n 3 noises, and one of them is 3 or more"):
+            AnswerStudy(path, n=3, counts=counts, place=place).run()
 
 
 @pytest.mark.parametrize("draw", [draw_equal, draw_adaptive])
