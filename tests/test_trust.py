@@ -16,6 +16,8 @@ from ldm.commands.images import FeatureChoice, ImageSource
 from ldm.commands.line import run_command
 from ldm.commands.shared import Placement
 from ldm.commands.words import take_trusted
+from ldm.data.plans import read_subsets
+from ldm.data.subsets import ComponentSubset
 from ldm.evaluation.extraction import open_features
 from ldm.evaluation.extractors import make_extractor
 from ldm.experiments.image_metrics import read_reference_features
@@ -30,10 +32,14 @@ ENSEMBLE = "runs/bootstrapped_digits_2"
 MODULE = "a_module_that_writes"
 # A module of the user's own: importing it leaves a file, and its class is a data set.
 OWN = """from pathlib import Path
+import numpy
 Path({mark!r}).touch()
 class Data:
     class_names = ("a", "b")
+    n_classes, labels = 2, [0, 1]
     def __init__(self, **params): pass
+    def __len__(self): return 2
+    def __getitem__(self, index): return {{"image": numpy.zeros((8, 8, 1), "f4"), "class_label": index}}
 def leave(**params): Path({mark!r}).touch()
 """
 
@@ -150,6 +156,8 @@ def test_a_posterior_a_plan_and_a_reference_are_refused(mark, capsys):
     Path("bins").mkdir()
     Path("bins/subsets_binned_classes.yaml").write_text(yaml.safe_dump(plan))
     assert "dataset.target names os.system" in refused("data bins", ["--show", "bins"], capsys)
+    with pytest.raises(ValueError, match=r"dataset\.target names os\.system"):  # a training's data set
+        ComponentSubset({"target": "ldm.data.digits.Digits"}, "bins", 0)
 
     Path("ref/parts").mkdir(parents=True)
     np.savez("ref/statistics.npz", none=np.zeros(1))
@@ -162,6 +170,19 @@ def test_a_posterior_a_plan_and_a_reference_are_refused(mark, capsys):
         with pytest.raises(ValueError, match=r"features\.target names subprocess\.call"):
             read("ref")
     assert not mark.exists()
+
+
+def test_a_plan_may_name_what_the_caller_has_built(mark):
+    own = f"{MODULE}.Data"
+    plan = {"format": 1, "dataset_name": "binned_classes", "images": 2, "components": 1, "class_names": ["a", "b"]}
+    Path("bins").mkdir()
+    Path("bins/subsets_binned_classes.yaml").write_text(
+        yaml.safe_dump(plan | {"bins": {"all": [0, 1]}, "dataset": {"target": own}})
+    )
+    Path("bins/filelist_comp0_binned_classes.txt").write_text("1\n1\n")
+    assert ComponentSubset({"target": own}, "bins", 0).positions.tolist() == [1, 1]
+    with pytest.raises(ValueError, match=f"dataset.target names {own}"):
+        read_subsets("bins")
 
 
 def test_own_packages_are_trusted_by_name_and_for_one_command(mark):

@@ -26,6 +26,7 @@ from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_ord
 from ldm.data.pictures import read_names
 from ldm.files import read_mapping, reading
 from ldm.ranges import COUNT, check_range
+from ldm.trust import accept, find_targets, trusting
 from ldm.util import atomic_write
 
 _FORMAT = 1
@@ -128,12 +129,13 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     """Read the plan in `folder`, without its lists.
 
     Raises:
-        ValueError: if the file is missing or is not a plan of this format.
+        ValueError: if the file is missing, is not a plan of this format, or names a class that is not known
+            (`ldm.trust`).
     """
     path = subsets_file(folder, dataset_name)
     if not path.exists():
         raise ValueError(f"{path} does not exist; make it with: {make_bins_command(folder, dataset_name)}")
-    content = read_mapping(path, "a plan of subsets", "write it again with `decu data bins`")
+    content = accept(read_mapping(path, "a plan of subsets", "write it again with `decu data bins`"), path)
     if content.get("format") != _FORMAT:
         found = content.get("format")
         raise ValueError(
@@ -277,7 +279,9 @@ def read_plan(
     command = make_bins_command(folder, dataset_name, member, config)
     if not subsets_file(folder, dataset_name).exists():
         raise ValueError(f"{subsets_file(folder, dataset_name)} does not exist; make it with: {command}")
-    subsets = read_subsets(folder, dataset_name)
+    own = {type(dataset).__module__, *(str(target) for _, target in find_targets(config or {}))}
+    with trusting(own):  # what the caller has built already, the plan may name
+        subsets = read_subsets(folder, dataset_name)
     if member is not None and not 0 <= member < subsets.members:
         more = shlex.join([*shlex.split(command), *plan_words(subsets), "--overwrite"])
         raise ValueError(

@@ -20,6 +20,7 @@ from ldm.laplace.attribution import Attribution, Question, Refit, attribute_imag
 from ldm.laplace.layer import LastLayer
 from ldm.pipelines.laplace import chosen_positions, observations
 from ldm.pipelines.posterior import PosteriorPipeline
+from ldm.trust import accept
 from ldm.uncertainty.propagation import path_weight
 
 
@@ -121,7 +122,7 @@ class FittedImages:
             ValueError: of posteriors that were merged, and where the data set does not have the images.
         """
         file = Path(folder) / "laplace.yaml"
-        record = read_mapping(file, "a posterior's record", "fit it again", ("record",))["record"]
+        record = accept(read_mapping(file, "a posterior's record", "fit it again", ("record",)), file)["record"]
         config = record.get("data") if data is None else data
         if not config or "merged" in config:
             raise ValueError(f"{file} names no data set of its own (it was merged): fit to all images in one call")

@@ -19,7 +19,6 @@ from ldm.data.subsets import (
     read_subsets,
     subsets_file,
 )
-from ldm.trust import accept
 
 SHOWN_CLASSES = 10  # classes named in a row, at most
 
@@ -64,7 +63,7 @@ def describe_folder(folder: str | Path) -> list[str]:
         subsets = read_subsets(folder, name)
         if "dataset" not in subsets.record:
             raise ValueError(f"{subsets_file(folder, name)} does not name its data set, so its lists cannot be counted")
-        dataset: Any = build_dataset(accept(subsets.record, subsets_file(folder, name))["dataset"])
+        dataset: Any = build_dataset(subsets.record["dataset"])
         members = [None, *range(subsets.members)]
         positions = {one: read_member_subset(folder, name, one, dataset)[1] for one in members}
         lines += describe_plan(folder, subsets, positions, dataset.labels)
