@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -86,7 +87,7 @@ def get_obj_from_str(path: str) -> Any:
     """Return the object a dotted path names.
 
     Raises:
-        ValueError: if the path has no module, or the module or the name in it does not exist.
+        ValueError: if there is no such thing, or it is of Python's standard library: a model is built of none of it.
     """
     path = DIFFUSERS_TARGETS.get(path, TARGET_ALIASES.get(path, path))
     if path.startswith("diffusers."):
@@ -96,6 +97,10 @@ def get_obj_from_str(path: str) -> Any:
         module, name = MOVED_MODULES[module], RENAMED_TARGETS.get(name, name)
     if not all(part.isidentifier() for part in path.split(".")) or not module:
         raise ValueError(f"target must be a dotted path such as 'package.module.Class', got '{path}'")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise ValueError(
+            f"target {path} is of Python's standard library, of which nothing is built; name a class of a package"
+        )
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:

@@ -228,6 +228,18 @@ def test_a_target_that_is_no_text_is_refused(target):
         accept({"model": {"target": target}}, "file")
 
 
+LIBRARY = ("os.system", "posix.system", "subprocess.call", "builtins.eval", "runpy.run_path", "json.tool.main")
+
+
+@pytest.mark.parametrize("target", LIBRARY)
+def test_nothing_is_built_of_the_standard_library_whoever_names_it(target, mark, capsys):
+    words = ["--target", target, "--params", f"command=touch {mark}", "--out", "bins"]
+    assert f"target {target} is of Python's standard library" in refused("data bins", words, capsys)
+    with pytest.raises(ValueError, match="standard library"):
+        instantiate_from_config({"target": target})
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     ("target", "match"),
     [

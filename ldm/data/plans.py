@@ -26,7 +26,7 @@ from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_ord
 from ldm.data.pictures import read_names
 from ldm.files import read_mapping, reading
 from ldm.ranges import COUNT, check_range
-from ldm.trust import accept, find_targets, trusting
+from ldm.trust import accept, trusting
 from ldm.util import atomic_write
 
 _FORMAT = 1
@@ -265,6 +265,11 @@ def read_member_subset(
     return subsets, read_list(listed, dataset)
 
 
+def _own_modules(dataset: Any) -> set[str]:
+    """Return the modules of a data set's class, and of those that it wraps."""
+    return {type(dataset).__module__, *(_own_modules(dataset.dataset) if hasattr(dataset, "dataset") else ())}
+
+
 def read_plan(
     folder: str | Path,
     dataset_name: str,
@@ -279,8 +284,7 @@ def read_plan(
     command = make_bins_command(folder, dataset_name, member, config)
     if not subsets_file(folder, dataset_name).exists():
         raise ValueError(f"{subsets_file(folder, dataset_name)} does not exist; make it with: {command}")
-    own = {type(dataset).__module__, *(str(target) for _, target in find_targets(config or {}))}
-    with trusting(own):  # what the caller has built already, the plan may name
+    with trusting(_own_modules(dataset)):  # what the caller has built already, the plan may name
         subsets = read_subsets(folder, dataset_name)
     if member is not None and not 0 <= member < subsets.members:
         more = shlex.join([*shlex.split(command), *plan_words(subsets), "--overwrite"])
