@@ -59,6 +59,7 @@ _REFERENCE = r"\$\{[^${}:]+\}"
 _ASKED = re.compile(rf"(?!{_REFERENCE})\$\{{([^${{}}]*)\}}")
 # A dollar that could begin such a question, by itself or joined to what it refers to.
 _OPEN = re.compile(rf"(?!{_REFERENCE})\$(?=[{{$]|$)")
+_DOLLAR = re.compile(r"(\\*)\$\{")
 _TRUSTED: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
@@ -157,6 +158,18 @@ def _disarm(value: Any) -> Any:
     while _ASKED.search(value):
         value = _ASKED.sub(r"<\1>", value)
     return _OPEN.sub("<", value)
+
+
+def escape(value: Any) -> Any:
+    """Return plain values written so that OmegaConf reads every text as it is: `\\${` for `${`, which would refer.
+
+    What has its references filled in and becomes a config again goes through here: a class may be named `${b}`.
+    """
+    if isinstance(value, Mapping):
+        return {key: escape(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escape(one) for one in value]
+    return _DOLLAR.sub(r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def settle(config: DictConfig) -> DictConfig:

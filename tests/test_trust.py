@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis.strategies import text
 from omegaconf import OmegaConf
 
 from ldm import load_ensemble, load_model, load_posterior
@@ -23,7 +25,7 @@ from ldm.evaluation.extractors import make_extractor
 from ldm.experiments.image_metrics import read_reference_features
 from ldm.training.config import load_config
 from ldm.training.runs import RunDirectory
-from ldm.trust import accept, is_admitted, settle, trusting
+from ldm.trust import accept, escape, is_admitted, settle, trusting
 from ldm.util import instantiate_as, instantiate_from_config
 
 WRITTEN = Path(__file__).parent / "fixtures" / "first_version"
@@ -330,3 +332,9 @@ def test_the_runs_of_the_first_version_name_nothing_else(mark):
     for folder in sorted(Path("runs").glob("2026-*")):
         assert RunDirectory(folder).config().model.target and RunDirectory(folder).config("lightning") is not None
     assert not mark.exists()
+
+
+@given(text(alphabet="\\${}:ab", max_size=12))
+def test_texts_are_read_back_as_they_are(words):
+    for plain in ({"names": [words]}, {"a": {"b": f"before {words}"}}):
+        assert OmegaConf.to_container(OmegaConf.create(escape(plain)), resolve=True) == plain

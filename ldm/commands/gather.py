@@ -128,6 +128,7 @@ class Gather:
         from ldm.ensembles.storage import read_published, write_ensemble
         from ldm.pipelines import build_model
         from ldm.training.config import load_config
+        from ldm.trust import escape
 
         config = load_config([str(self.base)])
         folder = Path(str(self.out))
@@ -148,7 +149,7 @@ class Gather:
             "null_class": "random",
             "initialisation": {"how": "random", "noise": None},
             **self._data(config),
-            "config": OmegaConf.to_container(config, resolve=True),
+            "config": escape(OmegaConf.to_container(config, resolve=True)),
             "members": [
                 {"component": index, "seed": None, "run": Path(str(self.published)).name, "step": None}
                 for index in range(len(members))

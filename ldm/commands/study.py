@@ -10,7 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ldm.commands.study_step import StudyStep, find_foreign_classes, say_other_config
+from ldm.commands.study_step import (
+    StudyStep,
+    base_words,
+    find_foreign_classes,
+    member_words,
+    refuse_idle_words,
+    say_other_config,
+)
 from ldm.commands.words import refuse_options
 from ldm.options import option
 
@@ -75,6 +82,7 @@ class Study:
         from ldm.pipelines.prompts import write_class_prompts
         from ldm.records import write_record
 
+        self._check_words()
         left = [place for place, step in enumerate(self.steps()) if not step.done]
         if self.dry_run:
             print("\n".join(self.steps()[place].by_hand(self.own_classes) for place in left))
@@ -95,6 +103,16 @@ class Study:
         write_record(self.ensemble / "study.json", self, overwrite=True, seconds=spent)
         print(f"\ndone; open {self.page}")
         return self.page
+
+    def _check_words(self) -> None:
+        """Refuse words that no config holds, and those that come after the training that they are for."""
+        from ldm.training.config_keys import load_checked_config
+
+        words, ours = base_words(self.changes), member_words(self.config, self.changes)
+        load_checked_config([self.config], words)
+        load_checked_config([self.config], ours, component=True)
+        refuse_idle_words(self._find_run(f"{self.name}_base"), words)
+        refuse_idle_words(self._find_run(f"{self.name}_bootstrappedall"), ours, self.seed)
 
     @cached_property
     def own_classes(self) -> set[str]:
@@ -147,25 +165,11 @@ class Study:
         run = self._find_run(name)
         words = ["--base", config, "-t", "--gpus", self.gpus, "--scale_lr", "False", "--logdir", self.logdir]
         words += ["--name", name]
-        words += [word for word in self.changes if config == self.config and not word.startswith("components.")]
+        words += base_words(self.changes) if config == self.config else []
         place = f"{self.logdir}/TIME_{name}" if run is None else str(run.path)
         return [
             StudyStep(f"training {what}", "train", words, ready or (run is not None and run.finished.exists()), name),
             StudyStep(f"writing the weights of {what}", "export", ["--run", place, "--out", out], ready),
-        ]
-
-    def _member_words(self) -> list[str]:
-        """Return the words that change members: those of the base model but where `components` has its own value."""
-        from omegaconf import OmegaConf
-
-        from ldm.training.config import read_config
-
-        own = read_config(self.config).get("components") or OmegaConf.create()
-        names = [word.partition("=")[0] for word in self.changes]
-        return [
-            word
-            for word, name in zip(self.changes, names, strict=True)
-            if name.startswith("components.") or OmegaConf.select(own, name) is None
         ]
 
     def _member_steps(self) -> list[StudyStep]:
@@ -175,7 +179,7 @@ class Study:
         run = self._find_run(name)
         words = ["--base", self.config, "-t", "--gpus", self.gpus, "--scale_lr", "False", "--logdir", self.logdir]
         words += ["--start_from_pretrained", "--component", "all", "--members", str(self.members)]
-        words += ["--seed", str(self.seed), "--ensemble_name", "bootstrapped", *self._member_words()]
+        words += ["--seed", str(self.seed), "--ensemble_name", "bootstrapped", *member_words(self.config, self.changes)]
         finished = run is not None and run.finished.exists()
         gather = ["--path", self.logdir, "--ensemble_name", "bootstrapped", "--ensemble_comps", str(self.members)]
         return [
@@ -270,4 +274,4 @@ class Study:
     def _read(self) -> DictConfig:
         from ldm.training.config import load_config
 
-        return load_config([self.config], list(self.changes), component=True)
+        return load_config([self.config], member_words(self.config, self.changes), component=True)

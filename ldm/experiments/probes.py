@@ -26,6 +26,7 @@ from ldm.pipelines.features import DataStates
 from ldm.pipelines.laplace import chosen_positions as drawn_positions
 from ldm.pipelines.model import ModelPipeline
 from ldm.training.latent_cache import prepare_latents
+from ldm.trust import escape
 
 PIXELS: Place = (0.0, "pixels")
 # Seeds of test noises lie this far above those of training noises.
@@ -79,11 +80,11 @@ class ProbeStudy:
         self.plan = plan
         self.folder = folder
         splits_of(pipeline.config, "train", "validation")
-        config = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True))
+        config = OmegaConf.create(escape(OmegaConf.to_container(OmegaConf.create(pipeline.config), resolve=True)))
         params = config.data.params
         if plan.latent_cache:
             params.update({"latent_cache": plan.latent_cache, "latent_views": plan.copies})
-        params = OmegaConf.to_container(params)
+        params = OmegaConf.to_container(params, resolve=True)
         self.configs = {"train": params["train"], "test": params["validation"]}
         known = {key: value for key, value in params.items() if key not in ("global_batch_size", "test", "predict")}
         module = DataModuleFromConfig(**{"batch_size": plan.images_per_pass, **known})

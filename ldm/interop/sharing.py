@@ -24,7 +24,7 @@ from ldm.ensembles.storage import read_ensemble, write_ensemble
 from ldm.records import refuse_existing
 from ldm.training.config import load_config
 from ldm.training.config_keys import check_config
-from ldm.trust import accept_config
+from ldm.trust import accept_config, escape
 from ldm.util import atomic_write
 
 HUB = "hf://"
@@ -39,7 +39,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def make_shared_config(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """Return what of a config belongs to a model anywhere: its references filled in, without files of this machine."""
     node = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
-    plain = OmegaConf.to_container(node, resolve=True)
+    plain = escape(OmegaConf.to_container(node, resolve=True))
     assert isinstance(plain, dict)
     found = {str(name): section for name, section in plain.items() if name not in LOCAL_SECTIONS}
     _drop_files(found)

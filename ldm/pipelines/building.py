@@ -15,6 +15,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.conditioned import network_alone
 from ldm.modules.low_rank import fold_factors
 from ldm.state_dicts import name_some
+from ldm.trust import escape
 from ldm.util import get_obj_from_str, instantiate_from_config
 
 FIRST_STAGE = "model.params.first_stage_config.params"
@@ -27,7 +28,11 @@ def build_model(config: Mapping[str, Any]) -> LatentDiffusion:
         ValueError: if the config's model is something else, a first stage for example.
     """
     model = _as_node(config).get("model")
-    spec = OmegaConf.create(OmegaConf.to_container(model, resolve=True)) if isinstance(model, DictConfig) else model
+    spec = (
+        OmegaConf.create(escape(OmegaConf.to_container(model, resolve=True)))
+        if isinstance(model, DictConfig)
+        else model
+    )
     if not isinstance(spec, DictConfig) or not {"target", "params"} <= set(spec):
         raise ValueError(f"a config's model is a mapping with target and params, got '{spec}'")
     target = get_obj_from_str(spec.target)

@@ -18,6 +18,7 @@ from ldm.ensembles.storage import write_ensemble
 from ldm.files import reading
 from ldm.training.posthoc import put_averages, read_averages
 from ldm.training.runs import STAMP, RunDirectory, runs_named
+from ldm.trust import escape
 from ldm.util import check_plain_name, get_obj_from_str, instantiate_from_config
 
 # What a member's checkpoint must say of it.
@@ -168,7 +169,7 @@ def gather_members(
         },
         "row_rates": record.get("row_rates", "none"),
         **({} if ema is None else {"ema": ema}) | data,
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": escape(OmegaConf.to_container(config, resolve=True)),
         "members": [
             {
                 "component": index,

@@ -23,6 +23,7 @@ from ldm.records import refuse_existing
 from ldm.training.gathering import describe_training_data
 from ldm.training.posthoc import put_averages, read_averages
 from ldm.training.runs import RunDirectory, find_run
+from ldm.trust import escape
 
 # What a training from scratch trains: the network, and the embedder of its condition.
 TRAINED = (UNET, EMBEDDER)
@@ -144,7 +145,7 @@ def gather_runs(
         "initialisation": {"how": "random", "noise": None},
         **({} if ema is None else {"ema": ema}),
         **(describe_training_data(config) if "data" in config else {}),
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": escape(OmegaConf.to_container(config, resolve=True)),
         "members": [
             {
                 "component": index,

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -271,5 +272,21 @@ def test_a_study_goes_from_the_config_to_the_page_and_does_nothing_twice(folder,
     assert capsys.readouterr().out.split()[:2] == ["decu", "report"], "nothing is left but the page"
     Study("my.yaml", members=2, logdir="logs", changes=changes).run()
     assert "was trained by a config with other" not in capsys.readouterr().out
-    Study("my.yaml", members=2, logdir="logs", changes=(*changes, "data.params.train.params.split=all")).run()
+    late = {"lightning.trainer.max_steps=3": "with 2", "components.lightning.trainer.max_steps=3": "with 2"}
+    for word, was in late.items():
+        with pytest.raises(ValueError, match=rf"{word} comes too late: logs/.* was trained {was}"):
+            Study("my.yaml", members=2, logdir="logs", changes=(*changes, word)).run()
+    with pytest.raises(ValueError, match=r"--seed 3 comes too late: .* trained with 0"):
+        Study("my.yaml", members=2, logdir="logs", changes=changes, seed=3).run()
+    text = Path("my.yaml").read_text()
+    Path("my.yaml").write_text(text.replace("split: train", "split: all", 1))
+    Study("my.yaml", members=2, logdir="logs", changes=changes).run()
     assert "was trained by a config with other data.params.train, and is used" in capsys.readouterr().out
+
+
+def test_a_study_refuses_words_that_no_config_has(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_config(folder, measure=False)
+    for word in ("foo.bar=1", "model.params.unet_config.params.model_chanels=32", "components.lightning.trainr.a=1"):
+        with pytest.raises(ValueError, match=r"known are|did you mean"):
+            Study("my.yaml", dry_run=True, changes=(word,)).run()
