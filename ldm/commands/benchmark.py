@@ -13,6 +13,8 @@ from ldm.commands.study_step import StudyStep
 from ldm.commands.words import refuse_options
 from ldm.options import option
 
+_SECTIONS = {"benchmark", "benchmark_methods", "benchmark_data", "benchmark_rows"}
+
 if TYPE_CHECKING:
     from ldm.benchmark.plan import BenchmarkPlan, PlannedCell
     from ldm.records import Row
@@ -124,6 +126,7 @@ class BenchmarkMethods:
     @cached_property
     def plan(self) -> BenchmarkPlan:
         """What is compared, by the config."""
+        from ldm.arguments import suggest_key
         from ldm.benchmark.images import read_benchmark_images
         from ldm.benchmark.method import UncertaintyMethod
         from ldm.benchmark.plan import BenchmarkPlan
@@ -132,6 +135,9 @@ class BenchmarkMethods:
         from ldm.util import instantiate_as
 
         read = to_plain(load_config([self.config], list(self.changes), needs=("benchmark", "benchmark_methods")))
+        wrong = sorted(set(read) - _SECTIONS)
+        if wrong:
+            raise ValueError(f"a benchmark's config has no section '{wrong[0]}': {suggest_key(wrong[0], _SECTIONS)}")
         named: list[Row] = read["benchmark_methods"]
         methods: list[Any] = [
             instantiate_as(UncertaintyMethod, one, f"benchmark_methods[{number}]") for number, one in enumerate(named)

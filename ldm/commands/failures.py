@@ -59,8 +59,8 @@ def describe_failure(error: BaseException, command: Any = None) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return describe_system_failure(error, find_output(command))
     kind = type(error).__name__
-    if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
-        remedy = "take smaller batches (--batch_size, --chunk, data.params.batch_size)"
+    if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        remedy = "take smaller numbers and batches (--batch_size, --chunk, data.params.batch_size)"
         return f"the memory is used up: {remedy}: {first_line(error)}"
     if isinstance(error, ImportError):
         return f"{first_line(error)}: install what is missing, `pip install` names it as the message does"

@@ -27,6 +27,7 @@ from ldm.settings.names import (
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
 Precision = Literal["float32", "bf16", "fp16"]
 Published = Literal["published", "published-linear"]
+_FINEST_GRID = 1024
 
 
 @dataclass(frozen=True)
@@ -281,5 +282,5 @@ class FeatureReading:
         given = {name: getattr(self, name) for name in ("t", "logsnr", "index") if getattr(self, name) is not None}
         if len(given) > 1:
             raise ValueError(f"give one of --t, --logsnr, --index; got {given}")
-        if self.pool != "none" and not (self.pool.isdigit() and int(self.pool) >= 1):
-            raise ValueError(f"--pool takes a number from 1, or none; got '{self.pool}'")
+        if self.pool != "none" and not (self.pool.isdecimal() and 1 <= int(self.pool) <= _FINEST_GRID):
+            raise ValueError(f"--pool takes a number from 1 to {_FINEST_GRID}, or none; got '{self.pool}'")

@@ -137,6 +137,12 @@ def test_what_is_no_method_is_refused(tmp_path, more, words):
         BenchmarkMethods(write_config(tmp_path, **more), str(tmp_path / "out")).run()
 
 
+def test_a_section_that_does_nothing_is_refused(tmp_path):
+    command = BenchmarkMethods(write_config(tmp_path), str(tmp_path / "out"), dry_run=True)
+    with pytest.raises(ValueError, match="no section 'benchmark_row': did you mean 'benchmark_rows'"):
+        command.add_words(["benchmark_row=[]"]).run()
+
+
 class NeedsWhatIsMissing:
     """A method of a library that nobody has."""
 

@@ -69,6 +69,11 @@ def test_a_command_ends_with_one_sentence(kind, debug, capsys):
     assert ("Traceback" in capsys.readouterr().err) == debug
 
 
+def test_numbers_beyond_the_memory_say_so():
+    message = describe_failure(caught(lambda: torch.empty(2**46)))
+    assert message.startswith("the memory is used up: take smaller numbers") and "\n" not in message
+
+
 def test_the_sentence_stands_on_a_line_of_its_own():
     code = """
 import sys
