@@ -198,7 +198,7 @@ def read_synsets(path: Path) -> list[str] | None:
     if not path.exists():
         return None
     with reading(path, "a list of synsets by class", "fetch it again, or remove it"):
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or sorted(content) != list(range(len(content))):
         raise ValueError(f"{path} must map the classes 0, 1, ... to synsets, got {type(content).__name__}")
     synsets = [str(content[label]) for label in range(len(content))]
@@ -212,10 +212,13 @@ def read_human_names(root: Path, synsets: list[str]) -> list[str]:
     human = root / "synset_human.txt"
     numbered = root / "imagenet1000_clsidx_to_labels.txt"
     if human.exists():
-        names = dict(line.split(maxsplit=1) for line in human.read_text().splitlines() if len(line.split()) > 1)
+        with reading(human, "the names of synsets", "fetch it again, or remove it"):
+            lines = human.read_text(encoding="utf-8").splitlines()
+        names = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
         return [names.get(synset, synset) for synset in synsets]
     if numbered.exists() and len(synsets) == N_CLASSES:
-        found = [LABEL_LINE.match(line) for line in numbered.read_text().splitlines()]
+        with reading(numbered, "the names of classes", "fetch it again, or remove it"):
+            found = [LABEL_LINE.match(line) for line in numbered.read_text(encoding="utf-8").splitlines()]
         names = {int(match[1]): match[3] for match in found if match}
         return [names.get(label, synset) for label, synset in enumerate(synsets)]
     return list(synsets)

@@ -97,7 +97,7 @@ def write_subsets(
         if list_file(folder, subsets.dataset_name, member) not in keep
     }
     contents[subsets_file(folder, subsets.dataset_name)] = to_yaml(subsets, dataset)
-    changed = [path for path, text in contents.items() if path.exists() and path.read_text(encoding="utf-8") != text]
+    changed = [path for path, text in contents.items() if path.exists() and path.read_bytes() != text.encode()]
     if changed and not overwrite:
         raise ValueError(
             f"{folder} already holds other subsets ({', '.join(path.name for path in changed[:3])}"

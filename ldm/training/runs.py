@@ -113,7 +113,7 @@ class RunDirectory:
         """Write `configs/{timestamp}-{kind}.yaml`; a resumed run that changed something adds a file of its own."""
         text = OmegaConf.to_yaml(config)
         path = self.configs / f"{self.stamp}-{kind}.yaml"
-        if path.exists() and path.read_text() == text:
+        if path.exists() and path.read_bytes() == text.encode():
             return path
         if path.exists():
             path = self.configs / f"{self.stamp}-{datetime.now():%Y%m%d%H%M%S}-{kind}.yaml"

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.commands.data_bins import MakeBins
-from ldm.data.imagenet import ImageNetTrain, ImageNetValidation
+from ldm.data.imagenet import ImageNetTrain, ImageNetValidation, read_human_names, read_synsets
 from ldm.data.prepare.published import subsets_from_pickle
 from ldm.util import instantiate_from_config
 
@@ -146,3 +146,11 @@ def test_other_pickles_are_refused(tmp_path, content):
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="must"):
         subsets_from_pickle(path)
+
+
+@pytest.mark.parametrize("name", ["synset_human.txt", "index_synset.yaml"])
+def test_a_damaged_list_of_names_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"n01440764 tench\n\xff\xfe\xfa")
+    read = read_synsets if name.endswith("yaml") else lambda path: read_human_names(path.parent, ["n01440764"])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        read(tmp_path / name)

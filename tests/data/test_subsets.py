@@ -173,6 +173,9 @@ def test_other_content_is_overwritten_only_when_asked(tmp_path):
     other = S.plan_binned(data.labels, data.class_names, seed=1)
     S.write_subsets(tmp_path, other, S.sample_keys(data), DIGITS, overwrite=True)
     assert S.read_subsets(tmp_path).bins == other.bins != plan.bins
+    S.subsets_file(tmp_path, S.BINNED).write_bytes(b"\xff")  # no text at all is other content, too
+    with pytest.raises(ValueError, match="--overwrite"):
+        written(tmp_path, data)
 
 
 class Named(Dataset):

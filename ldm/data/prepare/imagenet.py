@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ldm.data.prepare.archives import tar_entries, unpack, write_entries
 from ldm.data.prepare.download import find_fault
+from ldm.files import reading
 from ldm.util import atomic_write
 
 TRAIN_TAR, VAL_TAR, DEVKIT = TARS = (
@@ -79,11 +80,14 @@ def read_devkit(folder: Path) -> tuple[dict[str, str], list[str]]:
     absent = [name for name, path in found.items() if path is None]
     if absent:
         raise ValueError(f"{folder} lacks {', '.join(absent)}; is {DEVKIT} the published one?")
-    synsets = loadmat(found["meta.mat"], squeeze_me=True)["synsets"]
-    leaves = [row for row in synsets if int(row["num_children"]) == 0]
-    by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-    human = {str(row["WNID"]): str(row["words"]) for row in leaves}
-    truth = [by_number[int(line)] for line in found["ILSVRC2012_validation_ground_truth.txt"].read_text().split()]
+    meta, listed = found["meta.mat"], found["ILSVRC2012_validation_ground_truth.txt"]
+    with reading(meta, "the devkit's table of classes", f"unpack {DEVKIT} again"):
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        leaves = [row for row in synsets if int(row["num_children"]) == 0]
+        by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        human = {str(row["WNID"]): str(row["words"]) for row in leaves}
+    with reading(listed, "the devkit's classes of the validation images", f"unpack {DEVKIT} again"):
+        truth = [by_number[int(line)] for line in listed.read_text().split()]
     return dict(sorted(human.items())), truth
 
 
