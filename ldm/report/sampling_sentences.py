@@ -107,7 +107,7 @@ def describe_scores(rows: Sequence[Row]) -> list[str]:
 
 def describe_removals(rows: Sequence[Row]) -> list[str]:
     """Say which scores remove better than chance, by rows of table.csv of a filter."""
-    found = []
+    found, untold = [], []
     ways = [row for row in rows if row["removed by"] != "none" and not str(row["removed by"]).startswith("random")]
     for metric in [name.removeprefix("p_") for name in rows[0] if name.startswith("p_")]:
         told = [row for row in ways if is_known(row[f"p_{metric}"]) and row[f"p_{metric}"] <= MOST_P]
@@ -115,12 +115,17 @@ def describe_removals(rows: Sequence[Row]) -> list[str]:
             word: [str(row["removed by"]) for row in told if (row[f"z_{metric}"] > 0) == better]
             for word, better in (("better", True), ("worse", False))
         }
-        words = [f"{word} than random removal by {list_names(own)}" for word, own in names.items() if own]
+        words = " and ".join(f"{word} than random removal by {list_names(own)}" for word, own in names.items() if own)
+        if words:
+            scores = count_noun(len(ways), "score")
+            found.append(f"{metric} of what is kept is {words} (p at most {MOST_P:g} by Holm), of {scores}.")
+        else:
+            untold.append(metric)
+    if untold:
+        verb = "is" if len(untold) == 1 else "are"
         found.append(
-            f"{metric} of what is kept is {' and '.join(words)} (p at most {MOST_P:g} by Holm), of {len(ways)} scores."
-            if words
-            else f"{metric} of what is kept is told from random removal by none of {len(ways)} scores (p at most "
-            f"{MOST_P:g} by Holm)."
+            f"{list_names(untold)} of what is kept {verb} told from random removal by none of "
+            f"{count_noun(len(ways), 'score')} (p at most {MOST_P:g} by Holm)."
         )
     return found
 
@@ -130,6 +135,8 @@ def describe_promises(rows: Sequence[Row]) -> list[str]:
     kept = [row for row in rows if row["promised"]]
     if not kept:
         return [f"Nothing can be promised of {len(rows)} scores and groups; the table says how many samples would do."]
+    if any(row["of"] != "all" for row in rows):
+        return [" ".join(_count_classes(score, rows) for score in dict.fromkeys(row["score"] for row in rows))]
     best = max(kept, key=lambda row: row["accepted share"])
     control = next((row for row in rows if row["score"] == "random"), None)
     beside = ""
@@ -138,10 +145,19 @@ def describe_promises(rows: Sequence[Row]) -> list[str]:
             f"; random, which knows nothing, by {100 * control['accepted share'] if control['promised'] else 0:.0f} %"
         )
     return [
-        f"The promise is kept by {len(kept)} of {len(rows)} scores and groups, with most samples accepted by "
+        f"The promise is kept by {len(kept)} of {count_noun(len(rows), 'score')}, with most samples accepted by "
         f"{best['score']}: {100 * best['accepted share']:.0f} %, of which {best['bad']} of {best['accepted']} are bad"
         f"{beside}."
     ]
+
+
+def _count_classes(score: str, rows: Sequence[Row]) -> str:
+    """Say for how many classes a score keeps a promise."""
+    own = [row for row in rows if row["score"] == score]
+    kept = [str(row["of"]) for row in own if row["promised"]]
+    named = f": {list_names(kept)}" if kept and len(kept) < len(own) else ""
+    beside = ", which knows nothing," if score == "random" else ""
+    return f"{score}{beside} keeps the promise in {len(kept)} of {count_noun(len(own), 'class', 'classes')}{named}."
 
 
 def describe_accepted(rows: Sequence[Row]) -> list[str]:

@@ -45,10 +45,10 @@ TABLES = {
     ),
     "promise.csv": (
         [
-            {"score": name, "promised": held, "accepted share": share, "accepted": 40, "bad": 1}
+            {"score": name, "of": "all", "promised": held, "accepted share": share, "accepted": 40, "bad": 1}
             for name, held, share in (("sum", True, 0.4), ("random", False, 0.0))
         ],
-        "kept by 1 of 2 scores and groups, with most samples accepted by sum: 40 %, of which 1 of 40 are bad; random, "
+        "kept by 1 of 2 scores, with most samples accepted by sum: 40 %, of which 1 of 40 are bad; random, "
         "which knows nothing, by 0 %.",
     ),
     "results.csv": (
@@ -86,6 +86,20 @@ def test_a_page_begins_with_what_its_table_says(tmp_path, name):
     write_csv(tmp_path / "below" / name, rows)
     assert words in " ".join(make_page(tmp_path / "below").summary)
     assert make_page(tmp_path).summary[0].startswith("below: "), "of several results, each says which it is"
+
+
+def test_promises_of_classes_are_counted_score_by_score(tmp_path):
+    held = {("sum", "ant"): True, ("sum", "bee"): False, ("random", "ant"): True, ("random", "bee"): True}
+    rows = [
+        {"score": score, "of": name, "promised": kept, "accepted share": 1.0, "accepted": 40, "bad": 1}
+        for (score, name), kept in held.items()
+    ]
+    write_csv(tmp_path / "promise.csv", rows)
+    (said,) = make_page(tmp_path).summary
+    assert said == (
+        "sum keeps the promise in 1 of 2 classes: ant. random, which knows nothing, keeps the promise in 2 of 2 "
+        "classes."
+    )
 
 
 def test_corrected_norms_and_an_edge_are_told(tmp_path):
