@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from ldm.files import reading
 from ldm.records import Row
 from ldm.report.evaluation_sentences import (
     describe_errors,
@@ -76,7 +77,8 @@ def describe_tables(tables: Iterable[Path], folder: Path) -> list[str]:
         if not rows or any(name not in rows[0] for name in needs):
             continue
         check_numbers(path, rows, [name for name in needs if name not in _NAMES], nan=True)
-        sentences = make(rows) if make else [write_sentence(words) for words in read_comments(path)[:1]]
+        with reading(path, "a whole table of results", "make it again, or take it out of the folder"):
+            sentences = make(rows) if make else [write_sentence(words) for words in read_comments(path)[:1]]
         parent = path.parent.relative_to(folder).as_posix()
         if sentences and parent != ".":
             sentences[0] = f"{parent}: {sentences[0]}"

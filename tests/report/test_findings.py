@@ -88,6 +88,18 @@ def test_a_page_begins_with_what_its_table_says(tmp_path, name):
     assert make_page(tmp_path).summary[0].startswith("below: "), "of several results, each says which it is"
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_a_blank_cell_is_passed_over_or_the_table_is_named(tmp_path, name):
+    rows = TABLES[name][0]
+    for column in rows[0]:
+        (tmp_path / name).unlink(missing_ok=True)
+        write_csv(tmp_path / name, [{**row, column: None} for row in rows])
+        try:
+            make_page(tmp_path)
+        except ValueError as error:
+            assert name in str(error)
+
+
 def test_promises_of_classes_are_counted_score_by_score(tmp_path):
     held = {("sum", "ant"): True, ("sum", "bee"): False, ("random", "ant"): True, ("random", "bee"): True}
     rows = [
