@@ -247,12 +247,14 @@ def summarise_steps(each: list[dict[str, float]]) -> list[Row]:
 
 
 def draw(found: list[dict[tuple[str, float], Classed]], note: str, path: Path) -> None:
-    """Draw precision over recall of each way, means over seeds."""
+    """Draw precision over recall of each way, means over seeds; the greatest strengths are named."""
     names = list(dict.fromkeys(name for name, _ in found[0] if name != "none"))
     curves = {}
     for name in names:
         points = np.mean([curve_of(each, name) for each in found], 0)
-        curves[name] = Curve(points[:, 0], points[:, 1])
+        strengths = [0.0, *(strength for own, strength in found[0] if own == name)]
+        names = [f"{one:g}" if one >= max(strengths) / 2 else "" for one in strengths]  # the others lie too close
+        curves[name] = Curve(points[:, 0], points[:, 1], names=names)
     curve_plot(curves, path, "recall", "precision", "Steered samples: likeness against variety", note,
                legend="steered by", overwrite=True)  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,17 +26,19 @@ LINES = ("-", "--", ":")  # one after the colours are used up
 CEILING_IN_VIEW = 2.5
 # Positive values whose largest is more than this many times the least are drawn on a logarithmic axis.
 LOG_FROM = 10
+LEGEND: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "frameon": False, "loc": "upper left"}
 TITLE_SIZE = 9  # points of a title's letters
 BESIDE = 0.75  # inches of a figure beside its axes: the ticks and the label on the left
 
 
 class Curve(NamedTuple):
-    """Points x, y [N] of a line and, if given, the ends of a band around it, low and high [N]."""
+    """Points x, y [N] of a line; if given, the ends of a band around it, low and high [N], and the points' names."""
 
     x: ArrayLike
     y: ArrayLike
     low: ArrayLike | None = None
     high: ArrayLike | None = None
+    names: Sequence[str] = ()
 
 
 def per_bin_plot(
@@ -208,15 +210,11 @@ def curve_plot(
         highest = max(highest, np.nanmax(y))
     _draw_scales(axes, curves, invert_x, log, xnames)
     note = _draw_ceiling(axes, ceiling, np.inf if log else highest, note)
-    axes.legend(
-        title=legend,
-        title_fontsize=8,
-        fontsize=8,
-        frameon=False,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.3,
-    )
+    axes.legend(title=legend, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, **LEGEND)
+    named = [curve for curve in curves.values() if curve.names]
+    if named:
+        x, y = (np.concatenate([np.asarray(curve[axis], dtype=float) for curve in named]) for axis in (0, 1))
+        write_names(axes, [name for curve in named for name in curve.names], x, y)
     _write_texts(axes, xlabel, ylabel, title, note, "")
     save_figure(figure, path, overwrite)
 

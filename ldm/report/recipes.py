@@ -41,7 +41,11 @@ def draw_recipes(tables: Mapping[str, Sequence[Row]], folder: Path, note: str) -
     if "guidance" in tables:
         rows = [row for row in tables["guidance"] if row["guidance"] != "none"]
         curves = make_curves(rows, "guidance", "recall", "FD")
-        _draw(curves, folder / "guidance.png", "recall", "Guidance of growing scale", note, "guidance")
+        named = {
+            name: curve._replace(names=[f"{row['scale']:g}" for row in rows if row["guidance"] == name])
+            for name, curve in curves.items()
+        }
+        _draw(named, folder / "guidance.png", "recall", "Guidance, its scale at each point", note, "guidance")
 
 
 def _draw(curves: dict[str, Curve], path: Path, x: str, title: str, note: str, legend: str) -> None:
