@@ -84,12 +84,12 @@ def write_record(path: str | Path, options: Mapping[str, Any] | Any, overwrite: 
         partial.write_text(json.dumps(record(options, **more), indent=1, default=str) + "\n")
 
 
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Before anything is computed, make sure that outputs may be written.
+def refuse_existing(paths: Iterable[Path], overwrite: bool, option: str = "--out") -> None:
+    """Before anything is computed, make sure that outputs may be written, whose place an option names.
 
     Raises:
         FileExistsError: naming the first that exists, unless `overwrite`.
     """
     found = next((path for path in paths if path.exists()), None)
     if found is not None and not overwrite:
-        raise FileExistsError(f"{found} exists; choose another --out, or add --overwrite")
+        raise FileExistsError(f"{found} exists; choose another {option}, or add --overwrite")

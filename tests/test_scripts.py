@@ -227,6 +227,9 @@ def test_trunk_of_a_run_and_its_recognition(components, capsys):
     source = ModelSource(str(run_folder))
     rate = EvaluateRecognise(source, n=2, grid=str(grid), sampling=Sampling(steps=2), place=CPU).run()
     assert 0 <= rate <= 1
+    assert json.loads(grid.with_suffix(".json").read_text())["recognised"] == rate
+    with pytest.raises(FileExistsError, match="choose another --grid, or add --overwrite"):
+        EvaluateRecognise(source, n=2, grid=str(grid), sampling=Sampling(steps=2), place=CPU).run()
     with Image.open(grid) as picture:
         assert picture.height > 10 * 96, "a row for each class, its name beside it"
     assert "real test images 99" in capsys.readouterr().out, "the classifier itself knows the digits"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -24,6 +25,7 @@ class EvaluateRecognise:
 
     default_steps: ClassVar[int] = 50
     default_scale: ClassVar[float] = 1.0
+    acts_with: ClassVar[Mapping[str, str]] = {"overwrite": "grid"}
 
     source: ModelSource
     n: int = 50
@@ -31,7 +33,9 @@ class EvaluateRecognise:
     real: int = 10000
     """Training and test images that are used at most, drawn by --seed."""
     grid: Annotated[str | None, option(metavar="FILE", default="no picture")] = None
-    """Write ten samples of each class to this picture too."""
+    """Write ten samples of each class to this picture too, and FILE.json beside it, the record of the command."""
+    overwrite: bool = False
+    """Replace the picture of --grid."""
     sampling: Sampling = Sampling()
     place: Placement = Placement()
     speed: Speed = Speed()
@@ -42,7 +46,10 @@ class EvaluateRecognise:
 
         from ldm.experiments.recognition import recognise_samples
         from ldm.images import labelled_grid
+        from ldm.records import refuse_existing, write_record
 
+        if self.grid:
+            refuse_existing([Path(self.grid)], self.overwrite, "--grid")
         pipeline = self.source.load(self.sampling, self.speed, self.place.device, self.default_steps)
         found = recognise_samples(pipeline, self.n, self.real)
         numbers = tuple(map(str, range(pipeline.n_classes)))
@@ -51,7 +58,8 @@ class EvaluateRecognise:
             grid = found.first_of_each(10)
             rows = [f"{name}\n{rate:.0%} recognised" for name, rate in zip(names, found.rates, strict=True)]
             title = f"{found.mean:.0%} of {len(found.images)} samples recognised; {grid.shape[1]} of each class shown"
-            labelled_grid(grid, Path(self.grid), rows, [""] * grid.shape[1], title, overwrite=True)
+            labelled_grid(grid, Path(self.grid), rows, [""] * grid.shape[1], title, self.overwrite)
+            write_record(Path(self.grid).with_suffix(".json"), self, overwrite=True, recognised=found.mean)
         print("  ".join(f"{name}: {rate:.1%}" for name, rate in zip(names, found.rates, strict=True)))
         count = len(found.images)
         print(f"recognised {found.mean:.2%} of {count} samples; real test images {found.real:.2%}")
