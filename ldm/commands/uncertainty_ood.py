@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,8 @@ class UncertaintyOod:
         least = 1 / (len(next(iter(known.values())).values) + 1)
         if least > self.flag:
             note += f"; so few held-out pictures flag nothing: no p is below {least:.2g}"
+        if any(math.isnan(row["low"]) for row in table):
+            note += "; one picture has no interval"
         print(markdown_table(table, 3), note, sep="\n")
         write_csv(out / "ood.csv", table, [note, _COLUMNS], overwrite=True)
         write_csv(out / "scores.csv", list_pictures(known, sets), overwrite=True)

@@ -116,7 +116,7 @@ def read_or_make(path: str | os.PathLike, make: Callable[[], Iterable[Mapping[st
 
 
 def markdown_table(rows: Iterable[Mapping[str, Value]], digits: int = 4) -> str:
-    """The rows as a Markdown table: numbers to `digits` significant digits and right-aligned, None as an empty cell.
+    """The rows as a Markdown table: numbers to `digits` significant digits, right-aligned; None and NaN as empty cells.
 
     Raises:
         ValueError: as `write_csv`.
@@ -125,7 +125,8 @@ def markdown_table(rows: Iterable[Mapping[str, Value]], digits: int = 4) -> str:
     columns = _columns(rows)
     numeric = [all(row[column] is None or isinstance(row[column], Real) for row in rows) for column in columns]
     lines = [[_escape(column) for column in columns], ["---:" if right else "---" for right in numeric]]
-    lines += [[_escape(_format(row[column], digits)) for column in columns] for row in rows]
+    shown = [[None if row[column] != row[column] else row[column] for column in columns] for row in rows]
+    lines += [[_escape(_format(value, digits)) for value in row] for row in shown]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from ldm.commands.laplace_fit import FitLaplace
 from ldm.commands.shared import ModelSource
 from ldm.commands.uncertainty_ood import UncertaintyOod
+from ldm.report.pages import make_page
 from ldm.stats import auroc
 from ldm.util import generator
 from tests.posteriors import CPU, table, write_model
@@ -96,3 +97,13 @@ def test_options_that_contradict_are_refused(place):
         replace(place, between=(2.0, 1.0))
     with pytest.raises(ValueError, match=r"--noise is one of the levels 0\.2 to 2 of --between, got 50"):
         replace(place, noise=50.0)
+
+
+def test_one_picture_has_no_interval(place, tmp_path, capsys):
+    (tmp_path / "one").mkdir()
+    Image.new("L", (16, 16), 90).save(tmp_path / "one" / "a.png")
+    rows = replace(place, pictures=(str(tmp_path / "one"),), out=str(tmp_path / "out"), n=1).run()
+    assert all(np.isnan(row["low"]) and 0 <= row["auroc"] <= 1 for row in rows)
+    said = capsys.readouterr().out
+    assert "one picture has no interval" in said and "nan" not in said
+    assert "AUROC" in make_page(tmp_path / "out").summary[0] and "[" not in make_page(tmp_path / "out").summary[0]
