@@ -107,7 +107,9 @@ class Study:
     def _check_words(self) -> None:
         """Refuse words that no config holds, and those that come after the training that they are for."""
         from ldm.training.config_keys import load_checked_config
+        from ldm.training.trainer import parse_gpus
 
+        parse_gpus(self.gpus)
         words, ours = base_words(self.changes), member_words(self.config, self.changes)
         load_checked_config([self.config], words)
         load_checked_config([self.config], ours, component=True)

@@ -290,3 +290,5 @@ def test_a_study_refuses_words_that_no_config_has(folder, monkeypatch):
     for word in ("foo.bar=1", "model.params.unet_config.params.model_chanels=32", "components.lightning.trainr.a=1"):
         with pytest.raises(ValueError, match=r"known are|did you mean"):
             Study("my.yaml", dry_run=True, changes=(word,)).run()
+    with pytest.raises(ValueError, match="--gpus expects"):
+        Study("my.yaml", dry_run=True, gpus="abc").run()
