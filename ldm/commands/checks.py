@@ -42,8 +42,8 @@ def check_command(command: Any, words: Sequence[str] = ()) -> None:
                 raise ValueError(f"--{shown} has no effect here: {reason}; leave it out")
         for place, rule in getattr(value, "acts_with", {}).items():
             shown, given = _find_given(value, place, named)
-            if given and not _holds(value, rule):
-                other, _, wanted = rule.partition("=")
+            if given and (missing := _find_missing(value, rule)):
+                other, _, wanted = missing.partition("=")
                 beside = f"--{names.get(other, other)}" + (f" {wanted.replace('|', ' or ')}" if wanted else "")
                 raise ValueError(f"--{shown} acts only with {beside}: add it, or leave --{shown} out")
 
@@ -97,6 +97,14 @@ def _find_given(value: Any, place: str, named: set[str]) -> tuple[str, bool]:
 
 def _default(field: Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _find_missing(value: Any, rule: str) -> str | None:
+    """Return the rule that does not hold: this one, or one of the option that it names; None where all of them do."""
+    if not _holds(value, rule):
+        return rule
+    further = value.acts_with.get(rule.partition("=")[0])
+    return None if further is None else _find_missing(value, further)
 
 
 def _holds(value: Any, rule: str) -> bool:
