@@ -74,12 +74,14 @@ class Ensemble:
 def find_from(folder: str | Path, recorded: str | Path) -> Path:
     """Return the file that a record in `folder` names: relative to the folder, or to one of those above it.
 
+    Where there is none, the path from the folder, for a message.
+
     The first version recorded paths relative to where it was started, which is a folder above the record, or the
     working directory.
     """
     folder = Path(folder).resolve()
-    places = [Path(os.path.normpath(place / recorded)) for place in (folder, *folder.parents)]
-    return next((place for place in places if place.is_file()), Path(recorded))
+    places = [Path(os.path.normpath(place / recorded)) for place in (folder, *folder.parents, Path.cwd())]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def verified_base(path: str | Path, expected: str) -> Path:
