@@ -45,6 +45,7 @@ ACTS_UNDER_METRICS = {
     "settings.kid_subset_size": "metrics=kid",
     "settings.splits": "metrics=is",
     "settings.fid_resamples": "metrics=fid|sfid",
+    "settings.resamples": "metrics=is|kid|cmmd|cmmd_biased|precision_recall|density_coverage",
 }
 
 

@@ -16,6 +16,7 @@ WITHOUT_EFFECT = [
     ("evaluate metrics", [*IMAGES, "--metrics", "fid", "--sigma", "3"], "--sigma acts only with --metrics cmmd"),
     ("evaluate metrics", [*IMAGES, "--metrics", "is", "--kid_subsets", "9"], "acts only with --metrics kid"),
     ("evaluate metrics", [*IMAGES, "--metrics", "fid", "--splits", "10"], "--splits acts only with --metrics is"),
+    ("evaluate metrics", [*IMAGES, "--metrics", "sfid", "--resamples", "9"], "--resamples acts only with --metrics is"),
     ("evaluate trainings", [*IMAGES[2:], "--ensemble", "e", "--n", "3", "--sigma", "3"], "acts only with --metrics"),
     ("exposure choose", ["--run", "r", "--out", "o", "--ref", "x"], "--ref acts only with --method search"),
     ("uncertainty ood", ["--ensemble", "e", "--pictures", "p", "--out", "o", "--no-ema"], "are of a model of --run"),
