@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -41,6 +42,7 @@ SYSTEM_FAILURES = {
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Of a foreign message no more than this is shown.
 LONGEST = 500
+_LONG_WORD = re.compile(rf"\S{{{LONGEST},}}")
 DEBUG_HINT = "--debug shows where it comes from"
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 PACKAGE = Path(__file__).parents[1]
@@ -65,7 +67,7 @@ def describe_failure(error: BaseException, command: Any = None) -> str:
     if isinstance(error, ImportError):
         return f"{first_line(error)}: install what is missing, `pip install` names it as the message does"
     if _is_ours(error) and not isinstance(error, (LookupError, AssertionError)):
-        return str(error)
+        return _LONG_WORD.sub(lambda found: _shorten(found[0]), str(error))
     return f"{_place(error)} failed with {kind}: {first_line(error)}; {DEBUG_HINT}"
 
 

@@ -69,6 +69,14 @@ def test_a_command_ends_with_one_sentence(kind, debug, capsys):
     assert ("Traceback" in capsys.readouterr().err) == debug
 
 
+def test_a_value_of_many_letters_is_cut():
+    def fail():
+        raise ValueError(f"no layer {'x' * 5000}, known are a, b")
+
+    message = describe_failure(caught(fail))
+    assert len(message) < 600 and message.startswith("no layer xxx") and message.endswith("x, known are a, b")
+
+
 def test_numbers_beyond_the_memory_say_so():
     message = describe_failure(caught(lambda: torch.empty(2**46)))
     assert message.startswith("the memory is used up: take smaller numbers") and "\n" not in message
