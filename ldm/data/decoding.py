@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
-from typing import Any
+from functools import cache
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 MODES = {1: "L", 3: "RGB"}
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 # Transparent parts show this colour, whatever the file hides under them.
 BACKGROUND = (255, 255, 255)
 # EXIF's tag 274, and what turns pixels stored so upright (EXIF 2.32, 4.6.4; 1: they are).
@@ -30,6 +33,24 @@ _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _TWELVE_BITS = 4095
 
 
+@cache
+def list_formats() -> tuple[str, ...]:
+    """Return the formats of `FORMATS` that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Open a picture by what it holds, whatever its name: of the formats that are decoded in this process.
+
+    For PostScript, which could lie in a file named .png, Pillow would start another program.
+
+    Raises:
+        PIL.UnidentifiedImageError: if it is of no such format.
+    """
+    return Image.open(file, formats=list_formats())
+
+
 def decode_pixels(content: bytes, channels: int) -> np.ndarray:
     """Decode a picture file to uint8 [H, W, channels].
 
@@ -38,13 +59,13 @@ def decode_pixels(content: bytes, channels: int) -> np.ndarray:
     floating-point numbers [0, 1]. Colour profiles are left out.
 
     Args:
-        content: the file's bytes, in any format Pillow reads; of an animation the first frame is taken.
+        content: the file's bytes, in one of `FORMATS`; of an animation the first frame is taken.
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
         ValueError: if the file does not say which value is white.
     """
-    with Image.open(io.BytesIO(content)) as image:
+    with open_picture(io.BytesIO(content)) as image:
         image.load()
         narrow = scale_to_bytes(image) if image.mode.startswith("I") or image.mode == "F" else image
         pixels = np.array(turn_upright(make_opaque(narrow), read_orientation(image)).convert(MODES[channels]))
@@ -53,7 +74,7 @@ def decode_pixels(content: bytes, channels: int) -> np.ndarray:
 
 def decode_labels(content: bytes) -> np.ndarray:
     """Decode a label map to its values or indices of its palette, [H, W] as a rule, turned upright as pictures are."""
-    with Image.open(io.BytesIO(content)) as image:
+    with open_picture(io.BytesIO(content)) as image:
         image.load()
         return np.array(turn_upright(image, read_orientation(image)))
 

@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from ldm.data.decoding import open_picture
 from ldm.data.layout_parts import Layout
 from ldm.data.lists import split_word
 from ldm.data.pictures import UNREADABLE, Files, decode, hidden
@@ -206,7 +206,7 @@ def survey_pictures(root: str, layout: Layout, progress: Any = None) -> Survey:
             content = files.read(path)
             decode(content, 3)
             content_of[path] = hashlib.sha256(content).digest()
-            with Image.open(io.BytesIO(content)) as image:
+            with open_picture(io.BytesIO(content)) as image:
                 sizes.append(image.size)
                 grey += image.mode in GREY_MODES
                 transparent += "A" in image.mode or "transparency" in image.info

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image, features
 
+from ldm.data.decoding import open_picture
 from ldm.files import reading
 from ldm.util import atomic_write
 
@@ -86,7 +87,7 @@ class Picture:
         """The width of the file in pixels."""
         if isinstance(self.path, Image.Image):
             return self.path.size[0]
-        with reading(self.path, "a picture", "make it again, or remove it"), Image.open(self.path) as image:
+        with reading(self.path, "a picture", "make it again, or remove it"), open_picture(self.path) as image:
             return image.size[0]
 
     @property
@@ -105,7 +106,7 @@ class Picture:
         if isinstance(self.path, Image.Image):
             content = _encode(self.path, "PNG")
         else:
-            with reading(self.path, "a picture", "make it again, or remove it"), Image.open(self.path) as image:
+            with reading(self.path, "a picture", "make it again, or remove it"), open_picture(self.path) as image:
                 small = image.width <= WIDEST_SHOWN and image.format == "PNG"
                 content = self.path.read_bytes() if small else _encode(image, "PNG")
         kind = "png"

@@ -1,12 +1,14 @@
 """Pictures as people have them are read as they are seen: upright, opaque, at the range that the file states."""
 
+import io
+import os
 import shutil
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ldm.data.decoding import decode_pixels
 from ldm.data.folder import ImageFolder
@@ -247,3 +249,28 @@ def test_a_damaged_picture_in_a_zip_is_named(classes):
     assert torch.is_tensor(data[0]["image"])
     with pytest.raises(BrokenImageError, match=r"cannot read image 'b/1.png' in .*data\.zip"):
         data[1]
+
+
+def test_a_picture_starts_no_program(tmp_path, monkeypatch):
+    """PostScript in a file named .png, with a Ghostscript on the path that leaves a file where it is started."""
+    started = tmp_path / "started"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(UnidentifiedImageError):
+        decode_pixels(script, 3)
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "a" / "0.png").write_bytes(script)
+    with pytest.raises(BrokenImageError, match=r"0\.png"):
+        ImageFolder(str(tmp_path / "root"), image_size=8)[0]
+    assert not started.exists()
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_formats_that_are_decoded_here_are_read_by_what_they_hold(name):
+    content = io.BytesIO()
+    Image.new("RGB", (6, 4), (250, 10, 10)).save(content, name)
+    assert decode_pixels(content.getvalue(), 3).shape == (4, 6, 3)
