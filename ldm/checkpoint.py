@@ -148,6 +148,14 @@ def load_into(
     Raises:
         ValueError: counting the missing, unknown and differently shaped keys, with the first few of each.
     """
+    own, given = module.state_dict(), check_fit(module, state, ignore, file)
+    module.load_state_dict({name: one for name, one in given.items() if own[name].shape == one.shape}, strict=False)
+
+
+def check_fit(
+    module: nn.Module, state: Mapping[str, Tensor], ignore: Iterable[str] = (), file: str | Path = "the state dict"
+) -> dict[str, Tensor]:
+    """Return `state` by the module's names, once every key matches; see `load_into`."""
     ignore = tuple(ignore)
     own = module.state_dict()
     refuse_diffusers(state, own)
@@ -182,8 +190,7 @@ def load_into(
             + "; ".join(lines)
             + ("; ignore_keys in the params of the config leaves unknown names out" if unknown and not missing else "")
         )
-    fitting = {name: value for name, value in given.items() if own[name].shape == value.shape}
-    module.load_state_dict(fitting, strict=False)
+    return given
 
 
 def averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -53,6 +53,8 @@ SOME_BLOCKS = Range(low=1, high=1000)
 ANY_BLOCKS = Range(low=0, high=1000)
 COUNT_OR_UNSET = Range(low=1, also=(-1,))
 # Integers that torch holds.
+# Sizes of floating-point numbers beyond which 32 bits overflow or vanish once they are squared or multiplied.
+_SMALLEST, _LARGEST = 1e-30, 1e18
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 SEED = Range(low=_LEAST, high=_GREATEST)
 
@@ -156,6 +158,8 @@ def check_range(name: str, value: Any, ranges: Mapping[str, Range], shown: str) 
             raise ValueError(f"{shown} must fit into 64 bits, got {_shown(value)}")
         if not allowed.holds(one):
             raise ValueError(f"{shown} must be {allowed}, got {_shown(value)}")
+        if isinstance(one, float) and math.isfinite(one) and one and not _SMALLEST <= abs(one) <= _LARGEST:
+            raise ValueError(f"{shown} must be 0 or of a size from {_SMALLEST:g} to {_LARGEST:g}, got {_shown(value)}")
 
 
 def _shown(value: Any) -> str:

@@ -13,10 +13,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm.arguments import check_arguments
-from ldm.checkpoint import load_checkpoint, save_checkpoint
 from ldm.util import atomic_write
 
 log = logging.getLogger(__name__)
@@ -24,36 +22,6 @@ log = logging.getLogger(__name__)
 # Options of Lightning's ModelCheckpoint in released YAMLs that change nothing here: last.ckpt is always written.
 OWN_OPTIONS = frozenset({"every_n_epochs", "every_n_steps", "monitor", "mode", "save_top_k"})
 IGNORED_OPTIONS = frozenset({"verbose", "save_last", "filename", "auto_insert_metric_name", "save_on_train_epoch_end"})
-
-
-# What a checkpoint holds of a training that can go on.
-WHOLE = (
-    "state_dict",
-    "optimizer_states",
-    "lr_schedulers",
-    "loops",
-    "global_step",
-    "epoch",
-    "pytorch-lightning_version",
-)
-
-
-class PlainCheckpointIO(TorchCheckpointIO):
-    """Lightning's reading and writing through `ldm.checkpoint`: atomic, and no code in a file is ever run."""
-
-    def save_checkpoint(self, checkpoint: Mapping[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        save_checkpoint(checkpoint, path, overwrite=True)
-
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        content = load_checkpoint(path)
-        recent = str(content.get("pytorch-lightning_version", "")) >= "2"  # Lightning adds the loops to earlier ones
-        absent = [name for name in (*WHOLE, *(["loops"] if recent else [])) if name not in content]
-        if absent:
-            raise ValueError(
-                f"{path} holds no whole training (it lacks {', '.join(absent)}), and none can go on from it: give "
-                f"another checkpoint of the run, or begin a new run with its weights (model.params.ckpt_path={path})"
-            )
-        return content
 
 
 def link(source: Path, name: Path) -> None:

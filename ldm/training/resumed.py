@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.training.checkpoint_io import NOT_FITTING
 from ldm.training.runs import RunDirectory
 
 # Parts of a config that the checkpoint brings along: the optimiser with its rates and decay, averages, noise levels.
@@ -53,10 +54,7 @@ def restoring(checkpoint: Path | None) -> Iterator[None]:
         if checkpoint is None or not met or "site-packages" not in frames[-1].filename:
             raise
         words = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{checkpoint} does not fit the training that should go on from it ({words}): give another checkpoint of "
-            f"the run by --resume FILE, or the config that it was trained with"
-        ) from error
+        raise ValueError(NOT_FITTING.format(path=checkpoint, words=words)) from error
 
 
 def describe_steps(images: int, rate: float) -> dict[str, Any]:

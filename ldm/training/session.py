@@ -22,7 +22,8 @@ from ldm.settings import Training
 from ldm.training.agreement import check_agreement
 from ldm.training.blocks import BlockOptions
 from ldm.training.callbacks import CUDACallback, EMACallback, SeededSteps, SetupCallback
-from ldm.training.checkpoints import KeepCheckpoints, PlainCheckpointIO
+from ldm.training.checkpoint_io import PlainCheckpointIO
+from ldm.training.checkpoints import KeepCheckpoints
 from ldm.training.config import learning_rate, load_config, point_data, shared_batch, take_section, to_plain
 from ldm.training.config_keys import NAMED_CALLBACKS, load_checked_config
 from ldm.training.joint import JointMembers
@@ -103,6 +104,9 @@ class Session:
         """Train to the end. A new run that fails before its first step leaves no directory behind."""
         # Lightning does this after it has restored the weights, which would round those of float64.
         self.trainer.precision_plugin.convert_module(self.model)
+        reader = self.trainer.strategy.checkpoint_io
+        if isinstance(reader, PlainCheckpointIO) and not isinstance(self.model, JointMembers):
+            reader.model = self.model
         try:
             with share_run(self.run, self.trainer), restoring(self.checkpoint):
                 self.trainer.fit(self.model, self.data, ckpt_path=self.checkpoint)

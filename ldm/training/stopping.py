@@ -14,6 +14,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from ldm.training.checkpoint_io import PlainCheckpointIO
+
 log = logging.getLogger(__name__)
 
 # Where several processes train, or the loss lies on another device, looking costs a synchronisation.
@@ -65,11 +67,19 @@ class SaveWhenStopped(Callback):
         self.save, self.on_error, self.minutes = save, on_error, minutes
         self.signals = [getattr(signal, name) for name in self.STOP + self.SAVE + self.REQUEUE if hasattr(signal, name)]
         self.asked: set[int] = set()
-        self.steps, self.first_step, self.saved = 0, 0, time.monotonic()
+        self.steps, self.saved = 0, time.monotonic()
+        self.first_step: int | None = None  # of this process; none before a checkpoint's state is taken up
         self.requeue: Callable[..., Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals; Lightning puts the handlers of before back when the run ends."""
+        """Take over the signals; Lightning puts the handlers of before back when the run ends.
+
+        Raises:
+            ValueError: if the checkpoint that the training goes on from held other states than it needs.
+        """
+        reader = trainer.strategy.checkpoint_io
+        if isinstance(reader, PlainCheckpointIO):
+            reader.check_states(trainer)
         self.first_step, self.saved = trainer.global_step, time.monotonic()
         for signum in self.signals:
             if signal.Signals(signum).name in self.REQUEUE:
@@ -127,7 +137,7 @@ class SaveWhenStopped(Callback):
         known = (StoppedBySignal, FloatingPointError, KeyboardInterrupt, SIGTERMException)
         if isinstance(exception, known) or not self.on_error or trainer.world_size > 1 or trainer.state.fn != "fit":
             return
-        if trainer.global_step == self.first_step:
+        if self.first_step is None or trainer.global_step == self.first_step:
             return
         try:
             path = self.save(trainer)

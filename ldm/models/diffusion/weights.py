@@ -77,12 +77,32 @@ def read_weights(
         state = {f"{UNET}{name}": value for name, value in alone.items()}
     else:
         state = restore_averaged(plain_names(unwrap_state_dict(content, path, use_averaged)), model.model)
+        if use_averaged:
+            check_averages(state, model.model, path)
         state = model.rename_released(averaged(state) if use_averaged else state)
     state = {name: value for name, value in state.items() if not name.startswith(tuple(ignore_keys))}
     own = _module(model).state_dict()
     state = {name: value for name, value in state.items() if name in own or not matches(name, model.ignore_keys)}
     check_tables(_module(model), state, path)
     return Weights(take_scale(model, state, path), only_model or alone is not None)
+
+
+def check_averages(state: Mapping[str, Tensor], network: nn.Module, path: str) -> None:
+    """Check that averages, where a file has any, are those of all weights that are trained.
+
+    Args:
+        network: the module `model`, whose names the averages have without their dots.
+
+    Raises:
+        ValueError: naming those that have none.
+    """
+    trained = [name for name, one in network.named_parameters() if one.requires_grad and f"model.{name}" in state]
+    absent = [name for name in trained if f"model_ema.{name.replace('.', '')}" not in state]
+    if absent and any(name.startswith("model_ema.") and "diffusion" in name for name in state):
+        raise ValueError(
+            f"{path} holds the averages (model_ema) of some weights and not of all: it lacks those of "
+            f"{name_some(absent)}; fetch it again, or take the weights themselves (--no-ema, in Python ema=False)"
+        )
 
 
 def drop_alignment(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
