@@ -9,8 +9,8 @@ The file names are DECU's (github.com/nwaftp23/DECU); the draws are those of `ld
 
 from __future__ import annotations
 
+import hashlib
 import shlex
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,16 @@ from ldm.arguments import check_value
 from ldm.data.base import check_choice
 from ldm.data.bins import BINNED, DATASET_NAMES, MASKED, Subsets, class_size_order
 from ldm.data.pictures import read_names
+from ldm.data.plan_words import make_bins_command as make_bins_command
+from ldm.data.plan_words import pickle_file as pickle_file
+from ldm.data.plan_words import plan_words as plan_words
 from ldm.files import read_mapping, reading
 from ldm.ranges import COUNT, check_range
 from ldm.trust import accept, trusting
 from ldm.util import atomic_write
 
 _FORMAT = 1
+_SUMS = "lists_sha256"
 # What a plan's keys hold; what is absent is None.
 _KINDS: dict[str, Any] = {
     "dataset_name": str,
@@ -42,6 +46,7 @@ _KINDS: dict[str, Any] = {
     "bins": Mapping[int | str, Sequence[int]],
     "sees": Mapping[int, Sequence[int]] | None,
     "class_names": Sequence[str],
+    _SUMS: Mapping[str, str] | None,
 }
 
 
@@ -56,12 +61,6 @@ def list_file(folder: str | Path, dataset_name: str, member: int | None = None) 
     check_choice("dataset_name", dataset_name, DATASET_NAMES)
     prefix = "" if member is None else f"comp{member}_"
     return Path(folder) / f"filelist_{prefix}{dataset_name}.txt"
-
-
-def pickle_file(folder: str | Path, dataset_name: str) -> Path:
-    """Path of the pickle that DECU published for such a plan; see `ldm.data.prepare.published`."""
-    check_choice("dataset_name", dataset_name, DATASET_NAMES)
-    return Path(folder) / f"subsets_{dataset_name}.pkl"
 
 
 def sample_keys(dataset: Dataset) -> list[str]:
@@ -96,8 +95,14 @@ def write_subsets(
         for member, positions in subsets.positions.items()
         if list_file(folder, subsets.dataset_name, member) not in keep
     }
-    contents[subsets_file(folder, subsets.dataset_name)] = to_yaml(subsets, dataset)
-    changed = [path for path, text in contents.items() if path.exists() and path.read_bytes() != text.encode()]
+    sums = {path.name: hashlib.sha256(text.encode()).hexdigest() for path, text in contents.items()}
+    contents[subsets_file(folder, subsets.dataset_name)] = to_yaml(subsets, dataset, sums)
+    earlier = to_yaml(subsets, dataset)  # as it was written before it had sums
+    changed = [
+        path
+        for path, text in contents.items()
+        if path.exists() and path.read_bytes() not in (text.encode(), earlier.encode())
+    ]
     if changed and not overwrite:
         raise ValueError(
             f"{folder} already holds other subsets ({', '.join(path.name for path in changed[:3])}"
@@ -109,8 +114,8 @@ def write_subsets(
     return list(contents)
 
 
-def to_yaml(subsets: Subsets, dataset: Mapping[str, Any] | None) -> str:
-    """Return the YAML text of a plan; `read_subsets` is its inverse."""
+def to_yaml(subsets: Subsets, dataset: Mapping[str, Any] | None, sums: Mapping[str, str] | None = None) -> str:
+    """Return the YAML text of a plan, with the sha256 of its lists by name; `read_subsets` is its inverse."""
     content: dict[str, Any] = {"format": _FORMAT, "dataset_name": subsets.dataset_name}
     if dataset is not None:
         content["dataset"] = {"target": dataset["target"], "params": dict(dataset.get("params") or {})}
@@ -122,6 +127,7 @@ def to_yaml(subsets: Subsets, dataset: Mapping[str, Any] | None) -> str:
     if subsets.dataset_name == MASKED:
         content["sees"] = subsets.sees
     content["class_names"] = subsets.class_names
+    content |= {} if sums is None else {_SUMS: dict(sums)}
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
@@ -135,7 +141,8 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     path = subsets_file(folder, dataset_name)
     if not path.exists():
         raise ValueError(f"{path} does not exist; make it with: {make_bins_command(folder, dataset_name)}")
-    content = accept(read_mapping(path, "a plan of subsets", "write it again with `decu data bins`"), path)
+    content = read_mapping(path, "a plan of subsets", "write it again with `decu data bins`")
+    content |= accept({key: content[key] for key in ("dataset",) if key in content}, path)
     if content.get("format") != _FORMAT:
         found = content.get("format")
         raise ValueError(
@@ -151,6 +158,7 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
     if content["dataset_name"] != dataset_name:
         raise ValueError(f"{path} is a plan of {content['dataset_name']}; write it again with `decu data bins`")
     del content["format"]
+    content.pop(_SUMS, None)
     names = content.pop("class_names")
     members = content.pop("components")
     with reading(path, "a plan of subsets", "write it again with `decu data bins`"):
@@ -173,48 +181,6 @@ def read_subsets(folder: str | Path, dataset_name: str = BINNED) -> Subsets:
         sees=sees,
         record=content,
     )
-
-
-def make_bins_command(
-    folder: str | Path,
-    dataset_name: str = BINNED,
-    member: int | None = None,
-    config: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the shell command that makes the missing files of `folder` for the data set of `config`."""
-    words = ["decu", "data", "bins"]
-    if config is None:
-        words += ["--base", "CONFIG"]
-    else:
-        words += ["--target", str(config["target"])]
-        given = [f"{name}={value}" for name, value in (config.get("params") or {}).items() if value is not None]
-        words += ["--params", *given] if given else []
-    words += ["--out", str(folder)]
-    count = ["--components", str(max(5, (member or 0) + 1))]
-    published = pickle_file(folder, dataset_name)
-    if published.exists():
-        return shlex.join([*words, "--convert", str(published), *(count if dataset_name == BINNED else [])])
-    words += ["--dataset", dataset_name]
-    words += ["--hidden_from", "2"] if dataset_name == MASKED else []
-    return shlex.join([*words, *count])
-
-
-def plan_words(subsets: Subsets) -> list[str]:
-    """Return the options of `decu data bins` that draw a plan again."""
-    record = subsets.record
-    words = ["--seed", str(record.get("seed", 0))]
-    words += [] if record.get("bootstrap", True) else ["--no_bootstrap"]
-    if subsets.dataset_name == MASKED:
-        return words
-    if record.get("natural"):
-        return [*words, "--natural"]
-    named = record.get("named") or {}
-    words += ["--images_of", *(f"{name}={size}" for name, size in named.items())] if named else []
-    counts = Counter(size for label, size in subsets.bins.items() if subsets.class_names[label] not in named)
-    words += ["--rotation", str(record["rotation"])] if record.get("rotation") else []
-    if not counts:
-        return words
-    return [*words, "--classes_per_bin", *(f"{size}:{counts[size]}" for size in sorted(counts, key=class_size_order))]
 
 
 def read_list(path: Path, dataset: Dataset) -> Tensor:
@@ -262,7 +228,15 @@ def read_member_subset(
     if not listed.exists():
         command = make_bins_command(folder, dataset_name, member, config)
         raise ValueError(f"{listed} does not exist; make it with: {command} --seed {subsets.record.get('seed', 0)}")
-    return subsets, read_list(listed, dataset)
+    positions = read_list(listed, dataset)
+    expected = (read_mapping(subsets_file(folder, dataset_name), "a plan of subsets").get(_SUMS) or {}).get(listed.name)
+    if expected is not None and expected != hashlib.sha256(listed.read_bytes()).hexdigest():
+        more = shlex.join([*shlex.split(make_bins_command(folder, dataset_name, member, config)), *plan_words(subsets)])
+        raise ValueError(
+            f"{listed} is not the list that {subsets_file(folder, dataset_name)} was written with (sha256): it was cut "
+            f"off, changed, or drawn by another call; draw it again with: {more} --overwrite"
+        )
+    return subsets, positions
 
 
 def _own_modules(dataset: Any) -> set[str]:

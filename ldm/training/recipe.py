@@ -64,10 +64,15 @@ class Recipe:
         if self.size < 8 or self.size % unit:
             kind = "of a model in latents" if self.latent else "of a model in pixels"
             raise ValueError(f"--size {kind} must be a multiple of {unit}, 8 at least; got {self.size}")
-        written = [self.root, self.folder, *self.survey.layout.shared.get("class_names", ()), *self.words]
+        layout = self.survey.layout
+        written = [self.root, self.folder, *layout.shared.get("class_names", ()), *self.words]
         wrong = next((name for name in written if "${" in name), None)
         if wrong is not None:
             raise ValueError(f"a config takes ${{ for a reference to another key: rename {wrong}")
+        listed = [*written, *self.survey.class_names, *(path for part in layout.owners.values() for path in part)]
+        odd = next((name for name in listed if not name.isprintable()), None)
+        if odd is not None:
+            raise ValueError(f"lists of pictures have a line for each, of signs that can be printed: rename {odd!r}")
 
     @property
     def latent(self) -> bool:

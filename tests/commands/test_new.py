@@ -108,6 +108,13 @@ def test_names_that_a_config_takes_for_references_are_refused(folder):
     assert names == ["${ant}", "bee", "cat"], "folders that the config does not name are taken"
 
 
+@pytest.mark.parametrize("name", ["an\nt", "an\x85t", "an\tt"])
+def test_names_that_are_no_line_of_a_list_are_refused(name, folder):
+    (folder / "pictures" / "ant").rename(folder / "pictures" / name)
+    with pytest.raises(ValueError, match="rename 'an"):
+        New(Pictures(str(folder / "pictures")), 8, str(folder / "my.yaml"), str(folder / "logs"), measure=False).run()
+
+
 def test_the_command_of_a_config_writes_it_again(folder):
     rows = ["path;label", *(f"{path.relative_to(folder)};x" for path in (folder / "pictures" / "ant").iterdir())]
     (folder / "list.csv").write_text("\n".join(rows))

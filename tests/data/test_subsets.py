@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ldm.commands.data_bins import MakeBins
 from ldm.data import subsets as S
 from ldm.data.digits import Digits
-from ldm.data.plans import plan_words
+from ldm.data.plans import plan_words, to_yaml
 from tests.cli import call
 
 BINS = {1: 3, 10: 2, 50: 2, "all": 3}
@@ -111,6 +111,33 @@ def test_a_plan_returns_from_disk_as_it_was(tmp_path):
             assert torch.equal(S.read_member_subset(tmp_path, plan.dataset_name, component, data)[1], positions)
     assert masked.seen_by(0) == [one for one in range(3) if 0 in masked.sees[one]] and len(masked.seen_by(0)) == 2
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_list_that_is_cut_off_is_not_the_plans(tmp_path):
+    written(tmp_path, Digits())
+    path = S.list_file(tmp_path, S.BINNED, 0)
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2].rpartition("\n")[0] + "\n")
+    with pytest.raises(ValueError, match=r"not the list that .* was written with .* decu data bins .* --overwrite"):
+        S.ComponentSubset(DIGITS, str(tmp_path), 0)
+    path.write_text(whole)
+    assert len(S.ComponentSubset(DIGITS, str(tmp_path), 0)) == whole.count("\n")
+
+
+def test_a_plan_of_before_it_had_sums_is_the_same_plan(tmp_path):
+    plan = written(tmp_path, Digits())
+    path = S.subsets_file(tmp_path, S.BINNED)
+    assert "lists_sha256" in path.read_text()
+    path.write_text(to_yaml(plan, DIGITS))
+    assert len(S.ComponentSubset(DIGITS, str(tmp_path), 0))
+    written(tmp_path, Digits())  # no conflict
+
+
+def test_names_of_classes_are_kept_whatever_they_hold(tmp_path):
+    names = ["${oc.env:HOME}", "$", "a: b #c", "é", "null"]
+    plan = S.plan_binned(LABELS, names, {"all": 5}, members=1)
+    S.write_subsets(tmp_path, plan, [str(one) for one in range(400)])
+    assert S.read_subsets(tmp_path).class_names == names
 
 
 def test_a_member_trains_on_its_list(tmp_path):
