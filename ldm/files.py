@@ -95,7 +95,8 @@ def read_mapping(
         # To YAML 1e-5 is a word.
         content = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not {what}: it holds a {type(content).__name__}, no mapping of keys: {remedy}")
+        held = "nothing" if content is None else f"a {type(content).__name__}, no mapping of keys"
+        raise ValueError(f"{path} is not {what}: it holds {held}: {remedy}")
     missing = [key for key in required if key not in content]
     if missing:
         raise ValueError(f"{path} is not {what}: it lacks {', '.join(missing)}: {remedy}")

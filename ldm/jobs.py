@@ -15,13 +15,15 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from ldm.files import read_mapping
+from ldm.files import read_mapping, reading
 from ldm.util import atomic_write
+
+Made = TypeVar("Made")
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +174,11 @@ class WorkList:
     def load(self, key: str) -> dict[str, Any]:
         """An item's result."""
         return read_mapping(self._file(key), "the result of a part", self.again(key))
+
+    def load_as(self, key: str, make: Callable[[dict[str, Any]], Made]) -> Made:
+        """What a function makes of an item's result; the file is named where it can make nothing of it."""
+        with reading(self._file(key), "the result of a part", self.again(key)):
+            return make(self.load(key))
 
     def again(self, key: str) -> str:
         """What makes an item's result again where it cannot be read, as an order."""

@@ -70,11 +70,11 @@ def trusting(names: Iterable[str]) -> Iterator[None]:
     Raises:
         ValueError: for a word that is no name of a package.
     """
-    names = frozenset(names)
-    wrong = sorted(name for name in names if not _PACKAGE.fullmatch(name))
+    names = [names] if isinstance(names, str) else list(names)
+    wrong = sorted(str(name) for name in names if not (isinstance(name, str) and _PACKAGE.fullmatch(name)))
     if wrong:
         raise ValueError(f"--trust takes the name of a Python package, mypackage or mypackage.module; got '{wrong[0]}'")
-    token = _TRUSTED.set(_TRUSTED.get() | names)
+    token = _TRUSTED.set(_TRUSTED.get() | frozenset(names))
     try:
         yield
     finally:

@@ -29,7 +29,6 @@ EXEMPT: dict[tuple[str, str], str] = {
     ("no_global_randomness", "ldm/experiments/noisy_classifiers.py"): "the same, for a network trained from scratch",
     ("damage_is_named", "ldm/data/decoding.py"): "of bytes alone; `read_named` names the picture",
     ("damage_is_named", "ldm/data/lists.py"): "of a text alone; `read_rows` names the list",
-    ("damage_is_named", "ldm/report/page.py"): "a picture that was just encoded",
     ("files_are_written_whole", "ldm/training/lock.py"): "a lock is linked to its name once it is written",
     (
         "no_global_randomness",

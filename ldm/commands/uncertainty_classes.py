@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -198,7 +199,10 @@ class UncertaintyClasses:
         if not work.complete(keys):
             print(f"{out}: this process is done; the one that finishes last (or one more call) writes the table")
             return None
-        results = [ClassInformation.from_json(label, work.load(str(label)), pipeline.members) for label in labels]
+        results = [
+            work.load_as(str(label), partial(ClassInformation.from_json, label, members=pipeline.members))
+            for label in labels
+        ]
         rows, words = write_class_report(out, results, pipeline, settings, plan)
         write_record(out / "record.json", self, overwrite=True, settings=settings)
         print(

@@ -172,7 +172,9 @@ def read_named(files: Files, name: str, read: Callable[[bytes], _Read], remedy: 
             raise ValueError(f"no picture, {start}") from error
     except UNREADABLE as error:
         roots = ", ".join(str(root) for root in files.roots)
-        raise BrokenImageError(f"cannot read image '{name}' in {roots}: {error}; {remedy}") from error
+        system = isinstance(error, OSError) and error.errno is not None
+        words = str(error.strerror).lower() if system else str(error)
+        raise BrokenImageError(f"cannot read image '{name}' in {roots}: {words}; {remedy}") from error
 
 
 def decode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from ldm.ensembles.naming import names_class
@@ -143,7 +144,9 @@ class Classes:
         Raises:
             ValueError: for a class that the model does not have, or that comes twice.
         """
-        if not given:
+        if isinstance(given, str):
+            raise ValueError(f"classes are a list of numbers or names, got '{given}' alone: put it into a list")
+        if given is None or not len(given):
             every = self.count if self.count <= SHOW_ALL else count
             return list(range(self.count)) if count is None else self.spread(every or self.count)
         labels = [self.number(one) for one in given]
@@ -161,7 +164,9 @@ class Classes:
         Raises:
             ValueError: if there is no such class, or several have this name.
         """
-        if isinstance(given, int) or (given.isdigit() and given not in self.names):
+        if isinstance(given, bool) or not isinstance(given, (str, Integral)):
+            raise ValueError(f"a class is given by its number or its name, got {given!r}")
+        if isinstance(given, Integral) or (given.isdigit() and given not in self.names):
             if not 0 <= int(given) < self.count:
                 raise ValueError(f"--classes takes different classes of 0..{self.count - 1}, got {given}")
             return int(given)

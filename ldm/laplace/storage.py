@@ -88,7 +88,7 @@ def load_laplace(folder: str | Path, network: nn.Module) -> LastLayerLaplace:
     file = Path(folder) / "laplace.yaml"
     if not file.is_file():
         raise ValueError(f"{folder} holds no laplace.yaml; fit a posterior and save it there")
-    spec = accept(read_mapping(file, "a posterior's record", FIT_AGAIN, ("format", "layer")), file)
+    spec = accept(read_mapping(file, "a posterior's record", FIT_AGAIN, ("format", "layer", "record")), file)
     if spec.pop("format") != _FORMAT:
         raise ValueError(f"{file} is not of format {_FORMAT}: {FIT_AGAIN}")
     spec.pop("record", None)

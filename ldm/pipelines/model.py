@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ldm.arguments import check_value
 from ldm.checkpoint import tensors_sha256
 from ldm.diffusion.denoiser import Denoiser, Network, NetworkDenoiser, guided
 from ldm.diffusion.noise import INITIAL, ImageNoise
@@ -19,6 +20,7 @@ from ldm.ensembles.classes import Classes
 from ldm.memory import ChunkedNetwork
 from ldm.pipelines.base import Pipeline, find_spacing, read_scheduled
 from ldm.pipelines.guides import Guide, check_guidance, load_guide, make_guided
+from ldm.ranges import OPTIONS, check_range
 from ldm.settings import Guidance, Steering
 from ldm.util import instantiate_from_config
 
@@ -182,8 +184,10 @@ class ModelPipeline(Pipeline):
             n: images of a class. Its k-th image has the noise of image k.
 
         Raises:
-            ValueError: for a class that the model does not have.
+            ValueError: for a class that the model does not have, or no number of images.
         """
+        check_value(n, int, "n")
+        check_range("n", n, OPTIONS, "n")
         labels = self.choose_classes(classes) if self.n_classes else None
         if labels is None:
             return self.decode(self.sample_latents(None, range(n)))

@@ -74,7 +74,9 @@ def describe_tables(tables: Iterable[Path], folder: Path) -> list[str]:
     for path in known:
         needs, make = DESCRIBED[path.name]
         rows = read_csv(path)
-        if not rows or any(name not in rows[0] for name in needs):
+        if not rows:
+            raise ValueError(f"{path} holds no rows: make it again, or take it out of the folder")
+        if any(name not in rows[0] for name in needs):
             continue
         check_numbers(path, rows, [name for name in needs if name not in _NAMES], nan=True)
         with reading(path, "a whole table of results", "make it again, or take it out of the folder"):

@@ -111,7 +111,8 @@ class Picture:
                 content = self.path.read_bytes() if small else _encode(image, "PNG")
         kind = "png"
         if len(content) > LARGE and features.check("webp"):
-            with Image.open(io.BytesIO(content)) as image:
+            named = "this picture" if isinstance(self.path, Image.Image) else self.path
+            with reading(named, "a picture", "make it again, or remove it"), Image.open(io.BytesIO(content)) as image:
                 kind, content = "webp", _encode(image.convert("RGB"), "WEBP")
         return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from ldm.arguments import check_arguments
+from ldm.arguments import check_arguments, suggest_key
 from ldm.util import atomic_write
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,11 @@ class KeepCheckpoints(Checkpoint):
         for name, value in (("epochs", every_n_epochs), ("steps", every_n_steps)):
             if value is not None and value < 0:
                 raise ValueError(f"--every_n_{name} must be positive, got {value}")
+        if save_top_k < -1:
+            raise ValueError(f"modelcheckpoint.params.save_top_k must be -1 at least, got {save_top_k}")
         self.folder, self.mode, self.best_count = folder, mode, max(0, save_top_k)
         self.monitor = monitor if self.best_count else None
+        self.said = False
         self.every_n_epochs, self.every_n_steps = every_n_epochs or 0, every_n_steps or 0
         self.best: dict[str, float] = {}
         self.saved_step, self.previous_step = -1, 0
@@ -219,6 +222,7 @@ class KeepCheckpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated_step = trainer.global_step
+        self._say_unlogged(trainer)
         if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor not in trainer.callback_metrics:
             return
         value = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
@@ -234,6 +238,17 @@ class KeepCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             for other in dropped:
                 (self.folder / other).unlink(missing_ok=True)
+
+    def _say_unlogged(self, trainer: pl.Trainer) -> None:
+        """Say once that the metric of the best is none of those that a validation logs."""
+        logged = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        if self.said or trainer.sanity_checking or self.monitor is None or not logged or self.monitor in logged:
+            return
+        self.said = True
+        nearest = suggest_key(self.monitor, logged)
+        log.warning(
+            "monitor %s: this validation did not log it, and keeps no best checkpoint: %s", self.monitor, nearest
+        )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._keep(trainer)

@@ -209,7 +209,8 @@ def build_trainer(
     try:
         return pl.Trainer(use_distributed_sampler=False, **own, **settings)
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise ValueError(f"the trainer options {dict(chosen)} were refused: {error}") from error
+        words = " ".join(str(error).split())[:400]
+        raise ValueError(f"the trainer options {', '.join(map(str, chosen))} were refused: {words}") from error
 
 
 def read_training_config(training: Training, start: Sequence[DictConfig] = ()) -> DictConfig:

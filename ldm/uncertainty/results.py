@@ -112,7 +112,7 @@ class ClassInformation:
         }
         if content.get("divisor") != DIVISOR and members > 1:
             values["epistemic_variance"] *= members / (members - 1)
-        return cls(label, **values, looks=content.get("looks", 0))
+        return cls(label, **values, looks=int(content.get("looks", 0)))
 
 
 @dataclass(frozen=True)

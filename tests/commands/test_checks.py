@@ -18,6 +18,11 @@ WITHOUT_EFFECT = [
     ("evaluate metrics", [*IMAGES, "--metrics", "fid", "--splits", "10"], "--splits acts only with --metrics is"),
     ("evaluate metrics", [*IMAGES, "--metrics", "sfid", "--resamples", "9"], "--resamples acts only with --metrics is"),
     ("evaluate trainings", [*IMAGES[2:], "--ensemble", "e", "--n", "3", "--sigma", "3"], "acts only with --metrics"),
+    (
+        "sample model",
+        ["--run", "r", "--n", "1", "--out", "o", "--scale", "1e39"],
+        "--scale must be 0 or of a size from",
+    ),
     ("exposure choose", ["--run", "r", "--out", "o", "--ref", "x"], "--ref acts only with --method search"),
     ("uncertainty ood", ["--ensemble", "e", "--pictures", "p", "--out", "o", "--no-ema"], "are of a model of --run"),
     ("sample restore", ["--run", "r", "--out", "o", "--data", "x", "--split", "train"], "--data names others"),
