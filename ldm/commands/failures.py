@@ -137,23 +137,40 @@ def end_bars() -> None:
 def refused_words() -> Iterator[None]:
     """End the process with code 2 and the message, where words do not fit together.
 
-    What a value refuses when it is made is said in the same way, where the parser would frame it with a class's name;
-    what the parser says of words that it does not know stays as it is.
+    What a value refuses when it is made is said in the same way, where the parser would frame it with a class's name,
+    and so is a value that an option cannot take; what the parser says of words that it does not know stays as it is.
     """
     said = io.StringIO()
     said.isatty = sys.stderr.isatty  # type: ignore[method-assign]  # which decides on colours
-    refusal = None
+    refusal: BaseException | str | None = None
     try:
         with contextlib.redirect_stderr(said):
             yield
     except (ValueError, SystemExit) as end:
-        refusal = _find_refusal(end)
+        refusal = _find_refusal(end) or _unbox(said.getvalue())
         if refusal is None:
             raise
     finally:
         sys.stderr.write(said.getvalue() if refusal is None else f"error: {refusal}\n")
     if refusal is not None:
         sys.exit(2)
+
+
+def _unbox(said: str) -> str | None:
+    """Return in a sentence what the parser says in a box of a value that it cannot read, None of anything else."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │") for line in said.splitlines()]
+    text = " ".join(lines)
+    named = re.search(r"Error parsing (?:-\w/)?(--\S+): (.*?) (?:Got errors:|[─-]{9})", text)
+    if named is None:
+        return None
+    flag, words = named[1], named[2].strip()
+    shown = next((line for line in lines if re.match(rf"(-\w[^-]*, )?{flag} ", line)), "")
+    given = re.search(r"instantiated from \[(.*)\]\.$", words)
+    found = f"got {given[1].replace(chr(39), '') or 'nothing'}" if given else words
+    see = re.search(r"For full helptext, see (.*? --help)", text)
+    return f"{flag} takes {shown.rpartition(f'{flag} ')[2] or 'another value'}: {found}" + (
+        f"; see {see[1]}" if see else ""
+    )
 
 
 def _find_refusal(end: BaseException) -> BaseException | None:

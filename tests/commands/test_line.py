@@ -78,6 +78,23 @@ def test_a_word_is_not_answered_with_what_no_word_means(words, said, capsys):
     assert stop.value.code == 2 and said in err and "None" not in err
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("sample model", ["--n", "abc"], "--n takes N: invalid literal for int() with base 10: 'abc'"),
+        ("sample model", ["--batch_size", "nan"], "--batch_size takes N|auto: got nan"),
+        ("sample model", ["--eps_window", "nan"], "--eps_window takes LOW HIGH: got nan"),
+        ("sample model", ["--chunk", ""], "--chunk takes N|auto: got nothing"),
+        ("train", ["--seed", "x"], "--seed takes N: invalid literal"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_one_sentence(name, words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command(name, [*words, "--out" if name != "train" else "--name", "o"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith(f"error: {said}") and err.endswith(f"see decu {name} --help\n")
+
+
 def test_what_is_left_out_may_be_written_as_none():
     assert parsed("--steer", "1", "--steer_by", "None", "--steer_steps", "None") == parsed("--steer", "1")
 
