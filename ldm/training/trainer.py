@@ -260,6 +260,10 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
             check_range(name, value, {name: allowed}, f"--{name} (lightning.trainer.{name})")
     if options.get("gradient_clip_algorithm") is not None and not options.get("gradient_clip_val"):
         raise ValueError("--gradient_clip_algorithm acts only with --gradient_clip_val: give that as well")
+    for unit in ("steps", "epochs"):
+        least, most = (options.get(f"{end}_{unit}") or 0 for end in ("min", "max"))
+        if 0 < most < least:
+            raise ValueError(f"--min_{unit} {least} is more than --max_{unit} {most}, which ends the training before")
 
 
 def split_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -222,6 +222,14 @@ def test_a_way_of_clipping_needs_a_value_to_clip_at():
         check_trainer_options({"gradient_clip_algorithm": "value"})
 
 
+@pytest.mark.parametrize("unit", ["steps", "epochs"])
+def test_a_least_number_beyond_the_most_is_refused(unit):
+    check_trainer_options({f"min_{unit}": 3, f"max_{unit}": 3})
+    check_trainer_options({f"min_{unit}": 3, f"max_{unit}": -1})
+    with pytest.raises(ValueError, match=f"--min_{unit} 4 is more than --max_{unit} 3"):
+        check_trainer_options({f"min_{unit}": 4, f"max_{unit}": 3})
+
+
 def test_run_directories(tmp_path):
     runs = [
         new_run(tmp_path, "a_boot0"),
