@@ -219,7 +219,7 @@ def _join_mistakes(rows: Sequence[Row], folder: Path) -> list[Row]:
 
 
 _CAPTIONS = {
-    "uncertainty.png": "Mutual information of each class",
+    "uncertainty.png": "The value of every class",
     "by_images.png": "Mutual information against the number of training images",
     "distributions.png": "Distribution over classes",
 }
